@@ -1,0 +1,143 @@
+"""Cells as the model reads them: counts resident on the device, dosages as indices (numpy and torch only).
+
+Letters: n cells, P most perturbations in a cell, T perturbations, G genes, C conditions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samsvae.errors import ConfigError, DataError, nearest, some
+from samsvae.networks import OneHot
+
+ENCODINGS = ("sum", "unique")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A filtered screen in memory, as written by ``samsvae.data.screen.write_arrays``."""
+
+    counts: np.ndarray  # (n, G) integers, or float32 of a real-valued simulation
+    library: np.ndarray  # (n,)
+    cells: np.ndarray  # (n,) names
+    genes: np.ndarray  # (G,) names
+    condition: np.ndarray  # (n,) codes into conditions
+    conditions: np.ndarray  # (C,) names, the control among them
+    members: np.ndarray  # (C, P) codes into perturbations, -1 where there is none
+    perturbations: np.ndarray  # (T,) names
+
+
+def read_screen(path: Path | str) -> Screen:
+    """Read the training arrays of a screen; DataError where the file is damaged or not of that form."""
+    fields = Screen.__dataclass_fields__
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Screen(**{name: file[name] for name in fields})
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(fields)}.") from None
+
+
+def read_split(path: Path | str, screen: Screen) -> np.ndarray:
+    """The split of every cell (n,), from a table with the columns cell and split, in any row order."""
+    lines = Path(path).read_text().splitlines()
+    header = lines[0].split("\t") if lines else []
+    for column in ("cell", "split"):
+        if column not in header:
+            raise DataError(f"{path}: no column {column!r}.{nearest(column, header)}")
+    at_cell, at_split = header.index("cell"), header.index("split")
+    rows = [line.split("\t") for line in lines[1:]]
+    split_of = {row[at_cell]: row[at_split] for row in rows}
+    unknown = sorted(set(split_of.values()) - {*SPLITS, "none"})
+    if unknown:
+        raise DataError(f"{path}: column 'split' holds {some(unknown)}.{nearest(unknown[0], (*SPLITS, 'none'))}")
+    missing = [cell for cell in screen.cells if cell not in split_of]
+    if missing or len(split_of) != len(screen.cells):
+        extra = set(split_of) - set(screen.cells)
+        what = f"has no row for {some(missing)}" if missing else f"names cells not in the screen: {some(extra)}"
+        raise DataError(f"{path}: the split table does not fit the screen; it {what}.")
+    return np.array([split_of[cell] for cell in screen.cells])
+
+
+@dataclass(frozen=True)
+class Dosage:
+    """How conditions become perturbations of the model.
+
+    ``names`` (T,): the model's perturbations. ``members`` (C, P): rows of names, T where there is none.
+    """
+
+    names: tuple[str, ...]
+    members: np.ndarray
+
+
+def encode(screen: Screen, encoding: str) -> Dosage:
+    """Dosage encoding of a screen: ``sum`` (a pair is two ones) or ``unique`` (a pair is one of its own)."""
+    if encoding not in ENCODINGS:
+        raise ConfigError(f"encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
+    treated = (screen.members >= 0).any(axis=1)
+    if encoding == "unique":
+        names = screen.conditions[treated]
+        members = np.full((len(screen.conditions), 1), len(names))
+        members[treated, 0] = np.arange(len(names))
+    else:
+        names = screen.perturbations
+        members = np.where(screen.members < 0, len(names), screen.members)
+    return Dosage(tuple(str(name) for name in names), members)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some cells, ready for the model.
+
+    ``rows`` (R,) are the perturbations whose latents are drawn (None: all T, in order); ``dosage.index`` (n, P)
+    points into them, R being the padding. ``share`` (R,) is the plate weight 1/n_t, 0 where n_t is 0.
+    """
+
+    x: Tensor  # (n, G)
+    library: Tensor  # (n,)
+    dosage: OneHot
+    share: Tensor
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of one split, on one device, in the dtype of the file until a batch is read."""
+
+    counts: Tensor  # (n, G)
+    library: Tensor  # (n,)
+    index: Tensor  # (n, P) int64, T = none
+    n_perturbations: int
+    names: np.ndarray  # (n,) cell names, for messages
+    share: Tensor  # (T,) 1 / n_t, 0 where no cell of this split received t
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def batch(self, at: Tensor | slice) -> Batch:
+        """The cells at some positions (n',), with the plate weights of the whole split."""
+        index = self.index[at]
+        dose = (index < self.n_perturbations).to(self.library.dtype)
+        return Batch(self.counts[at].to(self.library.dtype), self.library[at], OneHot(index, dose), self.share)
+
+
+def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.device | str = "cpu") -> Cells:
+    """Put the cells at ``rows`` (a mask or positions) on a device."""
+    rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+    index = torch.from_numpy(dosage.members[screen.condition[rows]].astype(np.int64))
+    n_perturbations = len(dosage.names)
+    counts = torch.bincount(index.flatten(), minlength=n_perturbations + 1)[:n_perturbations].double()
+    share = torch.where(counts > 0, 1.0 / counts.clamp(min=1.0), 0.0).float()
+    return Cells(
+        counts=torch.from_numpy(np.ascontiguousarray(screen.counts[rows])).to(device),
+        library=torch.from_numpy(screen.library[rows].astype(np.float32)).to(device),
+        index=index.to(device),
+        n_perturbations=n_perturbations,
+        names=screen.cells[rows],
+        share=share.to(device),
+    )

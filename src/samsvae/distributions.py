@@ -1,0 +1,169 @@
+"""Probability distributions of the model family, elementwise, with the noise as an argument.
+
+Each offers ``log_prob(value)`` (elementwise), ``mean`` and, where the guide or the sampler needs it,
+``draw(noise)``, a differentiable function of standard noise of the kind named in ``noise_kind``.
+Equation numbers refer to docs/model.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def standard_noise(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard noise of a kind: ``normal`` N(0, 1), or ``logistic`` with location 0 and scale 1."""
+    device = generator.device
+    if kind == "normal":
+        return torch.randn(shape, generator=generator, device=device)
+    if kind == "logistic":
+        eps = torch.finfo(torch.float32).eps
+        u = torch.rand(shape, generator=generator, device=device).clamp_(eps, 1.0 - eps)
+        return torch.log(u) - torch.log1p(-u)
+    raise ValueError(f"unknown kind of noise {kind!r}: allowed are 'normal' and 'logistic'")
+
+
+@dataclass(frozen=True)
+class Normal:
+    """N(loc, scale^2)."""
+
+    loc: Tensor
+    scale: Tensor
+    noise_kind = "normal"
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -0.5 * ((value - self.loc) / self.scale) ** 2 - torch.log(self.scale) - LOG_SQRT_2PI
+
+    def draw(self, noise: Tensor) -> Tensor:
+        return self.loc + self.scale * noise
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        shape = torch.broadcast_shapes(self.loc.shape, self.scale.shape)
+        return self.draw(standard_noise("normal", shape, generator))
+
+    def kl(self, other: Normal) -> Tensor:
+        """KL(self || other), elementwise, in closed form (eq. 12)."""
+        ratio = self.scale / other.scale
+        return 0.5 * (ratio**2 + ((self.loc - other.loc) / other.scale) ** 2 - 1.0) - torch.log(ratio)
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Bernoulli(sigmoid(logits)); drawn by the straight-through binary concrete (eq. 6).
+
+    A draw is exactly 0 or 1, with the gradient of the relaxed value. ``log_prob`` is the plain
+    Bernoulli's, linear in the value, so that the gradient reaches it through the value too.
+    """
+
+    logits: Tensor
+    temperature: float = 1.0
+    noise_kind = "logistic"
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logits)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value * F.logsigmoid(self.logits) + (1.0 - value) * F.logsigmoid(-self.logits)
+
+    def relaxed(self, noise: Tensor) -> Tensor:
+        """The value before rounding, kept inside (eps, 1 - eps)."""
+        soft = torch.sigmoid((self.logits + noise) / self.temperature)
+        eps = torch.finfo(soft.dtype).eps
+        return soft.clamp(eps, 1.0 - eps)
+
+    def draw(self, noise: Tensor) -> Tensor:
+        soft = self.relaxed(noise)
+        return torch.round(soft).detach() + (soft - soft.detach())
+
+    def kl(self, other: Bernoulli) -> Tensor:
+        """KL(self || other), elementwise, in closed form (eq. 12)."""
+        p = self.mean
+        return p * (F.logsigmoid(self.logits) - F.logsigmoid(other.logits)) + (1.0 - p) * (
+            F.logsigmoid(-self.logits) - F.logsigmoid(-other.logits)
+        )
+
+
+@dataclass(frozen=True)
+class Beta:
+    """Beta(a, b) on (0, 1)."""
+
+    a: Tensor
+    b: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return self.a / (self.a + self.b)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_norm = torch.lgamma(self.a) + torch.lgamma(self.b) - torch.lgamma(self.a + self.b)
+        return (self.a - 1.0) * torch.log(value) + (self.b - 1.0) * torch.log1p(-value) - log_norm
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point mass at a free value: nothing is drawn and log q is 0."""
+
+    value: Tensor
+    noise_kind = None
+
+    @property
+    def mean(self) -> Tensor:
+        return self.value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.zeros_like(value)
+
+    def draw(self, noise: Tensor | None) -> Tensor:
+        return self.value
+
+
+@dataclass(frozen=True)
+class NegativeBinomial:
+    """Negative binomial counts with mean m > 0 and concentration theta > 0 (variance m + m^2 / theta; eq. 2).
+
+    Shapes: ``mean`` (..., n, G), ``concentration`` (G,), value (n, G): the gamma terms depend on neither the
+    particle nor the mean and are computed once at (n, G).
+    """
+
+    mean: Tensor
+    concentration: Tensor
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        theta = self.concentration
+        gammas = torch.lgamma(value + theta) - torch.lgamma(theta) - torch.lgamma(value + 1.0)
+        # log1p keeps the Poisson limit of a large theta exact in float32
+        spread = torch.log1p(self.mean / theta)
+        return (gammas - value * torch.log(theta)) + value * torch.log(self.mean) - (value + theta) * spread
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        theta = self.concentration.expand(self.mean.shape)
+        rate = torch._standard_gamma(theta, generator=generator) * (self.mean / theta)
+        return torch.poisson(rate, generator=generator)
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Poisson counts of a given rate."""
+
+    rate: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return self.rate
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.xlogy(value, self.rate) - self.rate - torch.lgamma(value + 1.0)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        return torch.poisson(self.rate, generator=generator)

@@ -1,0 +1,357 @@
+"""The one probabilistic core: draw the guide, score the terms, ELBO, IWELBO, prediction. It names no model.
+
+A model is an ordered tuple of latents plus what the decoder reads; a published method is a row of ``zoo``.
+Letters: K particles, n cells, P most perturbations in a cell, T perturbations (R of them drawn), L latents, G genes.
+Equation numbers refer to docs/model.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from samsvae.data.batch import Batch, Cells
+from samsvae.distributions import standard_noise
+from samsvae.errors import ConfigError
+from samsvae.latents import CellState, Embedding, LearnedEmbedding, Mask, MaskProbability, offset
+from samsvae.networks import MLP, Likelihood, OneHot
+
+#: (name of the latent, kind of noise, shape) -> standard noise
+Noise = Callable[[str, str, tuple[int, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The four switches of the family and their sizes; defaults are those of SAMS-VAE's paper."""
+
+    embedding: Literal["none", "random", "learned"] = "random"
+    mask: Literal["none", "ones", "bernoulli", "beta_bernoulli"] = "bernoulli"
+    effect: Literal["none", "additive", "prior_mean", "decoder_input"] = "additive"
+    guide_embedding: Literal["mean_field", "given_mask"] = "mean_field"
+    encoder_reads: Literal["x", "x_offset", "x_dosage"] = "x"
+    likelihood: Literal["nb", "normal", "normal_fixed", "poisson"] = "nb"
+    n_latent: int = 100
+    n_layers: int = 1
+    width: int = 400
+    embedding_layers: int = 2
+    embedding_width: int = 200
+    mask_prior: float = 0.01
+    embedding_scale: float = 1.0
+    beta_a: float = 1.0
+    beta_b: float = 2.0
+    temperature: float = 1.0
+    mask_logit_init: float = 0.0
+    embedding_init: float = 0.1
+    mask_per_cell: bool = False
+    input: Literal["log_standardise", "standardise", "log", "none"] = "log_standardise"
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    residual: bool = True
+    batch_norm: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in ("n_latent", "n_layers", "width", "embedding_layers", "embedding_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
+        for name in ("embedding_scale", "beta_a", "beta_b", "temperature"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
+        if not 0.0 < self.mask_prior < 1.0:
+            raise ConfigError(f"mask_prior: {self.mask_prior} is not allowed; it must lie inside (0, 1).")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout: {self.dropout} is not allowed; it must lie in [0, 1).")
+        masked = self.mask in ("bernoulli", "beta_bernoulli")
+        if self.mask_per_cell and self.mask != "beta_bernoulli":
+            raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
+        if self.guide_embedding == "given_mask" and not (masked and self.embedding == "random"):
+            raise ConfigError("guide_embedding: 'given_mask' needs a random embedding and a mask that is drawn.")
+        if self.effect in ("additive", "prior_mean") and self.embedding == "none":
+            raise ConfigError(f"effect: {self.effect!r} needs an embedding; it is 'none'.")
+        if self.encoder_reads == "x_offset" and self.embedding == "none":
+            raise ConfigError("encoder_reads: 'x_offset' needs an embedding; it is 'none'.")
+
+
+class Streams:
+    """Named streams of noise: every latent draws from a generator of its own, seeded by (seed, name).
+
+    Adding a latent to a model, or drawing it more often, changes no other latent's noise.
+    """
+
+    def __init__(self, seed: int | str, device: torch.device | str = "cpu"):
+        self.seed = seed
+        self.device = torch.device(device)
+        self.generators: dict[str, torch.Generator] = {}
+
+    def generator(self, name: str) -> torch.Generator:
+        if name not in self.generators:
+            digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+            generator = torch.Generator(self.device)
+            generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            self.generators[name] = generator
+        return self.generators[name]
+
+    def __call__(self, name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+        return standard_noise(kind, shape, self.generator(name))
+
+
+def given(noise: dict[str, Tensor]) -> Noise:
+    """Noise fixed beforehand, by the name of the latent."""
+
+    def stream(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+        if tuple(noise[name].shape) != tuple(shape):
+            raise ValueError(f"noise of {name!r} has shape {tuple(noise[name].shape)}, needed is {tuple(shape)}")
+        return noise[name]
+
+    return stream
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Values of the latents, drawn from the guide, and the guide's distributions, by the latent's name."""
+
+    values: dict[str, Tensor]
+    guides: dict[str, object]
+
+
+class Model(nn.Module):
+    """A model of the family for given genes and perturbations.
+
+    Weights are initialised from ``seed``; the moments of the encoder's input are set by ``fit_inputs``.
+    """
+
+    def __init__(self, config: ModelConfig, n_genes: int, n_perturbations: int, *, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.n_genes = n_genes
+        self.n_perturbations = n_perturbations
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.latents = nn.ModuleList(_latents(config, n_genes, n_perturbations))
+            network = _network(config, config.width, config.n_layers)
+            second = (n_perturbations,) if config.effect == "decoder_input" else ()
+            self.decoder = MLP((config.n_latent, *second), **network | {"dropout": 0.0})
+            self.likelihood = Likelihood(config.likelihood, config.width, n_genes)
+        self.register_buffer("input_mean", torch.zeros(n_genes))
+        self.register_buffer("input_sd", torch.ones(n_genes))
+
+    # ---- inputs ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit_inputs(self, cells: Cells) -> None:
+        """Set mean and sd (n - 1) of the encoder's input over the training cells (eq. 10); sd 0 becomes 1."""
+        if self.config.input not in ("log_standardise", "standardise"):
+            return
+        n, total, square = len(cells), 0.0, 0.0
+        for chunk in cells.counts.split(8192):
+            values = self._transform(chunk.double())
+            total = total + values.sum(0)
+        mean = total / n
+        for chunk in cells.counts.split(8192):
+            square = square + ((self._transform(chunk.double()) - mean) ** 2).sum(0)
+        sd = torch.sqrt(square / max(n - 1, 1))
+        self.input_mean.copy_(mean)
+        self.input_sd.copy_(torch.where(sd > 0, sd, 1.0))
+
+    def _transform(self, x: Tensor) -> Tensor:
+        return torch.log1p(x) if self.config.input in ("log_standardise", "log") else x
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The normalised counts (n, G) that the encoder reads (eq. 10)."""
+        return (self._transform(batch.x) - self.input_mean) / self.input_sd
+
+    # ---- guide and terms ---------------------------------------------------------------------------------------
+
+    def draw(self, batch: Batch, noise: Noise, particles: int, *, values: dict[str, Tensor] | None = None) -> Draw:
+        """Draw every latent from the guide, in order; latents already in ``values`` are kept as given."""
+        values = dict(values or {})
+        guides: dict[str, object] = {}
+        inputs = None
+        for latent in self.latents:
+            if latent.plate == "cell":
+                inputs = self.inputs(batch) if inputs is None else inputs
+                guides[latent.name] = latent.guide(values, batch, inputs)
+            elif latent.name not in values:
+                guides[latent.name] = latent.guide(values, batch)
+            if latent.name not in values:
+                values[latent.name] = _draw(latent, guides[latent.name], noise, particles)
+        return Draw(values, guides)
+
+    def decode(self, values: dict[str, Tensor], batch: Batch):
+        """p(x | z) of every particle and cell: (K, n, G)."""
+        config = self.config
+        z = values["z_basal"] + offset(values, batch) if config.effect == "additive" else values["z"]
+        parts = (z, batch.dosage) if config.effect == "decoder_input" else (z,)
+        return self.likelihood(self.decoder(*parts), batch.library)
+
+    def terms(
+        self, batch: Batch, draw: Draw, *, analytic_kl: bool = False, plate: float | None = None
+    ) -> dict[str, Tensor]:
+        """The terms of the ELBO (eq. 11), each (K, n) or broadcastable to it.
+
+        ``reconstruction`` is log p(x | .), every other log p - log q of the latent of that name, summed over L;
+        those of a perturbation enter a cell by the plate weight. ``analytic_kl``: in closed form where there is one.
+        ``plate`` weighs every perturbation's term alike in every cell, in place of the plate weights.
+        """
+        terms = {"reconstruction": self.decode(draw.values, batch).log_prob(batch.x).sum(-1)}
+        for latent in self.latents:
+            guide = draw.guides.get(latent.name)
+            prior = latent.prior(draw.values, batch) if guide is not None else None
+            if prior is None:
+                continue
+            if analytic_kl and type(guide) is type(prior):
+                term = -guide.kl(prior)
+            else:
+                value = draw.values[latent.name]
+                term = prior.log_prob(value) - guide.log_prob(value)
+            term = term.sum(-1)
+            if latent.plate == "perturbation":
+                term = _shared_out(term, batch) if plate is None else plate * term.sum(-1, keepdim=True)
+            terms[latent.name] = term
+        return terms
+
+    def elbo(self, batch: Batch, noise: Noise, particles: int) -> Tensor:
+        """ELBO of every particle and cell (K, n) (eq. 11)."""
+        return sum(self.terms(batch, self.draw(batch, noise, particles)).values())
+
+    # ---- evaluation --------------------------------------------------------------------------------------------
+
+    def draw_shared(self, noise: Noise, particles: int, batch: Batch | None = None) -> Draw:
+        """One draw of the perturbations' latents from the guide, to be shared by all cells: (K, R, L) each."""
+        batch = self.no_cells() if batch is None else batch
+        values: dict[str, Tensor] = {}
+        guides: dict[str, object] = {}
+        for latent in self._shared():
+            guides[latent.name] = latent.guide(values, batch)
+            values[latent.name] = _draw(latent, guides[latent.name], noise, particles)
+        return Draw(values, guides)
+
+    def log_weights(self, batch: Batch, noise: Noise, particles: int, shared: Draw, *, joint: bool = False) -> Tensor:
+        """log p(x | .) + log p(z | .) - log q(z | .) (K, n) under one draw of the shared latents (eq. 13).
+
+        ``joint`` adds the terms of the shared latents by their plate weights (the bound that training uses).
+        """
+        draw = self.draw(batch, noise, particles, values=shared.values)
+        if joint:
+            draw = Draw(draw.values, {**shared.guides, **draw.guides})
+        return sum(self.terms(batch, draw).values())
+
+    def predict(self, batch: Batch, noise: Noise, particles: int):
+        """p(x | z) (K, n, G) for dosages alone: shared latents from the guide, z from its prior (eq. 14).
+
+        Only ``library``, ``dosage`` and ``rows`` of the batch are read.
+        """
+        values = self.draw_shared(noise, particles, batch).values
+        for latent in self.latents:
+            if latent.name not in values:
+                source = latent.prior if latent.plate == "cell" else latent.guide
+                values[latent.name] = _draw(latent, source(values, batch), noise, particles)
+        return self.decode(values, batch)
+
+    @torch.no_grad()
+    def posterior_mean(self, cells: Cells, *, chunk: int = 4096) -> Tensor:
+        """Mean of q(z | x, .) at the guide's mean of the shared latents, plus the offset where it is additive: (n, L).
+
+        The latent state of every cell, as used for the recovery of latents in simulations.
+        """
+        out = []
+        for start in range(0, len(cells), chunk):
+            batch = cells.batch(slice(start, start + chunk))
+            values: dict[str, Tensor] = {}
+            for latent in self.latents:
+                extra = (self.inputs(batch),) if latent.plate == "cell" else ()
+                values[latent.name] = latent.guide(values, batch, *extra).mean
+            state = values.get("z", values.get("z_basal"))
+            out.append(state + offset(values, batch) if self.config.effect == "additive" else state)
+        return torch.cat(out)
+
+    @torch.no_grad()
+    def perturbation_tables(self) -> dict[str, Tensor]:
+        """``mask_probability`` and ``embedding`` (T, L) at the guide's mean, as far as the model has them."""
+        batch = self.no_cells()
+        values: dict[str, Tensor] = {}
+        for latent in self._shared():
+            values[latent.name] = latent.guide(values, batch).mean
+        tables = {
+            "mask_probability": values.get("mask", values.get("mask_prob")),
+            "embedding": values.get("embedding"),
+        }
+        return {name: table for name, table in tables.items() if table is not None}
+
+    def no_cells(self) -> Batch:
+        """A batch of no cells, through which the latents of all perturbations can be asked for."""
+        empty = torch.zeros(0, 1, device=self.input_mean.device)
+        return Batch(empty, empty[:, 0], OneHot(empty.long(), empty), empty[:, 0])
+
+    def _shared(self) -> list[nn.Module]:
+        """The latents of the perturbations that all cells share (a mask drawn per cell is not among them)."""
+        return [x for x in self.latents if x.plate == "perturbation" and not getattr(x, "per_cell", False)]
+
+
+def _network(config: ModelConfig, width: int, n_layers: int) -> dict:
+    return {
+        "width": width,
+        "n_layers": n_layers,
+        "activation": config.activation,
+        "residual": config.residual,
+        "batch_norm": config.batch_norm,
+        "dropout": config.dropout,
+    }
+
+
+def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[nn.Module]:
+    """The latents of a setting of the switches, in guide order."""
+    size = (n_perturbations, config.n_latent)
+    latents: list[nn.Module] = []
+    beta_bernoulli = config.mask == "beta_bernoulli"
+    if beta_bernoulli:
+        latents.append(MaskProbability(*size, a=config.beta_a, b=config.beta_b, init=config.mask_logit_init))
+    if config.mask in ("bernoulli", "beta_bernoulli"):
+        latents.append(
+            Mask(
+                *size,
+                prior_prob=None if beta_bernoulli else config.mask_prior,
+                temperature=config.temperature,
+                init=config.mask_logit_init,
+                per_cell=config.mask_per_cell,
+            )
+        )
+    if config.embedding == "random":
+        given_mask = config.guide_embedding == "given_mask"
+        network = _network(config, config.embedding_width, config.embedding_layers)
+        network |= {"batch_norm": False, "dropout": 0.0}  # those are for networks that read cells
+        latents.append(Embedding(*size, prior_scale=config.embedding_scale, network=network if given_mask else None))
+    elif config.embedding == "learned":
+        latents.append(LearnedEmbedding(*size, init_scale=config.embedding_init))
+    latents.append(
+        CellState(
+            "z_basal" if config.effect == "additive" else "z",
+            n_genes,
+            *size,
+            effect=config.effect,
+            reads=config.encoder_reads,
+            network=_network(config, config.width, config.n_layers),
+        )
+    )
+    return latents
+
+
+def _draw(latent: nn.Module, distribution, noise: Noise, particles: int) -> Tensor:
+    """K draws of a distribution, whose own shape may or may not start with K already."""
+    if distribution.noise_kind is None:
+        return distribution.draw(None)
+    dims = 3 if getattr(latent, "per_cell", False) else 2
+    shape = (particles, *distribution.mean.shape[-dims:])
+    return distribution.draw(noise(latent.name, distribution.noise_kind, shape))
+
+
+def _shared_out(term: Tensor, batch: Batch) -> Tensor:
+    """Terms of the perturbations (K, R) or (R,) as shares of the cells: sum_t 1[d_t != 0] / n_t term_t."""
+    weighted = (term * batch.share)[..., None]  # (K, R, 1)
+    received = replace(batch.dosage, dose=(batch.dosage.dose != 0).to(term.dtype))
+    return received.gather(weighted)[..., 0]

@@ -1,0 +1,255 @@
+"""One training loop: device-resident batches, validation every epoch, the weights of the best validation kept.
+
+The counts stay on the device and batches are index reads; x is never sampled. Equation numbers: docs/model.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samsvae.data.batch import Batch, Cells
+from samsvae.errors import ConfigError, NumericalError, some
+from samsvae.latents import Embedding, LearnedEmbedding, Mask, MaskProbability
+from samsvae.model import Draw, Model, Noise, Streams
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; defaults are those of SAMS-VAE's paper."""
+
+    steps: int = 150_000
+    batch_size: int = 512
+    learning_rate: float = 3e-4
+    rate_mask: float | None = None
+    rate_embedding: float | None = None
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    weight_decay: float = 1e-6
+    weight_decay_on: Literal["all", "networks"] = "all"
+    gradient_clip: float | None = None
+    particles: int = 5
+    validation_particles: int = 5
+    validation_every: int = 1
+    objective: Literal["elbo", "iwelbo"] = "elbo"
+    analytic_kl: bool = False
+    kl_weight: float = 1.0
+    warmup_epochs: int = 0
+    mask_penalty: float = 0.0
+    plate: Literal["epoch", "every_step"] = "epoch"
+    loss_scale: Literal["one", "n_cells"] = "one"
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "particles", "validation_particles", "validation_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
+        for name in ("learning_rate", "adam_eps", "rate_mask", "rate_embedding", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
+        for name in ("weight_decay", "kl_weight", "mask_penalty", "warmup_epochs"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 0 or more.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must lie in [0, 1).")
+
+
+@dataclass
+class Trained:
+    """What a training leaves behind: the model holds the best weights; ``history`` one row per validation."""
+
+    best_step: int
+    best_loss: float
+    steps: int
+    seconds: float
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def check(model: Model, *splits: Cells) -> None:
+    """ConfigError where a model cannot read the dosages of the cells."""
+    if model.config.effect != "prior_mean":
+        return
+    for cells in splits:
+        several = ((cells.index < cells.n_perturbations).sum(-1) > 1).cpu().numpy()
+        if several.any():
+            raise ConfigError(
+                f"encoding: 'sum' is not allowed for this model (SVAE+, sVAE, iVAE): it accepts one perturbation "
+                f"a cell, and {several.sum()} cells received several ({some(cells.names[several], 3)}). Allowed: 'unique'."
+            )
+
+
+def objective(
+    model: Model, batch: Batch, draw: Draw, config: TrainingConfig, *, n_cells: int, warmup: float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a batch per cell under given draws (eq. 11, or eq. 15 for ``iwelbo``), and the terms it is made of.
+
+    Minus the mean over particles and cells. ``n_cells``: size of the split, by which ``plate: every_step`` shares out.
+    """
+    plate = 1.0 / n_cells if config.plate == "every_step" else None
+    terms = model.terms(batch, draw, analytic_kl=config.analytic_kl, plate=plate)
+    weight = config.kl_weight * warmup
+    total = sum(term if name == "reconstruction" else weight * term for name, term in terms.items())
+    if config.objective == "iwelbo":
+        total = torch.logsumexp(total, dim=0) - math.log(total.shape[0])
+    loss = -total.mean()
+    if config.mask_penalty:
+        probability = next(x for x in model.latents if isinstance(x, MaskProbability)).logits.sigmoid()
+        loss = loss + config.mask_penalty * probability.mean()
+    return loss, terms
+
+
+def train(
+    model: Model,
+    train_cells: Cells,
+    val_cells: Cells,
+    config: TrainingConfig,
+    *,
+    genes: np.ndarray | None = None,
+    report_every: float = 10.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Trained:
+    """Train a model in place and leave it with the weights of the best validation loss.
+
+    The same seed on the same CPU and thread count gives the same bytes. NumericalError where a loss is not finite.
+    """
+    check(model, train_cells, val_cells)
+    if config.mask_penalty and model.config.mask != "beta_bernoulli":
+        raise ConfigError(f"mask_penalty: needs mask: beta_bernoulli; the mask here is {model.config.mask!r}.")
+    device = train_cells.counts.device
+    noise, order = Streams(config.seed, device), Streams(config.seed, "cpu").generator("order")
+    optimiser = torch.optim.Adam(
+        parameter_groups(model, config), betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps
+    )
+    n, size = len(train_cells), min(config.batch_size, len(train_cells))
+    scale = float(n) if config.loss_scale == "n_cells" else 1.0  # matters to Adam through its eps alone
+    result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0)
+    best: dict[str, Tensor] = {}
+    start = told = clock()
+    step = epoch = stale = 0
+    model.train()
+    while step < config.steps:
+        warmup = min(1.0, epoch / config.warmup_epochs) if config.warmup_epochs else 1.0
+        losses: list[float] = []
+        for at in torch.randperm(n, generator=order).to(device).split(size):
+            batch = train_cells.batch(at)
+            draw = model.draw(batch, noise, config.particles)
+            loss, terms = objective(model, batch, draw, config, n_cells=n, warmup=warmup)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                what = diagnose(model, batch, draw, terms, train_cells.names[at.cpu()], genes)
+                raise NumericalError(f"Step {step + 1}: {what}")
+            optimiser.zero_grad(set_to_none=True)
+            (loss * scale).backward()
+            if config.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            optimiser.step()
+            step += 1
+            if clock() - told >= report_every:
+                told = clock()
+                _tell(step, config.steps, told - start, losses[-1], result)
+            if step == config.steps:
+                break
+        epoch += 1
+        if epoch % config.validation_every and step < config.steps:
+            continue
+        val_loss = validation_loss(model, val_cells, config, Streams(f"{config.seed}/validation/{step}", device))
+        result.history.append(
+            {"step": step, "epoch": epoch, "train_loss": sum(losses) / len(losses), "val_loss": val_loss}
+        )
+        if val_loss < result.best_loss:
+            result.best_step, result.best_loss, stale = step, val_loss, 0
+            best = copy.deepcopy(model.state_dict())
+        else:
+            stale += config.validation_every
+            if config.patience is not None and stale >= config.patience and warmup == 1.0:
+                log.info("stopped at step %d: no better validation loss for %d epochs", step, stale)
+                break
+    model.load_state_dict(best)
+    model.eval()
+    result.steps, result.seconds = step, clock() - start
+    _tell(step, step, result.seconds, result.history[-1]["train_loss"], result)
+    return result
+
+
+@torch.no_grad()
+def validation_loss(model: Model, cells: Cells, config: TrainingConfig, noise: Noise) -> float:
+    """Mean over cells of the training objective, with fresh noise, in evaluation mode, at full weight of the terms."""
+    model.eval()
+    total = 0.0
+    for at in torch.arange(len(cells), device=cells.counts.device).split(max(config.batch_size, 512)):
+        batch = cells.batch(at)
+        draw = model.draw(batch, noise, config.validation_particles)
+        loss, terms = objective(model, batch, draw, config, n_cells=len(cells))
+        if not torch.isfinite(loss):
+            raise NumericalError("In validation: " + diagnose(model, batch, draw, terms, cells.names[at.cpu()], None))
+        total += loss.item() * len(at)
+    model.train()
+    return total / len(cells)
+
+
+def parameter_groups(model: Model, config: TrainingConfig) -> list[dict]:
+    """Parameters by kind: the free ones of masks and of embeddings may have rates of their own; networks the rest."""
+    kinds = {"mask": [], "embedding": []}
+    for latent in model.latents:
+        kind = {MaskProbability: "mask", Mask: "mask", Embedding: "embedding", LearnedEmbedding: "embedding"}
+        kinds.get(kind.get(type(latent)), []).extend(latent.parameters(recurse=False))
+    free = {id(p) for group in kinds.values() for p in group}
+    networks = [p for p in model.parameters() if id(p) not in free]
+    decay = config.weight_decay if config.weight_decay_on == "all" else 0.0
+    rates = {"mask": config.rate_mask, "embedding": config.rate_embedding}
+    groups = [{"params": networks, "lr": config.learning_rate, "weight_decay": config.weight_decay}]
+    for kind, parameters in kinds.items():
+        rate = config.learning_rate if rates[kind] is None else rates[kind]
+        groups += [{"params": parameters, "lr": rate, "weight_decay": decay}] if parameters else []
+    return groups
+
+
+def diagnose(
+    model: Model,
+    batch: Batch,
+    draw: Draw,
+    terms: dict[str, Tensor],
+    cells: np.ndarray,
+    genes: np.ndarray | None,
+) -> str:
+    """One sentence that names the term of a loss that is not finite, and the cell, gene or weight behind it."""
+    broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if broken:
+        return f"the weights {some(broken, 3)} are not finite (a gradient of the step before was not); lower the rates."
+    for name, term in terms.items():
+        bad = ~torch.isfinite(term.detach())
+        if not bad.any():
+            continue
+        where = some(cells[bad.expand(-1, len(cells)).any(0).cpu().numpy()], 3) if bad.ndim == 2 else "all cells"
+        if name == "reconstruction":
+            with torch.no_grad():
+                scores = model.decode(draw.values, batch).log_prob(batch.x)
+            columns = (~torch.isfinite(scores)).flatten(0, -2).any(0).cpu().numpy()
+            named = some(np.flatnonzero(columns) if genes is None else genes[columns], 3)
+            return f"the term 'reconstruction' is not finite for gene {named}, cell {where}."
+        return f"the term {name!r} is not finite for cell {where}."
+    return "the sum of the terms is not finite, though each term is."
+
+
+def _tell(step: int, steps: int, seconds: float, loss: float, result: Trained) -> None:
+    speed = step / max(seconds, 1e-9)
+    left = time.strftime("%H:%M:%S", time.gmtime((steps - step) / speed))
+    log.info(
+        "step %d/%d  %.1f steps/s  loss %.3f  best validation loss %.3f at step %d  time left %s",
+        step, steps, speed, loss, result.best_loss, result.best_step, left,
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""A small made screen and models for the tests of the core (numpy and torch alone)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from samsvae.data.batch import Screen
+from samsvae.model import Model, ModelConfig
+from samsvae.zoo import row
+
+SIZES = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}
+
+
+def screen(n: int = 120, genes: int = 9, *, pairs: bool = True, seed: int = 0) -> Screen:
+    """Counts of cells with no, one or (``pairs``) two of four perturbations; gene 0 is zero everywhere."""
+    rng = np.random.default_rng(seed)
+    conditions = ["a", "b", "c", "d", "a+c", "control"] if pairs else ["a", "b", "c", "d", "control"]
+    members = np.full((len(conditions), 2 if pairs else 1), -1)
+    members[:4, 0] = range(4)
+    if pairs:
+        members[4] = (0, 2)
+    codes = rng.integers(len(conditions), size=n)
+    codes[: len(conditions)] = range(len(conditions))
+    profile = rng.dirichlet(np.ones(genes), size=len(conditions))
+    counts = rng.poisson(rng.gamma(4, 50, size=(n, 1)) * profile[codes]).astype(np.int16)
+    counts[:, 0], counts[:, 1] = 0, counts[:, 1] + 1
+    return Screen(
+        counts=counts,
+        library=counts.sum(1).astype(np.float32),
+        cells=np.array([f"cell{i}" for i in range(n)]),
+        genes=np.array([f"gene{g}" for g in range(genes)]),
+        condition=codes,
+        conditions=np.array(conditions),
+        members=members,
+        perturbations=np.array(["a", "b", "c", "d"]),
+    )
+
+
+def model(name: str, genes: int = 9, perturbations: int = 4, *, seed: int = 0, **changes) -> Model:
+    config = ModelConfig(**{**row(name).model, **SIZES, **changes})
+    return Model(config, genes, perturbations, seed=seed)

@@ -1,0 +1,98 @@
+"""Every distribution against its twin in scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from samsvae.distributions import Bernoulli, Beta, NegativeBinomial, Normal, Point, Poisson, standard_noise
+
+RNG = np.random.default_rng(0)
+f = torch.float64
+
+
+def tensor(array):
+    return torch.tensor(array, dtype=f)
+
+
+def test_normal():
+    loc, scale, x = RNG.normal(size=50), RNG.uniform(0.1, 3, 50), RNG.normal(size=50)
+    ours = Normal(tensor(loc), tensor(scale)).log_prob(tensor(x))
+    np.testing.assert_allclose(ours, stats.norm(loc, scale).logpdf(x), rtol=1e-12)
+
+
+def test_bernoulli():
+    logits = RNG.normal(0, 3, 40)
+    for value in (0.0, 1.0):
+        ours = Bernoulli(tensor(logits)).log_prob(tensor(np.full(40, value)))
+        np.testing.assert_allclose(ours, stats.bernoulli(1 / (1 + np.exp(-logits))).logpmf(value), rtol=1e-9)
+
+
+def test_beta():
+    a, b, x = RNG.uniform(0.3, 9, 40), RNG.uniform(0.3, 9, 40), RNG.uniform(0.01, 0.99, 40)
+    np.testing.assert_allclose(Beta(tensor(a), tensor(b)).log_prob(tensor(x)), stats.beta(a, b).logpdf(x), rtol=1e-10)
+
+
+@pytest.mark.parametrize("theta", [0.05, 1.0, 30.0, 1e4])
+def test_negative_binomial(theta):
+    mean, x = RNG.uniform(0.01, 60, 200), RNG.poisson(9, 200)
+    ours = NegativeBinomial(tensor(mean), tensor(np.full(200, theta))).log_prob(tensor(x))
+    np.testing.assert_allclose(ours, stats.nbinom(theta, theta / (theta + mean)).logpmf(x), rtol=1e-8, atol=1e-10)
+
+
+def test_negative_binomial_in_float32_keeps_the_poisson_limit():
+    mean, x = RNG.uniform(0.5, 20, 200).astype("f4"), RNG.poisson(5, 200).astype("f4")
+    single = NegativeBinomial(torch.tensor(mean), torch.tensor(1e4)).log_prob(torch.tensor(x))
+    exact = stats.nbinom(1e4, 1e4 / (1e4 + mean.astype(float))).logpmf(x)
+    assert np.abs(single.numpy() - exact).max() < 0.03  # lgamma(x + 1e4) alone loses this much in float32
+
+
+def test_negative_binomial_sampling_moments():
+    mean, theta, n = torch.tensor([0.3, 4.0, 50.0]), torch.tensor([0.5, 2.0, 8.0]), 200_000
+    draws = NegativeBinomial(mean.expand(n, 3), theta).sample(torch.Generator().manual_seed(1)).double()
+    variance = mean + mean**2 / theta
+    error = torch.sqrt(variance / n)
+    assert ((draws.mean(0) - mean).abs() < 5 * error).all()
+    assert ((draws.var(0) / variance - 1).abs() < 0.06).all()
+
+
+def test_poisson():
+    rate, x = RNG.uniform(0.01, 30, 100), RNG.poisson(5, 100)
+    np.testing.assert_allclose(Poisson(tensor(rate)).log_prob(tensor(x)), stats.poisson(rate).logpmf(x), rtol=1e-10)
+
+
+def test_noise_is_standard():
+    g = torch.Generator().manual_seed(0)
+    assert stats.kstest(standard_noise("normal", (20_000,), g).numpy(), "norm").pvalue > 1e-3
+    assert stats.kstest(standard_noise("logistic", (20_000,), g).numpy(), "logistic").pvalue > 1e-3
+
+
+def test_straight_through_value_is_hard_and_gradient_relaxed():
+    logits = torch.linspace(-3, 3, 7, requires_grad=True)
+    noise = standard_noise("logistic", (7,), torch.Generator().manual_seed(3))
+    value = Bernoulli(logits, temperature=0.7).draw(noise)
+    assert set(value.tolist()) <= {0.0, 1.0}
+    value.sum().backward()
+    soft = torch.sigmoid((logits.detach() + noise) / 0.7)
+    torch.testing.assert_close(logits.grad, soft * (1 - soft) / 0.7)
+
+
+def test_closed_kl_equals_monte_carlo():
+    g = torch.Generator().manual_seed(5)
+    p, q = Normal(torch.tensor(0.4), torch.tensor(0.7)), Normal(torch.tensor(-0.2), torch.tensor(1.3))
+    x = p.draw(torch.randn(400_000, generator=g))
+    assert abs(p.kl(q) - (p.log_prob(x) - q.log_prob(x)).mean()) < 5e-3
+    p, q = Bernoulli(torch.tensor(0.5)), Bernoulli(torch.tensor(-2.0))
+    exact = sum(
+        stats.bernoulli(p.mean.item()).pmf(v)
+        * (p.log_prob(torch.tensor(float(v))) - q.log_prob(torch.tensor(float(v))))
+        for v in (0, 1)
+    )
+    assert p.kl(q).item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+def test_point_mass_is_scored_as_nothing():
+    point = Point(torch.rand(3, 2))
+    assert (point.log_prob(point.draw(None)) == 0).all()

@@ -1,0 +1,199 @@
+"""Properties that every model of the family must have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small import model, screen
+
+from samsvae.data.batch import cells_of, encode
+from samsvae.errors import ConfigError
+from samsvae.model import ModelConfig, Streams, given
+from samsvae.scoring import iwelbo
+from samsvae.zoo import ROWS, TABLE_1, row
+
+SINGLE = [name for name in ROWS if ROWS[name].model.get("effect") == "prior_mean"]
+
+
+def cells(name: str, **kwargs):
+    made = screen(pairs=name not in SINGLE, **kwargs)
+    return cells_of(made, np.arange(len(made.cells)), encode(made, "sum"))
+
+
+def noise_of(net, n: int, particles: int, seed: int = 0) -> dict:
+    made, streams = {}, Streams(seed)
+
+    def record(name, kind, shape):
+        made[name] = streams(name, kind, shape)
+        return made[name]
+
+    net.draw(cells_for(net).batch(slice(0, n)), record, particles)
+    return made
+
+
+def cells_for(net):
+    return cells("svae_plus" if net.config.effect == "prior_mean" else "sams_vae_corr")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_gives_finite_terms_and_gradients(name):
+    net, data = model(name), cells(name)
+    net.fit_inputs(data)
+    loss = -net.elbo(data.batch(slice(None)), Streams(0), 3).mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    for key, parameter in net.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+
+
+def test_the_table_has_the_eight_rows_of_the_paper():
+    assert len(TABLE_1) == 8 and len({(ROWS[r].method, ROWS[r].inference) for r in TABLE_1}) == 8
+
+
+@pytest.mark.parametrize("name", ["sams_vae_corr", "cpa_vae_mf", "svae_plus", "sams_vae_bb"])
+def test_plates_count_every_perturbation_once_over_an_epoch(name):
+    net, data = model(name), cells(name)
+    shared = net.draw_shared(Streams(1), 2)
+    batch = data.batch(slice(None))
+    terms = net.terms(batch, replace(net.draw(batch, Streams(2), 2, values=shared.values), guides=shared.guides))
+    for latent in net.latents:
+        if latent.name not in terms:
+            continue
+        prior = latent.prior(shared.values, batch)
+        value = shared.values[latent.name]
+        each = prior.log_prob(value) - shared.guides[latent.name].log_prob(value)
+        torch.testing.assert_close(terms[latent.name].sum(-1), each.sum((-1, -2)).expand_as(terms[latent.name][..., 0]))
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_two_half_batches_sum_to_the_whole(name):
+    net, data = model(name), cells(name)
+    noise = noise_of(net, 120, 3)
+    whole = net.elbo(data.batch(slice(None)), given(noise), 3)
+    for at in (slice(0, 50), slice(50, 120)):
+        cut = {k: v[:, at] if k in ("z", "z_basal") else v for k, v in noise.items()}
+        torch.testing.assert_close(net.elbo(data.batch(at), given(cut), 3), whole[:, at], rtol=1e-5, atol=1e-4)
+
+
+def test_sams_vae_with_a_mask_of_ones_is_cpa_vae():
+    data = cells("sams_vae_corr_z")
+    cpa, sams = model("cpa_vae_corr"), model("sams_vae_corr_z")
+    at = {latent.name: i for i, latent in enumerate(sams.latents)}
+    renamed = {f"latents.{i}.": f"latents.{at[latent.name]}." for i, latent in enumerate(cpa.latents)}
+    weights = {renamed.get(k[:10], k[:10]) + k[10:]: v for k, v in cpa.state_dict().items()}
+    sams.load_state_dict({**sams.state_dict(), **weights})
+    with torch.no_grad():
+        sams.latents[0].logits.fill_(200.0)  # P(mask = 1) is 1 to the last bit
+    noise = noise_of(sams, 120, 3)
+    batch = data.batch(slice(None))
+    terms = sams.terms(batch, sams.draw(batch, given(noise), 3))
+    theirs = cpa.terms(batch, cpa.draw(batch, given(noise), 3))
+    for name in ("reconstruction", "embedding", "z_basal"):
+        torch.testing.assert_close(terms[name], theirs[name])
+
+
+def test_an_extra_latent_changes_no_other_noise():
+    streams = [Streams(7), Streams(7)]
+    streams[1]("mask", "logistic", (3, 4))
+    assert torch.equal(streams[0]("z", "normal", (5,)), streams[1]("z", "normal", (5,)))
+    assert not torch.equal(streams[0]("z", "normal", (5,)), streams[0]("z", "normal", (5,)))
+
+
+def test_a_perturbation_without_cells_has_no_weight():
+    made = screen()
+    keep = made.condition != 1
+    data = cells_of(made, keep, encode(made, "sum"))
+    assert data.share[1] == 0 and torch.isfinite(data.share).all()
+    assert torch.isfinite(model("sams_vae_corr").elbo(data.batch(slice(None)), Streams(0), 2)).all()
+
+
+def test_inputs_are_standardised_and_a_constant_gene_survives():
+    data, net = cells("sams_vae_mf"), model("sams_vae_mf")
+    net.fit_inputs(data)
+    out = net.inputs(data.batch(slice(None))).numpy()
+    expected = np.log1p(data.counts.numpy().astype(float))
+    np.testing.assert_allclose(out.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(out[:, 1:].std(0, ddof=1), 1, rtol=1e-5)
+    assert (out[:, 0] == 0).all() and net.input_sd[0] == 1
+    np.testing.assert_allclose(net.input_mean, expected.mean(0), rtol=1e-6)
+
+
+def test_sum_and_unique_encodings():
+    made = screen()
+    total, unique = encode(made, "sum"), encode(made, "unique")
+    assert total.names == ("a", "b", "c", "d") and unique.names == ("a", "b", "c", "d", "a+c")
+    assert total.members.tolist() == [[0, 4], [1, 4], [2, 4], [3, 4], [0, 2], [4, 4]]
+    assert unique.members.tolist() == [[0], [1], [2], [3], [4], [5]]
+    with pytest.raises(ConfigError, match="unique"):
+        encode(made, "uniqe")
+
+
+def test_rows_of_some_perturbations_equal_those_of_all():
+    """Drawing two perturbations alone is drawing them among all, row for row."""
+    net = model("sams_vae_corr")
+    rows = torch.tensor([3, 1])
+    empty = replace(net.no_cells(), rows=rows)
+    noise = {"mask": torch.randn(5, 4, 4), "embedding": torch.randn(5, 4, 4)}
+    every = net.draw_shared(given(noise), 5).values
+    some = net.draw_shared(given({k: v[:, rows] for k, v in noise.items()}), 5, empty).values
+    for name in noise:
+        torch.testing.assert_close(some[name], every[name][:, rows])
+
+
+@pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus"])
+def test_iwelbo_rises_with_particles_and_streams(name, monkeypatch):
+    net, data = model(name), cells(name)
+    net.fit_inputs(data)
+    means = [iwelbo(net, data, particles=k, seed=1).mean().item() for k in (1, 5, 50, 500)]
+    assert means == sorted(means)
+    monkeypatch.setitem(__import__("samsvae.scoring").scoring.BUDGET, "cpu", 120 * 9 * 7)  # seven particles at a time
+    assert iwelbo(net, data, particles=500, seed=1).mean().item() == pytest.approx(means[-1], abs=0.5)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_prediction_has_the_shape_of_samples_times_cells_times_genes(name):
+    net, data = model(name), cells(name)
+    likelihood = net.eval().predict(data.batch(slice(0, 6)), Streams(0), 11)
+    assert likelihood.mean.shape == (11, 6, 9)
+    torch.testing.assert_close(likelihood.mean.sum(-1), data.library[:6].expand(11, 6), rtol=1e-3, atol=1e-2)
+
+
+def test_joint_bound_adds_the_shared_terms():
+    net, data = model("sams_vae_corr"), cells("sams_vae_corr")
+    predictive = iwelbo(net, data, particles=1, seed=3)
+    joint = iwelbo(net, data, particles=1, seed=3, joint=True)
+    shared = net.draw_shared(Streams("3/iwelbo"), 1)
+    total = sum(
+        (
+            net.latents[i].prior(shared.values, None).log_prob(shared.values[k])
+            - shared.guides[k].log_prob(shared.values[k])
+        )
+        .sum()
+        .item()
+        for i, k in ((0, "mask"), (1, "embedding"))
+    )
+    assert (joint - predictive).sum().item() == pytest.approx(total, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"mask_prior": 0.0}, "mask_prior"),
+        ({"n_latent": 0}, "n_latent"),
+        ({"mask": "ones", "guide_embedding": "given_mask"}, "guide_embedding"),
+        ({"embedding": "none"}, "effect"),
+        ({"mask_per_cell": True}, "mask_per_cell"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_settings_that_make_no_model_are_refused(changes, what):
+    with pytest.raises(ConfigError, match=what):
+        ModelConfig(**changes)
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'sams_vae_corr'"):
+        row("samsvae_corr")

@@ -1,0 +1,117 @@
+"""The training loop: same bytes, the best weights kept, messages for numbers that are not finite."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small import model, screen
+
+from samsvae.data.batch import cells_of, encode
+from samsvae.errors import ConfigError, NumericalError
+from samsvae.model import Streams
+from samsvae.training import TrainingConfig, objective, train, validation_loss
+from samsvae.zoo import ROWS
+
+FAST = TrainingConfig(steps=40, batch_size=32, learning_rate=1e-2, particles=2, validation_particles=2)
+
+
+def halves(*, pairs: bool = True, n: int = 120):
+    made = screen(n, pairs=pairs)
+    at = np.arange(n)
+    return tuple(cells_of(made, part, encode(made, "sum")) for part in (at < 80, at >= 80))
+
+
+def pairs_for(name: str) -> bool:
+    return ROWS[name].model.get("effect") != "prior_mean"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_learns_under_its_own_training(name):
+    parts = halves(pairs=pairs_for(name))
+    own = {k: v for k, v in ROWS[name].training.items() if k not in ("learning_rate", "patience")}
+    net = model(name)
+    net.fit_inputs(parts[0])
+    before = validation_loss(net, parts[1], FAST, Streams(9))
+    result = train(net, *parts, replace(FAST, steps=150, **own))
+    assert result.best_loss == min(row["val_loss"] for row in result.history)
+    assert validation_loss(net, parts[1], FAST, Streams(9)) < before
+
+
+def test_same_seed_same_bytes_and_other_seed_others():
+    runs = []
+    for seed in (3, 3, 4):
+        parts, net = halves(), model("sams_vae_corr", seed=seed)
+        result = train(net, *parts, replace(FAST, seed=seed))
+        runs.append((net.state_dict(), result.history))
+    for key, value in runs[0][0].items():
+        assert value.numpy().tobytes() == runs[1][0][key].numpy().tobytes()
+    assert runs[0][1] == runs[1][1]
+    assert runs[0][1] != runs[2][1]
+
+
+def test_the_model_is_left_with_its_best_weights():
+    parts, net = halves(), model("cpa_vae_mf")
+    config = replace(FAST, learning_rate=0.03, steps=400)  # long enough to overfit 80 cells
+    result = train(net, *parts, config)
+    assert result.best_step < result.steps
+    again = validation_loss(net, parts[1], config, Streams(f"0/validation/{result.best_step}"))
+    assert again == pytest.approx(result.best_loss, rel=1e-6)
+
+
+def test_history_has_a_row_per_epoch_and_the_last_step():
+    result = train(model("sams_vae_mf"), *halves(), replace(FAST, steps=7))
+    assert [(row["step"], row["epoch"]) for row in result.history] == [(3, 1), (6, 2), (7, 3)]
+
+
+def test_early_stopping():
+    result = train(model("cpa_vae_mf"), *halves(), replace(FAST, learning_rate=0.03, steps=3000, patience=3))
+    assert result.steps < 3000
+
+
+def test_progress_names_speed_and_time_left(caplog):
+    with caplog.at_level(logging.INFO):
+        train(model("cpa_vae_mf"), *halves(), FAST, report_every=0.0)
+    assert "steps/s" in caplog.text and "time left" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_names_term_step_gene_and_cell():
+    parts, net = halves(), model("sams_vae_mf")
+    broken = parts[0].counts.clone().float()
+    broken[17, 4] = float("inf")
+    genes = np.array([f"gene{g}" for g in range(9)])
+    with pytest.raises(NumericalError, match=r"(?s)Step \d+.*cell 'cell17'"):
+        train(net, replace(parts[0], counts=broken), parts[1], FAST, genes=genes)
+    net = model("sams_vae_mf")
+    with torch.no_grad():
+        net.likelihood.log_concentration[4] = 200.0
+    with pytest.raises(NumericalError, match="not finite"):
+        train(net, *parts, FAST, genes=genes)
+
+
+def test_two_perturbations_a_cell_are_refused_where_the_prior_mean_moves():
+    with pytest.raises(ConfigError, match="unique"):
+        train(model("svae_plus"), *halves(pairs=True), FAST)
+
+
+def test_every_step_plate_and_penalty_by_hand():
+    parts = halves(pairs=False)
+    net, batch = model("svae_plus", mask_logit_init=0.7), parts[0].batch(slice(0, 10))
+    draw = net.draw(batch, Streams(0), 2)
+    plain = net.terms(batch, draw)
+    probability = torch.sigmoid(torch.tensor(0.7)).item()
+    log_beta = 4 * 4 * torch.distributions.Beta(1.0, 2.0).log_prob(torch.tensor(probability)).item()
+    expected = -(plain["reconstruction"] + plain["z"]).mean().item() - log_beta / 80 + 10.0 * probability
+    config = TrainingConfig(plate="every_step", mask_penalty=10.0)
+    assert objective(net, batch, draw, config, n_cells=80)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 0), ("learning_rate", 0.0), ("weight_decay", -1.0), ("adam_beta1", 1.0)]
+)
+def test_settings_out_of_range(name, value):
+    with pytest.raises(ConfigError, match=name):
+        TrainingConfig(**{name: value})
