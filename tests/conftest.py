@@ -1,0 +1,26 @@
+"""What all tests share. One thread each, so that sums are added in the same order on every machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before numpy and torch are imported; the processes that tests start inherit them.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared(root) -> Path:
+    """Real data and golden files: the folder beside the checkout, or SAMSVAE_SHARED; skips without it."""
+    folder = Path(os.environ.get("SAMSVAE_SHARED", root.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} (real data; set SAMSVAE_SHARED to where it is)")
+    return folder

@@ -1,0 +1,214 @@
+"""Cards of one's own, with a fake nvidia-smi on PATH and each holder in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from samsvae import devices
+from samsvae.errors import ConfigError
+
+NO_CARDS = "exit 6"
+TWO_CARDS = "printf '0, GPU-aa\\n1, GPU-bb\\n'"
+
+# Holds until its standard input is closed, and says what it holds and what CUDA would see.
+HOLDER = """
+import os, sys
+from samsvae.devices import hold_gpus
+with hold_gpus({arguments}poll=0.02, folder=sys.argv[1]) as cards:
+    print(*cards, os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch, root):
+    """Call with the text of nvidia-smi and of variables: the machine that this and later processes see."""
+
+    def make(nvidia_smi, **variables):
+        program = tmp_path / "bin" / "nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("PYTHONPATH", str(root / "src"))
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr(devices.tempfile, "tempdir", str(tmp_path))
+        for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "SLURM_JOB_ID"):
+            monkeypatch.setenv(name, "to be restored after the test")
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return make
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a holder; all are killed at the end of the test."""
+    started = []
+
+    def run(arguments="", **variables):
+        command = [sys.executable, "-c", HOLDER.format(arguments=arguments), str(tmp_path / "locks")]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env={**os.environ, **variables}, text=True, **pipes))
+        return started[-1]
+
+    yield run
+    for process in started:
+        with process:  # closes its pipes and waits for it
+            process.kill()
+
+
+def held(process):
+    """What a holder says, once it holds: its cards, then CUDA_VISIBLE_DEVICES."""
+    return process.stdout.readline().split()
+
+
+def wait_until_waiting(process):
+    assert "waiting" in process.stderr.readline()
+
+
+def test_each_process_its_own_card(machine, start):
+    machine(TWO_CARDS)
+    said = [held(start()) for _ in range(2)]
+    assert sorted(said) == [["GPU-aa", "GPU-aa"], ["GPU-bb", "GPU-bb"]]
+
+
+@pytest.mark.parametrize("end", [lambda process: process.stdin.close(), lambda process: process.kill()])
+def test_card_is_free_when_its_holder_ends(machine, start, end):
+    machine(TWO_CARDS)
+    first, second = start(), start()
+    card = held(first)[0]
+    assert held(second)[0] != card
+    third = start()
+    wait_until_waiting(third)
+    end(first)
+    assert held(third)[0] == card
+
+
+def test_jobs_per_gpu_fill_idle_cards_first(machine, start):
+    machine(TWO_CARDS)
+    cards = [held(start("jobs_per_gpu=2, "))[0] for _ in range(4)]
+    assert sorted(cards[:2]) == ["GPU-aa", "GPU-bb"]
+    assert sorted(cards) == ["GPU-aa", "GPU-aa", "GPU-bb", "GPU-bb"]
+    wait_until_waiting(start("jobs_per_gpu=2, "))
+
+
+def test_two_cards_are_taken_together(machine, start):
+    """One of two cards is taken: who wants both holds neither meanwhile."""
+    machine(TWO_CARDS)
+    first = start()
+    held(first)
+    both = start("count=2, ")
+    wait_until_waiting(both)
+    second = start()
+    assert len(held(second)) == 2
+    first.stdin.close()
+    second.stdin.close()
+    assert held(both) == ["GPU-aa", "GPU-bb", "None"]  # no choice, so the variable stays unset
+
+
+def test_a_grant_is_never_widened(machine, start):
+    machine(TWO_CARDS, CUDA_VISIBLE_DEVICES="1")
+    assert held(start()) == ["1", "1"]
+    wait_until_waiting(start())  # although card 0 is idle
+
+
+def test_names_and_indices_of_one_card_share_a_lock(machine, start):
+    """A process that sees only card 1, by index, and one that may choose never meet."""
+    machine(TWO_CARDS)
+    assert held(start(CUDA_VISIBLE_DEVICES="1"))[0] == "1"
+    assert held(start())[0] == "GPU-aa"
+
+
+@pytest.mark.parametrize(
+    ("variable", "cards"),
+    [
+        (None, ["GPU-aa", "GPU-bb"]),
+        ("0,1", ["0", "1"]),
+        (" 1 ", ["1"]),
+        ("GPU-bb", ["GPU-bb"]),
+        ("1,-1,0", ["1"]),  # CUDA stops at -1
+        ("MIG-cc", ["MIG-cc"]),  # a slice that nvidia-smi does not list
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),  # Slurm's word for none
+    ],
+)
+def test_granted(variable, cards):
+    env = {} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}
+    assert list(devices.granted(env, {"0": "GPU-aa", "1": "GPU-bb"})) == cards
+
+
+@pytest.mark.parametrize("nvidia_smi", [NO_CARDS, "echo No devices were found", "true"])
+def test_no_card(machine, caplog, nvidia_smi):
+    machine(nvidia_smi)
+    with devices.hold_gpus() as cards:
+        assert cards == []
+    with devices.hold_device("auto") as device:
+        assert device == "cpu"
+    assert [record.getMessage() for record in caplog.records] == [
+        "device 'auto': no card is visible, so this runs on the CPU"
+    ]
+    with pytest.raises(ConfigError, match="'cuda', but no card is visible"), devices.hold_device("cuda"):
+        pass
+
+
+def test_no_nvidia_smi(machine, monkeypatch, tmp_path):
+    machine(NO_CARDS)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with devices.hold_gpus() as cards:
+        assert cards == []
+
+
+def test_hidden_cards_are_left_alone(machine):
+    machine(TWO_CARDS, CUDA_VISIBLE_DEVICES="")
+    with devices.hold_device("auto") as device:
+        assert device == "cpu"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_hold_device_with_a_card(machine, monkeypatch):
+    """torch is asked only after a card has been chosen."""
+    machine(TWO_CARDS)
+    seen = []
+    monkeypatch.setattr(devices, "_torch_has_cuda", lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]) is None)
+    with devices.hold_device("auto") as device:
+        assert device == "cuda"
+    assert seen == ["GPU-aa"]
+
+
+def test_torch_without_cuda_gives_its_card_back(machine, monkeypatch, caplog):
+    machine(TWO_CARDS, CUDA_VISIBLE_DEVICES="0")
+    monkeypatch.setattr(devices, "_torch_has_cuda", lambda: False)
+    with devices.hold_device("auto") as device:
+        assert device == "cpu"
+        with devices.hold_gpus() as cards:  # would wait for ever if the card were still held
+            assert cards == ["0"]
+    assert "torch cannot use card 0" in caplog.text
+    with pytest.raises(ConfigError, match="'cuda', but torch cannot use card 0"), devices.hold_device("cuda"):
+        pass
+
+
+def test_cpu_asks_nobody(machine, monkeypatch):
+    machine(TWO_CARDS)
+    monkeypatch.setattr(devices, "hold_gpus", None)
+    with devices.hold_device("cpu") as device:
+        assert device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: devices.hold_device("gpu"), "'gpu' is not a device.*Allowed: auto, cpu, cuda"),
+        (lambda: devices.hold_gpus(3), "3 cards are wanted, but this process may use 2"),
+        (lambda: devices.hold_gpus(jobs_per_gpu=0), "at least 1, not 1 and 0"),
+        (lambda: devices.hold_gpus(count=0), "at least 1, not 0 and 1"),
+    ],
+)
+def test_wrong_wishes(machine, call, message):
+    machine(TWO_CARDS)
+    with pytest.raises(ConfigError, match=message), call():
+        pass
