@@ -14,9 +14,7 @@ from torch import Tensor
 
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.networks import OneHot
-
-ENCODINGS = ("sum", "unique")
-SPLITS = ("train", "val", "test")
+from samsvae.settings import ENCODINGS, SPLITS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,175 @@
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from samsvae.data.miniature import replogle_source
+from samsvae.data.replogle import (
+    PUBLISHED,
+    PUBLISHED_PAIRS,
+    PUBLISHED_SOURCE,
+    choose_cells,
+    filter_screen,
+    gene_names,
+    published_differences,
+    read_genes,
+    read_pathways,
+)
+from samsvae.data.screen import read_screen
+from samsvae.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def lists(root):
+    folder = root / "resources" / "replogle"
+    return {
+        "perturbed_genes": read_genes(folder / "perturbed_genes.tsv"),
+        "measured_genes": read_genes(folder / "measured_genes.tsv"),
+        "pathways": read_pathways(folder / "pathways.tsv"),
+    }
+
+
+@pytest.fixture(scope="module")
+def source(root, lists, tmp_path_factory):
+    path = tmp_path_factory.mktemp("replogle") / "source.h5ad"
+    replogle_source(
+        path,
+        labels=root / "resources" / "miniature" / "replogle_labels.tsv",
+        measured_genes=lists["measured_genes"],
+        other_genes=lists["perturbed_genes"],
+        n_targets=20,
+        cells_per_perturbation=12,
+        n_controls_in_file=90,
+    )
+    return path
+
+
+def test_the_tracked_lists_have_the_published_sizes(lists):
+    assert len(lists["perturbed_genes"]) == 681
+    assert len(lists["measured_genes"]) == 1_186
+    assert {name: len(genes) for name, genes in lists["pathways"].items()} == {
+        "EXOSOME": 20,
+        "SPLICEOSOME": 34,  # 35 entries, LSM5 twice
+        "MEDIATOR_COMPLEX": 26,
+        "NUCLEOTIDE_EXCISION_REPAIR": 23,
+        "S40_RIBOSOMAL_UNIT": 97,
+        "S39_RIBOSOMAL_UNIT": 43,
+        "S60_RIBOSOMAL_UNIT": 53,
+        "MT_PROTEIN_TRANSLOCATION": 40,
+    }
+
+
+def brute_force(source, lists, n_controls):
+    """The filter in memory, in the words of the paper."""
+    full = ad.read_h5ad(source)
+    controls = [i for i, gene in enumerate(full.obs["gene"]) if gene == "non-targeting"]
+    np.random.RandomState(0).shuffle(controls)
+    kept = set(controls[:n_controls])
+    rows = [i for i, g in enumerate(full.obs["gene"]) if g in set(lists["perturbed_genes"]) or i in kept]
+    cols = [j for j, g in enumerate(full.var["gene_name"]) if g in set(lists["measured_genes"])]
+    return full[rows, cols]
+
+
+@pytest.mark.parametrize("form", ["dense", "csr"])
+@pytest.mark.parametrize("block_rows", [7, 100_000])
+def test_equal_to_brute_force(source, lists, tmp_path, form, block_rows):
+    full = ad.read_h5ad(source)
+    if form == "csr":
+        full.X = sp.csr_matrix(full.X)
+        source = tmp_path / "csr.h5ad"
+        full.write_h5ad(source)
+    expected = brute_force(source, lists, 50)
+    screen = filter_screen(source, tmp_path / "s.h5ad", n_controls=50, block_bytes=block_rows * 4 * 400, **lists)
+    x = expected.X.toarray() if form == "csr" else expected.X
+    np.testing.assert_array_equal(screen.X.toarray(), x)
+    assert screen.obs_names.tolist() == expected.obs_names.tolist()
+    pair = expected.obs["sgID_AB"].astype(str)
+    assert screen.obs["condition"].tolist() == ["non-targeting" if "non-targeting" in p else p for p in pair]
+    np.testing.assert_array_equal(screen.obs["library_size"], x.sum(1))
+    assert screen.obs["gene"].tolist() == expected.obs["gene"].tolist()
+
+    table = screen.uns["perturbations"]
+    target = expected.obs[expected.obs["gene"] != "non-targeting"].astype(str).groupby("sgID_AB")["gene"]
+    assert table["gene"].to_dict() == target.first().to_dict()
+    assert table["n_cells"].to_dict() == target.size().to_dict()
+    home = {gene: name for name, genes in lists["pathways"].items() for gene in genes}
+    assert table["pathway"].tolist() == [home.get(gene, "") for gene in table["gene"]]
+
+    facts = screen.uns["provenance"]
+    assert (facts["source_cells"], facts["kept_cells"]) == (full.n_obs, len(x))
+    assert facts["dropped_cells"] == full.n_obs - len(x) > 0
+    assert facts["dropped_genes"] == 200
+    assert (facts["source_control_cells"], facts["kept_control_cells"]) == (90, 50)
+    assert facts["missing_perturbed_genes"] == 681 - table["gene"].nunique()
+    assert facts["missing_measured_genes"] == 1_186 - 199  # one symbol labels two of the 200
+    back = read_screen(tmp_path / "s.h5ad")
+    assert back.uns["pathways"]["EXOSOME"].tolist() == lists["pathways"]["EXOSOME"]
+
+
+def test_same_bytes_each_time(source, lists, tmp_path):
+    for name in ("one.h5ad", "two.h5ad"):
+        filter_screen(source, tmp_path / name, checksum="md5:1", **lists)
+    assert (tmp_path / "one.h5ad").read_bytes() == (tmp_path / "two.h5ad").read_bytes()
+
+
+def test_choice_of_controls():
+    gene = np.array(["A", "non-targeting", "B", "non-targeting", "non-targeting", "A"])
+    order = [1, 3, 4]
+    np.random.RandomState(0).shuffle(order)
+    assert choose_cells(gene, ["A"], 1, 0).tolist() == sorted([0, 5, order[0]])
+    assert choose_cells(gene, ["B"], 10, 0).tolist() == [1, 2, 3, 4]
+
+
+def test_symbols_that_label_two_genes_get_their_id():
+    var = pd.DataFrame({"gene_name": ["A", "HSPA14", "HSPA14"]}, index=["ENSG1", "ENSG2", "ENSG3"])
+    assert gene_names(var).tolist() == ["A", "HSPA14_ENSG2", "HSPA14_ENSG3"]
+
+
+def test_what_is_missing_is_named(source, lists, tmp_path):
+    full = ad.read_h5ad(source)
+    target = tmp_path / "s.h5ad"
+
+    def run(changed, **options):
+        changed.write_h5ad(tmp_path / "changed.h5ad")
+        filter_screen(tmp_path / "changed.h5ad", target, **(lists | options))
+
+    with pytest.raises(DataError, match=r"obs has no column 'sgID_AB'. Did you mean 'sgid_AB'"):
+        changed = full.copy()
+        changed.obs = changed.obs.rename(columns={"sgID_AB": "sgid_AB"})
+        run(changed)
+    with pytest.raises(DataError, match=r"no cell 'non-targeting'"):
+        run(full[(full.obs["gene"] != "non-targeting").to_numpy()].copy())
+    with pytest.raises(DataError, match=r"none of the 1 perturbed genes .'XYZ'"):
+        run(full, perturbed_genes=["XYZ"])
+    with pytest.raises(DataError, match=r"none of the measured genes .'XYZ'"):
+        run(full, measured_genes=["XYZ"])
+    with pytest.raises(DataError, match=r"changed.h5ad: X must hold counts.* is 0.5"):
+        changed = full.copy()
+        column = np.flatnonzero(full.var["gene_name"].isin(lists["measured_genes"]))[0]
+        changed.X[:, column] = 0.5
+        run(changed)
+    with pytest.raises(DataError, match=r"nowhere.h5ad: no such file"):
+        filter_screen(tmp_path / "nowhere.h5ad", target, **lists)
+    (tmp_path / "half.h5ad").write_bytes(source.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"half.h5ad: not a readable HDF5 file"):
+        filter_screen(tmp_path / "half.h5ad", target, **lists)
+    assert not target.exists()
+
+
+def test_published_counts_are_compared(source, lists, tmp_path):
+    screen = filter_screen(source, tmp_path / "s.h5ad", n_controls=50, **lists)
+    told = published_differences(screen)
+    assert f"cells: 118,641 published, {screen.n_obs} here" in told
+    assert f"guide pairs: 722 published, {len(screen.uns['perturbations'])} here" in told
+    assert "cells of PSMG3: 791 published, 0 here" in told
+    assert any(line.startswith("cells of the source: 1,989,578 published") for line in told)
+    facts = screen.uns["provenance"]
+    facts["source_cells"], facts["source_genes"] = PUBLISHED_SOURCE
+    facts["source_control_cells"] = 75_328
+    fewer = published_differences(screen)
+    assert len(fewer) == len(told) - 3, "what equals the published counts is not mentioned"
+
+
+def test_published_counts_agree_among_themselves():
+    assert sum(PUBLISHED_PAIRS.values()) == PUBLISHED["guide pairs with a pathway"]

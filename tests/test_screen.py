@@ -1,0 +1,214 @@
+import doctest
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from samsvae.data import screen as screens
+from samsvae.data.counts import integer_counts, read_counts
+from samsvae.data.screen import assemble, atomic, check_screen, members, read_screen, write_arrays, write_screen
+from samsvae.errors import DataError
+
+
+def made(counts=None, condition=("ctrl", "B+A", "A", "C", "C"), **options):
+    counts = np.array([[1, 0, 2], [0, 3, 0], [5, 1, 1], [300, 0, 1], [0, 0, 9]]) if counts is None else counts
+    obs = pd.DataFrame({"batch": list("xyxyx")}, index=[f"cell{i}" for i in range(5)])
+    var = pd.DataFrame(index=["g1", "g2", "g3"])
+    options = {"control": "ctrl", "separator": "+", "provenance": {"source": "made"}} | options
+    return assemble(counts, obs, var, condition=condition, **options)
+
+
+def test_docstring_examples():
+    assert doctest.testmod(screens).failed == 0
+
+
+def test_atomic_puts_in_place_or_leaves_as_it_was(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with atomic(path) as aside:
+        assert aside.parent == path.parent and not path.exists()
+        aside.write_text("first")
+    with pytest.raises(RuntimeError), atomic(path) as aside:
+        aside.write_text("second")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "separator", "control", "expected"),
+    [
+        ("A+B", "+", "ctrl", ("A", "B")),
+        ("A+ctrl", "+", "ctrl", ("A",)),
+        ("A+B", "", "ctrl", ("A+B",)),
+        ("non-targeting", "-", "non-targeting", ()),  # the separator may occur in the control's name
+        ("0", "", "", ("0",)),
+    ],
+)
+def test_members(condition, separator, control, expected):
+    assert members(condition, separator, control) == expected
+
+
+def test_assemble_counts_cells_of_single_perturbations():
+    screen = made(gene_of={"A": "GA"}, pathway_of={"GA": "one", "B": "two"})
+    table = screen.uns["perturbations"]
+    assert list(table.index) == ["A", "B", "C"]
+    assert table["n_cells"].tolist() == [2, 1, 2]
+    assert table["gene"].tolist() == ["GA", "B", "C"]
+    assert table["pathway"].tolist() == ["one", "two", ""]
+    assert screen.obs["library_size"].tolist() == [3, 3, 7, 301, 9]
+
+
+def test_columns_of_the_same_name_are_kept_aside():
+    obs = pd.DataFrame({"condition": ["x", "y"]}, index=["a", "b"])
+    screen = assemble(
+        np.ones((2, 1)),
+        obs,
+        pd.DataFrame(index=["g"]),
+        condition=["ctrl", "A"],
+        control="ctrl",
+        separator="",
+        provenance={},
+    )
+    assert screen.obs["condition"].tolist() == ["ctrl", "A"]
+    assert screen.obs["source_condition"].tolist() == ["x", "y"]
+
+
+def test_write_and_read_again_with_the_same_bytes(tmp_path):
+    one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
+    write_screen(made(), one)
+    write_screen(made(), two)
+    assert one.read_bytes() == two.read_bytes()
+    back = read_screen(one)
+    assert back.X.dtype == np.int32 and back.X.format == "csr"
+    np.testing.assert_array_equal(back.X.toarray(), made().X.toarray())
+    pd.testing.assert_frame_equal(back.uns["perturbations"], made().uns["perturbations"])
+    assert back.obs["batch"].tolist() == list("xyxyx")
+
+
+def _spoiled(how):
+    screen = made()
+    if how == "cell names":
+        screen.obs_names = ["a", "a", "b", "c", "d"]
+    elif how == "gene names":
+        screen.var_names = ["g1", "g1", "g2"]
+    elif how == "float":
+        screen.X = screen.X.astype(np.float32)
+    elif how == "negative":
+        screen.X.data[0] = -1
+    elif how == "zero cell":
+        screen.X[2] = 0
+    elif how == "library":
+        screen.obs["library_size"] = 0.0
+    elif how == "no library":
+        del screen.obs["library_size"]
+    elif how == "no control":
+        screen.uns["control"] = "absent"
+    elif how == "no table":
+        del screen.uns["perturbations"]
+    elif how == "table":
+        screen.uns["perturbations"] = screen.uns["perturbations"].iloc[::-1]
+    return screen
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("cell names", "cell names must be unique.*'a'"),
+        ("gene names", "gene names must be unique.*'g1'"),
+        ("float", "X must be CSR int32"),
+        ("negative", "negative"),
+        ("zero cell", "1 cells have zero counts in the genes kept: 'cell2'"),
+        ("library", "'library_size' is not above 0 in 5 cells"),
+        ("no library", "no column 'library_size'"),
+        ("no control", "no control cell.*'absent'"),
+        ("no table", "uns has no 'perturbations'"),
+        ("table", "does not list those in obs"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*names are not unique.*", "ignore::scipy.sparse.SparseEfficiencyWarning")
+def test_a_broken_contract_is_named_and_nothing_is_written(tmp_path, how, sentence):
+    path = tmp_path / "bad.h5ad"
+    with pytest.raises(DataError, match=rf"bad.h5ad: .*{sentence}"):
+        write_screen(_spoiled(how), path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_real_values_have_to_be_declared(tmp_path):
+    values = np.linspace(-1, 1, 15).reshape(5, 3)
+    screen = made(values, control="", condition=list("01234"), real_valued=True)
+    with pytest.raises(DataError, match=r"real_valued"):
+        check_screen(screen, "x.h5ad")
+    write_screen(screen, tmp_path / "real.h5ad", real_valued=True)
+    write_arrays(tmp_path / "real.h5ad", tmp_path / "real.npz")
+    arrays = np.load(tmp_path / "real.npz")
+    assert arrays["counts"].dtype == np.float32
+    np.testing.assert_array_equal(arrays["counts"], values.astype(np.float32))
+    np.testing.assert_array_equal(arrays["members"], np.arange(5)[:, None])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not HDF5"])
+def test_unreadable_files_are_named(tmp_path, content):
+    path = tmp_path / "x.h5ad"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x.h5ad: (no such file|not a readable)"):
+        read_screen(path)
+
+
+@pytest.mark.parametrize(("top", "dtype"), [(255, np.uint8), (256, np.int16), (40_000, np.int32)])
+def test_arrays(tmp_path, top, dtype):
+    counts = np.array([[1, 0, 2], [0, 3, 0], [5, 1, 1], [top, 0, 1], [0, 0, 9]])
+    write_screen(made(counts), tmp_path / "s.h5ad")
+    write_arrays(tmp_path / "s.h5ad", tmp_path / "s.npz")
+    write_arrays(tmp_path / "s.h5ad", tmp_path / "again.npz")
+    assert (tmp_path / "s.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
+    arrays = np.load(tmp_path / "s.npz", allow_pickle=False)
+    assert arrays["counts"].dtype == dtype
+    np.testing.assert_array_equal(arrays["counts"], counts)
+    np.testing.assert_array_equal(arrays["library"], counts.sum(1).astype(np.float32))
+    assert arrays["conditions"].tolist() == ["A", "B+A", "C", "ctrl"]
+    assert arrays["conditions"][arrays["condition"]].tolist() == ["ctrl", "B+A", "A", "C", "C"]
+    assert arrays["perturbations"].tolist() == ["A", "B", "C"]
+    assert arrays["members"].tolist() == [[0, -1], [1, 0], [2, -1], [-1, -1]]
+    assert arrays["cells"].tolist() == [f"cell{i}" for i in range(5)]
+    assert arrays["genes"].tolist() == ["g1", "g2", "g3"]
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, np.nan, np.inf, 2.0**31])
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_values_that_are_no_counts_are_named(value, form):
+    x = np.arange(12, dtype=float).reshape(3, 4)
+    x[1, 2] = value
+    with pytest.raises(DataError, match=r"f.h5ad: X must hold counts.*cell 'b', gene 'g2'.*\(1 such"):
+        integer_counts(form(x), list("abc"), ["g0", "g1", "g2", "g3"], "f.h5ad: X")
+
+
+@pytest.mark.parametrize("form", ["contiguous", "chunked", "tall chunks", "csr"])
+@pytest.mark.parametrize("block_rows", [1, 3, 7, 1000])
+def test_blocks_give_what_one_slice_gives(tmp_path, form, block_rows):
+    rng = np.random.default_rng(5)
+    x = rng.poisson(0.7, (53, 11)).astype(np.float32)
+    rows = np.flatnonzero(rng.random(53) < 0.3)
+    rows = rows[(rows < 20) | (rows > 35)]  # a stretch without a wanted row
+    cols = np.array([0, 3, 4, 10])
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        if form == "csr":
+            ad.io.write_elem(file, "x", sp.csr_matrix(x))
+        else:
+            file.create_dataset("x", data=x, chunks={"contiguous": None, "chunked": (4, 5)}.get(form, (50, 2)))
+        names = [f"c{i}" for i in rows], [f"g{i}" for i in cols]
+        got = read_counts(
+            file["x"], rows, cols, cells=names[0], genes=names[1], what="x", block_bytes=block_rows * 11 * 4
+        )
+    assert got.dtype == np.int32 and got.has_canonical_format
+    np.testing.assert_array_equal(got.toarray(), x[np.ix_(rows, cols)])
+
+
+def test_a_column_matrix_is_refused(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        ad.io.write_elem(file, "x", sp.csc_matrix(np.eye(3)))
+        with pytest.raises(DataError, match=r"stored as csc_matrix; allowed"):
+            read_counts(file["x"], np.arange(3), np.arange(3), cells="abc", genes="def", what="x")

@@ -1,0 +1,160 @@
+import hashlib
+from itertools import pairwise
+from math import ceil, floor
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from samsvae.data import splits
+from samsvae.errors import ConfigError, DataError
+
+
+def digest(rows):
+    return hashlib.md5(np.asarray(rows, np.int64).tobytes()).hexdigest()[:12]
+
+
+def test_the_published_replogle_split():
+    train, val, test = splits.three_ways(np.arange(118_641), 0.2, 0.2, 0)
+    assert [len(part) for part in (train, val, test)] == [75_929, 18_983, 23_729]
+    assert [digest(part) for part in (train, val, test)] == ["f2b08d613010", "b51dcc19ab91", "753ef0443a3d"]
+    obs = pd.DataFrame({"condition": "x"}, index=np.arange(118_641).astype(str))
+    table = splits.random_split(obs)
+    for name, rows in (("train", train), ("val", val), ("test", test)):
+        np.testing.assert_array_equal(np.flatnonzero(table["split"] == name), np.sort(rows))
+
+
+@pytest.fixture(scope="module")
+def norman():
+    """Thirteen pairs of 20 to 40 cells, nine single genes, controls, and some cells with three targets."""
+    rng = np.random.default_rng(3)
+    genes = [f"G{i}" for i in range(9)]
+    conditions = ["control"] * 80 + [g for g in genes for _ in range(15)]
+    for i in range(13):
+        conditions += [f"G{i % 8}+{genes[(i * 5 + 1 + i // 8) % 9]}"] * int(rng.integers(20, 40))
+    conditions += ["G0+G1+G2"] * 5
+    conditions = rng.permutation(conditions)
+    n_targets = [0 if c == "control" else c.count("+") + 1 for c in conditions]
+    identity = [c.replace("+", "_") + "__x" for c in conditions]
+    table = {"condition": conditions, "n_targets": n_targets, "guide_identity": identity}
+    return pd.DataFrame(table, index=[f"c{i}" for i in range(len(conditions))])
+
+
+def sets(table):
+    return {name: set(table["cell"][table["split"] == name]) for name in splits.SPLITS}
+
+
+FRACTIONS = (0, 0.25, 0.5, 0.75, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("make", [splits.norman_ood, splits.norman_efficiency])
+def test_a_larger_fraction_only_adds_cells(norman, make, seed):
+    grown = [sets(make(norman, fraction=f, seed=seed)) for f in FRACTIONS]
+    for smaller, larger in pairwise(grown):
+        assert smaller["train"] < larger["train"]
+        assert smaller["val"] <= larger["val"]
+        assert smaller["test"] == larger["test"]
+    pairs = set(norman.index[norman["n_targets"] == 2])
+    assert not grown[0]["train"] & pairs
+    assert all(grown[0][name] for name in ("train", "val", "test"))
+    assert grown[-1]["test"] <= pairs, "no single gene and no control is tested"
+    three = set(norman.index[norman["n_targets"] == 3])
+    assert all(three <= parts["none"] for parts in grown)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ood_by_the_words_of_the_task(norman, seed):
+    """Pairs sorted, shuffled, the first for training and the last for the test; cells cut before."""
+    cells = np.flatnonzero(norman["n_targets"] == 2)
+    pairs = sorted(set(norman["guide_identity"].iloc[cells]))
+    np.random.default_rng(seed).shuffle(pairs)
+    condition_of = norman.set_index("guide_identity")["condition"]
+    assert len(pairs) == 13
+    everything = splits.three_ways(cells, 0.2, 0.2, seed)
+    for f in FRACTIONS:
+        table = splits.norman_ood(norman, fraction=f, seed=seed)
+        double = table[norman["n_targets"].to_numpy() == 2]
+        of = {name: set(double["condition"][double["split"] == name]) for name in splits.SPLITS}
+        assert of["train"] == {condition_of.loc[[p]].iloc[0] for p in pairs[: floor(f * 13)]}
+        assert of["test"] == {condition_of.loc[[p]].iloc[0] for p in pairs[13 - ceil(0.25 * 13) :]}
+        assert not (of["train"] & of["test"]) or f == 1
+        for name, rows in zip(("train", "val", "test"), everything, strict=True):
+            assert set(double["cell"][double["split"] == name]) <= set(norman.index[rows])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_efficiency_keeps_validation_and_test(norman, seed):
+    tables = [sets(splits.norman_efficiency(norman, fraction=f, seed=seed)) for f in FRACTIONS]
+    assert all(t["val"] == tables[0]["val"] and t["test"] == tables[0]["test"] for t in tables)
+    train, _, _ = splits.three_ways(np.flatnonzero(norman["n_targets"] == 2), 0.2, 0.2, seed)
+    quarter = tables[1]["train"] - tables[0]["train"]
+    assert quarter == set(norman.index[train[: floor(len(train) / 4)]])
+
+
+def test_cells_with_one_target_or_none_are_cut_the_same_in_both_tasks(norman):
+    few = norman.index[norman["n_targets"] < 2]
+    a = sets(splits.norman_ood(norman, fraction=0.5, seed=1))
+    b = sets(splits.norman_efficiency(norman, fraction=0, seed=1))
+    assert a["train"] & set(few) == b["train"] & set(few)
+    assert len(b["train"] & set(few)) == floor(0.8 * len(few))
+
+
+def test_held_out_conditions_are_all_test(norman):
+    out = ["G0", "G3"]
+    table = splits.held_out(norman, out, test_fraction=0)
+    assert set(table["split"][table["condition"].isin(out)]) == {"test"}
+    assert set(table["split"][~table["condition"].isin(out)]) == {"train", "val"}
+    more = splits.held_out(norman, out, test_fraction=0.2)
+    assert sets(table)["test"] < sets(more)["test"]
+    with pytest.raises(ConfigError, match=r"'G33'.*Did you mean 'G3'"):
+        splits.held_out(norman, ["G33"])
+
+
+def test_given(norman):
+    obs = norman.assign(split=np.where(norman["n_targets"] == 2, "test", "train"))
+    assert splits.given(obs)["split"].tolist() == obs["split"].tolist()
+    with pytest.raises(DataError, match=r"no column 'split'"):
+        splits.given(norman)
+    with pytest.raises(DataError, match=r"'validation'; allowed: train, val, test, none"):
+        splits.given(norman.assign(split="validation"))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_fractions_outside_of_0_to_1(norman, value):
+    for make, name in (
+        (splits.norman_ood, "fraction"),
+        (splits.norman_ood, "test_pairs"),
+        (splits.norman_efficiency, "fraction"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{name}: .* a number from 0 to 1"):
+            make(norman, **({"fraction": 0.5, "seed": 0} | {name: value}))
+    with pytest.raises(ConfigError, match=r"val_fraction"):
+        splits.random_split(norman, val_fraction=value)
+
+
+def test_the_ends_of_a_cut():
+    cells = np.arange(10)
+    train, val, test = splits.three_ways(cells, 0, 0, 0)
+    assert (train.tolist(), len(val), len(test)) == (cells.tolist(), 0, 0)
+    train, val, test = splits.three_ways(cells, 1, 0.5, 0)
+    assert (len(train), len(val), test.tolist()) == (0, 0, cells.tolist())
+    assert [len(part) for part in splits.three_ways(np.arange(30), 0.1, 0.0, 0)] == [27, 0, 3]  # 0.1 * 30 > 3
+
+
+def test_every_cell_once_and_the_table_comes_back(norman, tmp_path):
+    table = splits.norman_ood(norman, fraction=0.25, seed=0)
+    assert table["cell"].tolist() == norman.index.tolist()
+    assert table["condition"].tolist() == norman["condition"].tolist()
+    splits.write_split(table, tmp_path / "split.tsv")
+    pd.testing.assert_frame_equal(splits.read_split(tmp_path / "split.tsv", norman.index), table)
+    with pytest.raises(DataError, match=r"in their order"):
+        splits.read_split(tmp_path / "split.tsv", norman.index[::-1])
+    (tmp_path / "bad.tsv").write_text("cell\tcondition\tsplit\na\tx\tvalid\n")
+    with pytest.raises(DataError, match=r"'valid'"):
+        splits.read_split(tmp_path / "bad.tsv")
+    counted = splits.summary(table).set_index("split")
+    assert list(counted.index) == list(splits.SPLITS)
+    assert counted["cells"].to_dict() == {name: len(part) for name, part in sets(table).items()}
+    assert counted["cells"].sum() == len(norman)
+    assert counted.loc["test", "conditions"] == ceil(0.25 * 13)
