@@ -1,0 +1,153 @@
+"""Do the masks of perturbations know their pathways? Named as ours: the papers' classifier is not public.
+
+Three classifiers predict the pathway of a perturbation from its row of features, cross-validated so that
+perturbations of one target gene are never on both sides. Letters: N annotated perturbations, L features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from sklearn.base import ClassifierMixin
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from samsvae.errors import DataError
+
+CLASSIFIERS = ("logistic", "forest", "knn")
+
+
+def pathway_accuracy(
+    features: np.ndarray,
+    pathway: np.ndarray,
+    gene: np.ndarray,
+    *,
+    repeats: int = 10,
+    trees: int = 500,
+    seed: int = 0,
+    masks: bool = True,
+    folds: int = 5,
+) -> pd.DataFrame:
+    """Cross-validated accuracy of the three classifiers, and of always naming the largest pathway.
+
+    features (N, L): mask probabilities (``masks``: as they are for logistic regression and forest, > 0.5 with
+    Hamming distance for k-NN) or real values (not ``masks``: standardised in each fold, Euclidean). pathway,
+    gene (N,): labels and target genes. ``trees`` = 0 leaves the forest out. Each repeat shuffles the folds
+    anew and scores its out-of-fold predictions together.
+
+    Returns columns classifier (logistic, forest, knn, majority), metric (accuracy, balanced_accuracy), mean,
+    sd (over repeats), n (repeats), folds: five, or as many as the smallest pathway has genes. DataError where
+    a pathway has a single gene, or there is one pathway.
+    """
+    features, pathway, gene = np.asarray(features, float), np.asarray(pathway), np.asarray(gene)
+    folds = _folds(pathway, gene, folds)
+    rows = [
+        (name, metric, value)
+        for repeat in range(repeats)
+        for name, metric, value in _one_repeat(features, pathway, gene, folds, trees, [seed, repeat], masks)
+    ]
+    table = _summary(rows)
+    counts = pd.Series(pathway).value_counts()
+    majority = {"accuracy": counts.iloc[0] / len(pathway), "balanced_accuracy": 1 / len(counts)}
+    table = pd.concat(
+        [
+            table,
+            pd.DataFrame(
+                {"classifier": "majority", "metric": list(majority), "mean": list(majority.values()), "sd": 0.0, "n": 1}
+            ),
+        ],
+        ignore_index=True,
+    )
+    return table.assign(folds=folds)
+
+
+def permuted_labels(pathway: np.ndarray, gene: np.ndarray, *, n: int = 20, seed: int = 0) -> np.ndarray:
+    """n permutations of the labels, (n, N), made once and shared by all runs.
+
+    Pathways are dealt to *genes* anew, since the perturbations of one gene always share theirs. ValueError
+    where they do not.
+    """
+    pathway, gene = np.asarray(pathway), np.asarray(gene)
+    genes, first, of = np.unique(gene, return_index=True, return_inverse=True)
+    labels = pathway[first]
+    if (labels[of] != pathway).any():
+        raise ValueError("The perturbations of one gene are in several pathways: labels cannot be dealt to genes.")
+    rng = np.random.default_rng(seed)
+    return np.stack([labels[rng.permutation(len(genes))][of] for _ in range(n)])
+
+
+def permutation_null(
+    features: np.ndarray,
+    permuted: np.ndarray,
+    gene: np.ndarray,
+    *,
+    trees: int = 500,
+    seed: int = 0,
+    masks: bool = True,
+    folds: int = 5,
+) -> pd.DataFrame:
+    """Accuracies reached on permuted labels (n, N), one repeat each: the columns of pathway_accuracy."""
+    features, gene = np.asarray(features, float), np.asarray(gene)
+    folds = _folds(permuted[0], gene, folds)  # the same for all: permuting genes keeps their number in each pathway
+    rows = [
+        row
+        for i, labels in enumerate(permuted)
+        for row in _one_repeat(features, labels, gene, folds, trees, [seed, i], masks)
+    ]
+    return _summary(rows).assign(folds=folds)
+
+
+def _folds(pathway: np.ndarray, gene: np.ndarray, most: int) -> int:
+    n_genes = pd.Series(gene).groupby(pathway).nunique()
+    if len(n_genes) < 2 or n_genes.min() < 2:
+        raise DataError(
+            "Pathway accuracy needs two pathways or more, each with two target genes or more; genes per pathway: "
+            + ", ".join(f"{name} {number}" for name, number in n_genes.items())
+            + "."
+        )
+    return int(min(most, n_genes.min()))
+
+
+def _one_repeat(
+    features: np.ndarray,
+    pathway: np.ndarray,
+    gene: np.ndarray,
+    folds: int,
+    trees: int,
+    seed: list[int],
+    masks: bool,
+) -> Iterator[tuple[str, str, float]]:
+    """Rows classifier, metric, value of one shuffling of the folds."""
+    state = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    models = _classifiers(trees, state, masks)
+    predicted = {name: np.empty_like(pathway) for name in models}
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
+    for train, test in splitter.split(features, pathway, gene):
+        scaler = None if masks else StandardScaler().fit(features[train])
+        x = features if scaler is None else scaler.transform(features)
+        for name, model in models.items():
+            seen = x > 0.5 if masks and name == "knn" else x
+            predicted[name][test] = model.fit(seen[train], pathway[train]).predict(seen[test])
+    for name, labels in predicted.items():
+        yield name, "accuracy", accuracy_score(pathway, labels)
+        yield name, "balanced_accuracy", balanced_accuracy_score(pathway, labels)
+
+
+def _classifiers(trees: int, state: int, masks: bool) -> dict[str, ClassifierMixin]:
+    models = {"logistic": LogisticRegression(max_iter=1000)}
+    if trees:
+        models["forest"] = RandomForestClassifier(trees, random_state=state)
+    return models | {"knn": KNeighborsClassifier(5, metric="hamming" if masks else "euclidean")}
+
+
+def _summary(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
+    """Mean, sd and number of values of each classifier and metric, in the order of the rows."""
+    table = pd.DataFrame(rows, columns=["classifier", "metric", "value"])
+    grouped = table.groupby(["classifier", "metric"], sort=False)["value"]
+    return grouped.agg(mean="mean", sd="std", n="size").reset_index()

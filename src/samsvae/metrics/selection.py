@@ -1,0 +1,110 @@
+"""Choosing hyper-parameters from tidy score tables (a row per run x metric x split: ``value``); summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from samsvae.errors import DataError, nearest, some
+
+# Columns of a score table that describe a row and are never a hyper-parameter.
+DESCRIPTION = ("experiment", "run", "method", "inference", "protocol", "metric", "split", "value")
+
+
+def best_settings(
+    scores: pd.DataFrame,
+    by: Sequence[str],
+    over: Sequence[str] = ("seed",),
+    *,
+    settings: Sequence[str] | None = None,
+    metric: str = "iwelbo",
+    split: str = "val",
+) -> pd.DataFrame:
+    """The hyper-parameters of the best mean score over seeds (``over``), for each row of a table (``by``).
+
+    ``settings``: the columns that are chosen among; by default every column that is not in ``by``, ``over``
+    or DESCRIPTION. Settings with fewer finished seeds than others of the same row do not take part: a mean of
+    the runs that survived is no fair mean. Of equal means the first setting in sorted order wins. Returns
+    ``by``, ``settings``, mean, sd, n.
+    """
+    by, over = list(by), list(over)
+    table = _of(scores, metric, split)
+    settings = [c for c in table if c not in {*by, *over, *DESCRIPTION}] if settings is None else list(settings)
+    columns = [*by, *settings]
+    seeds = summary(table, [*columns, *over]).rename(columns={"mean": "value"})  # one value a seed
+    means = summary(seeds, columns)
+    most = means.groupby(by, dropna=False)["n"].transform("max") if by else means["n"].max()
+    means = means[(means["n"] == most) & (means["n"] > 0)].sort_values("mean", ascending=False, kind="stable")
+    return _first(means, by)
+
+
+def best_runs(scores: pd.DataFrame, by: Sequence[str], *, metric: str = "iwelbo", split: str = "test") -> pd.DataFrame:
+    """The published rule: each row's one run of best *test* score. What was chosen so is not held out."""
+    table = _of(scores, metric, split).dropna(subset="value")
+    return _first(table.sort_values("value", ascending=False, kind="stable"), list(by))
+
+
+def chosen(scores: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
+    """The scores (all metrics) of what best_settings or best_runs chose; NaN equals NaN."""
+    on = [c for c in best if c in scores and c not in {"metric", "split", "value", "protocol", "experiment"}]
+    return scores.merge(best[on].drop_duplicates(), on=on)
+
+
+def relative_to(
+    scores: pd.DataFrame, reference: Mapping[str, object], match: Sequence[str], *, metric: str = "iwelbo"
+) -> pd.DataFrame:
+    """Rows of one metric minus the reference's of equal ``match`` columns and split: ``<metric>_relative``.
+
+    Norman's table: ``relative_to(scores, {"model": "sams_vae_corr", "encoding": "sum", "fraction": 0},
+    ["split_seed"])``. Where several runs (seeds) fit the reference their mean is taken: leave other
+    hyper-parameters of the reference out beforehand, or name them in it. DataError where the reference, or
+    its row for some match, is missing.
+    """
+    for column in (*reference, *match):
+        _known(scores, column)
+    table = scores[scores["metric"] == metric]
+    fits = pd.Series(True, index=table.index)
+    for column, value in reference.items():
+        fits &= table[column] == value
+    on = [*match, "split"]
+    base = table[fits].groupby(on, dropna=False)["value"].mean().rename("base").reset_index()
+    table = table.merge(base, on=on, how="left", indicator="found")
+    lost = table.loc[table["found"] != "both", on].drop_duplicates()
+    if len(lost):
+        where = some(", ".join(f"{k} {v}" for k, v in row.items()) for row in lost.to_dict("records"))
+        what = ", ".join(f"{k} {v}" for k, v in reference.items())
+        raise DataError(f"scores: no {metric} of the reference ({what}) for {where}.")
+    table["value"] -= table["base"]
+    return table.assign(metric=f"{metric}_relative").drop(columns=["base", "found"])
+
+
+def summary(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean, sd (n - 1) and number of values that are not NaN, per group of ``by`` (where NaN is a value)."""
+    by = list(by)
+    for column in by:
+        _known(scores, column)
+    if not by:
+        return pd.DataFrame([scores["value"].agg(["mean", "std", "count"]).rename({"std": "sd", "count": "n"})])
+    return scores.groupby(by, dropna=False)["value"].agg(mean="mean", sd="std", n="count").reset_index()
+
+
+def _first(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The first row of each group of ``by`` (of the whole table without one), sorted by it."""
+    if not by:
+        return table.head(1).reset_index(drop=True)
+    return table.drop_duplicates(by).sort_values(by, ignore_index=True)
+
+
+def _of(scores: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
+    """Rows of one metric and split; DataError where there are none."""
+    for column, value in (("metric", metric), ("split", split)):
+        _known(scores, column)
+        if not (scores[column] == value).any():
+            raise DataError(f"scores, column {column!r}: no {value!r}.{nearest(value, scores[column].unique())}")
+    return scores[(scores["metric"] == metric) & (scores["split"] == split)]
+
+
+def _known(scores: pd.DataFrame, column: str) -> None:
+    if column not in scores:
+        raise DataError(f"scores: no column {column!r}.{nearest(column, scores.columns)}")

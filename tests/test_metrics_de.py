@@ -1,0 +1,104 @@
+"""Differential expression against scipy's tests, and agreement against hand-worked tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+
+from samsvae.errors import DataError
+from samsvae.metrics.de import COLUMNS, de_agreement, differential_expression
+
+RNG = np.random.default_rng(0)
+GENES = [f"g{i}" for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def screen():
+    condition = np.repeat(["ctrl", "B", "A", "lone"], [60, 40, 50, 1])
+    rate = np.full((151, 30), 3.0)
+    rate[condition == "A", :5] *= 3
+    rate[condition == "B", 5:8] /= 4
+    return RNG.multinomial(100, rate / rate.sum(1, keepdims=True)).astype(np.int32), condition  # ties stay ties
+
+
+@pytest.fixture(scope="module")
+def table(screen):
+    return differential_expression(sparse.csr_matrix(screen[0]), screen[1], GENES, control="ctrl")
+
+
+def test_shape_and_order(table):
+    assert list(table.columns) == COLUMNS
+    assert list(table["condition"].unique()) == ["A", "B"]  # one cell cannot be tested
+    assert len(table) == 2 * 2 * 30 and list(table["gene"][:30]) == GENES
+    assert not table.isna().any(axis=None)
+
+
+def test_p_values_are_scipys(screen, table):
+    x, condition = screen
+    y = np.log1p(1e4 * x / x.sum(1, keepdims=True))
+    for name in ("A", "B"):
+        rows = table[table["condition"] == name].set_index("method")
+        a, b = y[condition == name], y[condition == "ctrl"]
+        wilcoxon = stats.mannwhitneyu(a, b, use_continuity=False, method="asymptotic").pvalue
+        np.testing.assert_allclose(rows.loc["wilcoxon", "pvalue"], wilcoxon, rtol=1e-3)
+        welch = stats.ttest_ind(a, b, equal_var=False)
+        np.testing.assert_allclose(rows.loc["t-test", "pvalue"], welch.pvalue, rtol=2e-2)
+        np.testing.assert_allclose(rows.loc["t-test", "score"], welch.statistic, rtol=1e-2, atol=1e-3)
+        for method in ("wilcoxon", "t-test"):
+            p = rows.loc[method, "pvalue"]
+            np.testing.assert_allclose(rows.loc[method, "padj"], stats.false_discovery_control(p), rtol=1e-6)
+
+
+def test_planted_genes_are_found(table):
+    wilcoxon = table[table["method"] == "wilcoxon"]
+    found = wilcoxon[wilcoxon["padj"] < 1e-3].groupby("condition")["gene"].agg(set)
+    assert found["A"] >= set(GENES[:5]) and found["B"] >= set(GENES[5:8])
+    up = wilcoxon[(wilcoxon["condition"] == "A") & wilcoxon["gene"].isin(GENES[:5])]
+    assert (up["log_fold_change"] > 0.5).all() and (up["score"] > 0).all()
+
+
+def test_chosen_conditions_and_methods_do_not_change_the_rows(screen, table):
+    one = differential_expression(*screen, GENES, control="ctrl", conditions=["B"], methods=("t-test",))
+    rows = table[(table["condition"] == "B") & (table["method"] == "t-test")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(one, rows)
+    assert differential_expression(*screen, GENES, control="ctrl", conditions=["lone"]).empty
+
+
+def test_control_is_needed(screen):
+    with pytest.raises(DataError, match=r"'ctr'.*Did you mean 'ctrl'"):
+        differential_expression(*screen, GENES, control="ctr")
+
+
+def tables(scores, padj, fold=None):
+    fold = scores if fold is None else fold
+    genes = [f"g{i}" for i in range(len(scores))]
+    return pd.DataFrame(
+        {"condition": "A", "gene": genes, "method": "t-test", "score": scores, "log_fold_change": fold, "padj": padj}
+    )
+
+
+def agreement(data, model, **options):
+    return de_agreement(data, model, **options).set_index("metric")["value"]
+
+
+def test_agreement_by_hand():
+    data = tables([9.0, -8, 3, 1, 0.5], [0.001, 0.01, 0.04, 0.5, 0.9])
+    model = tables([7.0, 2, -1, -9, 0.1], [1.0] * 5)
+    got = agreement(data, model, top=(2, 3, 5))
+    assert got["de_overlap2"] == 1 / 2  # {0, 1} and {3, 0}
+    assert got["de_overlap3"] == 2 / 3  # {0, 1, 2} and {3, 0, 1}
+    assert "de_overlap5" not in got  # five of five
+    assert got["de_sign_accuracy"] == pytest.approx(1 / 3)  # signs + - +, the model's + + -
+    assert got["de_auprc"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)  # the significant at ranks 2, 3, 4
+
+
+def test_agreement_where_none_or_all_are_significant():
+    none = agreement(tables([1.0, 2], [1.0, 1.0]), tables([1.0, 2], [1.0, 1.0]))
+    assert np.isnan(none["de_auprc"]) and np.isnan(none["de_sign_accuracy"])
+    every = agreement(tables([1.0, 2], [0.0, 0.0]), tables([-1.0, 2], [0.0, 0.0]))
+    assert np.isnan(every["de_auprc"]) and every["de_sign_accuracy"] == 1 / 2
+
+
+def test_agreement_with_itself(table):
+    got = de_agreement(table, table, top=(5, 20))
+    assert got["value"].to_numpy() == pytest.approx(1) and len(got) == 2 * 2 * 4
