@@ -1,0 +1,199 @@
+"""Heatmaps that several figures share: orders of rows and columns, the pathway strip, effects side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import SubFigure
+from matplotlib.image import AxesImage
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.optimize import isotonic_regression
+from scipy.spatial.distance import pdist
+
+from samsvae.figures import style
+
+# Colours of pathways: far from those of the methods, which have their own meaning.
+PATHWAYS = (
+    "#4E79A7",
+    "#F1CE63",
+    "#59A14F",
+    "#E15759",
+    "#B07AA1",
+    "#79CFCB",
+    "#9C755F",
+    "#F5A6B8",
+    "#86BC5C",
+    "#5B5B8C",
+)
+MOST_NAMES = 60  # of perturbations beside a heatmap: more cannot be read
+
+
+def cluster(matrix: np.ndarray) -> np.ndarray:
+    """Order of the rows by hierarchical clustering (average linkage, Euclidean); NaN counts as 0."""
+    matrix = np.nan_to_num(np.asarray(matrix, float))
+    if len(matrix) < 3:
+        return np.arange(len(matrix))
+    tree = linkage(pdist(matrix), "average", optimal_ordering=len(matrix) <= 500)
+    return leaves_list(tree)
+
+
+def row_order(matrix: pd.DataFrame, group: pd.Series | None) -> list:
+    """Row names by group (in alphabetical order, rows without one last), clustered within each group."""
+    if group is None:
+        return list(matrix.index[cluster(matrix.to_numpy())])
+    group = group.reindex(matrix.index).fillna("").astype(str)
+    names = sorted(set(group), key=lambda name: (name == "", name))
+    parts = [matrix[group == name] for name in names]
+    return [row for part in parts for row in part.index[cluster(part.to_numpy())]]
+
+
+def annotated(matrix: pd.DataFrame, group: pd.Series | None) -> pd.Series | None:
+    """The groups of the rows that have one; None where no row has."""
+    if group is None:
+        return None
+    group = group.reindex(matrix.index).fillna("").astype(str)
+    return group[group != ""] if (group != "").any() else None
+
+
+def pathway_name(name: str) -> str:
+    """SPLICEOSOME -> Spliceosome, MEDIATOR_COMPLEX -> Mediator complex, S40_RIBOSOMAL_UNIT -> 40S ribosomal unit."""
+    words = [w[1:] + "S" if w[:1] == "S" and w[1:].isdigit() else w for w in str(name).split("_")]
+    if not str(name).isupper():
+        return str(name).replace("_", " ")
+    words = [w if len(w) <= 2 or w[0].isdigit() else w.lower() for w in words]
+    text = " ".join(words)
+    return text[:1].upper() + text[1:]
+
+
+def strip(ax: Axes, group: pd.Series) -> None:
+    """A colour strip of the groups of ordered rows, each group's name at its middle, names kept apart."""
+    order = list(dict.fromkeys(group))
+    code = group.map({name: i for i, name in enumerate(order)}).to_numpy()
+    colours = [PATHWAYS[i % len(PATHWAYS)] if name else "#DDDDDD" for i, name in enumerate(order)]
+    image = {"cmap": ListedColormap(colours), "aspect": "auto", "interpolation": "nearest"}
+    ax.imshow(code[:, None], vmin=-0.5, vmax=len(order) - 0.5, **image)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    texts = [textwrap.fill(pathway_name(name) if name else "no pathway", 17) for name in order]
+    middle = np.array([np.flatnonzero(code == i).mean() for i in range(len(order))])
+    inches = ax.figure.bbox.height / ax.figure.dpi
+    height = [len(code) * (0.125 * (t.count("\n") + 1) + 0.03) / (0.86 * inches) for t in texts]
+    for text, at, y in zip(texts, _apart(middle, height, len(code)), middle, strict=True):
+        link = {
+            "arrowstyle": "-",
+            "color": style.GREY,
+            "lw": 0.6,
+            "shrinkA": 1,
+            "shrinkB": 0,
+            "relpos": (1, 0.5),
+        }
+        label = {"ha": "right", "va": "center", "fontsize": 7.5, "linespacing": 1.05}
+        ax.annotate(text, (-0.5, y), (-1.3, at), arrowprops=link, annotation_clip=False, **label)
+
+
+def _apart(at: np.ndarray, height: Sequence[float], n: int) -> np.ndarray:
+    """Places nearest to `at` (least squares), in order, none overlapping the next of their heights, within 0 to n."""
+    height = np.asarray(height, float)
+    offset = np.concatenate([[0], np.cumsum((height[1:] + height[:-1]) / 2)])
+    free = isotonic_regression(np.asarray(at, float) - offset).x
+    low, high = height[0] / 2 - 0.5, n - 0.5 - offset[-1] - height[-1] / 2
+    return np.clip(free, low, max(low, high)) + offset
+
+
+def rows_named(ax: Axes, names: Sequence[str]) -> None:
+    """Names of the rows where they can be read, no ticks otherwise."""
+    ax.tick_params(length=0)
+    if len(names) > MOST_NAMES:
+        ax.set_yticks([])
+    else:
+        ax.set_yticks(
+            range(len(names)), [str(n) if len(str(n)) <= 22 else f"{str(n)[:21]}…" for n in names], fontsize=7
+        )
+
+
+def image(ax: Axes, matrix: pd.DataFrame, *, limit: float | None = None) -> AxesImage:
+    """A matrix in its own order: diverging within ±limit, or sequential from 0 to 1."""
+    low, high, colours = (0, 1, style.SEQUENTIAL) if limit is None else (-limit, limit, style.DIVERGING)
+    drawn = ax.imshow(matrix.to_numpy(float), aspect="auto", vmin=low, vmax=high, cmap=colours)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(True)
+    ax.spines[:].set(linewidth=0.5, color=style.GREY)
+    return drawn
+
+
+def limit_of(*matrices: pd.DataFrame) -> float:
+    """Colour limit: the 99.5th percentile of the absolute entries that are not 0."""
+    values = np.abs(np.concatenate([m.to_numpy(float).ravel() for m in matrices]))
+    values = values[np.isfinite(values) & (values > 0)]
+    return float(np.percentile(values, 99.5)) if len(values) else 1.0
+
+
+def effects_side_by_side(
+    fig: SubFigure,
+    data: pd.DataFrame,
+    model: pd.DataFrame,
+    pathway: pd.Series | None,
+    letters: str,
+    name: str = "model",
+) -> None:
+    """ATE heatmaps of data and model: the same order of rows and columns (the data's), the same colour limits."""
+    group = annotated(data, pathway)
+    if group is not None:
+        data = data.loc[group.index]
+    rows, columns = row_order(data, group), data.columns[cluster(data.to_numpy().T)]
+    limit = limit_of(data)
+    axes = fig.subplots(1, 3 if group is not None else 2, width_ratios=[*([0.045] * (group is not None)), 1, 1])
+    if group is not None:
+        strip(axes[0], group[rows])
+        axes[0].set_label("pathways")
+    for ax, tag, matrix, title in zip(axes[-2:], letters, (data, model), ("data", name), strict=True):
+        drawn = image(ax, matrix.loc[rows, columns], limit=limit)
+        ax.set_xlabel(f"{len(rows):,} perturbations × {len(columns):,} genes")
+        ax.set_label(f"effects {title}")
+        style.letter(ax, tag, title)
+    if group is None:
+        rows_named(axes[0], rows)
+    bar = fig.colorbar(drawn, ax=list(axes[-2:]), shrink=0.45, aspect=18, pad=0.02, extend="both")
+    bar.set_label("ATE (log2)")
+
+
+def correlations(data: pd.DataFrame, model: pd.DataFrame) -> pd.Series:
+    """Pearson's r over genes of each condition; NaN where one side is constant."""
+    x, y = (m.to_numpy(float) - m.to_numpy(float).mean(1, keepdims=True) for m in (data, model))
+    size = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    return pd.Series(np.divide((x * y).sum(1), size, out=np.full(len(x), np.nan), where=size > 0), data.index)
+
+
+def agreement(
+    ax: Axes, data: pd.DataFrame, model: pd.DataFrame, *, xlabel: str, ylabel: str, limit: float | None = None
+) -> float:
+    """Hexagons of model against data over all entries, the identity, and Pearson's r, which is returned.
+
+    limit: of both axes, on either side of 0; by default what the entries need. ``ax.hexagons`` is for a colour bar.
+    """
+    x, y = (m.to_numpy(float).ravel() for m in (data, model))
+    ok = np.isfinite(x) & np.isfinite(y)
+    x, y = x[ok], y[ok]
+    r = float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() > 0 and y.std() > 0 else float("nan")
+    lim = limit or max((np.abs(v).max() for v in (x, y) if len(v)), default=0) * 1.05 or 1.0
+    ax.axhline(0, color=style.PALE, lw=0.7, zorder=0)
+    ax.axvline(0, color=style.PALE, lw=0.7, zorder=0)
+    bins = {
+        "gridsize": 45,
+        "extent": (-lim, lim, -lim, lim),
+        "mincnt": 1,
+        "norm": LogNorm(),
+        "linewidths": 0.1,
+    }
+    ax.hexagons = ax.hexbin(x, y, rasterized=True, **bins)
+    ax.plot([-lim, lim], [-lim, lim], color=style.INK, lw=0.8, ls=(0, (4, 2)))
+    ax.set(xlim=(-lim, lim), ylim=(-lim, lim), xlabel=xlabel, ylabel=ylabel, aspect="equal")
+    ax.text(0.04, 0.96, f"r = {r:.3f}", transform=ax.transAxes, va="top", fontsize=8)
+    return r

@@ -1,0 +1,199 @@
+"""Replogle: differentially expressed genes of chosen perturbations, in the data and in the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from samsvae.errors import DataError, nearest
+from samsvae.figures import style
+
+ALPHA = 0.05  # of padj
+COLOURS = {"no": "#C9C9C9", "data": "#2B6FA8", "both": "#5B2A86", "model": "#D8A13A"}
+NAMED = 6  # genes named in a panel
+
+
+def overlap_table(agreement: pd.DataFrame, *, test: str = "wilcoxon") -> pd.DataFrame:
+    """The overlaps of metrics.de.de_agreement (with a column model) as model, condition, k, overlap."""
+    rows = style.need(agreement, ["model", "condition", "method", "metric", "value"], "DE agreement")
+    rows = rows[(rows["method"] == test) & rows["metric"].str.startswith("de_overlap")]
+    k = rows["metric"].str.removeprefix("de_overlap").astype(int)
+    return rows.assign(k=k, overlap=rows["value"])[["model", "condition", "k", "overlap"]].reset_index(drop=True)
+
+
+def strongest(de: pd.DataFrame, n: int = 3, *, test: str = "wilcoxon") -> list[str]:
+    """The n conditions with the most significant genes (of equal ones the first by name)."""
+    of = de[(de["method"] == test) & (de["padj"] < ALPHA)]
+    counts = of.groupby("condition").size().reindex(sorted(de["condition"].unique()), fill_value=0)
+    return list(counts.sort_values(ascending=False, kind="stable").index[:n])
+
+
+@style.styled
+def replogle_de(
+    data_de: pd.DataFrame,
+    data_effects: pd.DataFrame,
+    model_effects: pd.DataFrame,
+    overlap: pd.DataFrame,
+    *,
+    conditions: Sequence[str] | None = None,
+    model_de: pd.DataFrame | None = None,
+    test: str = "wilcoxon",
+    names: Mapping[str, str] | None = None,
+    model_name: str = "model",
+) -> Figure:
+    """Model against data ATE (upper row) and volcano of the data (lower row) of a few perturbations; DE overlap.
+
+    data_de, model_de: condition, gene, method, log_fold_change (log2), pvalue, padj; effects: conditions x genes;
+    overlap: model, condition, k, overlap in [0, 1] (overlap_table). conditions: at most four, by default the three
+    with the most significant genes; names: condition -> title. Genes are coloured by padj < 0.05 in the data, in
+    the model (if model_de is given), in both; the most significant of the data are named.
+    """
+    columns = ["condition", "gene", "method", "log_fold_change", "pvalue", "padj"]
+    style.need(data_de, columns, "DE of the data")
+    style.need(overlap, ["model", "condition", "k", "overlap"], "DE overlap")
+    style.need_matrix(("data effects", data_effects), ("model effects", model_effects))
+    conditions = strongest(data_de, test=test) if conditions is None else list(conditions)
+    for condition in conditions:
+        for where, known in (
+            ("DE of the data", set(data_de["condition"])),
+            ("effects", set(data_effects.index)),
+        ):
+            if condition not in known:
+                raise DataError(f"{where}: no condition {condition!r}.{nearest(condition, sorted(known))}")
+    if not 1 <= len(conditions) <= 4:
+        raise DataError(f"DE figure: {len(conditions)} conditions were chosen; 1 to 4 fit.")
+
+    fig = style.figure(2.35 * len(conditions) + 3.0, 5.3)
+    left, right = fig.subfigures(1, 2, width_ratios=[2.35 * len(conditions), 3.0])
+    axes = left.subplots(2, len(conditions), squeeze=False)
+    for j, condition in enumerate(conditions):
+        table = _genes(data_de, model_de, condition, test)
+        table["data"], table["model"] = (
+            e.loc[condition].reindex(table.index).astype(float) for e in (data_effects, model_effects)
+        )
+        title = str((names or {}).get(condition, condition))
+        title = (title if len(title) <= 30 else f"{title[:29]}…").replace("$", r"\$")
+        _scatter(axes[0, j], table, "model" if j == 0 else "", model_name)
+        _volcano(axes[1, j], table, first=j == 0, test=test)
+        for ax, tag, kind in zip(
+            axes[:, j], (chr(97 + j), chr(97 + len(conditions) + j)), ("scatter", "volcano"), strict=True
+        ):
+            ax.set_label(f"{kind} {condition}")
+            style.letter(ax, tag, title)
+    kinds = {"no": "neither", "data": "data", "both": "data and model", "model": "model"}
+    kinds = kinds if model_de is not None else {"no": "no", "data": "yes"}
+    handles = [Line2D([], [], ls="", marker="o", ms=4, color=COLOURS[k], label=label) for k, label in kinds.items()]
+    title = f"significant (padj < {ALPHA}) in" if model_de is not None else f"significant in the data (padj < {ALPHA})"
+    left.legend(handles=handles, loc="outside lower center", ncols=len(kinds), title=title, title_fontsize=7.5)
+    _overlap(right, overlap, data_effects.shape[1], chr(97 + 2 * len(conditions)))
+    return fig
+
+
+def _genes(data_de: pd.DataFrame, model_de: pd.DataFrame | None, condition: str, test: str) -> pd.DataFrame:
+    """The data's DE row of each gene, with its kind: significant in neither, data, both, model."""
+    pick = [
+        d[(d["condition"] == condition) & (d["method"] == test)].set_index("gene")
+        for d in (data_de, model_de)
+        if d is not None
+    ]
+    table = style.need(pick[0].copy(), [], f"DE of the data, {condition!r} by {test!r}")
+    hit = (table["padj"] < ALPHA).to_numpy()
+    too = (pick[1]["padj"].reindex(table.index) < ALPHA).to_numpy() if len(pick) > 1 else np.zeros(len(table), bool)
+    return table.assign(kind=np.select([hit & too, hit, too], ["both", "data", "model"], "no"))
+
+
+def _points(ax: Axes, x: pd.Series, y: pd.Series, kind: pd.Series) -> None:
+    for k, colour in COLOURS.items():  # those of no interest below
+        of = (kind == k).to_numpy()
+        size = 5 if k == "no" else 9
+        ax.scatter(x[of], y[of], s=size, color=colour, lw=0, rasterized=len(x) > 2000, zorder=2 + (k != "no"))
+
+
+def _scatter(ax: Axes, table: pd.DataFrame, label: str, model_name: str) -> None:
+    x, y = table["data"], table["model"]
+    limit = max(np.nanmax(np.abs(v)) for v in (x, y)) * 1.1 or 1.0
+    ax.plot([-limit, limit], [-limit, limit], color=style.GREY, lw=0.8, ls=(0, (4, 2)), zorder=1)
+    _points(ax, x, y, table["kind"])
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="ATE of the data (log2)")
+    ax.set_ylabel(f"ATE of {model_name} (log2)" if label else "")
+    r = x.corr(y)
+    ax.text(
+        0.04,
+        0.96,
+        f"r = {r:.2f}".replace("-", "\N{MINUS SIGN}") if np.isfinite(r) else "r undefined",
+        transform=ax.transAxes,
+        va="top",
+    )
+    ax.locator_params(nbins=5)
+
+
+def _volcano(ax: Axes, table: pd.DataFrame, *, first: bool, test: str) -> None:
+    """-log10 p against log2 fold change; p-values of 0 are drawn at the smallest other one; the top genes named."""
+    smallest = table["pvalue"][table["pvalue"] > 0].min()
+    floor = max(smallest if np.isfinite(smallest) else 1e-300, 1e-300)
+    height = -np.log10(table["pvalue"].clip(lower=floor))
+    x = table["log_fold_change"]
+    _points(ax, x, height, table["kind"])
+    side = np.nanmax(np.abs(x)) * 2.1 or 1.0  # room for names beside the points
+    top = height.max() * 1.18 or 1.0
+    ax.set(xlim=(-side, side), ylim=(-0.02 * top, top), xlabel="log2 fold change (data)")
+    ax.set_ylabel(f"−log10 p ({test})" if first else "")
+    ax.axvline(0, color=style.PALE, lw=0.7, zorder=0)
+    _name_genes(ax, x, height, table)
+
+
+def _name_genes(ax: Axes, x: pd.Series, y: pd.Series, table: pd.DataFrame) -> None:
+    """Names of the most significant genes in a column at their side of the panel, a thin line to each point."""
+    best = table.assign(y=y)[table["padj"] < ALPHA].sort_values("y", ascending=False, kind="stable").index[:NAMED]
+    low, top = ax.get_ylim()
+    step = (top - low) * 0.075
+    for side, names in ((1, [g for g in best if x[g] >= 0]), (-1, [g for g in best if x[g] < 0])):
+        at = top
+        for gene in names:
+            at = min(at - step, y[gene])
+            edge = ax.get_xlim()[side > 0]
+            ax.annotate(
+                gene if len(gene) <= 12 else f"{gene[:11]}…",
+                (x[gene], y[gene]),
+                (edge, at),
+                fontsize=7,
+                ha="right" if side > 0 else "left",
+                va="center",
+                arrowprops={
+                    "arrowstyle": "-",
+                    "lw": 0.4,
+                    "color": style.GREY,
+                    "shrinkA": 0,
+                    "shrinkB": 1,
+                    "relpos": (side < 0, 0.5),
+                },
+            )
+
+
+def _overlap(fig: Figure, overlap: pd.DataFrame, genes: int, tag: str) -> None:
+    """Mean overlap of the top k over conditions, by model, quartiles as bars; what chance gives as dashes."""
+    ax = fig.subplots()
+    ax.set_label("overlap")
+    models, ks = style.models_in(overlap["model"]), sorted(overlap["k"].unique())
+    place = {k: i for i, k in enumerate(ks)}
+    step = 0.78 / len(models)
+    for j, model in enumerate(models):
+        groups = overlap[overlap["model"] == model].groupby("k")["overlap"]
+        mean, low, high = groups.mean(), groups.quantile(0.25), groups.quantile(0.75)
+        x, o = mean.index.map(place) + (j - (len(models) - 1) / 2) * step, style.look(model)
+        ax.vlines(x, low, high, color=o.colour, lw=1.4)
+        ax.plot(x, mean, o.marker, color=o.colour, mec=style.INK, mew=0.4)
+    for k, i in place.items():
+        ax.hlines(min(k / genes, 1), i - 0.45, i + 0.45, color=style.INK, lw=0.8, ls=(0, (4, 2)))
+    ax.set_xticks(range(len(ks)), [f"top {k}" for k in ks])
+    ax.tick_params(axis="x", length=0)
+    ax.set(ylim=(0, 1.02), xlim=(-0.55, len(ks) - 0.45), ylabel="overlap of DE genes, data and model")
+    n = overlap["condition"].nunique()
+    chance = Line2D([], [], color=style.INK, lw=0.8, ls=(0, (4, 2)), label="chance")
+    fig.legend(handles=[*style.keys(models), chance], loc="outside lower center", ncols=1)
+    style.letter(ax, tag, f"{n} perturbation{'s' * (n > 1)} (quartiles)")

@@ -1,0 +1,56 @@
+"""Every run's way down: validation loss against step, a panel per experiment."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from samsvae.figures import style
+
+
+@style.styled
+def training_curves(histories: pd.DataFrame) -> Figure:
+    """Validation loss against step, a thin line per run, coloured by method, dashed by inference.
+
+    histories: experiment, run, model, step, val_loss (rows without a validation loss are passed over). The
+    y-axis shows from the lowest loss to the highest of the 99 % of values after the first tenth of the steps.
+    """
+    need = style.need(histories, ["experiment", "run", "model", "step", "val_loss"], "histories")
+    table = style.need(need[np.isfinite(need["val_loss"])], [], "histories (with a validation loss)")
+    experiments = list(dict.fromkeys(table["experiment"]))
+    columns = min(3, len(experiments))
+    rows = math.ceil(len(experiments) / columns)
+    models = style.models_in(table["model"])
+    fig = style.figure(max(3.1 * columns, 5.0), 2.3 * rows + 0.3 + 0.16 * math.ceil(len(models) / 3))
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax, experiment in zip(axes, experiments, strict=False):
+        part = table[table["experiment"] == experiment]
+        ax.set_label(experiment)
+        for model in style.models_in(part["model"]):
+            runs = part[part["model"] == model].sort_values("step").groupby("run")
+            lines = [run[["step", "val_loss"]].to_numpy(float) for _, run in runs]
+            o = style.look(model)
+            alpha = 0.9 if len(lines) <= 10 else 0.4
+            drawn = LineCollection(lines, colors=o.colour, linestyles=[o.line], linewidths=0.9, alpha=alpha)
+            drawn.set_rasterized(len(lines) > 50)
+            ax.add_collection(drawn)
+        late = part[part["step"] >= part["step"].min() + 0.1 * np.ptp(part["step"])]["val_loss"]
+        low, high = part["val_loss"].min(), np.percentile(late, 99)
+        pad = 0.06 * ((high - low) or abs(low) or 1)
+        ax.set(ylim=(low - pad, high + pad), xlim=(0, part["step"].max()), xlabel="step")
+        ax.set_title(f"{experiment.replace('_', ' ')} ({part['run'].nunique()} runs)", loc="left")
+        ax.set_ylabel("validation loss (nats per cell)" if ax in axes[::columns] else "")
+        ax.locator_params(nbins=5)
+    for ax in axes[len(experiments) :]:
+        ax.remove()
+    fig.legend(
+        handles=style.keys(models, "line"),
+        loc="outside lower center",
+        ncols=3 if columns < 3 else 4,
+        handlelength=2.6,
+    )
+    return fig

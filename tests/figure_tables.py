@@ -1,0 +1,211 @@
+"""Seeded tables of realistic sizes for the figures: the demo's (the default) or the papers'."""
+
+import numpy as np
+import pandas as pd
+
+from samsvae.zoo import ROWS, TABLE_1
+
+PATHWAYS = (
+    "EXOSOME",
+    "MEDIATOR_COMPLEX",
+    "MT_PROTEIN_TRANSLOCATION",
+    "NUCLEOTIDE_EXCISION_REPAIR",
+    "S39_RIBOSOMAL_UNIT",
+    "S40_RIBOSOMAL_UNIT",
+    "S60_RIBOSOMAL_UNIT",
+    "SPLICEOSOME",
+)
+MASKED = ("svae_plus", "sams_vae_mf", "sams_vae_corr_e", "sams_vae_corr_z", "sams_vae_corr")
+SIZES = (12, 15, 20, 25, 30, 101, 92, 50)
+
+
+def screen(perturbations=50, latents=30, genes=120, unannotated=0, seed=0):
+    """mask probability, embedding, pathway, data effects, model effects."""
+    rng = np.random.default_rng(seed)
+    share = np.array(SIZES) / sum(SIZES)
+    of = np.sort(rng.choice(len(PATHWAYS), perturbations, p=share))
+    names = [f"GENE{i}_P1P2|GENE{i}_P2" for i in range(perturbations)]
+    if perturbations <= 60:
+        names = [f"g{i}-{i % 2 + 1}" for i in range(perturbations)]
+    pathway = pd.Series([PATHWAYS[i] for i in of], index=names)
+    order = rng.permutation(perturbations)
+    pathway = pathway.iloc[order]
+    pathway.iloc[:unannotated] = ""
+    usual = rng.random((len(PATHWAYS), latents)) < 0.12
+    usual[:, latents * 2 // 3 :] = False
+    mask = np.where(usual[of], rng.beta(8, 1, (perturbations, latents)), rng.beta(0.4, 9, (perturbations, latents)))
+    mask[:, latents * 2 // 3 :] *= 0.3
+    sign = rng.normal(0, 1.2, (len(PATHWAYS), latents))[of]
+    embedding = sign + rng.normal(0, 0.3, mask.shape)
+    loading = rng.normal(0, 0.25, (latents, genes)) * (rng.random((latents, genes)) < 0.3)
+    data = (mask * embedding) @ loading
+    columns = [f"gene{g}" for g in range(genes)]
+    frame = [pd.DataFrame(m[order], index=pathway.index) for m in (mask, embedding)]
+    model = 0.8 * data + rng.normal(0, 0.05, data.shape)
+    data = data + rng.normal(0, 0.1, data.shape)
+    effects = [pd.DataFrame(m[order], index=pathway.index, columns=columns) for m in (data, model)]
+    return *frame, pathway, *effects
+
+
+def accuracy(seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for c in ("logistic", "forest", "knn"):
+        for m in MASKED:
+            rows.append((c, m, rng.uniform(0.55, 0.92), 0.02, rng.uniform(0.2, 0.25), 0.02, 101 / 345))
+    return pd.DataFrame(rows, columns=["classifier", "model", "mean", "sd", "null_mean", "null_sd", "majority"])
+
+
+def replogle_scores(seeds=5, seed=0):
+    """scores.tsv of the eight rows: two masks' priors for SAMS-VAE, two b for SVAE+; metrics of the table."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, model in enumerate(TABLE_1):
+        axes = [(np.nan, np.nan)]
+        axes = [(0.1, np.nan), (0.01, np.nan)] if model.startswith("sams") else axes
+        axes = [(np.nan, 2.0), (np.nan, 5.0)] if model == "svae_plus" else axes
+        for j, (alpha, b) in enumerate(axes):
+            for s in range(seeds):
+                grid = {
+                    "experiment": "replogle",
+                    "run": f"{model}-{j}-{s}",
+                    "model": model,
+                    "method": ROWS[model].method,
+                }
+                grid |= {
+                    "inference": ROWS[model].inference,
+                    "n_latent": 100,
+                    "mask_prior": alpha,
+                    "beta_b": b,
+                    "seed": s,
+                }
+                val = -1766 + i + j + rng.normal(0, 0.15)
+                found = [("iwelbo", "val", val), ("iwelbo", "test", val - 0.3 + rng.normal(0, 0.05))]
+                found += [("ate_pearson", "all", 0.3 + 0.06 * i + rng.normal(0, 0.02))]
+                if model in MASKED:
+                    found += [("mask_pathway_accuracy/logistic", "all", 0.6 + 0.03 * i + rng.normal(0, 0.03))]
+                rows += [grid | {"protocol": "published", "metric": m, "split": sp, "value": v} for m, sp, v in found]
+    return pd.DataFrame(rows)
+
+
+def de_tables(data, model, seed=0):
+    """DE tables of data and model: log fold changes are the effects, p-values by a normal test of sd 0.1."""
+    from scipy.stats import norm
+
+    tables = []
+    for effects in (data, model):
+        long = effects.rename_axis(index="condition", columns="gene").stack().rename("log_fold_change").reset_index()
+        z = long["log_fold_change"] / 0.12
+        p = np.maximum(2 * norm.sf(np.abs(z)), 1e-300)
+        long = long.assign(method="wilcoxon", score=z, pvalue=p, padj=np.minimum(p * 5, 1))
+        tables.append(long)
+    return tables
+
+
+def overlap(conditions, models=MASKED, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = [
+        (m, c, k, np.clip(rng.normal(0.3 + 0.05 * i + 0.05 * j, 0.08), 0, 1))
+        for i, m in enumerate(models)
+        for c in conditions
+        for j, k in enumerate((20, 50, 100))
+    ]
+    return pd.DataFrame(rows, columns=["model", "condition", "k", "overlap"])
+
+
+NORMAN = (("sams_vae_corr", "sum"), ("cpa_vae_corr", "sum"), ("cond_vae", "sum"), ("svae_plus", "unique"))
+
+
+def norman_summary(fractions=(0, 0.25, 0.5, 0.75, 1), seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, (model, encoding) in enumerate((*NORMAN, ("cpa_vae_corr", "unique"))):
+        for f in fractions:
+            low = -9 if encoding == "unique" else 0
+            rows.append((model, encoding, f, "iwelbo_relative", low - 2 * i + 12 * f + rng.normal(0, 0.3), 0.6, 5))
+            rows.append((model, encoding, f, "ate_pearson", 0.7 - 0.05 * i + 0.1 * f + (low / 20), 0.03, 5))
+    for f in fractions:
+        rows.append(("additive", "sum", f, "ate_pearson", 0.74, 0.01, 5))
+        rows.append(("mean_of_perturbations", "sum", f, "ate_pearson", 0.5 + 0.02 * f, 0.01, 5))
+    return pd.DataFrame(rows, columns=["model", "encoding", "fraction", "metric", "mean", "sd", "n"])
+
+
+def interactions(pairs=33, genes=60, seed=0):
+    rng = np.random.default_rng(seed)
+    observed = rng.normal(0, 0.25, (pairs, genes))
+    tables = []
+    for i, (model, _) in enumerate(NORMAN):
+        predicted = 0.5 * observed * (1 - 0.25 * i) + rng.normal(0, 0.08, observed.shape)
+        long = pd.DataFrame({"model": model, "pair": np.repeat([f"p{i}" for i in range(pairs)], genes)})
+        long = long.assign(gene=np.tile([f"g{g}" for g in range(genes)], pairs))
+        tables.append(long.assign(observed=observed.ravel(), predicted=predicted.ravel()))
+    return pd.concat(tables, ignore_index=True)
+
+
+RECOVERY = {
+    "mask_f1": 0.35,
+    "mask_precision": 0.3,
+    "mask_recall": 0.6,
+    "mcc_pearson": 0.7,
+    "ate_r2": 0.9,
+    "iwelbo": -95,
+}
+
+
+def simulation_scores(models=TABLE_1, cells=(10, 30, 100, 300, 500), seeds=5, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, model in enumerate(models):
+        for n in cells:
+            for s in range(seeds):
+                for metric, base in RECOVERY.items():
+                    masked = model != "vae" and not model.startswith(("cond", "cpa", "beta"))
+                    if metric.startswith("mask") and not masked:
+                        continue
+                    value = base * (1 + 0.06 * np.log10(n / 100) * np.sign(base) + 0.01 * i) + rng.normal(0, 0.02)
+                    value = value if metric == "iwelbo" else np.clip(value, 0, 1)
+                    split = {"iwelbo": "test", "ate_r2": "all"}.get(metric, "all")
+                    rule = ("/true-positives", "/correlation") if metric.startswith("mask") else ("",)
+                    rows += [(model, n, s, metric + r, split, value) for r in rule]
+    return pd.DataFrame(rows, columns=["model", "cells", "data_seed", "metric", "split", "value"])
+
+
+def histories(seeds=3, seed=0):
+    rng = np.random.default_rng(seed)
+    step = np.arange(50, 3001, 50)
+    tables = []
+    for j, experiment in enumerate(
+        ("replogle", "norman_ood", "norman_efficiency", "simulation_sams", "simulation_svae")
+    ):
+        for i, model in enumerate(TABLE_1):
+            for s in range(seeds):
+                loss = 1750 - 100 * j - 2 * i + 200 * np.exp(-step / 250) + rng.normal(0, 0.8, len(step))
+                loss[0] += 5000
+                run = {"experiment": experiment, "run": f"{experiment}-{model}-{s}", "model": model}
+                tables.append(pd.DataFrame({"step": step, "val_loss": loss}).assign(**run))
+    return pd.concat(tables, ignore_index=True)
+
+
+def custom_scores(models=TABLE_1, seeds=3, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = [(m, s, "iwelbo", "test", -420 + i + rng.normal(0, 0.3)) for i, m in enumerate(models) for s in range(seeds)]
+    rows.append(("intercept_nb", 0, "iwelbo", "test", -431.0))
+    return pd.DataFrame(rows, columns=["model", "seed", "metric", "split", "value"])
+
+
+def per_condition(conditions, models=("sams_vae_corr", "cpa_vae_corr", "cond_vae"), seed=0):
+    rng = np.random.default_rng(seed)
+    base = rng.uniform(0.2, 0.8, len(conditions))
+    parts = [
+        ("mean_of_perturbations", base * 0.7),
+        *((m, np.clip(base + 0.1 - 0.05 * i, -1, 1)) for i, m in enumerate(models)),
+    ]
+    return pd.concat(
+        [
+            pd.DataFrame({"model": m, "condition": list(conditions), "metric": "ate_pearson"}).assign(
+                value=v + rng.normal(0, 0.04, len(v))
+            )
+            for m, v in parts
+        ],
+        ignore_index=True,
+    )
