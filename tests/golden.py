@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from samsvae.data.batch import Batch
-from samsvae.model import Model, ModelConfig
+from samsvae.model import Model
 from samsvae.networks import OneHot
+from samsvae.settings import ModelConfig
 from samsvae.zoo import row
 
 ROW = {

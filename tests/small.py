@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from samsvae.data.batch import Screen
-from samsvae.model import Model, ModelConfig
+from samsvae.model import Model
+from samsvae.settings import ModelConfig
 from samsvae.zoo import row
 
 SIZES = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}

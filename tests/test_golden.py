@@ -11,7 +11,8 @@ import torch
 from golden import LATENT, Golden, our_name
 
 from samsvae.model import given
-from samsvae.training import TrainingConfig, objective, parameter_groups
+from samsvae.settings import TrainingConfig
+from samsvae.training import Adam, objective
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz")) or ["missing"]
@@ -78,7 +79,7 @@ def test_likelihood_parameters(golden):
 
 def test_gradients_and_one_adam_step(golden):
     model, config = golden.model, TrainingConfig()
-    optimiser = torch.optim.Adam(parameter_groups(model, config), betas=(0.9, 0.999), eps=1e-8)
+    optimiser = Adam(model, config)
     draw = model.draw(golden.batch, given(golden.noise), golden.particles)
     objective(model, golden.batch, draw, config, n_cells=len(golden.batch.x))[0].backward()
     parameters = dict(model.named_parameters())

@@ -11,8 +11,9 @@ from small import model, screen
 
 from samsvae.data.batch import cells_of, encode
 from samsvae.errors import ConfigError
-from samsvae.model import ModelConfig, Streams, given
+from samsvae.model import Streams, given
 from samsvae.scoring import iwelbo
+from samsvae.settings import ModelConfig
 from samsvae.zoo import ROWS, TABLE_1, row
 
 SINGLE = [name for name in ROWS if ROWS[name].model.get("effect") == "prior_mean"]

@@ -13,7 +13,8 @@ from small import model, screen
 from samsvae.data.batch import cells_of, encode
 from samsvae.errors import ConfigError, NumericalError
 from samsvae.model import Streams
-from samsvae.training import TrainingConfig, objective, train, validation_loss
+from samsvae.settings import TrainingConfig
+from samsvae.training import objective, train, validation_loss
 from samsvae.zoo import ROWS
 
 FAST = TrainingConfig(steps=40, batch_size=32, learning_rate=1e-2, particles=2, validation_particles=2)

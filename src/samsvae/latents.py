@@ -174,7 +174,7 @@ class CellState(nn.Module):
 
     def guide(self, values: Values, batch: Batch, inputs: Tensor) -> Normal:
         second = {"x": (), "x_offset": ("offset",), "x_dosage": ("dosage",)}[self.reads]
-        parts = [batch.dosage if part == "dosage" else offset(values, batch) for part in second]
+        parts = [batch.received if part == "dosage" else offset(values, batch) for part in second]
         return self.head(self.network(inputs, *parts))
 
     def prior(self, values: Values, batch: Batch) -> Normal:

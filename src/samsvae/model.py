@@ -8,73 +8,20 @@ Equation numbers refer to docs/model.md.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from samsvae.data.batch import Batch, Cells
 from samsvae.distributions import standard_noise
-from samsvae.errors import ConfigError
 from samsvae.latents import CellState, Embedding, LearnedEmbedding, Mask, MaskProbability, offset
 from samsvae.networks import MLP, Likelihood, OneHot
+from samsvae.settings import ModelConfig
 
 #: (name of the latent, kind of noise, shape) -> standard noise
 Noise = Callable[[str, str, tuple[int, ...]], Tensor]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The four switches of the family and their sizes; defaults are those of SAMS-VAE's paper."""
-
-    embedding: Literal["none", "random", "learned"] = "random"
-    mask: Literal["none", "ones", "bernoulli", "beta_bernoulli"] = "bernoulli"
-    effect: Literal["none", "additive", "prior_mean", "decoder_input"] = "additive"
-    guide_embedding: Literal["mean_field", "given_mask"] = "mean_field"
-    encoder_reads: Literal["x", "x_offset", "x_dosage"] = "x"
-    likelihood: Literal["nb", "normal", "normal_fixed", "poisson"] = "nb"
-    n_latent: int = 100
-    n_layers: int = 1
-    width: int = 400
-    embedding_layers: int = 2
-    embedding_width: int = 200
-    mask_prior: float = 0.01
-    embedding_scale: float = 1.0
-    beta_a: float = 1.0
-    beta_b: float = 2.0
-    temperature: float = 1.0
-    mask_logit_init: float = 0.0
-    embedding_init: float = 0.1
-    mask_per_cell: bool = False
-    input: Literal["log_standardise", "standardise", "log", "none"] = "log_standardise"
-    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
-    residual: bool = True
-    batch_norm: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        for name in ("n_latent", "n_layers", "width", "embedding_layers", "embedding_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
-        for name in ("embedding_scale", "beta_a", "beta_b", "temperature"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
-        if not 0.0 < self.mask_prior < 1.0:
-            raise ConfigError(f"mask_prior: {self.mask_prior} is not allowed; it must lie inside (0, 1).")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout: {self.dropout} is not allowed; it must lie in [0, 1).")
-        masked = self.mask in ("bernoulli", "beta_bernoulli")
-        if self.mask_per_cell and self.mask != "beta_bernoulli":
-            raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
-        if self.guide_embedding == "given_mask" and not (masked and self.embedding == "random"):
-            raise ConfigError("guide_embedding: 'given_mask' needs a random embedding and a mask that is drawn.")
-        if self.effect in ("additive", "prior_mean") and self.embedding == "none":
-            raise ConfigError(f"effect: {self.effect!r} needs an embedding; it is 'none'.")
-        if self.encoder_reads == "x_offset" and self.embedding == "none":
-            raise ConfigError("encoder_reads: 'x_offset' needs an embedding; it is 'none'.")
 
 
 class Streams:
@@ -186,7 +133,7 @@ class Model(nn.Module):
         """p(x | z) of every particle and cell: (K, n, G)."""
         config = self.config
         z = values["z_basal"] + offset(values, batch) if config.effect == "additive" else values["z"]
-        parts = (z, batch.dosage) if config.effect == "decoder_input" else (z,)
+        parts = (z, batch.received) if config.effect == "decoder_input" else (z,)
         return self.likelihood(self.decoder(*parts), batch.library)
 
     def terms(
@@ -276,7 +223,7 @@ class Model(nn.Module):
         batch = self.no_cells()
         values: dict[str, Tensor] = {}
         for latent in self._shared():
-            values[latent.name] = latent.guide(values, batch).mean
+            values[latent.name] = latent.guide(values, batch).mean.detach()
         tables = {
             "mask_probability": values.get("mask", values.get("mask_prob")),
             "embedding": values.get("embedding"),

@@ -11,62 +11,19 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from samsvae.data.batch import Batch, Cells
 from samsvae.errors import ConfigError, NumericalError, some
 from samsvae.latents import Embedding, LearnedEmbedding, Mask, MaskProbability
 from samsvae.model import Draw, Model, Noise, Streams
+from samsvae.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a model is trained; defaults are those of SAMS-VAE's paper."""
-
-    steps: int = 150_000
-    batch_size: int = 512
-    learning_rate: float = 3e-4
-    rate_mask: float | None = None
-    rate_embedding: float | None = None
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_eps: float = 1e-8
-    weight_decay: float = 1e-6
-    weight_decay_on: Literal["all", "networks"] = "all"
-    gradient_clip: float | None = None
-    particles: int = 5
-    validation_particles: int = 5
-    validation_every: int = 1
-    objective: Literal["elbo", "iwelbo"] = "elbo"
-    analytic_kl: bool = False
-    kl_weight: float = 1.0
-    warmup_epochs: int = 0
-    mask_penalty: float = 0.0
-    plate: Literal["epoch", "every_step"] = "epoch"
-    loss_scale: Literal["one", "n_cells"] = "one"
-    patience: int | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "particles", "validation_particles", "validation_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
-        for name in ("learning_rate", "adam_eps", "rate_mask", "rate_embedding", "gradient_clip"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < math.inf:
-                raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
-        for name in ("weight_decay", "kl_weight", "mask_penalty", "warmup_epochs"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 0 or more.")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must lie in [0, 1).")
 
 
 @dataclass
@@ -89,7 +46,8 @@ def check(model: Model, *splits: Cells) -> None:
         if several.any():
             raise ConfigError(
                 f"encoding: 'sum' is not allowed for this model (SVAE+, sVAE, iVAE): it accepts one perturbation "
-                f"a cell, and {several.sum()} cells received several ({some(cells.names[several], 3)}). Allowed: 'unique'."
+                f"a cell, and {several.sum()} cells received several ({some(cells.names[several], 3)}). "
+                "Allowed: 'unique'."
             )
 
 
@@ -132,17 +90,16 @@ def train(
         raise ConfigError(f"mask_penalty: needs mask: beta_bernoulli; the mask here is {model.config.mask!r}.")
     device = train_cells.counts.device
     noise, order = Streams(config.seed, device), Streams(config.seed, "cpu").generator("order")
-    optimiser = torch.optim.Adam(
-        parameter_groups(model, config), betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps
-    )
+    optimiser = Adam(model, config)
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
+    steps = config.steps if config.epochs is None else config.epochs * math.ceil(n / size)
     scale = float(n) if config.loss_scale == "n_cells" else 1.0  # matters to Adam through its eps alone
     result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0)
     best: dict[str, Tensor] = {}
     start = told = clock()
     step = epoch = stale = 0
     model.train()
-    while step < config.steps:
+    while step < steps:
         warmup = min(1.0, epoch / config.warmup_epochs) if config.warmup_epochs else 1.0
         losses: list[float] = []
         for at in torch.randperm(n, generator=order).to(device).split(size):
@@ -153,7 +110,7 @@ def train(
             if not math.isfinite(losses[-1]):
                 what = diagnose(model, batch, draw, terms, train_cells.names[at.cpu()], genes)
                 raise NumericalError(f"Step {step + 1}: {what}")
-            optimiser.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             (loss * scale).backward()
             if config.gradient_clip is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
@@ -161,11 +118,11 @@ def train(
             step += 1
             if clock() - told >= report_every:
                 told = clock()
-                _tell(step, config.steps, told - start, losses[-1], result)
-            if step == config.steps:
+                _tell(step, steps, told - start, losses[-1], result)
+            if step == steps:
                 break
         epoch += 1
-        if epoch % config.validation_every and step < config.steps:
+        if epoch % config.validation_every and step < steps:
             continue
         val_loss = validation_loss(model, val_cells, config, Streams(f"{config.seed}/validation/{step}", device))
         result.history.append(
@@ -200,6 +157,43 @@ def validation_loss(model: Model, cells: Cells, config: TrainingConfig, noise: N
         total += loss.item() * len(at)
     model.train()
     return total / len(cells)
+
+
+class Adam:
+    """Adam with L2 weight decay inside the gradient, as published.
+
+    The library's own fused step without its optimiser class, whose first use imports a compiler for a second.
+    """
+
+    def __init__(self, model: Model, config: TrainingConfig):
+        self.config = config
+        self.groups = []
+        for group in parameter_groups(model, config):
+            parameters = group["params"]
+            state = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+            steps = [torch.zeros((), device=p.device) for p in parameters]
+            self.groups.append((parameters, *state, steps, group["lr"], group["weight_decay"]))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step along the gradients, which are left in place."""
+        for parameters, means, squares, steps, rate, decay in self.groups:
+            adam(
+                parameters,
+                [p.grad for p in parameters],
+                means,
+                squares,
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                beta1=self.config.adam_beta1,
+                beta2=self.config.adam_beta2,
+                lr=rate,
+                weight_decay=decay,
+                eps=self.config.adam_eps,
+                maximize=False,
+            )
 
 
 def parameter_groups(model: Model, config: TrainingConfig) -> list[dict]:

@@ -37,6 +37,7 @@ _LOPEZ_MODEL = {
     "mask_logit_init": 5.0,
 }
 _LOPEZ_TRAINING = {
+    "batch_size": 128,
     "particles": 1,
     "validation_particles": 1,
     "analytic_kl": True,

@@ -84,7 +84,7 @@ def encode(screen: Screen, encoding: str) -> Dosage:
         members[treated, 0] = np.arange(len(names))
     else:
         names = screen.perturbations
-        members = np.where(screen.members < 0, len(names), screen.members)
+        members = np.where(screen.members < 0, len(names), screen.members).astype(np.int64)
     return Dosage(tuple(str(name) for name in names), members)
 
 
@@ -101,6 +101,14 @@ class Batch:
     dosage: OneHot
     share: Tensor
     rows: Tensor | None = None
+
+    @property
+    def received(self) -> OneHot:
+        """The dosage in terms of all T perturbations, for what has weights of its own for each of them."""
+        if self.rows is None:
+            return self.dosage
+        # the padding becomes any row: its dose is 0
+        return OneHot(torch.nn.functional.pad(self.rows, (0, 1))[self.dosage.index], self.dosage.dose)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ Figures are built without pyplot, so that importing this changes nobody's backen
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from samsvae.errors import DataError, nearest, some
+from samsvae.files import atomic
 from samsvae.zoo import ROWS, TABLE_1
 
 RC = {
@@ -183,17 +182,6 @@ def interval(ax: Axes, x, y, sd, model: str, *, horizontal: bool = False, **kwar
     ax.errorbar(x, y, **bars, **(style | kwargs))
 
 
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to `path` at the end and removed on an error."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save(fig: Figure, stem: str | Path, data: Mapping[str, pd.DataFrame]) -> list[Path]:
     """Write STEM.png (200 dpi), STEM.pdf and the data as tab-separated text; the same bytes every time.
 
@@ -206,14 +194,14 @@ def save(fig: Figure, stem: str | Path, data: Mapping[str, pd.DataFrame]) -> lis
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf"))
     with mpl.rc_context(RC):
-        with _aside(png) as path:
+        with atomic(png) as path:
             fig.savefig(path, dpi=200, metadata={"Software": None})
-        with _aside(pdf) as path:
+        with atomic(pdf) as path:
             fig.savefig(path, dpi=300, metadata={"CreationDate": None, "ModDate": None})
     tables = {stem.with_name(f"{stem.name}{f'.{n}' if len(data) > 1 else ''}.tsv"): t for n, t in data.items()}
     for target, table in tables.items():
         named = not isinstance(table.index, pd.RangeIndex)
         label = (table.index.name or "name") if named else None
-        with _aside(target) as path:
+        with atomic(target) as path:
             table.to_csv(path, sep="\t", index=named, index_label=label, float_format="%.6g", lineterminator="\n")
     return [png, pdf, *tables]

@@ -1,0 +1,219 @@
+# The study of the configuration as look-up tables, and the functions that rules read them with.
+from samsvae.config import Study, build, grid_table, run_settings, runs
+from samsvae.digest import code_of as digest_of
+from samsvae.errors import SamsvaeError, nearest
+
+try:
+    STUDY = build(Study, config)
+    RUNS = {name: {run.id: run for run in runs(STUDY, name)} for name in STUDY.experiments}
+except SamsvaeError as error:
+    raise WorkflowError(f"Configuration: {error}") from None
+
+DATASETS = {run.dataset: run.screen for found in RUNS.values() for run in found.values()}
+SCREENS = {run.dataset: STUDY.settings[name].screen for name in RUNS for run in RUNS[name].values()}
+
+#: Figures, and the experiments that each draws.
+FIGURES = {
+    "replogle_table1": ("replogle",),
+    "replogle_masks": ("replogle",),
+    "replogle_effects": ("replogle",),
+    "replogle_de": ("replogle",),
+    "norman_ood": ("norman_ood",),
+    "norman_efficiency": ("norman_efficiency",),
+    "simulation_recovery": ("simulation_sams", "simulation_svae"),
+    "custom": ("custom",),
+    "training_curves": tuple(STUDY.experiments),
+}
+ROOT = Path(workflow.basedir)
+RESOURCES = ROOT / "resources"
+
+#: The row whose run is shown where one run is shown, and the rows beside it.
+SHOWN = "sams_vae_corr"
+BESIDE = ("sams_vae_corr", "cpa_vae_corr", "cond_vae", "svae_plus")
+
+
+def code_of(script):
+    """Digest of a script and of every module of the package that it imports: the trigger of a rerun."""
+    return digest_of(f"workflow/scripts/{script}.py", ROOT)
+
+
+def alternatives(names):
+    """A wildcard constraint that matches these names and nothing else."""
+    return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
+
+
+def of_kind(kind):
+    """The datasets of a kind of screen, as a wildcard constraint."""
+    return alternatives(name for name, screen in DATASETS.items() if screen.kind == kind)
+
+
+def sources_of(sort, kind=None):
+    """The screens of a kind (or of any) whose source is a miniature, a path or urls, as a wildcard constraint."""
+    found = STUDY.screens.items()
+    return alternatives(
+        name for name, screen in found if screen.source and screen.source.sort == sort and kind in (None, screen.kind)
+    )
+
+
+def experiment_runs(name):
+    """The runs of an experiment by id; an error that names the allowed ones where it is not chosen."""
+    if name not in RUNS:
+        raise WorkflowError(f"experiments: {name!r} is not chosen in the configuration.{nearest(name, RUNS)}")
+    return RUNS[name]
+
+
+def run_of(wildcards):
+    """The run that the wildcards name."""
+    found = experiment_runs(wildcards.experiment)
+    if wildcards.run not in found:
+        raise WorkflowError(f"{wildcards.experiment} has no run {wildcards.run!r}.{nearest(wildcards.run, found)}")
+    return found[wildcards.run]
+
+
+def source_of(wildcards):
+    """The file that a screen is filtered from: a local path, or what was fetched or made."""
+    name = SCREENS[wildcards.dataset]
+    source = STUDY.screens[name].source
+    return source.path if source.sort == "path" else f"<results>/sources/{name}.h5ad"
+
+
+def verification_of(wildcards):
+    """The mark that a local source was verified, where the configuration gives its checksum."""
+    name = SCREENS[wildcards.dataset]
+    return [f"<results>/sources/{name}.verified"] if STUDY.screens[name].source.verified else []
+
+
+def arrays_of(wildcards):
+    return f"<results>/data/{run_of(wildcards).dataset}/arrays.npz"
+
+
+def screen_of(wildcards):
+    return f"<results>/data/{run_of(wildcards).dataset}/screen.h5ad"
+
+
+def split_of(wildcards):
+    run = run_of(wildcards)
+    return f"<results>/{run.experiment}/splits/{run.dataset}/{run.split}/cells.tsv"
+
+
+def reference_of(wildcards):
+    run = run_of(wildcards)
+    return f"<results>/{run.experiment}/splits/{run.dataset}/{run.split}/effects.h5ad"
+
+
+def split_settings(wildcards):
+    """The settings of a split: those of the first run that reads it."""
+    found = experiment_runs(wildcards.experiment).values()
+    run = next(run for run in found if (run.dataset, run.split) == (wildcards.dataset, wildcards.split))
+    return vars(run.split_config)
+
+
+def options_of(wildcards):
+    """The settings of a dataset's filter or simulation."""
+    return dict(DATASETS[wildcards.dataset].options.__dict__)
+
+
+def source_settings(wildcards):
+    """What a source must be: its addresses, size and checksum."""
+    source = STUDY.screens[wildcards.screen].source
+    return {"urls": list(source.urls), "size": source.size, "checksum": source.checksum}
+
+
+def local_source(wildcards):
+    return STUDY.screens[wildcards.screen].source.path
+
+
+def miniature_settings(wildcards):
+    return STUDY.screens[wildcards.screen].source.miniature
+
+
+def checksum_of(wildcards):
+    """The checksum that the source of a dataset was verified by; '' where there was none."""
+    source = STUDY.screens[SCREENS[wildcards.dataset]].source
+    return source.checksum or "" if source.sort != "miniature" else ""
+
+
+def evaluation_of(wildcards):
+    return vars(STUDY.settings[wildcards.experiment].evaluation)
+
+
+def selected(name, rows=None, masked=False):
+    """The runs of an experiment of some rows of the zoo, or those that have a mask to read."""
+    return [
+        run
+        for run in experiment_runs(name).values()
+        if (rows is None or run.row in rows) and (not masked or run.model.mask in ("bernoulli", "beta_bernoulli"))
+    ]
+
+
+def run_files(found, file):
+    """A file of each run."""
+    return [f"<results>/{run.experiment}/runs/{run.id}/{file}" for run in found]
+
+
+def split_files(name, file):
+    """A file of each split of an experiment, once."""
+    found = dict.fromkeys((run.dataset, run.split) for run in experiment_runs(name).values())
+    return [f"<results>/{name}/splits/{dataset}/{split}/{file}" for dataset, split in found]
+
+
+def figures_of_study():
+    """The figures whose experiments are all chosen."""
+    found = [name for name, needed in FIGURES.items() if needed and set(needed) <= set(STUDY.experiments)]
+    return expand("<results>/figures/{figure}.png", figure=found)
+
+
+def tables_of_experiments():
+    return expand(
+        "<results>/{experiment}/{table}.tsv",
+        experiment=STUDY.experiments,
+        table=["grid", "scores", "histories", "cost"],
+    )
+
+
+def pathway_files(name):
+    """Pathway accuracies of the masked runs, for the screen that has pathways."""
+    annotated = STUDY.screens[STUDY.settings[name].screen].kind == "replogle"
+    return run_files(selected(name, masked=True), "pathways.tsv") if annotated else []
+
+
+def first_seeds(name, rows):
+    """The runs of some rows with the first seed of each."""
+    found = selected(name, rows)
+    first = min(run.training.seed for run in found)
+    return [run for run in found if run.training.seed == first]
+
+
+def published_screen(name):
+    """Whether a screen is the published one, so that its numbers may be held against the papers'."""
+    return STUDY.screens[STUDY.settings[name].screen].source.sort != "miniature"
+
+
+def norman_runs(name):
+    """The runs of the Norman figures: one layer of encoder and decoder."""
+    return [run for run in selected(name, BESIDE) if run.model.n_layers == 1]
+
+
+def _most_pairs(run):
+    return -run.split_config.fraction, run.split_config.split_seed
+
+
+def norman_shown(name):
+    """A run per model for the interactions: the first split, most pairs in training; SVAE+ in its unique encoding."""
+    found = {}
+    for run in norman_runs(name):
+        if run.encoding == ("unique" if run.row == "svae_plus" else "sum"):
+            best = found.setdefault(run.row, run)
+            found[run.row] = min(best, run, key=_most_pairs)
+    return list(found.values())
+
+
+def first_split_file(name, file, runs=None):
+    """A file of the split that the first of some runs reads."""
+    run = next(iter(runs or experiment_runs(name).values()))
+    return f"<results>/{name}/splits/{run.dataset}/{run.split}/{file}"
+
+
+def dataset_file(name, file):
+    """A file of the data set that an experiment reads."""
+    return f"<results>/data/{next(iter(experiment_runs(name).values())).dataset}/{file}"

@@ -1,0 +1,475 @@
+"""The configuration of a study: frozen dataclasses, checked; plain dicts (YAML) in, JSON schema out.
+
+An experiment is a screen, a split and a grid of runs. In a block of the grid a list is an axis, whose values
+appear in the ids of the runs, and a scalar is a setting of the whole block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, Literal
+
+from samsvae.errors import ConfigError, nearest
+from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
+from samsvae.zoo import row
+
+SCALAR = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a screen comes from: a local ``path``, a verified download from ``urls``, or a ``miniature`` made here."""
+
+    path: str | None = None
+    urls: tuple[str, ...] = ()
+    size: int | None = None
+    checksum: str | None = None
+    miniature: dict[str, SCALAR] | None = None
+
+    def __post_init__(self):
+        if self.path is None and self.miniature is None and not self.urls:
+            raise ConfigError("source: give one of path, urls or miniature.")
+        if self.sort == "urls" and not (self.checksum and self.size):
+            raise ConfigError("source: a download needs its size and its checksum, as md5:... or sha256:...")
+        if self.sort == "path" and self.checksum and not self.size:
+            raise ConfigError("source: a checksum needs the size beside it.")
+
+    @property
+    def sort(self) -> Literal["miniature", "path", "urls"]:
+        """Which of them counts: a later configuration may add one to those of an earlier."""
+        return "miniature" if self.miniature is not None else "path" if self.path is not None else "urls"
+
+    @property
+    def verified(self) -> bool:
+        """Whether a local file is to be verified before it is used."""
+        return self.sort == "path" and self.checksum is not None
+
+
+@dataclass(frozen=True)
+class ReplogleOptions:
+    """Filter of the Replogle screen (data.md, section 1)."""
+
+    n_controls: int = 2000
+    control_seed: int = 0
+    published_counts: bool = False
+
+
+@dataclass(frozen=True)
+class NormanOptions:
+    """Filter of the Norman screen (data.md, section 2): it has no settings."""
+
+
+@dataclass(frozen=True)
+class CustomOptions:
+    """Filter of a screen of one's own (docs/own-data.md)."""
+
+    perturbation_column: str = "perturbation"
+    control: tuple[str, ...] = ("control",)
+    separator: str = ""
+    counts: str = "X"
+    genes: str | int | tuple[str, ...] = "all"
+    library_size: str = "kept"
+    min_cells: int = 1
+    zero_cells: Literal["error", "drop"] = "error"
+    rare: Literal["error", "drop"] = "error"
+    annotation: str | None = None
+    cell_table: str | None = None
+    keep_obs: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SamsOptions:
+    """Simulation of the SAMS-VAE paper's release (simulation.md, section 1); ``cells`` per perturbation to train on."""
+
+    cells: int = 500
+    val_cells: int = 100
+    test_cells: int = 100
+    n_perturbations: int = 100
+    n_features: int = 100
+    sim_latents: int = 15
+    sim_mask_prob: float = 2 / 15
+    data_seed: int = 0
+
+
+@dataclass(frozen=True)
+class SparseShiftOptions:
+    """Sparse-shift simulation of the SVAE+ paper (simulation.md, section 2); ``cells`` per intervention to train on."""
+
+    cells: int = 400
+    n_perturbations: int = 100
+    n_features: int = 100
+    val_cells: int = 50
+    test_cells: int = 50
+    sim_latents: int = 15
+    n_held_out: int = 20
+    n_controls: int = 0
+    normalisation: Literal["published", "per_cell"] = "published"
+    data_seed: int = 0
+
+
+OPTIONS = {
+    "replogle": ReplogleOptions,
+    "norman": NormanOptions,
+    "custom": CustomOptions,
+    "simulate_sams": SamsOptions,
+    "simulate_sparse_shift": SparseShiftOptions,
+}
+
+
+@dataclass(frozen=True)
+class ScreenConfig:
+    """A screen: its kind, its source (none for simulations) and the options of its filter or simulation."""
+
+    kind: Literal["replogle", "norman", "custom", "simulate_sams", "simulate_sparse_shift"]
+    source: Source | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "options", build(OPTIONS[self.kind], self.options, "options"))
+        if (self.source is None) != self.kind.startswith("simulate"):
+            raise ConfigError(
+                f"source: {'not allowed' if self.source else 'needed'} for a screen of kind {self.kind!r}."
+            )
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How cells are split; the kinds are those of ``samsvae.data.splits``."""
+
+    kind: Literal["random", "norman_ood", "norman_efficiency", "held_out", "given", "file"] = "random"
+    test_fraction: float = 0.2
+    val_fraction: float = 0.2
+    fraction: float = 1.0
+    test_pairs: float = 0.25
+    conditions: tuple[str, ...] = ()
+    path: str | None = None
+    split_seed: int = 0
+
+    def __post_init__(self):
+        for name in ("test_fraction", "val_fraction", "fraction", "test_pairs"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not a fraction. Allowed: 0 to 1.")
+        if (self.kind == "file") != (self.path is not None):
+            raise ConfigError("path: needed for a split of kind 'file', and only there.")
+        if (self.kind == "held_out") != bool(self.conditions):
+            raise ConfigError("conditions: needed for a split of kind 'held_out', and only there.")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a trained model is scored (published protocol by default)."""
+
+    iwelbo_particles: int = 100
+    ate_samples: int = 2500
+    ate_library: float = 10_000.0
+    ate_closed_form: bool = False
+    pathway_repeats: int = 10
+    pathway_trees: int = 500
+    pathway_permutations: int = 20
+    de_conditions: int = 4
+    de_cells: int = 200
+
+    def __post_init__(self):
+        for item in dataclasses.fields(self):
+            if not isinstance(getattr(self, item.name), bool) and not getattr(self, item.name) > 0:
+                raise ConfigError(f"{item.name}: {getattr(self, item.name)} is not allowed; it must be above 0.")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A screen, a split and a grid of runs. ``model`` and ``training`` hold for every run; a block's own come after."""
+
+    screen: str
+    grid: tuple[dict[str, Any], ...]
+    split: SplitConfig = field(default_factory=SplitConfig)
+    model: dict[str, SCALAR] = field(default_factory=dict)
+    training: dict[str, SCALAR] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The whole configuration: which experiments to run, their settings, and the screens they read."""
+
+    experiments: tuple[str, ...]
+    settings: dict[str, Experiment]
+    screens: dict[str, ScreenConfig]
+    title: str = "samsvae"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    jobs_per_gpu: int = 1
+    pathvars: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.experiments:
+            raise ConfigError(f"experiments: none chosen.{nearest('', self.settings)}")
+        for name in self.experiments:
+            if name not in self.settings:
+                raise ConfigError(f"experiments: no settings for {name!r}.{nearest(name, self.settings)}")
+            if (screen := self.settings[name].screen) not in self.screens:
+                raise ConfigError(f"settings.{name}.screen: unknown {screen!r}.{nearest(screen, self.screens)}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its id, what it reads and its full settings. ``axes`` are the values the id is made of."""
+
+    id: str
+    experiment: str
+    row: str
+    dataset: str
+    split: str
+    encoding: str
+    model: ModelConfig
+    training: TrainingConfig
+    screen: ScreenConfig
+    split_config: SplitConfig
+    axes: dict[str, SCALAR]
+
+
+# ---- runs of a grid ------------------------------------------------------------------------------------------------
+
+#: Axes in the order of a run's id, with the word that stands for each; any other axis goes by its own name.
+WORDS = {
+    "n_layers": "layers",
+    "n_latent": "latents",
+    "mask_prior": "alpha",
+    "beta_b": "b",
+    "mask_penalty": "lambda",
+    "kl_weight": "beta",
+    "encoding": "",
+    "cells": "cells",
+    "data_seed": "draw",
+    "split_seed": "split",
+    "fraction": "frac",
+    "seed": "seed",
+}
+
+
+def _names(cls: type) -> set[str]:
+    return {item.name for item in dataclasses.fields(cls)}
+
+
+def _word(key: str, value: SCALAR) -> str:
+    return f"{WORDS.get(key, key)}{value}"
+
+
+def _ordered(keys: typing.Iterable[str]) -> list[str]:
+    order = list(WORDS)
+    return sorted(keys, key=lambda key: (order.index(key) if key in order else -1, key))
+
+
+def runs(study: Study, name: str) -> list[Run]:
+    """Every run of an experiment, in the order of its grid; ConfigError for an unknown axis or a run named twice."""
+    experiment, found = study.settings[name], {}
+    screen = study.screens[experiment.screen]
+    homes = {
+        "options": _names(type(screen.options)),
+        "split": _names(SplitConfig) - {"kind", "conditions", "path"},
+        "model": _names(ModelConfig),
+        "training": _names(TrainingConfig),
+    }
+    known = {"model", "encoding"}.union(*homes.values())
+    for number, block in enumerate(experiment.grid):
+        where = f"settings.{name}.grid[{number}]"
+        for key in block:
+            if key not in known:
+                raise ConfigError(f"{where}: unknown axis {key!r}.{nearest(key, sorted(known))}")
+        if "model" not in block:
+            raise ConfigError(f"{where}: no 'model'; give a model or a list of models.")
+        axes = {key: value for key, value in block.items() if isinstance(value, list | tuple)}
+        axes.setdefault("model", [block["model"]])
+        fixed = {key: value for key, value in block.items() if key not in axes}
+        for values in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, values, strict=True))
+            run = _run(study, name, where, chosen, fixed, homes)
+            if run.id in found:
+                raise ConfigError(f"{where}: the run {run.id!r} is there twice; make the blocks differ in an axis.")
+            found[run.id] = run
+    return list(found.values())
+
+
+def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: dict[str, set[str]]) -> Run:
+    experiment = study.settings[name]
+    screen = study.screens[experiment.screen]
+    every = {**fixed, **chosen}
+    model = row(every["model"])
+
+    def picked(home: str) -> dict:
+        return {key: value for key, value in every.items() if key in homes[home] and key != "model"}
+
+    options = build(type(screen.options), {**_plain(screen.options), **picked("options")}, where)
+    split = build(SplitConfig, {**_plain(experiment.split), **picked("split")}, where)
+    encoding = every.get("encoding", "sum")
+    if encoding not in ENCODINGS:
+        raise ConfigError(f"{where}.encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
+    axes = {key: chosen[key] for key in _ordered(chosen) if key != "model"}
+    words = [_word(key, value) for key, value in axes.items()]
+    data_axes = [_word(key, axes[key]) for key in axes if key in homes["options"]]
+    split_axes = [_word(key, axes[key]) for key in axes if key in homes["split"]]
+    return Run(
+        id="-".join([every["model"], *words]),
+        experiment=name,
+        row=every["model"],
+        dataset="-".join([experiment.screen, *data_axes]),
+        split="-".join([split.kind, *split_axes]),
+        encoding=encoding,
+        model=build(ModelConfig, {**experiment.model, **model.model, **picked("model")}, where),
+        training=build(TrainingConfig, {**experiment.training, **model.training, **picked("training")}, where),
+        screen=replace(screen, options=_plain(options)),
+        split_config=split,
+        axes=axes,
+    )
+
+
+def grid_table(runs: list[Run]) -> list[dict[str, SCALAR]]:
+    """A row per run: id, model, method, inference, the axes of the whole experiment, dataset and split."""
+    keys = _ordered({key for run in runs for key in run.axes} | {"encoding"})
+    rows = []
+    for run in runs:
+        settings = {**_plain(run.screen.options), **_plain(run.split_config), **_plain(run.training)}
+        settings |= {**_plain(run.model), "encoding": run.encoding}
+        named = {"run": run.id, "model": run.row, "method": row(run.row).method, "inference": row(run.row).inference}
+        rows.append({**named, **{key: settings[key] for key in keys}, "dataset": run.dataset, "split_name": run.split})
+    return rows
+
+
+def run_settings(run: Run) -> dict[str, Any]:
+    """What the training of a run depends on, as plain values: the params of its rule."""
+    own = {"run": run.id, "model": run.row, "encoding": run.encoding}
+    return own | {"config": dataclasses.asdict(run.model), "training": dataclasses.asdict(run.training)}
+
+
+# ---- dicts into dataclasses ----------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass as a dict, one level deep."""
+    return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def build(cls: type, data: Any, where: str = "config") -> Any:
+    """An instance of a dataclass from a dict; ConfigError names the key, the value and what is allowed."""
+    if not isinstance(data, typing.Mapping):
+        raise ConfigError(
+            f"{where}: {data!r} is not allowed here. Needed: keys among {', '.join(sorted(_names(cls)))}."
+        )
+    hints, names = _hints(cls), _names(cls)
+    for key in data:
+        if key not in names:
+            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, sorted(names))}")
+    for item in dataclasses.fields(cls):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in data:
+            raise ConfigError(f"{where}: the key {item.name!r} is missing.")
+    values = {key: _checked(value, hints[key], f"{where}.{key}") for key, value in data.items()}
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _checked(value, option, where)
+            except ConfigError as error:
+                if dataclasses.is_dataclass(option) and isinstance(value, typing.Mapping):
+                    raise error
+        raise ConfigError(f"{where}: {value!r} is not allowed. Allowed: {_describe(hint)}.")
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: {value!r} is not allowed.{nearest(value, args)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            if args[0] is str and isinstance(value, str):
+                return (value,)
+            raise ConfigError(f"{where}: {value!r} is not a list.")
+        return tuple(_checked(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, typing.Mapping):
+            raise ConfigError(f"{where}: {value!r} is not allowed. Needed: keys with values.")
+        return {str(key): _checked(item, args[1], f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)
+    if hint is float:
+        if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
+            try:
+                value = float(value)
+            except ValueError:
+                raise ConfigError(f"{where}: {value!r} is not a number.") from None
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif (hint is types.NoneType and value is None) or (hint in (str, bool) and isinstance(value, hint)):
+        return value
+    raise ConfigError(f"{where}: {value!r} is not allowed. Allowed: {_describe(hint)}.")
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in args)
+    if origin is tuple:
+        return f"a list of {_describe(args[0])}"
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        types.NoneType: "nothing (null)",
+    }
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def schema(cls: type = Study) -> dict[str, Any]:
+    """The JSON schema of a configuration, for editors and for those who read (config/schema.json)."""
+    top = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Configuration of samsvae"}
+    return top | _schema_of(cls)
+
+
+def _schema_of(hint: Any) -> dict[str, Any]:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return {}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema_of(option) for option in args]}
+    if origin is Literal:
+        return {"enum": list(args)}
+    if origin is tuple:
+        items = {"type": "array", "items": _schema_of(args[0])}
+        return {"anyOf": [items, {"type": "string"}]} if args[0] is str else items
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema_of(args[1])}
+    if dataclasses.is_dataclass(hint):
+        properties, required = {}, []
+        for item in dataclasses.fields(hint):
+            properties[item.name] = _schema_of(_hints(hint)[item.name])
+            if item.default is not dataclasses.MISSING:
+                default = item.default
+                properties[item.name]["default"] = list(default) if isinstance(default, tuple) else default
+            elif item.default_factory is dataclasses.MISSING:
+                required.append(item.name)
+        text = {"description": " ".join((hint.__doc__ or "").split())}
+        if hint is ScreenConfig:
+            properties["options"] = {"anyOf": [_schema_of(option) for option in OPTIONS.values()]}
+        return {"type": "object", **text, "properties": properties, "required": required, "additionalProperties": False}
+    names = {int: "integer", float: "number", str: "string", bool: "boolean", types.NoneType: "null"}
+    return {"type": names[hint]}

@@ -1,0 +1,111 @@
+"""The settings of a model and of its training: plain values, checked, without torch.
+
+Apart from the code that reads them, since the workflow reads them whenever it is parsed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from samsvae.errors import ConfigError
+
+SPLITS = ("train", "val", "test")
+ENCODINGS = ("sum", "unique")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The four switches of the family and their sizes; defaults are those of SAMS-VAE's paper."""
+
+    embedding: Literal["none", "random", "learned"] = "random"
+    mask: Literal["none", "ones", "bernoulli", "beta_bernoulli"] = "bernoulli"
+    effect: Literal["none", "additive", "prior_mean", "decoder_input"] = "additive"
+    guide_embedding: Literal["mean_field", "given_mask"] = "mean_field"
+    encoder_reads: Literal["x", "x_offset", "x_dosage"] = "x"
+    likelihood: Literal["nb", "normal", "normal_fixed", "poisson"] = "nb"
+    n_latent: int = 100
+    n_layers: int = 1
+    width: int = 400
+    embedding_layers: int = 2
+    embedding_width: int = 200
+    mask_prior: float = 0.01
+    embedding_scale: float = 1.0
+    beta_a: float = 1.0
+    beta_b: float = 2.0
+    temperature: float = 1.0
+    mask_logit_init: float = 0.0
+    embedding_init: float = 0.1
+    mask_per_cell: bool = False
+    input: Literal["log_standardise", "standardise", "log", "none"] = "log_standardise"
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    residual: bool = True
+    batch_norm: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in ("n_latent", "n_layers", "width", "embedding_layers", "embedding_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
+        for name in ("embedding_scale", "beta_a", "beta_b", "temperature"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
+        if not 0.0 < self.mask_prior < 1.0:
+            raise ConfigError(f"mask_prior: {self.mask_prior} is not allowed; it must lie inside (0, 1).")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout: {self.dropout} is not allowed; it must lie in [0, 1).")
+        masked = self.mask in ("bernoulli", "beta_bernoulli")
+        if self.mask_per_cell and self.mask != "beta_bernoulli":
+            raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
+        if self.guide_embedding == "given_mask" and not (masked and self.embedding == "random"):
+            raise ConfigError("guide_embedding: 'given_mask' needs a random embedding and a mask that is drawn.")
+        if self.effect in ("additive", "prior_mean") and self.embedding == "none":
+            raise ConfigError(f"effect: {self.effect!r} needs an embedding; it is 'none'.")
+        if self.encoder_reads == "x_offset" and self.embedding == "none":
+            raise ConfigError("encoder_reads: 'x_offset' needs an embedding; it is 'none'.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; defaults are those of SAMS-VAE's paper."""
+
+    steps: int = 150_000
+    epochs: int | None = None
+    batch_size: int = 512
+    learning_rate: float = 3e-4
+    rate_mask: float | None = None
+    rate_embedding: float | None = None
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    weight_decay: float = 1e-6
+    weight_decay_on: Literal["all", "networks"] = "all"
+    gradient_clip: float | None = None
+    particles: int = 5
+    validation_particles: int = 5
+    validation_every: int = 1
+    objective: Literal["elbo", "iwelbo"] = "elbo"
+    analytic_kl: bool = False
+    kl_weight: float = 1.0
+    warmup_epochs: int = 0
+    mask_penalty: float = 0.0
+    plate: Literal["epoch", "every_step"] = "epoch"
+    loss_scale: Literal["one", "n_cells"] = "one"
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "particles", "validation_particles", "validation_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
+        for name in ("learning_rate", "adam_eps", "rate_mask", "rate_embedding", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
+        for name in ("weight_decay", "kl_weight", "mask_penalty", "warmup_epochs"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 0 or more.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must lie in [0, 1).")

@@ -1,0 +1,117 @@
+"""Tables and matrices between the rules: read, written aside and renamed, collected over the runs of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from samsvae.errors import DataError
+from samsvae.files import atomic
+
+#: Labels stay text, whatever they look like ('000', 'NA').
+TEXT = ("condition", "cell", "gene", "run", "model")
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """A tidy TSV. Labels are text; an empty field is NaN elsewhere."""
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable table ({error}).") from None
+    return table
+
+
+def write(table: pd.DataFrame, path: str | Path) -> None:
+    """A tidy TSV, floats with 9 digits."""
+    with atomic(path) as aside:
+        table.to_csv(aside, sep="\t", index=False, float_format="%.9g")
+
+
+def read_h5ad(path: str | Path) -> ad.AnnData:
+    """A matrix with named rows and columns; DataError where the file is damaged."""
+    try:
+        return ad.read_h5ad(path)
+    except Exception as error:  # anndata and h5py raise many kinds on a damaged file
+        raise DataError(f"{path}: not a readable h5ad file ({error}).") from None
+
+
+def write_h5ad(matrix: ad.AnnData, path: str | Path) -> None:
+    """A matrix with named rows and columns: the same content gives the same bytes."""
+    with atomic(path) as aside:
+        matrix.write_h5ad(aside, compression="gzip")
+
+
+def mask_pathways(perturbations: ad.AnnData, table: pd.DataFrame, settings: Mapping) -> pd.DataFrame:
+    """Accuracy of pathways predicted from a run's mask probabilities, beside the null of permuted labels.
+
+    ``perturbations``: obsm mask_probability (T, L); ``table``: gene and pathway of each perturbation, those without a
+    pathway left out. ``settings``: an EvaluationConfig as a dict. Columns: classifier, metric, mean, sd, n, null_mean,
+    null_sd.
+    """
+    from samsvae.metrics.pathways import pathway_accuracy, permutation_null, permuted_labels
+
+    table = table.loc[perturbations.obs_names]
+    known = (table["pathway"] != "").to_numpy()
+    features = np.asarray(perturbations.obsm["mask_probability"])[known]
+    pathway, gene = (table.loc[known, column].to_numpy(str) for column in ("pathway", "gene"))
+    trees = settings["pathway_trees"]
+    found = pathway_accuracy(features, pathway, gene, repeats=settings["pathway_repeats"], trees=trees)
+    permuted = permuted_labels(pathway, gene, n=settings["pathway_permutations"])
+    null = permutation_null(features, permuted, gene, trees=trees)
+    null = null.rename(columns={"mean": "null_mean", "sd": "null_sd"})[["classifier", "metric", "null_mean", "null_sd"]]
+    return found.merge(null, on=["classifier", "metric"], how="left")
+
+
+def collect_scores(
+    grid: pd.DataFrame, scores: Iterable[str], pathways: Iterable[str], baselines: Iterable[str]
+) -> pd.DataFrame:
+    """Scores of all runs with the columns of the grid, and those of the baselines for every split.
+
+    The path of a run's file names the run (``.../runs/RUN/file``), that of
+    a baseline its data set and split (``.../DATASET/SPLIT/file``).
+    """
+    rows = [read(path) for path in scores]
+    for path in pathways:
+        table = read(path)
+        metric = "mask_pathway_" + table["metric"] + "/" + table["classifier"]
+        rows.append(pd.DataFrame({"run": Path(path).parent.name, "protocol": "published", "metric": metric,
+                                  "split": "all", "value": table["mean"]}))  # fmt: skip
+    found = grid.merge(pd.concat(rows, ignore_index=True), on="run", how="right", validate="one_to_many")
+    axes = [c for c in grid.columns if c not in ("run", "model", "method", "inference")]
+    parts = [found]
+    for path in map(Path, baselines):
+        at = (grid["dataset"] == path.parents[1].name) & (grid["split_name"] == path.parent.name)
+        known = {c: grid.loc[at, c].iloc[0] for c in axes if grid.loc[at, c].nunique(dropna=False) == 1}
+        table = read(path)
+        parts.append(table.assign(method="baseline", inference="", run=table["model"], **known))
+    return pd.concat(parts, ignore_index=True)[[*grid.columns, "protocol", "metric", "split", "value"]]
+
+
+def collect_histories(grid: pd.DataFrame, histories: Iterable[str]) -> pd.DataFrame:
+    """Histories of all runs, with model, method and inference."""
+    table = pd.concat([read(path) for path in histories], ignore_index=True)
+    return grid[["run", "model", "method", "inference"]].merge(table, on="run", how="right", validate="one_to_many")
+
+
+def collect_cost(grid: pd.DataFrame, records: Iterable[str]) -> pd.DataFrame:
+    """What every run cost: device, steps, seconds, speed, memory, parameters."""
+    import json
+
+    columns = [
+        "run",
+        "device",
+        "steps",
+        "seconds",
+        "steps_per_second",
+        "peak_memory_mb",
+        "parameters",
+        "threads",
+        "torch",
+    ]
+    found = [json.loads(Path(path).read_text()) for path in records]
+    table = pd.DataFrame([{column: record[column] for column in columns} for record in found])
+    return grid[["run", "model", "method", "inference"]].merge(table, on="run", how="right", validate="one_to_one")

@@ -1,0 +1,61 @@
+"""Effects as a model predicts them: the right perturbations, the right mean, draws of one's own for each condition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small import model, screen
+
+from samsvae.data.batch import encode
+from samsvae.effects import condition_means, dosage_batch, sample
+from samsvae.zoo import ROWS
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_means_of_single_conditions_do_not_depend_on_the_others_asked(name):
+    """A guide without spread gives the same means whether a condition is asked for alone or among others."""
+    net = model(name).eval()
+    generator = torch.Generator().manual_seed(1)
+    for key, parameter in net.named_parameters():
+        torch.nn.init.normal_(parameter, 0, 0.5, generator=generator)
+        if key.endswith("logits"):
+            torch.nn.init.constant_(parameter, 30.0)  # masks of ones
+        if key.startswith("latents") and ("log_scale" in key or "log_var" in key):
+            torch.nn.init.constant_(parameter, -10.0)
+    members = encode(screen(pairs=ROWS[name].model.get("effect") != "prior_mean"), "sum").members
+    together = condition_means(net, members, samples=4000, closed_form=True, seed=1)
+    for c in range(len(members)):
+        alone = condition_means(net, members[[c]], samples=4000, closed_form=True, seed=2)
+        np.testing.assert_allclose(alone[0], together[c], atol=0.12)
+    if ROWS[name].model.get("effect") != "none":
+        assert np.abs(together[0] - together[-1]).max() > 0.2  # 'a' is not the control
+
+
+def test_log2_of_sampled_counts_by_hand():
+    net = model("cpa_vae_mf").eval()
+    members = np.array([[0, 4], [4, 4]])
+    cells = sample(net, members, samples=50, library=300.0, seed="0/effects").numpy()
+    assert cells.shape == (50, 2, 9) and (cells == np.round(cells)).all()
+    assert cells.sum(-1).mean() == pytest.approx(300, rel=0.15)
+
+
+def test_published_sampler_and_closed_form_agree_in_the_mean():
+    net = model("sams_vae_corr").eval()
+    members = encode(screen(), "sum").members
+    sampled = condition_means(net, members, samples=3000, transform="mean")
+    closed = condition_means(net, members, samples=3000, transform="mean", closed_form=True)
+    np.testing.assert_allclose(sampled, closed, rtol=0.12)
+
+
+def test_conditions_that_share_a_perturbation_have_draws_of_their_own():
+    net = model("sams_vae_corr")
+    batch = dosage_batch(net, np.array([[0, 2], [0, 4], [4, 4]]), 1e4)
+    assert batch.rows.tolist() == [0, 2, 0] and batch.dosage.index.tolist() == [[0, 1], [2, 3], [3, 3]]
+    assert batch.received.index[:2, 0].tolist() == [0, 0] and batch.received.index[0, 1] == 2
+
+
+def test_the_same_seed_gives_the_same_effects():
+    net, members = model("sams_vae_corr").eval(), encode(screen(), "sum").members
+    first, again, other = (condition_means(net, members, samples=20, seed=s) for s in (0, 0, 1))
+    assert (first == again).all() and (first != other).any()

@@ -1,0 +1,12 @@
+"""Collect the tables of an experiment."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.tables import collect_cost, collect_histories, collect_scores, read, write
+
+    grid = read(snakemake.input.grid)
+    found = snakemake.input
+    write(collect_scores(grid, found.scores, found.pathways, found.baselines), snakemake.output.scores)
+    write(collect_histories(grid, found.histories), snakemake.output.histories)
+    write(collect_cost(grid, found.records), snakemake.output.cost)

@@ -1,0 +1,16 @@
+"""Draw a screen of the user's own."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae import panels
+    from samsvae.figures.custom import custom
+    from samsvae.figures.style import save
+    from samsvae.tables import read
+
+    files = dict(snakemake.input.items())
+    files["score_files"], files["effects_files"] = files.pop("scores"), files.pop("effects")
+    shown = panels.own_screen(read(files.pop("grid")), **files)
+    data = {name: shown[name] for name in ("scores", "per_condition")}
+    data |= {"data": shown["data_effects"], "model": shown["model_effects"]}
+    save(custom(**shown), snakemake.output.png[:-4], data)

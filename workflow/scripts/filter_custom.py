@@ -1,0 +1,10 @@
+"""Filter a screen of the user's own."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.data.custom import filter_screen
+
+    filter_screen(
+        snakemake.input.source, snakemake.output[0], checksum=snakemake.params.checksum, **snakemake.params.options
+    )

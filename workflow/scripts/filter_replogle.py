@@ -1,0 +1,16 @@
+"""Filter the Replogle screen."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.data.replogle import filter_published, read_genes, read_pathways
+
+    filter_published(
+        snakemake.input.source,
+        snakemake.output[0],
+        perturbed_genes=read_genes(snakemake.input.perturbed),
+        measured_genes=read_genes(snakemake.input.measured),
+        pathways=read_pathways(snakemake.input.pathways),
+        checksum=snakemake.params.checksum,
+        **snakemake.params.options,
+    )

@@ -1,0 +1,15 @@
+"""Make a small screen in the raw schema of the Replogle file."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.data.miniature import replogle_source
+    from samsvae.data.replogle import read_genes
+
+    replogle_source(
+        snakemake.output[0],
+        labels=snakemake.input.labels,
+        measured_genes=read_genes(snakemake.input.measured),
+        other_genes=read_genes(snakemake.input.perturbed),
+        **snakemake.params.settings,
+    )

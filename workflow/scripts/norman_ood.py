@@ -1,0 +1,18 @@
+"""Draw the Norman screen, task A: pairs never seen."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from pathlib import Path
+
+    from samsvae import panels
+    from samsvae.figures.norman import norman
+    from samsvae.figures.style import save
+    from samsvae.tables import collect_scores, read
+
+    files, params = snakemake.input, snakemake.params
+    scores = panels.norman_summary(collect_scores(read(files.grid), files.scores, [], files.baselines))
+    found = panels.norman_interactions(files.effects, params.models, files.reference, files.screen)
+    published = panels.norman_published(Path(files.published).parent, "ood", comparable=params.comparable)
+    data = {"scores": scores, "interactions": found}
+    save(norman(scores, found, published, "ood"), snakemake.output.png[:-4], data)

@@ -1,0 +1,14 @@
+"""Predict pathways from the masks of a run."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.data.screen import read_perturbations
+    from samsvae.tables import mask_pathways, read_h5ad, write
+
+    accuracy = mask_pathways(
+        read_h5ad(snakemake.input.perturbations),
+        read_perturbations(snakemake.input.screen),
+        snakemake.params.settings,
+    )
+    write(accuracy, snakemake.output[0])

@@ -1,0 +1,17 @@
+"""Effects in the data, and the scores of the baselines."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.data.batch import read_screen, read_split
+    from samsvae.data.screen import reference_of
+    from samsvae.reference import baseline_tables, effects
+    from samsvae.tables import write, write_h5ad
+
+    screen = read_screen(snakemake.input.arrays)
+    split = read_split(snakemake.input.split, screen)
+    data = effects(screen, split, reference=reference_of(snakemake.input.screen))
+    scores, per_condition = baseline_tables(screen, split, data)
+    write_h5ad(data, snakemake.output.effects)
+    write(scores, snakemake.output.scores)
+    write(per_condition, snakemake.output.per_condition)

@@ -1,0 +1,23 @@
+"""Draw differential expression."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae import panels
+    from samsvae.figures.replogle_de import replogle_de
+    from samsvae.figures.style import save
+    from samsvae.tables import collect_scores, read
+
+    files = snakemake.input
+    shown = panels.expression(
+        collect_scores(read(files.grid), files.scores, [], []),
+        files.effects,
+        files.tests,
+        files.agreement,
+        files.data,
+        files.reference,
+        files.screen,
+        model=snakemake.params.model,
+    )
+    data = {"overlap": shown["overlap"], "tests": shown["data_de"]}
+    save(replogle_de(**shown), snakemake.output.png[:-4], data)

@@ -1,0 +1,14 @@
+"""Draw the effects of data and model."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae import panels
+    from samsvae.figures.replogle_effects import replogle_effects
+    from samsvae.figures.style import save
+    from samsvae.tables import collect_scores, read
+
+    files = snakemake.input
+    scores = collect_scores(read(files.grid), files.scores, [], [])
+    shown = panels.effects(scores, files.effects, files.reference, files.screen, model=snakemake.params.model)
+    save(replogle_effects(**shown), snakemake.output.png[:-4], {"data": shown["data"], "model": shown["model"]})

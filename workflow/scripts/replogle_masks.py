@@ -1,0 +1,15 @@
+"""Draw masks and embeddings."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae import panels
+    from samsvae.figures.replogle_masks import replogle_masks
+    from samsvae.figures.style import save
+    from samsvae.tables import collect_scores, read
+
+    files = snakemake.input
+    scores = collect_scores(read(files.grid), files.scores, [], [])
+    shown = panels.masks(scores, files.perturbations, files.pathways, files.screen, model=snakemake.params.model)
+    data = {name: shown[name] for name in ("mask_probability", "embedding", "accuracy")}
+    save(replogle_masks(**shown), snakemake.output.png[:-4], data)

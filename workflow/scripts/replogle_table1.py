@@ -1,0 +1,14 @@
+"""Draw Table 1."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from pathlib import Path
+
+    from samsvae import panels
+    from samsvae.figures.replogle_table1 import replogle_table1
+    from samsvae.figures.style import save
+    from samsvae.tables import read
+
+    table = panels.replogle_table1(read(snakemake.input.scores), Path(snakemake.input.published).parent)
+    save(replogle_table1(table, comparable=snakemake.params.comparable), snakemake.output.png[:-4], {"": table})

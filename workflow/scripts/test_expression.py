@@ -1,0 +1,14 @@
+"""Differential expression in the data."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.data.screen import read_screen
+    from samsvae.metrics.de import differential_expression
+    from samsvae.tables import write
+
+    screen = read_screen(snakemake.input[0])
+    tests = differential_expression(
+        screen.X, screen.obs["condition"].to_numpy(str), screen.var_names, control=screen.uns["control"]
+    )
+    write(tests, snakemake.output[0])

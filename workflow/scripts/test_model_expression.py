@@ -1,0 +1,13 @@
+"""Differential expression in sampled cells of a run's model."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.evaluation import model_expression
+    from samsvae.tables import read, write
+
+    tests, agreement = model_expression(
+        snakemake.input.model, snakemake.input.arrays, read(snakemake.input.data), settings=snakemake.params.settings
+    )
+    write(tests, snakemake.output.tests)
+    write(agreement, snakemake.output.agreement)

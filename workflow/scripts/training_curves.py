@@ -1,0 +1,11 @@
+"""Draw the training curves."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae import panels
+    from samsvae.figures.style import save
+    from samsvae.figures.training_curves import training_curves
+
+    histories = panels.histories(snakemake.input)
+    save(training_curves(histories), snakemake.output.png[:-4], {"": histories})

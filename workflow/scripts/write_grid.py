@@ -1,0 +1,8 @@
+"""Write the table of an experiment's runs."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.files import write_table
+
+    write_table(snakemake.params.grid, snakemake.output[0])
