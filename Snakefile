@@ -30,6 +30,10 @@ include: "rules/evaluate.smk"
 include: "rules/figures.smk"
 
 
+onstart:
+    logger.info(notice(STUDY.device))
+
+
 rule all:
     """Everything that the configuration asks for: every run, table and figure."""
     default_target: True

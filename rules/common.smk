@@ -1,5 +1,8 @@
 # The study of the configuration as look-up tables, and the functions that rules read them with.
+import json
+
 from samsvae.config import Study, build, grid_table, run_settings, runs
+from samsvae.devices import notice
 from samsvae.digest import code_of as digest_of
 from samsvae.errors import SamsvaeError, nearest
 
@@ -124,13 +127,47 @@ def local_source(wildcards):
 
 
 def miniature_settings(wildcards):
-    return STUDY.screens[wildcards.screen].source.miniature
+    """The settings of a miniature, sorted: the order of keys in a file is no reason to make it anew."""
+    return dict(sorted(STUDY.screens[wildcards.screen].source.miniature.items()))
+
+
+def config_in_force():
+    """The merged configuration, as JSON with sorted keys."""
+    return json.dumps(config, indent=1, sort_keys=True)
 
 
 def checksum_of(wildcards):
     """The checksum that the source of a dataset was verified by; '' where there was none."""
     source = STUDY.screens[SCREENS[wildcards.dataset]].source
     return source.checksum or "" if source.sort != "miniature" else ""
+
+
+def expression_of(wildcards):
+    return f"<results>/data/{run_of(wildcards).dataset}/expression_tests.tsv"
+
+
+def grid_of(wildcards):
+    """The rows of an experiment's grid table."""
+    return grid_table(experiment_runs(wildcards.experiment).values())
+
+
+def training_of(wildcards):
+    """The settings that the training of a run depends on."""
+    return run_settings(run_of(wildcards))
+
+
+def is_simulated(wildcards):
+    return run_of(wildcards).screen.kind.startswith("simulate")
+
+
+def each_run(file):
+    """An input function: a file of every run of the experiment that the wildcards name."""
+    return lambda wildcards: run_files(selected(wildcards.experiment), file)
+
+
+def each_split(file):
+    """An input function: a file of every split of the experiment that the wildcards name."""
+    return lambda wildcards: split_files(wildcards.experiment, file)
 
 
 def evaluation_of(wildcards):
@@ -171,8 +208,9 @@ def tables_of_experiments():
     )
 
 
-def pathway_files(name):
+def pathway_files(wildcards):
     """Pathway accuracies of the masked runs, for the screen that has pathways."""
+    name = wildcards.experiment
     annotated = STUDY.screens[STUDY.settings[name].screen].kind == "replogle"
     return run_files(selected(name, masked=True), "pathways.tsv") if annotated else []
 

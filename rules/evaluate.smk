@@ -1,39 +1,4 @@
-# Scores of every run, and the tables of an experiment.
-
-
-rule evaluate:
-    """Score one run: IWELBO, effects of the perturbations, and what a simulation lets one recover."""
-    input:
-        model="<results>/{experiment}/runs/{run}/model.pt",
-        arrays=arrays_of,
-        screen=screen_of,
-        split=split_of,
-        reference=reference_of,
-    output:
-        scores="<results>/{experiment}/runs/{run}/scores.tsv",
-        per_condition="<results>/{experiment}/runs/{run}/per_condition.tsv",
-        effects="<results>/{experiment}/runs/{run}/effects.h5ad",
-        perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
-    log:
-        "<logs>/{experiment}/evaluate/{run}.log",
-    benchmark:
-        "<benchmarks>/{experiment}/evaluate/{run}.tsv"
-    priority: 5
-    conda:
-        "../envs/samsvae.yaml"
-    threads: 1
-    resources:
-        gpu=1,
-        mem_mb=16000,
-        runtime=60,
-    params:
-        settings=evaluation_of,
-        simulated=lambda wildcards: run_of(wildcards).screen.kind.startswith("simulate"),
-        device=STUDY.device,
-        jobs_per_gpu=STUDY.jobs_per_gpu,
-        code=code_of("evaluate"),
-    script:
-        "../workflow/scripts/evaluate.py"
+# What is asked of trained runs beside their scores, and the tables of an experiment.
 
 
 rule pathway_accuracy:
@@ -60,7 +25,7 @@ rule test_model_expression:
     input:
         model="<results>/{experiment}/runs/{run}/model.pt",
         arrays=arrays_of,
-        data=lambda wildcards: f"<results>/data/{run_of(wildcards).dataset}/expression_tests.tsv",
+        data=expression_of,
     output:
         tests="<results>/{experiment}/runs/{run}/expression_tests.tsv",
         agreement="<results>/{experiment}/runs/{run}/expression_agreement.tsv",
@@ -82,11 +47,11 @@ rule collect:
     """The tables of an experiment: scores, histories and cost of all its runs."""
     input:
         grid="<results>/{experiment}/grid.tsv",
-        scores=lambda wildcards: run_files(selected(wildcards.experiment), "scores.tsv"),
-        histories=lambda wildcards: run_files(selected(wildcards.experiment), "history.tsv"),
-        records=lambda wildcards: run_files(selected(wildcards.experiment), "run.json"),
-        pathways=lambda wildcards: pathway_files(wildcards.experiment),
-        baselines=lambda wildcards: split_files(wildcards.experiment, "baselines.tsv"),
+        scores=each_run("scores.tsv"),
+        histories=each_run("history.tsv"),
+        records=each_run("run.json"),
+        pathways=pathway_files,
+        baselines=each_split("baselines.tsv"),
     output:
         scores="<results>/{experiment}/scores.tsv",
         histories="<results>/{experiment}/histories.tsv",

@@ -273,7 +273,7 @@ rule write_config:
     conda:
         "../envs/samsvae.yaml"
     params:
-        config=dict(config),
+        config=config_in_force(),
         code=code_of("write_config"),
     script:
         "../workflow/scripts/write_config.py"

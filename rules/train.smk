@@ -1,4 +1,4 @@
-# One training per run of the grid, each on a card of its own where there are cards.
+# One job per run of the grid: train it, on a card of its own where there are cards, and score it.
 
 
 rule write_grid:
@@ -11,21 +11,31 @@ rule write_grid:
     conda:
         "../envs/samsvae.yaml"
     params:
-        grid=lambda wildcards: grid_table(experiment_runs(wildcards.experiment).values()),
+        grid=grid_of,
         code=code_of("write_grid"),
     script:
         "../workflow/scripts/write_grid.py"
 
 
 rule train:
-    """Train one run; the weights of the best validation loss are kept."""
+    """Train one run, keep the weights of the best validation loss, and score them.
+
+    One job, since a job's start costs more than its scores. An edit of the code that scores runs this rule anew, but
+    not the training in it: its weights are kept aside, stamped with all that they depend on (samsvae.fit).
+    """
     input:
         arrays=arrays_of,
         split=split_of,
+        screen=screen_of,
+        reference=reference_of,
     output:
         model="<results>/{experiment}/runs/{run}/model.pt",
         history="<results>/{experiment}/runs/{run}/history.tsv",
         run="<results>/{experiment}/runs/{run}/run.json",
+        scores="<results>/{experiment}/runs/{run}/scores.tsv",
+        per_condition="<results>/{experiment}/runs/{run}/per_condition.tsv",
+        effects="<results>/{experiment}/runs/{run}/effects.h5ad",
+        perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
     log:
         "<logs>/{experiment}/train/{run}.log",
     benchmark:
@@ -39,9 +49,12 @@ rule train:
         mem_mb=16000,
         runtime=120,
     params:
-        settings=lambda wildcards: run_settings(run_of(wildcards)),
+        settings=training_of,
+        evaluation=evaluation_of,
+        simulated=is_simulated,
         device=STUDY.device,
         jobs_per_gpu=STUDY.jobs_per_gpu,
+        training_code=digest_of("src/samsvae/fit.py", ROOT),
         code=code_of("train"),
     script:
         "../workflow/scripts/train.py"

@@ -212,3 +212,13 @@ def test_wrong_wishes(machine, call, message):
     machine(TWO_CARDS)
     with pytest.raises(ConfigError, match=message), call():
         pass
+
+
+def test_the_notice_says_once_which_cards_there_are(machine):
+    machine(TWO_CARDS)
+    assert "--resources gpu=2" in devices.notice("auto")
+    assert "device: cpu" in devices.notice("cpu")
+    machine(TWO_CARDS, CUDA_VISIBLE_DEVICES="1")
+    assert "--resources gpu=1" in devices.notice("auto")
+    machine(NO_CARDS)
+    assert devices.notice("auto").startswith("No GPU")

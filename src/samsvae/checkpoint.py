@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,28 +45,41 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
         "weights": {key: value.detach().cpu().contiguous() for key, value in checkpoint.model.state_dict().items()},
     }
     memory = io.BytesIO()  # torch writes the file's name into the archive: that of the temporary file must not be
-    torch.save(content, memory)
+    torch.save(_interned(content), memory)
     with atomic(path) as aside:
         aside.write_bytes(memory.getvalue())
+
+
+def _interned(value: Any) -> Any:
+    """The same value with equal texts as one object: a pickle tells apart what is equal from what is the same."""
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, dict):
+        return {_interned(key): _interned(item) for key, item in value.items()}
+    return type(value)(map(_interned, value)) if isinstance(value, list | tuple) else value
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint without running any code from it; CheckpointError where it is damaged or not of ours."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the sums of what it reads
+            broken = archive.testzip()
+        content = torch.load(path, map_location=device, weights_only=True) if broken is None else None
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
     except Exception as error:  # torch raises many kinds on a damaged or foreign file
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path}: not a checkpoint of samsvae, or damaged ({reason}).") from None
+    if broken is not None:
+        raise CheckpointError(f"{path}: not a checkpoint of samsvae, or damaged (in its part {broken!r}).")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: format {found!r} is not known. Allowed: {FORMAT}.")
     try:
         config = build(ModelConfig, content["config"], str(path))
-        genes, perturbations = tuple(content["genes"]), tuple(content["perturbations"])
+        genes, perturbations, facts = tuple(content["genes"]), tuple(content["perturbations"]), content["facts"]
         model = Model(config, len(genes), len(perturbations))
         model.load_state_dict(content["weights"])
     except (KeyError, TypeError, RuntimeError, SamsvaeError) as error:
         raise CheckpointError(f"{path}: the weights do not fit their configuration ({error}).") from None
-    return Checkpoint(model.to(device).eval(), genes, perturbations, content["facts"])
+    return Checkpoint(model.to(device).eval(), genes, perturbations, facts)

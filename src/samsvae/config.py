@@ -256,6 +256,8 @@ def _names(cls: type) -> set[str]:
 
 
 def _word(key: str, value: SCALAR) -> str:
+    if "/" in str(value):
+        raise ConfigError(f"{key}: {value!r} is not allowed in a grid, whose values become parts of file names.")
     return f"{WORDS.get(key, key)}{value}"
 
 
@@ -275,11 +277,17 @@ def runs(study: Study, name: str) -> list[Run]:
         "training": _names(TrainingConfig),
     }
     known = {"model", "encoding"}.union(*homes.values())
+    _values(ModelConfig, experiment.model, f"settings.{name}.model")
+    _values(TrainingConfig, experiment.training, f"settings.{name}.training")
+    if not experiment.grid:
+        raise ConfigError(f"settings.{name}.grid: it is empty. Needed: blocks, each with a model or a list of models.")
     for number, block in enumerate(experiment.grid):
         where = f"settings.{name}.grid[{number}]"
         for key in block:
             if key not in known:
                 raise ConfigError(f"{where}: unknown axis {key!r}.{nearest(key, sorted(known))}")
+            if isinstance(block[key], list | tuple) and not block[key]:
+                raise ConfigError(f"{where}.{key}: the list is empty, so that the block has no run.")
         if "model" not in block:
             raise ConfigError(f"{where}: no 'model'; give a model or a list of models.")
         axes = {key: value for key, value in block.items() if isinstance(value, list | tuple)}
@@ -298,7 +306,7 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
     experiment = study.settings[name]
     screen = study.screens[experiment.screen]
     every = {**fixed, **chosen}
-    model = row(every["model"])
+    model = row(_checked(every["model"], str, f"{where}.model"))
 
     def picked(home: str) -> dict:
         return {key: value for key, value in every.items() if key in homes[home] and key != "model"}
@@ -310,14 +318,16 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
         raise ConfigError(f"{where}.encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
     axes = {key: chosen[key] for key in _ordered(chosen) if key != "model"}
     words = [_word(key, value) for key, value in axes.items()]
-    data_axes = [_word(key, axes[key]) for key in axes if key in homes["options"]]
-    split_axes = [_word(key, axes[key]) for key in axes if key in homes["split"]]
+    # files of one name have one content, so that a block's single values are in the names of data and splits too
+    data_words, split_words = (
+        [_word(key, every[key]) for key in _ordered(every) if key in homes[home]] for home in ("options", "split")
+    )
     return Run(
         id="-".join([every["model"], *words]),
         experiment=name,
         row=every["model"],
-        dataset="-".join([experiment.screen, *data_axes]),
-        split="-".join([split.kind, *split_axes]),
+        dataset="-".join([experiment.screen, *data_words]),
+        split="-".join([split.kind, *split_words]),
         encoding=encoding,
         model=build(ModelConfig, {**experiment.model, **model.model, **picked("model")}, where),
         training=build(TrainingConfig, {**experiment.training, **model.training, **picked("training")}, where),
@@ -360,6 +370,19 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def build(cls: type, data: Any, where: str = "config") -> Any:
     """An instance of a dataclass from a dict; ConfigError names the key, the value and what is allowed."""
+    values = _values(cls, data, where)
+    for item in dataclasses.fields(cls):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in data:
+            raise ConfigError(f"{where}: the key {item.name!r} is missing.")
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _values(cls: type, data: Any, where: str) -> dict[str, Any]:
+    """The values of some fields of a dataclass, checked one by one."""
     if not isinstance(data, typing.Mapping):
         raise ConfigError(
             f"{where}: {data!r} is not allowed here. Needed: keys among {', '.join(sorted(_names(cls)))}."
@@ -368,15 +391,7 @@ def build(cls: type, data: Any, where: str = "config") -> Any:
     for key in data:
         if key not in names:
             raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, sorted(names))}")
-    for item in dataclasses.fields(cls):
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and item.name not in data:
-            raise ConfigError(f"{where}: the key {item.name!r} is missing.")
-    values = {key: _checked(value, hints[key], f"{where}.{key}") for key, value in data.items()}
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+    return {key: _checked(value, hints[key], f"{where}.{key}") for key, value in data.items()}
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,18 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
-    """A tidy TSV of rows with equal keys; floats with 9 digits, nothing for None."""
+    """A tidy TSV of rows with equal keys; floats with 9 digits, nothing for None and NaN."""
     with atomic(path) as aside, open(aside, "w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(rows[0])
         for row in rows:
-            writer.writerow([f"{value:.9g}" if isinstance(value, float) else value for value in row.values()])
+            writer.writerow(_field(value) for value in row.values())
+
+
+def _field(value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.9g}"
 
 
 def write_json(content: object, path: str | Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import platform
+import shutil
 import time
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from samsvae.checkpoint import Checkpoint, save
 from samsvae.config import build
 from samsvae.data.batch import Cells, Dosage, Screen, cells_of, encode, read_screen, read_split
 from samsvae.errors import DataError
-from samsvae.files import write_json, write_table
+from samsvae.files import atomic, write_json, write_table
 from samsvae.model import Model
 from samsvae.settings import ModelConfig, TrainingConfig
 from samsvae.training import train
@@ -24,15 +27,48 @@ from samsvae.training import train
 log = logging.getLogger(__name__)
 
 
-def part(screen: Screen, split: np.ndarray, name: str, dosage: Dosage, device: str) -> Cells:
-    """The cells of one split on a device; DataError where it has none."""
+def part(screen: Screen, split: np.ndarray, name: str, dosage: Dosage, device: str, path: Path | str) -> Cells:
+    """The cells of one split on a device; DataError where the table at ``path`` has none."""
     if not (split == name).any():
-        raise DataError(f"The split has no {name!r} cells; needed are some for training and validation each.")
+        raise DataError(f"{path}: no cell has the split {name!r}; training needs some 'train' and some 'val'.")
     return cells_of(screen, split == name, dosage, device)
 
 
-def fit(settings: dict, arrays: Path | str, split: Path | str, device: str, *, out: dict[str, Path | str]) -> None:
-    """Train one run and write ``out``: model (checkpoint), history (TSV), run (JSON: versions, device, time)."""
+def fit(
+    settings: dict,
+    arrays: Path | str,
+    split: Path | str,
+    device: str,
+    *,
+    out: dict[str, Path | str],
+    code: str | None = None,
+) -> None:
+    """Train one run and write ``out``: model (checkpoint), history (TSV), run (JSON: versions, device, time).
+
+    With ``code``, a digest of the training code, the files are kept in a hidden folder beside the model too, stamped
+    with the code, the settings and the content of the inputs. A later job of equal stamp takes them from there: what
+    follows the training can be done anew without it.
+    """
+    files = {name: Path(out[name]) for name in ("model", "history", "run")}
+    kept = files["model"].parent / ".trained"
+    stamp = None if code is None else _stamp(code, settings, arrays, split)
+    if stamp is not None and _text(kept / "stamp") == stamp:
+        log.info(
+            "%s: trained before, by the same code on the same data; remove %s to train anew", settings["run"], kept
+        )
+        for name, path in files.items():
+            _link(kept / f"{name}{path.suffix}", path)
+        return
+    _fit(settings, arrays, split, device, files)
+    if stamp is not None:
+        (kept / "stamp").unlink(missing_ok=True)  # from here to its return nothing is valid
+        for name, path in files.items():
+            _link(path, kept / f"{name}{path.suffix}")
+        with atomic(kept / "stamp") as aside:
+            aside.write_text(stamp)
+
+
+def _fit(settings: dict, arrays: Path | str, split: Path | str, device: str, out: dict[str, Path]) -> None:
     screen = read_screen(arrays)
     parts = read_split(split, screen)
     dosage = encode(screen, settings["encoding"])
@@ -40,19 +76,42 @@ def fit(settings: dict, arrays: Path | str, split: Path | str, device: str, *, o
     model = Model(
         build(ModelConfig, settings["config"], "model"), len(screen.genes), len(dosage.names), seed=training.seed
     ).to(device)
-    train_cells, val_cells = (part(screen, parts, name, dosage, device) for name in ("train", "val"))
+    train_cells, val_cells = (part(screen, parts, name, dosage, device, split) for name in ("train", "val"))
     model.fit_inputs(train_cells)
     n_parameters = sum(p.numel() for p in model.parameters())
     log.info(
         "%s: %d training and %d validation cells, %d genes, %d perturbations, %d parameters, on %s",
         settings["run"], len(train_cells), len(val_cells), len(screen.genes), len(dosage.names), n_parameters, device,
     )  # fmt: skip
+    torch.manual_seed(training.seed)  # dropout draws from torch's own generator
     result = train(model, train_cells, val_cells, training, genes=screen.genes)
     facts = {key: settings[key] for key in ("run", "model", "encoding", "training")}
     facts |= {"best_step": result.best_step, "validation_loss": result.best_loss, "samsvae": samsvae.__version__}
     save(Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, facts), out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
     write_json(_record(settings, result, device, n_parameters), out["run"])
+
+
+def _stamp(code: str, settings: dict, arrays: Path | str, split: Path | str) -> str:
+    """What a training depends on, as one digest."""
+    digest = hashlib.sha256(json.dumps([code, settings], sort_keys=True).encode())
+    for path in (arrays, split):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name, at no cost of space; a copy where links are not to be had."""
+    with atomic(target) as aside:
+        try:
+            os.link(source, aside)
+        except OSError:
+            shutil.copyfile(source, aside)
 
 
 def _record(settings: dict, result, device: str, n_parameters: int) -> dict:

@@ -51,6 +51,12 @@ def frame(matrix: ad.AnnData, layer: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(np.asarray(values), matrix.obs_names, matrix.var_names)
 
 
+def short_names(gene: pd.Series) -> dict[str, str]:
+    """Perturbation -> its target gene; 'GENE #2' for the second of a gene, and so on."""
+    number = gene.groupby(gene).cumcount() + 1
+    return dict(zip(gene.index, gene.where(number == 1, gene + " #" + number.astype(str)), strict=True))
+
+
 def label(model: str) -> str:
     """A model's name as figures write it."""
     return look(model).label
@@ -76,14 +82,17 @@ def masks(
         name: pd.DataFrame(np.asarray(matrices.obsm[name]), matrices.obs_names, latents)
         for name in ("mask_probability", "embedding")
     }
-    pathway = read_uns(screen, "perturbations")["pathway"].astype(str)
+    table = read_uns(screen, "perturbations")
+    names = short_names(table["gene"].astype(str))
+    pathway = table["pathway"].astype(str).rename(names)
+    tables = {name: matrix.rename(index=names) for name, matrix in tables.items()}
     rows = models_only(scores)
     best = chosen(rows, best_settings(rows, ["model"]).drop(columns=["mean", "sd", "n"]))
     runs = best[["model", "run"]].drop_duplicates().set_index("run")["model"]
     found = pd.concat(
         [read(p).assign(model=runs[Path(p).parent.name]) for p in pathways if Path(p).parent.name in runs]
     )
-    return {**tables, "pathway": pathway, "accuracy": accuracy_table(found), "name": f"{label(model)}, {run}"}
+    return {**tables, "pathway": pathway, "accuracy": accuracy_table(found), "name": label(model)}
 
 
 def accuracy_table(found: pd.DataFrame) -> pd.DataFrame:

@@ -24,17 +24,20 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
 
     X is the published reference: all cells, whatever their split. Layers ``train`` and ``held_out`` are from the
     cells of that split alone, NaN where a condition has none. ``reference`` names the condition that is
-    subtracted; '' subtracts the mean of all conditions. Where it has no cell in the split that a layer is of, its
-    validation cells stand in (Norman has no test controls).
+    subtracted; '' subtracts the mean of the conditions that have a row. Where the reference has no cell in the split
+    that a layer is of, its validation cells stand in (Norman has no test controls).
     """
     counts = np.stack([np.bincount(screen.condition[split == s], minlength=len(screen.conditions)) for s in SPLITS])
     control = int(np.flatnonzero(screen.conditions == reference)[0]) if reference else None
     transform = "log2" if screen.counts.dtype.kind in "iu" else "mean"
+    kept = counts.sum(0) > 0
+    if control is not None:
+        kept[control] = False
 
     def delta(cells: np.ndarray) -> np.ndarray:
         means = condition_means(screen.counts, screen.condition, len(screen.conditions), cells=cells, method=transform)
         if control is None:
-            return means - np.nanmean(means, axis=0)
+            return means - np.nanmean(means[kept], axis=0)
         chosen = cells & (screen.condition == control)
         chosen = chosen if chosen.any() else (split == "val") & (screen.condition == control)
         if not chosen.any():
@@ -42,9 +45,6 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
         at = condition_means(screen.counts, np.zeros(len(split), int), 1, cells=chosen, method=transform)
         return means - at[0]
 
-    kept = counts.sum(0) > 0
-    if control is not None:
-        kept[control] = False
     obs = pd.DataFrame(
         {
             "n_cells": np.bincount(screen.condition, minlength=len(screen.conditions))[kept],

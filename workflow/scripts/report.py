@@ -5,6 +5,4 @@ from samsvae.session import session
 with session(snakemake.log[0]):
     from samsvae.report import write_report
 
-    write_report(
-        snakemake.params.snakefile, snakemake.input.config, list(snakemake.input.made), snakemake.output[0]
-    )
+    write_report(snakemake.params.snakefile, snakemake.input.config, list(snakemake.input.made), snakemake.output[0])

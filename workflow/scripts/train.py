@@ -1,15 +1,19 @@
-"""Train one run on a card of its own, or on the CPU."""
+"""Train one run on a card of its own, or on the CPU, and score it."""
 
 from samsvae.devices import hold_device
 from samsvae.session import session
 
 with session(snakemake.log[0]), hold_device(snakemake.params.device, snakemake.params.jobs_per_gpu) as device:
-    from samsvae.fit import fit  # imports torch, which reads once which cards it may see
+    # torch reads once which cards it may see, so these come after the choice of a card
+    from samsvae.evaluation import evaluate
+    from samsvae.fit import fit
 
-    fit(
-        snakemake.params.settings,
-        snakemake.input.arrays,
-        snakemake.input.split,
-        device,
-        out=dict(snakemake.output.items()),
+    found, made, params = snakemake.input, dict(snakemake.output.items()), snakemake.params
+    fit(params.settings, found.arrays, found.split, device, out=made, code=params.training_code)
+    evaluate(
+        {**found, "model": made["model"]},
+        made,
+        settings=params.evaluation,
+        simulated=params.simulated,
+        device=device,
     )

@@ -3,6 +3,7 @@
 from samsvae.session import session
 
 with session(snakemake.log[0]):
-    from samsvae.files import write_json
+    from samsvae.files import atomic
 
-    write_json(snakemake.params.config, snakemake.output[0])
+    with atomic(snakemake.output[0]) as aside:
+        aside.write_text(snakemake.params.config)

@@ -40,7 +40,8 @@ def filter_screen(
     parts equal to a control label are dropped and the rest sorted, so 'B+ctrl+A' is 'A+B'.
     counts: 'X', 'layer:NAME' or 'raw'. genes: 'all', a list of names, or the n most variable (scanpy's
     seurat_v3 on the counts, with a wider span where its fit is singular). library_size: 'kept' (sum over the
-    genes kept), 'all' (over all genes) or the name of an obs column.
+    genes kept), 'all' (over all genes) or the name of an obs column; the last two are scaled by one factor so that
+    they sum to the counts kept, since the model's expected counts of a cell sum to its library size.
     min_cells: fewest cells of a condition; rare and zero_cells ('error' or 'drop'): what to do with the cells
     of rarer conditions, and with cells that have no count in the genes kept.
     annotation: a .tsv or .csv with columns perturbation and pathway. cell_table: a .tsv or .csv of cells
@@ -103,6 +104,7 @@ def filter_screen(
     rare_cells = np.isin(condition, list(few.index)) & ~zero
     rows = np.flatnonzero(~(rare_cells | zero))
     x = x[rows]
+    library = None if library_size == "kept" else total[rows] * (x.sum() / total[rows].sum())
     parameters = {
         "perturbation_column": perturbation_column,
         "control": controls,
@@ -133,7 +135,7 @@ def filter_screen(
         control=controls[0],
         separator=separator,
         provenance=facts,
-        library_size=None if library_size == "kept" else total[rows],
+        library_size=library,
         pathway_of=_annotation(annotation) if annotation is not None else None,
     )
     if annotation is not None and not (screen.uns["perturbations"]["pathway"] != "").any():

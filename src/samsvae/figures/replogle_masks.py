@@ -67,9 +67,12 @@ def replogle_masks(
     for ax, (tag, title, matrix, lim, label) in zip(axes[-2:], panels, strict=True):
         drawn = mask_heatmap(ax, matrix.loc[rows, latents], active, limit=lim)
         ax.set_label(title)
-        style.letter(ax, tag, title + (f", {name}" if name and tag == "a" else ""))
+        style.letter(ax, tag, title)
+        ax.set_xlabel(ax.get_xlabel() if tag == "a" else "same order")
         bar = left.colorbar(drawn, ax=ax, orientation="horizontal", shrink=0.7, aspect=25, pad=0.02)
         bar.set_label(label)
+    if name:
+        left.suptitle(name, fontsize=9)
     if group is None:
         heatmaps.rows_named(axes[0], rows)
     elif len(rows) <= heatmaps.MOST_NAMES:

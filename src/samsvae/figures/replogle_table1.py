@@ -201,7 +201,7 @@ def _dots(ax: Axes, models, mean, sd, published) -> None:
     if len(drawn):
         pad = 0.14 * (np.ptp(drawn) or abs(drawn[0]) or 1)
         ax.set_xlim(drawn.min() - pad, drawn.max() + pad)
-        ax.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
         ax.tick_params(labelsize=7)
 
 

@@ -185,7 +185,7 @@ def interval(ax: Axes, x, y, sd, model: str, *, horizontal: bool = False, **kwar
 def save(fig: Figure, stem: str | Path, data: Mapping[str, pd.DataFrame]) -> list[Path]:
     """Write STEM.png (200 dpi), STEM.pdf and the data as tab-separated text; the same bytes every time.
 
-    One table gives STEM.tsv, several STEM.NAME.tsv. An index with names (a matrix) is written, a plain row
+    A table named '' gives STEM.tsv, others STEM.NAME.tsv. An index with names (a matrix) is written, a plain row
     number is not. Returns the paths written; DataError without data.
     """
     if not data:
@@ -198,7 +198,7 @@ def save(fig: Figure, stem: str | Path, data: Mapping[str, pd.DataFrame]) -> lis
             fig.savefig(path, dpi=200, metadata={"Software": None})
         with atomic(pdf) as path:
             fig.savefig(path, dpi=300, metadata={"CreationDate": None, "ModDate": None})
-    tables = {stem.with_name(f"{stem.name}{f'.{n}' if len(data) > 1 else ''}.tsv"): t for n, t in data.items()}
+    tables = {stem.with_name(f"{stem.name}{f'.{n}' if n else ''}.tsv"): t for n, t in data.items()}
     for target, table in tables.items():
         named = not isinstance(table.index, pd.RangeIndex)
         label = (table.index.name or "name") if named else None

@@ -1,0 +1,317 @@
+"""The workflow itself, by Snakemake: plans of the papers, a whole study at the smallest size, reruns, own screens."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from samsvae.tables import read
+
+EXPERIMENTS = ("replogle", "norman_ood", "norman_efficiency", "simulation_sams", "simulation_svae")
+FIGURES = [
+    "replogle_table1",
+    "replogle_masks",
+    "replogle_effects",
+    "replogle_de",
+    "norman_ood",
+    "norman_efficiency",
+    "simulation_recovery",
+    "training_curves",
+]
+
+
+def snakemake(root: Path, where: Path, *arguments: str, config: Path | None = None, ok: bool = True) -> str:
+    """Run Snakemake in a folder and return all that it printed."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--cores", "2"]
+    command += ["--workflow-profile", str(root / "profiles" / "default")]
+    command += ["--configfile", str(config)] if config else []
+    done = subprocess.run([*command, *arguments], cwd=where, capture_output=True, text=True, timeout=500)
+    text = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, text[-4000:]
+    return text
+
+
+def planned(text: str) -> dict[str, int]:
+    """Jobs by rule of a dry run; {} where there is nothing to be done."""
+    table = text.rpartition("Job stats:")[2].partition("total")[0] if "Job stats:" in text else ""
+    return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, flags=re.M)}
+
+
+# ---- plans ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "trainings", "replogle"),
+    [("config.yaml", 180 + 2 * 1125 + 200 + 90, 180), ("core.yaml", 90 + 2 * 225 + 290, 90)],
+)
+def test_the_papers_are_planned_whole(root, tmp_path, config, trainings, replogle):
+    plan = planned(snakemake(root, tmp_path, "--dry-run", config=root / "config" / config))
+    assert plan["train"] == trainings
+    assert plan["download_source"] == 2 and plan["filter_replogle"] == plan["filter_norman"] == 1
+    assert plan["simulate_sams"] == 25 and plan["simulate_sparse_shift"] == 5
+    assert all(plan[figure] == 1 for figure in FIGURES)
+    masked = {180: 30 * 5, 90: 15 * 5}[replogle]
+    assert plan["pathway_accuracy"] == masked
+    one = planned(snakemake(root, tmp_path, "--dry-run", "--", "replogle_table1", config=root / "config" / config))
+    assert one["train"] == replogle
+
+
+def test_a_gpu_is_asked_for_by_training_alone(root, tmp_path):
+    text = snakemake(root, tmp_path, "--dry-run", config=root / "tests" / "smoke.yaml")
+    rules = {rule for rule, body in re.findall(r"^rule (\w+):\n((?:    .*\n)+)", text, flags=re.M) if "gpu=1" in body}
+    assert rules == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"experiments": ["replogel"]}, "Did you mean 'replogle'"),
+        ({"settings": {"replogle": {"grid": [{"model": ["sams_vae_cor"]}]}}}, "Did you mean 'sams_vae_corr'"),
+        ({"settings": {"replogle": {"traning": {}}}}, "Did you mean 'training'"),
+        ({"settings": {"norman_ood": {"split": {"test_pairs": 1.5}}}}, "test_pairs: 1.5 is not a fraction"),
+        ({"settings": {"replogle": {"model": {"n_latent": "many"}}}}, "n_latent: 'many'"),
+    ],
+)
+def test_a_wrong_configuration_is_one_sentence(root, tmp_path, change, said):
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(change))
+    text = snakemake(root, tmp_path, "--dry-run", config=tmp_path / "wrong.yaml", ok=False)
+    assert said in text and "Traceback" not in text
+
+
+def test_an_unknown_run_is_refused_with_the_nearest(root, tmp_path):
+    target = "results/replogle/runs/sams_vae_corr-latents100-alpha0.01-seed7/model.pt"
+    text = snakemake(root, tmp_path, "--dry-run", "--", target, ok=False)
+    assert "has no run 'sams_vae_corr-latents100-alpha0.01-seed7'" in text and "Did you mean" in text
+
+
+# ---- a whole study -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkout(root, tmp_path_factory) -> Path:
+    """A copy of the checkout that tests may edit."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("rules", "workflow", "config", "profiles", "envs", "resources", "src", "tests"):
+        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(root / "Snakefile", copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def study(checkout, tmp_path_factory) -> Path:
+    """The folder of a finished smoke study."""
+    where = tmp_path_factory.mktemp("study")
+    text = snakemake(checkout, where, "--", "all", "report", config=checkout / "tests" / "smoke.yaml")
+    assert "100%" in text and text.count("No GPU") == 1  # said once, not by every training
+    return where
+
+
+def plan_of(checkout: Path, study: Path, *arguments: str, config: Path | None = None) -> dict[str, int]:
+    config = config or checkout / "tests" / "smoke.yaml"
+    plan = planned(snakemake(checkout, study, "--dry-run", *arguments, "--", "all", config=config))
+    return {name: count for name, count in plan.items() if name != "all"}
+
+
+@pytest.mark.slow
+def test_every_figure_has_picture_print_and_data(study):
+    for figure in FIGURES:
+        folder = study / "results" / "figures"
+        assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+        data = list(folder.glob(f"{figure}*.tsv"))
+        assert data and all(len(read(path)) for path in data), figure
+
+
+@pytest.mark.slow
+def test_tables_are_whole_and_finite(study):
+    for name in EXPERIMENTS:
+        folder = study / "results" / name
+        grid, scores = read(folder / "grid.tsv"), read(folder / "scores.tsv")
+        runs = scores[scores["method"] != "baseline"]
+        assert set(runs["run"]) == set(grid["run"])
+        likelihood = runs[runs["metric"] == "iwelbo"]
+        assert set(likelihood["split"]) == {"val", "test"} and np.isfinite(likelihood["value"]).all()
+        assert set(read(folder / "histories.tsv")["run"]) == set(grid["run"]) == set(read(folder / "cost.tsv")["run"])
+    metrics = set(read(study / "results" / "simulation_sams" / "scores.tsv")["metric"])
+    assert {"mask_f1/true-positives", "mask_f1/correlation", "mcc_pearson", "latent_r2", "ate_pearson"} <= metrics
+    assert "mask_pathway_accuracy/logistic" in set(read(study / "results" / "replogle" / "scores.tsv")["metric"])
+
+
+@pytest.mark.slow
+def test_baselines_stand_beside_the_models(study):
+    scores = read(study / "results" / "norman_ood" / "scores.tsv")
+    base = scores[scores["method"] == "baseline"]
+    assert {"mean_of_perturbations", "additive", "intercept_nb"} <= set(base["model"])
+    assert base["fraction"].notna().all() and base["split_seed"].notna().all()
+
+
+@pytest.mark.slow
+def test_the_report_holds_every_figure(study):
+    page = (study / "results" / "report.html").read_text()
+    for figure in FIGURES:
+        assert f"{figure}.png" in page
+    assert "protocol" in page
+
+
+@pytest.mark.slow
+def test_nothing_is_done_twice(checkout, study):
+    assert plan_of(checkout, study) == {}
+
+
+@pytest.mark.slow
+def test_one_figure_by_name_is_one_job(checkout, study):
+    config = checkout / "tests" / "smoke.yaml"
+    plan = planned(snakemake(checkout, study, "--dry-run", "--force", "--", "replogle_masks", config=config))
+    assert plan == {"replogle_masks": 1}
+
+
+@pytest.mark.slow
+def test_a_changed_setting_reruns_what_it_touches(checkout, study, tmp_path):
+    changed = yaml.safe_load((checkout / "tests" / "smoke.yaml").read_text())
+    changed["settings"]["replogle"]["grid"][1]["seed"] = [0, 2]
+    (tmp_path / "seed.yaml").write_text(yaml.safe_dump(changed))
+    plan = plan_of(checkout, study, config=tmp_path / "seed.yaml")
+    assert plan["train"] == 1 and plan["pathway_accuracy"] == 1 and "filter_replogle" not in plan
+    assert not {"norman_ood", "simulation_recovery"} & set(plan)
+
+
+@pytest.mark.slow
+def test_an_edit_reruns_what_it_concerns(checkout, study):
+    figure = checkout / "src" / "samsvae" / "figures" / "replogle_masks.py"
+    before = figure.read_text()
+    figure.write_text(before + "\n# a comment changes nothing\n")
+    assert plan_of(checkout, study) == {}
+    figure.write_text(before + "\nEDITED = True\n")
+    plan = plan_of(checkout, study)
+    figure.write_text(before)
+    assert "train" not in plan and plan["replogle_masks"] == 1
+
+    scoring = checkout / "src" / "samsvae" / "scoring.py"
+    before = scoring.read_text()
+    scoring.write_text(before + "\nEDITED = True\n")
+    run = "results/simulation_sams/runs/sams_vae_corr-cells20-draw0"
+    weights = (study / run / "model.pt").read_bytes()
+    snakemake(checkout, study, "--", f"{run}/scores.tsv", config=checkout / "tests" / "smoke.yaml")
+    log = (study / "results/logs/simulation_sams/train/sams_vae_corr-cells20-draw0.log").read_text()
+    scoring.write_text(before)
+    assert "trained before" in log and "steps/s" not in log  # scored anew, not trained anew
+    assert (study / run / "model.pt").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_svae_plus_with_pairs_in_the_summed_encoding_is_refused(checkout, study, tmp_path):
+    changed = yaml.safe_load((checkout / "tests" / "smoke.yaml").read_text())
+    changed["settings"]["norman_ood"]["grid"] = [
+        {"model": ["svae_plus"], "encoding": ["sum"], "split_seed": [0], "fraction": [0, 1]}
+    ]
+    (tmp_path / "sum.yaml").write_text(yaml.safe_dump(changed))
+    target = "results/norman_ood/runs/svae_plus-sum-split0-frac1/model.pt"
+    text = snakemake(checkout, study, "--", target, config=tmp_path / "sum.yaml", ok=False)
+    assert "ConfigError: encoding: 'sum' is not allowed" in text and "Allowed: 'unique'" in text
+
+
+# ---- real cells ----------------------------------------------------------------------------------------------------
+
+#: Short trainings: what they reach is in the tests below, for these steps and this seed.
+REAL = {
+    "experiments": ["custom"],
+    "pathvars": {"results": "results"},
+    "settings": {
+        "custom": {
+            "model": {"n_latent": 20, "width": 64, "embedding_layers": 2, "embedding_width": 64},
+            "training": {
+                "steps": 1000, "batch_size": 256, "learning_rate": 0.003, "rate_mask": 0.05, "rate_embedding": 0.02,
+                "particles": 2, "validation_particles": 2, "validation_every": 4,
+            },
+            "evaluation": {"iwelbo_particles": 10, "ate_samples": 500},
+            "grid": [
+                {"model": ["sams_vae_corr"], "mask_prior": [0.1], "seed": [0]},
+                {"model": ["svae_plus"], "beta_b": [5], "encoding": "unique", "seed": [0]},
+            ],
+        }
+    },
+}  # fmt: skip
+
+
+def own_screen(root: Path, where: Path, source: Path, options: dict) -> Path:
+    """Run the example's configuration, with short trainings, on a screen; the folder of results."""
+    example = yaml.safe_load((root / "config" / "custom.example.yaml").read_text())
+    config = {
+        **example,
+        **REAL,
+        "settings": {"custom": {**example["settings"]["custom"], **REAL["settings"]["custom"]}},
+    }
+    config["screens"]["custom"] = {"kind": "custom", "source": {"path": str(source)}, "options": options}
+    (where / "own.yaml").write_text(yaml.safe_dump(config))
+    snakemake(root, where, config=where / "own.yaml")
+    assert (where / "results" / "figures" / "custom.png").stat().st_size > 20_000
+    return where / "results"
+
+
+def scores_of(results: Path) -> pd.DataFrame:
+    scores = read(results / "custom" / "scores.tsv")
+    assert np.isfinite(scores["value"]).all()
+    return scores.set_index(["model", "protocol", "metric", "split"])["value"]
+
+
+@pytest.mark.slow
+def test_papalexi_whole(root, tmp_path, shared):
+    source = shared / "data/real/papalexi2021_thp1_crisprko_20729x299_counts.h5ad"
+    example = yaml.safe_load((root / "config" / "custom.example.yaml").read_text())
+    results = own_screen(root, tmp_path, source, example["screens"]["custom"]["options"])
+    scores = scores_of(results)
+    table = read(results / "figures" / "custom.per_condition.tsv").pivot(
+        index="condition", columns="model", values="value"
+    )
+    for model in ("sams_vae_corr", "svae_plus"):
+        iwelbo = scores[model, "published", "iwelbo", "test"]
+        assert iwelbo > scores["intercept_nb", "held-out", "log_likelihood", "test"]
+        strong = table.loc[["IFNGR1", "IFNGR2", "JAK2", "STAT1"]]
+        assert (strong[model] > strong["mean_of_perturbations"]).all(), strong
+
+
+@pytest.mark.slow
+def test_norman_pairs_whole(root, tmp_path, shared):
+    source = shared / "data/real/norman2019_k562_crispra_3375x500_counts.h5ad"
+    options = {
+        "perturbation_column": "condition", "control": ["control"], "separator": "+", "library_size": "total_counts",
+        "min_cells": 20, "zero_cells": "drop",
+    }  # fmt: skip
+    results = own_screen(root, tmp_path, source, options)
+    scores = scores_of(results)
+    for model in ("sams_vae_corr", "svae_plus"):
+        iwelbo = scores[model, "published", "iwelbo", "test"]
+        assert iwelbo > scores["intercept_nb", "held-out", "log_likelihood", "test"]
+        pearson = scores[model, "held-out", "ate_pearson", "test"]
+        assert pearson > scores["mean_of_perturbations", "held-out", "ate_pearson", "test"]
+    record = json.loads((results / "custom/runs/sams_vae_corr-alpha0.1-seed0/run.json").read_text())
+    assert record["steps"] == 1000 and record["device"]
+
+
+@pytest.mark.slow
+def test_a_wrong_column_names_the_nearest(root, tmp_path, shared):
+    source = shared / "data/real/norman2019_k562_crispra_3375x500_counts.h5ad"
+    config = {
+        "experiments": ["custom"],
+        "screens": {
+            "custom": {
+                "kind": "custom",
+                "source": {"path": str(source)},
+                "options": {"perturbation_column": "conditon"},
+            }
+        },
+        "settings": {"custom": {"screen": "custom", "grid": [{"model": ["cpa_vae_mf"], "seed": [0]}]}},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    text = snakemake(root, tmp_path, "--", "results/data/custom/screen.h5ad", config=tmp_path / "own.yaml", ok=False)
+    assert re.search(r"DataError: .*norman2019.*'conditon'.*Did you mean 'condition'", text)
