@@ -42,6 +42,17 @@ def test_negative_binomial(theta):
     np.testing.assert_allclose(ours, stats.nbinom(theta, theta / (theta + mean)).logpmf(x), rtol=1e-8, atol=1e-10)
 
 
+def test_negative_binomial_sum_has_the_gradients_of_its_terms():
+    mean = tensor(RNG.uniform(0.1, 9, (2, 4, 3))).requires_grad_()
+    theta = tensor(RNG.uniform(0.2, 5, 3)).requires_grad_()
+    x = tensor(RNG.poisson(3, (4, 3)).astype(float))
+    torch.testing.assert_close(
+        NegativeBinomial(mean, theta).log_likelihood(x), NegativeBinomial(mean, theta).log_prob(x).sum(-1)
+    )
+    assert torch.autograd.gradcheck(lambda m, t: NegativeBinomial(m, t).log_likelihood(x), (mean, theta))
+    assert torch.autograd.gradcheck(lambda m, t: NegativeBinomial(m, t).log_likelihood(x), (mean[0], theta))
+
+
 def test_negative_binomial_in_float32_keeps_the_poisson_limit():
     mean, x = RNG.uniform(0.5, 20, 200).astype("f4"), RNG.poisson(5, 200).astype("f4")
     single = NegativeBinomial(torch.tensor(mean), torch.tensor(1e4)).log_prob(torch.tensor(x))

@@ -394,7 +394,7 @@ def test_two_saves_are_the_same_bytes(name, table1, tmp_path):
 def test_data_is_written_beside_the_figure(tmp_path):
     matrix = tables.screen()[0]
     fig = style.figure(1, 1)
-    path = style.save(fig, tmp_path / "fig.1", {"only": matrix})[-1]
+    path = style.save(fig, tmp_path / "fig.1", {"": matrix})[-1]
     assert path.name == "fig.1.tsv"
     back = pd.read_csv(path, sep="\t", index_col=0)
     assert list(back.index) == list(matrix.index) and np.allclose(back, matrix, rtol=1e-5)

@@ -47,6 +47,10 @@ class Normal:
     def draw(self, noise: Tensor) -> Tensor:
         return self.loc + self.scale * noise
 
+    def log_likelihood(self, value: Tensor) -> Tensor:
+        """log_prob summed over genes (..., n)."""
+        return self.log_prob(value).sum(-1)
+
     def sample(self, generator: torch.Generator) -> Tensor:
         shape = torch.broadcast_shapes(self.loc.shape, self.scale.shape)
         return self.draw(standard_noise("normal", shape, generator))
@@ -146,10 +150,45 @@ class NegativeBinomial:
         spread = torch.log1p(self.mean / theta)
         return (gammas - value * torch.log(theta)) + value * torch.log(self.mean) - (value + theta) * spread
 
+    def log_likelihood(self, value: Tensor) -> Tensor:
+        """log_prob summed over genes (..., n), with a backward pass of its own."""
+        return _NegativeBinomialSum.apply(self.mean, self.concentration, value)
+
     def sample(self, generator: torch.Generator) -> Tensor:
         theta = self.concentration.expand(self.mean.shape)
         rate = torch._standard_gamma(theta, generator=generator) * (self.mean / theta)
         return torch.poisson(rate, generator=generator)
+
+
+class _NegativeBinomialSum(torch.autograd.Function):
+    """sum_g log NB(x_g; m_g, theta_g): the gradients by hand, in a third of the operations.
+
+    d/dm = x / m - (x + theta) / (theta + m);
+    d/dtheta = digamma(x + theta) - digamma(theta) - log(1 + m / theta) + (m - x) / (theta + m).
+    """
+
+    @staticmethod
+    def forward(ctx, mean: Tensor, theta: Tensor, x: Tensor) -> Tensor:
+        x_theta = x + theta
+        gammas = torch.lgamma(x_theta) - torch.lgamma(theta) - torch.lgamma(x + 1.0) - x * torch.log(theta)
+        spread = torch.log1p(mean / theta)
+        ctx.save_for_backward(mean, theta, x, spread)
+        return gammas.sum(-1) + torch.log(mean).mul_(x).addcmul_(x_theta, spread, value=-1.0).sum(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mean, theta, x, spread = ctx.saved_tensors
+        total, grad, x_theta = mean + theta, grad[..., None], x + theta
+        d_mean = d_theta = None
+        if ctx.needs_input_grad[0]:
+            d_mean = (x / mean).sub_(x_theta / total).mul_(grad)
+        if ctx.needs_input_grad[1]:
+            shared = grad.sum_to_size(*([1] * (grad.ndim - x.ndim)), *x.shape[:-1], 1).reshape(*x.shape[:-1], 1)
+            d_gammas = (torch.digamma(x_theta).sub_(torch.digamma(theta)) * shared).sum(0)
+            d_rest = (mean - x).div_(total).sub_(spread).mul_(grad).flatten(0, -2).sum(0)
+            d_theta = d_gammas + d_rest
+        return d_mean, d_theta, None
 
 
 @dataclass(frozen=True)
@@ -164,6 +203,10 @@ class Poisson:
 
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.xlogy(value, self.rate) - self.rate - torch.lgamma(value + 1.0)
+
+    def log_likelihood(self, value: Tensor) -> Tensor:
+        """log_prob summed over genes (..., n)."""
+        return self.log_prob(value).sum(-1)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         return torch.poisson(self.rate, generator=generator)

@@ -51,8 +51,8 @@ def fit(
     """
     files = {name: Path(out[name]) for name in ("model", "history", "run")}
     kept = files["model"].parent / ".trained"
-    stamp = None if code is None else _stamp(code, settings, arrays, split)
-    if stamp is not None and _text(kept / "stamp") == stamp:
+    stamp = None if code is None else _stamp(code, settings, arrays, split, device)
+    if stamp is not None and _stamped(kept, files) == stamp:
         log.info(
             "%s: trained before, by the same code on the same data; remove %s to train anew", settings["run"], kept
         )
@@ -83,7 +83,6 @@ def _fit(settings: dict, arrays: Path | str, split: Path | str, device: str, out
         "%s: %d training and %d validation cells, %d genes, %d perturbations, %d parameters, on %s",
         settings["run"], len(train_cells), len(val_cells), len(screen.genes), len(dosage.names), n_parameters, device,
     )  # fmt: skip
-    torch.manual_seed(training.seed)  # dropout draws from torch's own generator
     result = train(model, train_cells, val_cells, training, genes=screen.genes)
     facts = {key: settings[key] for key in ("run", "model", "encoding", "training")}
     facts |= {"best_step": result.best_step, "validation_loss": result.best_loss, "samsvae": samsvae.__version__}
@@ -92,17 +91,19 @@ def _fit(settings: dict, arrays: Path | str, split: Path | str, device: str, out
     write_json(_record(settings, result, device, n_parameters), out["run"])
 
 
-def _stamp(code: str, settings: dict, arrays: Path | str, split: Path | str) -> str:
+def _stamp(code: str, settings: dict, arrays: Path | str, split: Path | str, device: str) -> str:
     """What a training depends on, as one digest."""
-    digest = hashlib.sha256(json.dumps([code, settings], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([code, settings, device, torch.__version__], sort_keys=True).encode())
     for path in (arrays, split):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def _text(path: Path) -> str | None:
-    return path.read_text() if path.is_file() else None
+def _stamped(kept: Path, files: dict[str, Path]) -> str | None:
+    """The stamp of the files that are kept, if all of them are there."""
+    whole = all((kept / f"{name}{path.suffix}").is_file() for name, path in files.items())
+    return (kept / "stamp").read_text() if whole and (kept / "stamp").is_file() else None
 
 
 def _link(source: Path, target: Path) -> None:

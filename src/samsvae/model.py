@@ -145,7 +145,7 @@ class Model(nn.Module):
         those of a perturbation enter a cell by the plate weight. ``analytic_kl``: in closed form where there is one.
         ``plate`` weighs every perturbation's term alike in every cell, in place of the plate weights.
         """
-        terms = {"reconstruction": self.decode(draw.values, batch).log_prob(batch.x).sum(-1)}
+        terms = {"reconstruction": self.decode(draw.values, batch).log_likelihood(batch.x)}
         for latent in self.latents:
             guide = draw.guides.get(latent.name)
             prior = latent.prior(draw.values, batch) if guide is not None else None

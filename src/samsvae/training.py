@@ -96,6 +96,7 @@ def train(
     scale = float(n) if config.loss_scale == "n_cells" else 1.0  # matters to Adam through its eps alone
     result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0)
     best: dict[str, Tensor] = {}
+    torch.manual_seed(config.seed)  # dropout draws from torch's own generator
     start = told = clock()
     step = epoch = stale = 0
     model.train()

@@ -5,6 +5,8 @@ Letters: n cells, P most perturbations in a cell, T perturbations, G genes, C co
 
 from __future__ import annotations
 
+import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +39,14 @@ def read_screen(path: Path | str) -> Screen:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Screen(**{name: file[name] for name in fields})
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(fields)}.") from None
 
 
 def read_split(path: Path | str, screen: Screen) -> np.ndarray:
     """The split of every cell (n,), from a table with the columns cell and split, in any row order."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file.")
     lines = Path(path).read_text().splitlines()
     header = lines[0].split("\t") if lines else []
     for column in ("cell", "split"):
@@ -50,7 +54,13 @@ def read_split(path: Path | str, screen: Screen) -> np.ndarray:
             raise DataError(f"{path}: no column {column!r}.{nearest(column, header)}")
     at_cell, at_split = header.index("cell"), header.index("split")
     rows = [line.split("\t") for line in lines[1:]]
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise DataError(f"{path}: line {number} has {len(row)} fields; needed are {len(header)}.")
     split_of = {row[at_cell]: row[at_split] for row in rows}
+    if len(split_of) < len(rows):
+        twice = [name for name, times in Counter(row[at_cell] for row in rows).items() if times > 1]
+        raise DataError(f"{path}: column 'cell' names more than once {some(twice)}.")
     unknown = sorted(set(split_of.values()) - {*SPLITS, "none"})
     if unknown:
         raise DataError(f"{path}: column 'split' holds {some(unknown)}.{nearest(unknown[0], (*SPLITS, 'none'))}")

@@ -1,0 +1,185 @@
+"""Weights and what is needed to use them, in a file that runs no code and says when it is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import model, screen
+
+from samsvae.checkpoint import Checkpoint, load, save
+from samsvae.config import build
+from samsvae.data.batch import cells_of, encode
+from samsvae.effects import condition_means
+from samsvae.errors import CheckpointError
+from samsvae.model import Model
+from samsvae.scoring import iwelbo
+from samsvae.settings import ModelConfig
+from samsvae.zoo import ROWS
+
+GENES = tuple(f"gene{g}" for g in range(9))
+FACTS = {"run": "x-seed0", "encoding": "sum", "training": {"seed": 0, "plate": "epoch"}, "validation_loss": 12.5}
+
+
+def checkpoint(name: str = "sams_vae_corr", **changes) -> Checkpoint:
+    net = model(name, **changes)
+    made = screen(pairs=ROWS[name].model.get("effect") != "prior_mean")
+    net.fit_inputs(cells_of(made, np.arange(80), encode(made, "sum")))
+    return Checkpoint(net.eval(), GENES, ("a", "b", "c", "d"), FACTS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_round_trip_changes_nothing(name, tmp_path):
+    made = checkpoint(name)
+    with torch.no_grad():  # not the values that a fresh model starts with
+        for i, tensor in enumerate(made.model.state_dict().values()):
+            tensor.add_(0.01 * i) if tensor.is_floating_point() else tensor.add_(i)
+    save(made, tmp_path / "model.pt")
+    found = load(tmp_path / "model.pt")
+    assert (found.genes, found.perturbations, found.facts) == (GENES, ("a", "b", "c", "d"), FACTS)
+    assert found.model.config == made.model.config and not found.model.training
+    data = screen(pairs=ROWS[name].model.get("effect") != "prior_mean")
+    cells = cells_of(data, np.arange(120), encode(data, "sum"))
+    members = encode(data, "sum").members
+    for of in (lambda net: iwelbo(net, cells, particles=3), lambda net: condition_means(net, members, samples=3)):
+        np.testing.assert_array_equal(of(found.model), of(made.model))
+    save(found, tmp_path / "again.pt")
+    assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "model.pt").read_bytes()
+
+
+def test_the_same_content_gives_the_same_bytes_wherever_it_comes_from(tmp_path):
+    """Whether two equal texts are one object in memory, as of a literal but not of a file, must not show."""
+    made = checkpoint("cond_vae")  # embedding: none, mask: none
+    facts = FACTS | {"run": "cond_vae", "model": "cond_vae"}
+    made = Checkpoint(made.model, GENES, ("gene0", "b", "c", "d"), facts)
+    config = build(ModelConfig, json.loads(json.dumps(asdict(made.model.config))))
+    other = Model(config, 9, 4)
+    other.load_state_dict(made.model.state_dict())
+    facts, genes, perturbations = json.loads(json.dumps([facts, GENES, made.perturbations]))
+    assert genes[0] is not perturbations[0]
+    save(made, tmp_path / "one.pt")
+    save(Checkpoint(other, tuple(genes), tuple(perturbations), facts), tmp_path / "two" / "other.pt")
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two" / "other.pt").read_bytes()
+    facts["validation_loss"] = 12.0
+    save(Checkpoint(other, tuple(genes), tuple(perturbations), facts), tmp_path / "three.pt")
+    assert (tmp_path / "one.pt").read_bytes() != (tmp_path / "three.pt").read_bytes()
+
+
+def test_a_model_that_is_still_training_can_be_saved(tmp_path):
+    """Gradients and the training mode do not travel; the weights saved are those of the moment."""
+    made = checkpoint("vae")
+    made.model.train()
+    save(made, tmp_path / "model.pt")
+    before = {key: value.clone() for key, value in made.model.state_dict().items()}
+    with torch.no_grad():
+        made.model.likelihood.log_concentration.add_(1.0)
+    found = load(tmp_path / "model.pt").model
+    assert not found.training
+    for key, value in found.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+# ---- files that are not what they should be ------------------------------------------------------------------------
+
+
+class Hostile:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("where", ["plain", "archive", "facts"])
+def test_a_foreign_pickle_is_refused_and_not_run(where, tmp_path):
+    path, proof = tmp_path / "model.pt", tmp_path / "proof"
+    if where == "plain":
+        path.write_bytes(pickle.dumps(Hostile(proof)))
+    elif where == "archive":
+        torch.save(Hostile(proof), path)
+    else:
+        made = checkpoint()
+        save(Checkpoint(made.model, made.genes, made.perturbations, {"run": Hostile(proof)}), path)
+    with pytest.raises(CheckpointError, match=r"model\.pt: not a checkpoint"):
+        load(path)
+    assert not proof.exists()
+    if where != "plain":  # the folder would have been made
+        torch.load(path, weights_only=False)
+        assert proof.exists()
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    """Another bit in the middle, among the weights."""
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+DAMAGE = {"empty": lambda data: b"", "text": lambda data: b"a text\nof two lines\n", "cut": cut, "flipped": flip}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_refused(damage, tmp_path):
+    path = tmp_path / "model.pt"
+    save(checkpoint(), path)
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"model\.pt: not a checkpoint of samsvae, or damaged") as error:
+        load(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_another_archive_a_folder_and_no_file_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
+        file.writestr("a.txt", "a")
+    for path, what in ((tmp_path / "other.zip", "not a checkpoint"), (tmp_path, "not a checkpoint")):
+        with pytest.raises(CheckpointError, match=what) as error:
+            load(path)
+        assert str(path) in str(error.value)
+    with pytest.raises(CheckpointError, match=r"absent\.pt: no such file"):
+        load(tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.update(format=2), "format 2 is not known. Allowed: 1"),
+        (lambda c: c["weights"].popitem(), "Missing key"),
+        (lambda c: c["weights"].update(more=torch.zeros(1)), "Unexpected key"),
+        (lambda c: c.update(genes=c["genes"][1:]), "size mismatch"),
+        (lambda c: c.update(perturbations=[*c["perturbations"], "e"]), "size mismatch"),
+        (lambda c: c["config"].update(n_latent=5), "size mismatch"),
+        (lambda c: c["config"].update(n_latent=0), "n_latent"),
+        (lambda c: c["config"].update(masks="ones"), "Did you mean 'mask'"),
+        (lambda c: c.pop("config"), "config"),
+        (lambda c: c.pop("genes"), "genes"),
+        (lambda c: c.pop("facts"), "facts"),
+        (lambda c: c.update(weights=3), "weights"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change, said, tmp_path):
+    path = tmp_path / "model.pt"
+    save(checkpoint(), path)
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    assert str(path) in str(error.value) and said in str(error.value)
+
+
+def test_other_content_than_a_dict_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match=r"list\.pt: format 'list' is not known"):
+        load(tmp_path / "list.pt")

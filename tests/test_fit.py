@@ -1,0 +1,247 @@
+"""A training from files to files: the same bytes each time, and a sentence for files that do not fit."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import screen
+from small_files import outputs, settings, write_files
+
+from samsvae.checkpoint import load
+from samsvae.data.batch import cells_of, encode, read_screen, read_split
+from samsvae.errors import ConfigError, DataError
+from samsvae.fit import fit, read_record
+from samsvae.model import Streams
+from samsvae.settings import TrainingConfig
+from samsvae.training import validation_loss
+from samsvae.zoo import ROWS
+
+SINGLE = [name for name in ROWS if ROWS[name].model.get("effect") == "prior_mean"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write_files(tmp_path, screen())
+
+
+def trained(files, folder, name="sams_vae_corr", **changes):
+    """The files of one run, by name."""
+    changes.setdefault("encoding", "unique" if name in SINGLE else "sum")
+    out = outputs(folder)
+    fit(settings(name, **changes), *files, "cpu", out=out)
+    return out
+
+
+def test_what_a_run_leaves(files, tmp_path):
+    out = trained(files, tmp_path / "run", steps=9, seed=3)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["history.tsv", "model.pt", "run.json"]
+
+    history = list(csv.DictReader(out["history"].open(), delimiter="\t"))
+    assert list(history[0]) == ["run", "step", "epoch", "train_loss", "val_loss"]
+    # 72 training cells in batches of 32 are three steps an epoch
+    assert [(row["step"], row["epoch"]) for row in history] == [("3", "1"), ("6", "2"), ("9", "3")]
+    assert {row["run"] for row in history} == {"sams_vae_corr-seed3"}
+    losses = [float(row["val_loss"]) for row in history]
+
+    found = load(out["model"])
+    assert found.genes == tuple(f"gene{g}" for g in range(9)) and found.perturbations == ("a", "b", "c", "d")
+    asked = settings(steps=9, seed=3)
+    assert {key: found.facts[key] for key in ("run", "model", "encoding", "training")} == {
+        key: asked[key] for key in ("run", "model", "encoding", "training")
+    }
+    assert found.facts["validation_loss"] == pytest.approx(min(losses), rel=1e-8)
+    assert found.facts["best_step"] == 3 * (1 + int(np.argmin(losses)))
+
+    record = read_record(out["run"])
+    assert record == json.loads(out["run"].read_text()) and record.items() >= asked.items()
+    weights = {k: v for k, v in found.model.state_dict().items() if not k.startswith("input_")}
+    assert record["parameters"] == sum(v.numel() for v in weights.values())
+    assert (record["steps"], record["torch"]) == (9, torch.__version__)
+    assert 10 < record["peak_memory_mb"] < 1e5 and record["threads"] >= 1 and record["device"]
+    assert record["steps_per_second"] == pytest.approx(9 / record["seconds"], rel=0.1)
+
+
+def test_training_and_validation_cells_are_those_of_the_table(files, tmp_path):
+    """By hand: the moments of the input are of the training cells, the loss kept is of the validation cells."""
+    found = load(trained(files, tmp_path / "run")["model"])
+    made = screen()
+    place = np.arange(120) % 5
+    train, val = np.isin(place, (0, 1, 3)), place == 2
+    logs = np.log1p(made.counts[train].astype(float))
+    np.testing.assert_allclose(found.model.input_mean, logs.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.model.input_sd[1:], logs.std(0, ddof=1)[1:], rtol=1e-5)
+    config = TrainingConfig(**found.facts["training"])
+    noise = Streams(f"0/validation/{found.facts['best_step']}")
+    loss = validation_loss(found.model, cells_of(made, val, encode(made, "sum")), config, noise)
+    assert loss == pytest.approx(found.facts["validation_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sams_vae_corr", "sams_vae_bb", "svae_plus", "svae_plus_lopez", "vae"])
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(files, tmp_path, name):
+    """Also where networks have dropout, and whatever torch's own generator was at before."""
+    runs = []
+    for number, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(number)
+        out = trained(files, tmp_path / str(number), name, seed=seed)
+        runs.append([out[key].read_bytes() for key in ("model", "history")])
+    assert runs[0] == runs[1]
+    weights = [load(tmp_path / number / "model.pt").model.state_dict() for number in "12"]
+    assert all((a != b).any() for a, b in zip(*map(dict.values, weights), strict=True) if a.numel() > 100)
+
+
+def test_the_order_of_the_rows_of_a_split_table_does_not_matter(files, tmp_path):
+    arrays, split = files
+    first = trained(files, tmp_path / "first")
+    lines = split.read_text().splitlines()
+    (tmp_path / "turned.tsv").write_text("\n".join([lines[0], *lines[:0:-1]]))
+    second = trained((arrays, tmp_path / "turned.tsv"), tmp_path / "second")
+    assert first["model"].read_bytes() == second["model"].read_bytes()
+
+
+def test_cells_of_no_split_change_nothing(tmp_path):
+    """Test cells and cells of split 'none' are not looked at."""
+    made, split = screen(), np.resize(["train", "none", "val", "train", "test"], 120)
+    other = made.counts.copy()
+    other[np.isin(split, ("none", "test"))] += 7
+    (tmp_path / "changed").mkdir()
+    files = write_files(tmp_path, made, split), write_files(tmp_path / "changed", replace(made, counts=other), split)
+    runs = [trained(of, tmp_path / str(i))["model"].read_bytes() for i, of in enumerate(files)]
+    assert runs[0] == runs[1]
+
+
+def test_the_unique_encoding_has_a_perturbation_per_condition(files, tmp_path):
+    found = load(trained(files, tmp_path / "run", "cpa_vae_mf", encoding="unique")["model"])
+    assert found.perturbations == ("a", "b", "c", "d", "a+c")
+    with pytest.raises(ConfigError, match="unique"):
+        trained(files, tmp_path / "other", "svae_plus", encoding="sum")
+    assert not (tmp_path / "other").exists()
+
+
+# ---- a training that was done before -------------------------------------------------------------------------------
+
+
+def test_a_training_is_taken_from_before_where_all_it_depends_on_is_equal(tmp_path, caplog):
+    caplog.set_level("INFO")
+    made, out = screen(), outputs(tmp_path / "run")
+    files, asked = write_files(tmp_path, made), settings()
+
+    def times(code="c", asked=asked) -> tuple[bool, dict]:
+        """Whether a job trained, and what it left."""
+        caplog.clear()
+        for path in out.values():
+            path.unlink(missing_ok=True)  # as the workflow does before a job
+        fit(asked, *files, "cpu", out=out, code=code)
+        return "trained before" not in caplog.text, {name: path.read_bytes() for name, path in out.items()}
+
+    new, first = times()
+    assert new and times() == (False, first)
+    assert times("d")[0] and not times("d")[0]  # other code
+    assert times("d", settings(seed=1))[0] and not times("d", settings(seed=1))[0]  # other settings
+    assert times("d", settings(seed=1))[1]["model"] != first["model"]
+    write_files(tmp_path, replace(made, counts=made.counts + 1))  # other data
+    assert times()[0] and not times()[0]
+    write_files(tmp_path, made, np.resize(["train", "val"], 120))  # another split
+    assert times()[0] and not times()[0]
+    write_files(tmp_path, made)
+    new, again = times()
+    assert new and again["model"] == first["model"] and again["history"] == first["history"]
+
+
+def test_a_training_that_fails_leaves_nothing_to_be_taken(files, tmp_path):
+    out = outputs(tmp_path / "run")
+    fit(settings(), *files, "cpu", out=out, code="c")
+    with pytest.raises(ConfigError):
+        fit(settings("svae_plus"), *files, "cpu", out=out, code="c")
+    before = {name: path.read_bytes() for name, path in out.items()}
+    fit(settings(), *files, "cpu", out=out, code="c")  # what was trained before is still there, and whole
+    assert {name: path.read_bytes() for name, path in out.items()} == before
+
+
+# ---- files that do not fit -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_a_split_without_training_or_validation_cells(tmp_path, name):
+    split = np.resize([*sorted({"train", "val"} - {name}), "test"], 120)
+    files = write_files(tmp_path, screen(), split)
+    with pytest.raises(DataError, match=rf"cells\.tsv.*'{name}'"):
+        trained(files, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def edit(path: Path, change) -> None:
+    lines = path.read_text().splitlines()
+    change(lines)
+    path.write_text("\n".join(lines) + "\n" if lines else "")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: lines.pop(4), ["'cell3'", "no row"]),
+        (lambda lines: lines.append("cell120\ta\ttrain"), ["'cell120'", "not in the screen"]),
+        (lambda lines: lines.__setitem__(4, "cell3\ta\tvalid"), ["'split'", "'valid'", "Did you mean 'val'"]),
+        (lambda lines: lines.__setitem__(4, "cell3\ta\t"), ["'split'", "''", "train, val, test, none"]),
+        (lambda lines: lines.__setitem__(0, "cell\tcondition\tspilt"), ["'split'", "Did you mean 'spilt'"]),
+        (lambda lines: lines.__setitem__(0, "cells\tcondition\tsplit"), ["'cell'", "Did you mean 'cells'"]),
+        (lambda lines: lines.clear(), ["'cell'"]),
+        pytest.param(lambda lines: lines.__setitem__(4, "cell3"), ["line 5"]),
+        pytest.param(lambda lines: lines.append(lines[4]), ["'cell3'"]),
+    ],
+)
+def test_a_split_table_that_does_not_fit(files, tmp_path, change, said):
+    edit(files[1], change)
+    with pytest.raises(DataError, match=r"cells\.tsv") as error:
+        trained(files, tmp_path / "run")
+    for part in said:
+        assert part in str(error.value)
+
+
+def test_a_split_table_that_is_not_there(files, tmp_path):
+    with pytest.raises((DataError, FileNotFoundError), match=r"absent\.tsv"):
+        trained((files[0], tmp_path / "absent.tsv"), tmp_path / "run")
+
+
+def without(path: Path, name: str) -> None:
+    with np.load(path) as file:
+        kept = {key: file[key] for key in file.files if key != name}
+    np.savez(path, **kept)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_bytes(b""), "arrays"),
+        (lambda path: path.write_bytes(b"text"), "arrays"),
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: without(path, "members"), "members"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:1000]), "arrays"),
+        pytest.param(lambda path: flip(path), "arrays"),
+        pytest.param(lambda path: np.save(path.open("wb"), np.zeros(3)), "arrays"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_damaged(files, tmp_path, damage, said):
+    damage(files[0])
+    with pytest.raises(DataError, match=rf"arrays\.npz: .*{said}") as error:
+        trained(files, tmp_path / "run")
+    assert "counts, library" in str(error.value)  # what is needed
+
+
+def flip(path: Path) -> None:
+    """Another bit among the counts, which come first."""
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_what_is_read_is_what_was_written(files):
+    made, found = screen(), read_screen(files[0])
+    for name in vars(made):
+        np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+    assert read_split(files[1], found).tolist() == ["train", "train", "val", "train", "test"] * 24
