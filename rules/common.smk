@@ -111,6 +111,18 @@ def split_settings(wildcards):
     return vars(run.split_config)
 
 
+def tables_of(wildcards):
+    """The tables that a filter of an own screen reads beside the counts."""
+    options = DATASETS[wildcards.dataset].options
+    return [path for path in (options.annotation, options.cell_table) if path]
+
+
+def written_split(wildcards):
+    """The split table that a person has written, for a split of kind 'file'."""
+    path = split_settings(wildcards)["path"]
+    return [path] if path else []
+
+
 def options_of(wildcards):
     """The settings of a dataset's filter or simulation."""
     return dict(DATASETS[wildcards.dataset].options.__dict__)

@@ -141,6 +141,7 @@ rule filter_custom:
     input:
         source=source_of,
         verified=verification_of,
+        tables=tables_of,
     output:
         "<results>/data/{dataset}/screen.h5ad",
     log:
@@ -182,7 +183,8 @@ rule pack_arrays:
 rule split_cells:
     """Which cells train, validate and test: a table with a row per cell, and its summary."""
     input:
-        "<results>/data/{dataset}/screen.h5ad",
+        screen="<results>/data/{dataset}/screen.h5ad",
+        table=written_split,
     output:
         table="<results>/{experiment}/splits/{dataset}/{split}/cells.tsv",
         summary="<results>/{experiment}/splits/{dataset}/{split}/summary.tsv",

@@ -21,7 +21,7 @@ rule pathway_accuracy:
 
 
 rule test_model_expression:
-    """Differential expression in cells sampled from a run's model, as many as the data have."""
+    """Differential expression in cells sampled from a run's model, equally many of every condition and of control."""
     input:
         model="<results>/{experiment}/runs/{run}/model.pt",
         arrays=arrays_of,

@@ -53,7 +53,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ReplogleOptions:
-    """Filter of the Replogle screen (data.md, section 1)."""
+    """Filter of the Replogle screen to the cells, controls and genes of the papers."""
 
     n_controls: int = 2000
     control_seed: int = 0
@@ -62,7 +62,7 @@ class ReplogleOptions:
 
 @dataclass(frozen=True)
 class NormanOptions:
-    """Filter of the Norman screen (data.md, section 2): it has no settings."""
+    """Filter of the Norman screen to its highly variable genes: it has no settings."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class CustomOptions:
 
 @dataclass(frozen=True)
 class SamsOptions:
-    """Simulation of the SAMS-VAE paper's release (simulation.md, section 1); ``cells`` per perturbation to train on."""
+    """Simulation of the SAMS-VAE paper's release; ``cells`` per perturbation to train on."""
 
     cells: int = 500
     val_cells: int = 100
@@ -99,7 +99,7 @@ class SamsOptions:
 
 @dataclass(frozen=True)
 class SparseShiftOptions:
-    """Sparse-shift simulation of the SVAE+ paper (simulation.md, section 2); ``cells`` per intervention to train on."""
+    """Sparse-shift simulation of the SVAE+ paper; ``cells`` per intervention to train on."""
 
     cells: int = 400
     n_perturbations: int = 100

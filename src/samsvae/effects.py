@@ -52,7 +52,7 @@ def condition_means(
     closed_form: bool = False,
     seed: int = 0,
 ) -> np.ndarray:
-    """Mean of the transformed samples of every condition, float64 (C, G); evaluation.md, section 1.
+    """Mean of the transformed samples of every condition, float64 (C, G): the published ATE is a difference of two.
 
     ``transform``: ``log2`` is log2(1 + 1e4 x_g / sum_g x), ``mean`` none. ``closed_form`` puts the mean of the
     likelihood in the place of each sampled cell, which lowers the variance of the estimate.

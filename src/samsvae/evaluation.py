@@ -1,4 +1,4 @@
-"""Scores of one trained run (published protocol, evaluation.md section 1), and its effects and masks."""
+"""Scores of one trained run (published protocol), and its effects and masks."""
 
 from __future__ import annotations
 

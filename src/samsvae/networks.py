@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from samsvae.distributions import NegativeBinomial, Normal, Poisson
 
-#: Added to every variance and to the mean of the negative binomial (models.md: 1e-4 throughout).
+#: Added to every variance and to the mean of the negative binomial.
 FLOOR = 1e-4
 
 ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
@@ -97,7 +97,7 @@ class GaussianHead(nn.Module):
 
 
 class Likelihood(nn.Module):
-    """p(x | h) for one of the likelihoods of models.md (eq. 2).
+    """p(x | h) for one of four likelihoods (eq. 2).
 
     ``nb``: mean l softmax(W h + c) + 1e-4, one concentration exp(r_g) per gene. ``poisson``: rate softplus(W h + c).
     ``normal``: mean W h + c, variance exp(W' h + c') + 1e-4. ``normal_fixed``: variance exp(v_g) + 1e-4.

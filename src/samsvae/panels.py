@@ -226,7 +226,10 @@ def own_screen(
     reference: str,
     screen: str,
 ) -> dict:
-    """Arguments of the figure of an own screen: all held-out, the run with the best validation IWELBO shown."""
+    """Arguments of the figure of an own screen: all held-out, the run of best validation IWELBO shown.
+
+    The masks are those of the best run that has some.
+    """
     scores = collect_scores(grid, score_files, [], [])
     means = models_only(scores)
     best = means[(means["metric"] == "iwelbo") & (means["split"] == "val")].sort_values("value", kind="stable")
@@ -238,14 +241,19 @@ def own_screen(
     each = pd.concat([*each, read(baseline_conditions)], ignore_index=True)
     each = each[each["protocol"].eq("held-out") & ~each["model"].isin(["train_mean", "additive"])]
     held_out = frame(data, "held_out").dropna()
-    mask = read_h5ad(of_run(perturbations, run)).obsm.get("mask_probability")
+    tables = [read_h5ad(of_run(perturbations, name)) for name in reversed(best["run"].tolist())]
+    masked = next((t for t in tables if "mask_probability" in t.obsm), None)
     table = read_uns(screen, "perturbations")
     return {
         "scores": pd.concat([scores, base[base["model"] == "intercept_nb"]], ignore_index=True),
         "data_effects": held_out,
         "model_effects": frame(predicted).loc[held_out.index, held_out.columns],
-        "per_condition": each.rename(columns={"ate_pearson": "value"})[["model", "condition", "value"]],
-        "mask_probability": mask if mask is None else pd.DataFrame(np.asarray(mask), table.index),
+        "per_condition": each.rename(columns={"ate_pearson": "value"})[["model", "condition", "value"]].reset_index(
+            drop=True
+        ),
+        "mask_probability": None
+        if masked is None
+        else pd.DataFrame(np.asarray(masked.obsm["mask_probability"]), masked.obs_names),
         "pathway": table["pathway"].astype(str) if (table["pathway"] != "").any() else None,
         "name": label(model),
     }

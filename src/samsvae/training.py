@@ -93,7 +93,7 @@ def train(
     optimiser = Adam(model, config)
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
     steps = config.steps if config.epochs is None else config.epochs * math.ceil(n / size)
-    scale = float(n) if config.loss_scale == "n_cells" else 1.0  # matters to Adam through its eps alone
+    scale = float(n) if config.loss_scale == "n_cells" else 1.0  # matters to Adam through its eps and weight decay
     result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0)
     best: dict[str, Tensor] = {}
     torch.manual_seed(config.seed)  # dropout draws from torch's own generator

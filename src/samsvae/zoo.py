@@ -24,7 +24,7 @@ class Row:
 _CPA = {"mask": "ones"}
 _SVAE_PLUS = {"embedding": "learned", "mask": "beta_bernoulli", "effect": "prior_mean"}
 
-#: The SVAE+ paper's own networks and training, shared by the rows that it compares (simulation.md, section 2).
+#: The SVAE+ paper's own networks and training, shared by the rows that it compares.
 _LOPEZ_MODEL = {
     "n_layers": 2,
     "width": 128,

@@ -18,7 +18,7 @@ METRICS = {
     "ate_pearson": "ATE-Pearson of test pairs",
 }
 TASKS = {
-    "ood": "fraction of the training pairs seen",
+    "ood": "fraction of all pairs seen in training",
     "efficiency": "fraction of the pairs' training cells seen",
 }
 

@@ -66,7 +66,7 @@ def average_effect(
     control_cells: np.ndarray | None = None,
     method: str = "log2",
 ) -> np.ndarray:
-    """ATE of the data: mean over a condition's cells minus that over control cells, (C, G); evaluation.md section 1.
+    """ATE of the data: mean over a condition's cells minus that over control cells, (C, G).
 
     X (n, G) counts, or real values with ``method="mean"``; condition (n,) codes; control: the code of the
     control (or of the reference condition). ``cells`` (n,) bool: all cells is the published reference, the

@@ -73,6 +73,6 @@ def intercept_nb_log_likelihood(fit: InterceptNB, X: np.ndarray | sparse.spmatri
 
 
 def nb_log_prob(x: np.ndarray, mean: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """log NB(x; mean, concentration theta), elementwise (models.md, likelihoods)."""
+    """log NB(x; mean, concentration theta), elementwise (docs/model.md, eq. 2)."""
     counted = gammaln(x + theta) - gammaln(theta) - gammaln(x + 1)
     return counted - theta * np.log1p(mean / theta) + x * (np.log(mean) - np.log(theta + mean))
