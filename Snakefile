@@ -31,7 +31,7 @@ include: "rules/figures.smk"
 
 
 onstart:
-    logger.info(notice(STUDY.device))
+    logger.info(notice(STUDY.device, STUDY.jobs_per_gpu))
 
 
 rule all:

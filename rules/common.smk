@@ -33,6 +33,10 @@ RESOURCES = ROOT / "resources"
 #: The row whose run is shown where one run is shown, and the rows beside it.
 SHOWN = "sams_vae_corr"
 BESIDE = ("sams_vae_corr", "cpa_vae_corr", "cond_vae", "svae_plus")
+MASKED = ("bernoulli", "beta_bernoulli")
+
+#: The row without which a figure has nothing to show.
+NEEDED = dict.fromkeys(["replogle_masks", "replogle_effects", "replogle_de", "norman_ood", "norman_efficiency"], SHOWN)
 
 
 def code_of(script):
@@ -187,12 +191,16 @@ def evaluation_of(wildcards):
 
 
 def selected(name, rows=None, masked=False):
-    """The runs of an experiment of some rows of the zoo, or those that have a mask to read."""
-    return [
+    """The runs of an experiment of some rows of the zoo, or those that have a mask to read; an error for none."""
+    found = [
         run
         for run in experiment_runs(name).values()
-        if (rows is None or run.row in rows) and (not masked or run.model.mask in ("bernoulli", "beta_bernoulli"))
+        if (rows is None or run.row in rows) and (not masked or run.model.mask in MASKED)
     ]
+    if not found:
+        needed = " or ".join(rows or ["one with a mask"])
+        raise WorkflowError(f"settings.{name}.grid: no run of the model that this target shows. Needed: {needed}.")
+    return found
 
 
 def run_files(found, file):
@@ -208,8 +216,14 @@ def split_files(name, file):
 
 def figures_of_study():
     """The figures whose experiments are all chosen."""
-    found = [name for name, needed in FIGURES.items() if needed and set(needed) <= set(STUDY.experiments)]
+    found = [name for name, needed in FIGURES.items() if needed and set(needed) <= set(RUNS) and drawable(name)]
     return expand("<results>/figures/{figure}.png", figure=found)
+
+
+def drawable(figure):
+    """Whether the grid has the runs that a figure is about: a study of a few rows draws what it can."""
+    rows = {run.row for name in FIGURES[figure] for run in RUNS[name].values()}
+    return not NEEDED.get(figure) or NEEDED[figure] in rows
 
 
 def tables_of_experiments():
@@ -224,19 +238,21 @@ def pathway_files(wildcards):
     """Pathway accuracies of the masked runs, for the screen that has pathways."""
     name = wildcards.experiment
     annotated = STUDY.screens[STUDY.settings[name].screen].kind == "replogle"
-    return run_files(selected(name, masked=True), "pathways.tsv") if annotated else []
+    masked = [run for run in experiment_runs(name).values() if run.model.mask in MASKED]
+    return run_files(masked, "pathways.tsv") if annotated else []
 
 
 def first_seeds(name, rows):
-    """The runs of some rows with the first seed of each."""
+    """The runs of some rows with the first seed of each row."""
     found = selected(name, rows)
-    first = min(run.training.seed for run in found)
-    return [run for run in found if run.training.seed == first]
+    first = {row: min(run.training.seed for run in found if run.row == row) for row in {run.row for run in found}}
+    return [run for run in found if run.training.seed == first[run.row]]
 
 
 def published_screen(name):
     """Whether a screen is the published one, so that its numbers may be held against the papers'."""
-    return STUDY.screens[STUDY.settings[name].screen].source.sort != "miniature"
+    screen = STUDY.screens[STUDY.settings[name].screen]
+    return screen.kind in ("replogle", "norman") and screen.source.sort != "miniature"
 
 
 def norman_runs(name):
@@ -256,6 +272,21 @@ def norman_shown(name):
             best = found.setdefault(run.row, run)
             found[run.row] = min(best, run, key=_most_pairs)
     return list(found.values())
+
+
+def own_screen_file(file):
+    """An input function: a file of the one split of an own screen; an error where its grid has several."""
+
+    def of_split(wildcards):
+        found = {(run.dataset, run.split) for run in experiment_runs("custom").values()}
+        if len(found) > 1:
+            raise WorkflowError(
+                "settings.custom.grid: the figure 'custom' compares runs on one split of one screen; "
+                f"this grid has {len(found)}. Leave axes of screen and split to other experiments."
+            )
+        return first_split_file("custom", file)
+
+    return of_split
 
 
 def first_split_file(name, file, runs=None):

@@ -10,7 +10,10 @@ wildcard_constraints:
 
 
 rule download_source:
-    """Download the source of a screen: resumed, verified, put in place by rename."""
+    """Download the source of a screen: resumed, verified, put in place by rename.
+
+    No edit of code downloads it again: its checksum says that it is right.
+    """
     output:
         "<results>/sources/{screen}.h5ad",
     log:
@@ -22,7 +25,6 @@ rule download_source:
         "../envs/samsvae.yaml"
     params:
         source=source_settings,
-        code=code_of("download_source"),
     script:
         "../workflow/scripts/download_source.py"
 

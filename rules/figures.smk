@@ -50,6 +50,7 @@ rule replogle_masks:
         mask="<results>/figures/replogle_masks.mask_probability.tsv",
         embedding="<results>/figures/replogle_masks.embedding.tsv",
         accuracy="<results>/figures/replogle_masks.accuracy.tsv",
+        pathway="<results>/figures/replogle_masks.pathway.tsv",
     log:
         "<logs>/figures/replogle_masks.log",
     conda:
@@ -111,6 +112,9 @@ rule replogle_de:
         pdf="<results>/figures/replogle_de.pdf",
         overlap="<results>/figures/replogle_de.overlap.tsv",
         tests="<results>/figures/replogle_de.tests.tsv",
+        model_tests="<results>/figures/replogle_de.model_tests.tsv",
+        data_effects="<results>/figures/replogle_de.data_effects.tsv",
+        model_effects="<results>/figures/replogle_de.model_effects.tsv",
     log:
         "<logs>/figures/replogle_de.log",
     conda:
@@ -141,6 +145,7 @@ rule norman_ood:
         ),
         pdf="<results>/figures/norman_ood.pdf",
         scores="<results>/figures/norman_ood.scores.tsv",
+        published="<results>/figures/norman_ood.published.tsv",
         interactions="<results>/figures/norman_ood.interactions.tsv",
     log:
         "<logs>/figures/norman_ood.log",
@@ -170,6 +175,7 @@ rule norman_efficiency:
         ),
         pdf="<results>/figures/norman_efficiency.pdf",
         scores="<results>/figures/norman_efficiency.scores.tsv",
+        published="<results>/figures/norman_efficiency.published.tsv",
     log:
         "<logs>/figures/norman_efficiency.log",
     conda:
@@ -214,9 +220,9 @@ rule custom:
         per_condition=lambda wildcards: run_files(selected("custom"), "per_condition.tsv"),
         effects=lambda wildcards: run_files(selected("custom"), "effects.h5ad"),
         perturbations=lambda wildcards: run_files(selected("custom"), "perturbations.h5ad"),
-        baselines=lambda wildcards: first_split_file("custom", "baselines.tsv"),
-        baseline_conditions=lambda wildcards: first_split_file("custom", "per_condition.tsv"),
-        reference=lambda wildcards: first_split_file("custom", "effects.h5ad"),
+        baselines=own_screen_file("baselines.tsv"),
+        baseline_conditions=own_screen_file("per_condition.tsv"),
+        reference=own_screen_file("effects.h5ad"),
         screen=lambda wildcards: dataset_file("custom", "screen.h5ad"),
     output:
         png=report(
@@ -230,6 +236,7 @@ rule custom:
         per_condition="<results>/figures/custom.per_condition.tsv",
         data="<results>/figures/custom.data.tsv",
         model="<results>/figures/custom.model.tsv",
+        masks="<results>/figures/custom.masks.tsv",
     log:
         "<logs>/figures/custom.log",
     conda:

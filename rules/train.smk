@@ -52,8 +52,6 @@ rule train:
         settings=training_of,
         evaluation=evaluation_of,
         simulated=is_simulated,
-        device=STUDY.device,
-        jobs_per_gpu=STUDY.jobs_per_gpu,
         training_code=digest_of("src/samsvae/fit.py", ROOT),
         code=code_of("train"),
     script:

@@ -11,7 +11,7 @@ from samsvae import panels
 from samsvae.data.screen import assemble, write_screen
 from samsvae.errors import DataError
 from samsvae.metrics.effects import interactions
-from samsvae.tables import write, write_h5ad
+from samsvae.tables import of_experiments, write, write_h5ad
 
 METHODS = {"sams_vae_corr": "SAMS-VAE", "cpa_vae_corr": "CPA-VAE", "cond_vae": "Conditional VAE", "svae_plus": "SVAE+"}
 
@@ -143,7 +143,7 @@ def test_norman_scores_are_relative_to_the_model_that_saw_no_pair():
 
 def test_norman_needs_the_reference_of_every_split():
     columns = {"encoding": "sum", "split_seed": 0}
-    of = {("iwelbo", "test"): -1.0, ("ate_pearson", "test"): 0.5}
+    of = {("iwelbo", "test"): -1.0, ("iwelbo", "val"): -1.0, ("ate_pearson", "test"): 0.5}
     scores = table(
         rows("sams_vae_corr", "a", of=of, fraction=0.0, **columns),
         rows("cond_vae", "b", of=of, fraction=0.0, encoding="sum", split_seed=1),
@@ -261,7 +261,7 @@ def test_histories_are_named_by_their_experiment(tmp_path):
     for name in ("norman_ood", "replogle"):
         (tmp_path / name).mkdir()
         write(pd.DataFrame({"run": ["000"], "step": [1], "val_loss": [2.0]}), tmp_path / name / "histories.tsv")
-    found = panels.histories([tmp_path / name / "histories.tsv" for name in ("replogle", "norman_ood")])
+    found = of_experiments([tmp_path / name / "histories.tsv" for name in ("replogle", "norman_ood")])
     assert found[["experiment", "run"]].to_numpy().tolist() == [["replogle", "000"], ["norman_ood", "000"]]
 
 

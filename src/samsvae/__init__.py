@@ -1,3 +1,10 @@
 """Sparse mechanism-shift models of Perturb-seq: SAMS-VAE, CPA-VAE, SVAE+ and the conditional VAE."""
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> str:
+    # by name, so that a new version is no change of the code that trains (samsvae.digest)
+    if name == "__version__":
+        from importlib import import_module
+
+        return import_module("samsvae.version").VERSION
+    raise AttributeError(f"module 'samsvae' has no attribute {name!r}")

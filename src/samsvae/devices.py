@@ -122,14 +122,15 @@ def hold_gpus(
             os.close(lock)
 
 
-def notice(device: str = "auto") -> str:
+def notice(device: str = "auto", jobs_per_gpu: int = 1) -> str:
     """One sentence for the start of a workflow: which cards its trainings will use."""
     cards = list(granted(os.environ, _uuids())) if device != "cpu" else []
     if not cards:
-        reason = "the configuration says device: cpu" if device == "cpu" else "none is visible"
+        reason = "the configuration says device: cpu" if device == "cpu" else "none is visible here"
         return f"No GPU is used ({reason}): training runs on the CPU."
     many = f"{len(cards)} GPUs are" if len(cards) > 1 else "1 GPU is"
-    return f"{many} visible: pass --resources gpu={len(cards)}, so that no more trainings start than find a card."
+    wanted = f"--resources gpu={len(cards) * jobs_per_gpu}"
+    return f"{many} visible: pass {wanted}, so that no more trainings start than find a card."
 
 
 def granted(env: Mapping[str, str], uuids: Mapping[str, str]) -> dict[str, str]:

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = "samsvae"
+#: Modules that decide what is said, never what is computed: an edit of a message reruns nothing.
+QUIET = ("samsvae.errors",)
 
 
 def code_of(script: str | Path, root: str | Path) -> str:
@@ -46,7 +48,7 @@ def code_of(script: str | Path, root: str | Path) -> str:
 def _read(source: str, module: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """Digest of one file's code, and the modules of the package that it imports."""
     tree = ast.parse(source)
-    names = {name for name in _imports(tree, module) if name.split(".")[0] == PACKAGE}
+    names = {name for name in _imports(tree, module) if name.split(".")[0] == PACKAGE and not name.startswith(QUIET)}
     return hashlib.sha256(_text(tree).encode()).hexdigest(), tuple(sorted(names))
 
 

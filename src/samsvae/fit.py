@@ -139,8 +139,3 @@ def _peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def read_record(path: Path | str) -> dict:
-    """The record of a run as written by ``fit``."""
-    return json.loads(Path(path).read_text())

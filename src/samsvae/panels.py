@@ -57,6 +57,11 @@ def short_names(gene: pd.Series) -> dict[str, str]:
     return dict(zip(gene.index, gene.where(number == 1, gene + " #" + number.astype(str)), strict=True))
 
 
+def or_empty(table: pd.DataFrame | None) -> pd.DataFrame:
+    """A table, or one without rows where there is nothing to show."""
+    return pd.DataFrame(columns=["name"]) if table is None else table
+
+
 def label(model: str) -> str:
     """A model's name as figures write it."""
     return look(model).label
@@ -160,10 +165,16 @@ NORMAN_REFERENCE = {"model": "sams_vae_corr", "encoding": "sum", "fraction": 0}
 
 
 def norman_summary(scores: pd.DataFrame) -> pd.DataFrame:
-    """Relative IWELBO and ATE-Pearson of the test cells by model, encoding and fraction: mean and sd over splits."""
-    published_rows = scores[scores["protocol"] == "published"]
-    relative = relative_to(models_only(scores), NORMAN_REFERENCE, ["split_seed"])
-    ate = published_rows[published_rows["metric"] == "ate_pearson"]
+    """Relative IWELBO and ATE-Pearson of the test cells by model, encoding and fraction: mean and sd over splits.
+
+    Of several settings of a model the best on validation data count.
+    """
+    rows = models_only(scores)
+    best = best_settings(rows, ["model", "encoding"], over=["split_seed", "fraction"])
+    rows = chosen(rows, best.drop(columns=["mean", "sd", "n"]))
+    relative = relative_to(rows, NORMAN_REFERENCE, ["split_seed"])
+    base = scores[(scores["protocol"] == "published") & (scores["method"] == "baseline")]
+    ate = pd.concat([rows, base], ignore_index=True).query("metric == 'ate_pearson'")
     rows = pd.concat([relative[relative["split"] == "test"], ate[ate["split"] == "test"]], ignore_index=True)
     rows["encoding"] = rows["encoding"].fillna("sum")
     return summary(rows, ["model", "encoding", "fraction", "metric"])
@@ -208,11 +219,6 @@ def one_setting(scores: pd.DataFrame) -> pd.DataFrame:
     by = ["model", *([c] if (c := "cells") in rows else [])]
     best = best_settings(rows, by, over=["data_seed"])
     return chosen(rows, best.drop(columns=["mean", "sd", "n"]))
-
-
-def histories(paths: Iterable[str]) -> pd.DataFrame:
-    """Histories of several experiments, named by their folder."""
-    return pd.concat([read(path).assign(experiment=Path(path).parent.name) for path in paths], ignore_index=True)
 
 
 def own_screen(

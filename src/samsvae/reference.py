@@ -14,7 +14,7 @@ import pandas as pd
 from samsvae.data.batch import Screen
 from samsvae.errors import DataError
 from samsvae.metrics.baselines import additive, mean_of_perturbations
-from samsvae.metrics.effects import ate_scores, condition_means, condition_scores
+from samsvae.metrics.effects import ate_scores, average_effect, condition_means, condition_scores
 from samsvae.metrics.likelihood import fit_intercept_nb, intercept_nb_log_likelihood
 from samsvae.settings import SPLITS
 
@@ -35,15 +35,15 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
         kept[control] = False
 
     def delta(cells: np.ndarray) -> np.ndarray:
-        means = condition_means(screen.counts, screen.condition, len(screen.conditions), cells=cells, method=transform)
+        chosen = {"n_conditions": len(screen.conditions), "cells": cells, "method": transform}
         if control is None:
+            means = condition_means(screen.counts, screen.condition, **chosen)
             return means - np.nanmean(means[kept], axis=0)
-        chosen = cells & (screen.condition == control)
-        chosen = chosen if chosen.any() else (split == "val") & (screen.condition == control)
-        if not chosen.any():
+        at_control = screen.condition == control
+        stand_in = cells if (cells & at_control).any() else split == "val"
+        if not (stand_in & at_control).any():
             raise DataError(f"The reference {reference!r} has no cell in the training, test or validation split.")
-        at = condition_means(screen.counts, np.zeros(len(split), int), 1, cells=chosen, method=transform)
-        return means - at[0]
+        return average_effect(screen.counts, screen.condition, control, control_cells=stand_in, **chosen)
 
     obs = pd.DataFrame(
         {

@@ -115,3 +115,8 @@ def collect_cost(grid: pd.DataFrame, records: Iterable[str]) -> pd.DataFrame:
     found = [json.loads(Path(path).read_text()) for path in records]
     table = pd.DataFrame([{column: record[column] for column in columns} for record in found])
     return grid[["run", "model", "method", "inference"]].merge(table, on="run", how="right", validate="one_to_one")
+
+
+def of_experiments(paths: Iterable[str]) -> pd.DataFrame:
+    """The tables of several experiments as one, with a column of their names (``.../EXPERIMENT/file``)."""
+    return pd.concat([read(path).assign(experiment=Path(path).parent.name) for path in paths], ignore_index=True)

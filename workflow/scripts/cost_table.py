@@ -3,7 +3,6 @@
 from samsvae.session import session
 
 with session(snakemake.log[0]):
-    from samsvae.panels import histories
-    from samsvae.tables import write
+    from samsvae.tables import of_experiments, write
 
-    write(histories(snakemake.input), snakemake.output[0])
+    write(of_experiments(snakemake.input), snakemake.output[0])

@@ -13,4 +13,5 @@ with session(snakemake.log[0]):
     shown = panels.own_screen(read(files.pop("grid")), **files)
     data = {name: shown[name] for name in ("scores", "per_condition")}
     data |= {"data": shown["data_effects"], "model": shown["model_effects"]}
+    data["masks"] = panels.or_empty(shown["mask_probability"])
     save(custom(**shown), snakemake.output.png[:-4], data)

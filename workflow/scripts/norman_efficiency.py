@@ -14,4 +14,4 @@ with session(snakemake.log[0]):
     scores = panels.norman_summary(collect_scores(read(files.grid), files.scores, [], files.baselines))
     published = panels.norman_published(Path(files.published).parent, "efficiency", comparable=params.comparable)
     figure = norman(scores, None, published, "efficiency")
-    save(figure, snakemake.output.png[:-4], {"scores": scores})
+    save(figure, snakemake.output.png[:-4], {"scores": scores, "published": panels.or_empty(published)})

@@ -14,5 +14,5 @@ with session(snakemake.log[0]):
     scores = panels.norman_summary(collect_scores(read(files.grid), files.scores, [], files.baselines))
     found = panels.norman_interactions(files.effects, params.models, files.reference, files.screen)
     published = panels.norman_published(Path(files.published).parent, "ood", comparable=params.comparable)
-    data = {"scores": scores, "interactions": found}
+    data = {"scores": scores, "interactions": found, "published": panels.or_empty(published)}
     save(norman(scores, found, published, "ood"), snakemake.output.png[:-4], data)

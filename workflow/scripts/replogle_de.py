@@ -19,5 +19,6 @@ with session(snakemake.log[0]):
         files.screen,
         model=snakemake.params.model,
     )
-    data = {"overlap": shown["overlap"], "tests": shown["data_de"]}
+    data = {"overlap": shown["overlap"], "tests": shown["data_de"], "model_tests": shown["model_de"]}
+    data |= {name: shown[name] for name in ("data_effects", "model_effects")}
     save(replogle_de(**shown), snakemake.output.png[:-4], data)

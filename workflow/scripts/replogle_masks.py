@@ -12,4 +12,5 @@ with session(snakemake.log[0]):
     scores = collect_scores(read(files.grid), files.scores, [], [])
     shown = panels.masks(scores, files.perturbations, files.pathways, files.screen, model=snakemake.params.model)
     data = {name: shown[name] for name in ("mask_probability", "embedding", "accuracy")}
+    data["pathway"] = shown["pathway"].to_frame()
     save(replogle_masks(**shown), snakemake.output.png[:-4], data)

@@ -3,7 +3,10 @@
 from samsvae.devices import hold_device
 from samsvae.session import session
 
-with session(snakemake.log[0]), hold_device(snakemake.params.device, snakemake.params.jobs_per_gpu) as device:
+# where it runs is no param: it is no reason to run again
+device, jobs_per_gpu = snakemake.config["device"], snakemake.config["jobs_per_gpu"]
+
+with session(snakemake.log[0]), hold_device(device, jobs_per_gpu) as device:
     # torch reads once which cards it may see, so these come after the choice of a card
     from samsvae.evaluation import evaluate
     from samsvae.fit import fit

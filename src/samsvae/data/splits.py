@@ -113,7 +113,7 @@ def make_split(
     conditions: Sequence[str] = (),
     path: str | Path | None = None,
 ) -> pd.DataFrame:
-    """The split that a ``SplitConfig`` describes; DataError where it leaves no cell to train or to validate on."""
+    """The split that a ``SplitConfig`` describes; DataError where one of train, val and test has no cell."""
     if kind == "random":
         split = random_split(obs, test_fraction=test_fraction, val_fraction=val_fraction, seed=split_seed)
     elif kind == "held_out":
@@ -129,7 +129,7 @@ def make_split(
         split = read_split(path, obs.index)
     else:
         raise ConfigError(f"split.kind: {kind!r} is not known.{nearest(kind, KINDS)}")
-    for name in ("train", "val"):
+    for name in SPLITS[:3]:
         if not (split["split"] == name).any():
             raise DataError(f"the split {kind!r} of {len(obs)} cells leaves no {name!r} cell; change its fractions.")
     return split
