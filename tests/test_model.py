@@ -162,6 +162,25 @@ def test_prediction_has_the_shape_of_samples_times_cells_times_genes(name):
     torch.testing.assert_close(likelihood.mean.sum(-1), data.library[:6].expand(11, 6), rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["sams_vae_corr", "sams_vae_mf", "sams_vae_bb", "cpa_vae_corr"])
+def test_posterior_mean_is_the_state_plus_each_cells_own_offset(name):
+    """By hand: the likelier mask of each perturbation times its embedding, added up over those that a cell received."""
+    net, data = model(name), cells(name)
+    for key, parameter in net.named_parameters():
+        if key.endswith(("logits", "loc")):
+            torch.nn.init.normal_(parameter, 0, 2.0, generator=torch.Generator().manual_seed(len(key)))
+    net.fit_inputs(data)
+    tables = net.perturbation_tables()
+    effect = tables["embedding"] * tables.get("mask_probability", torch.ones(())).round()
+    padded = torch.nn.functional.pad(effect, (0, 0, 0, 1))
+    offset = padded[data.index].sum(1)
+    batch = data.batch(slice(None))
+    reads = (offset,) if net.config.encoder_reads == "x_offset" else ()
+    latent = net.latents[-1]
+    basal = latent.head(latent.network(net.inputs(batch), *reads)).mean
+    torch.testing.assert_close(net.posterior_mean(data), basal + offset)
+
+
 def test_joint_bound_adds_the_shared_terms():
     net, data = model("sams_vae_corr"), cells("sams_vae_corr")
     predictive = iwelbo(net, data, particles=1, seed=3)
@@ -188,6 +207,7 @@ def test_joint_bound_adds_the_shared_terms():
         ({"embedding": "none"}, "effect"),
         ({"mask_per_cell": True}, "mask_per_cell"),
         ({"dropout": 1.0}, "dropout"),
+        ({"effect": "decoder_input"}, "embedding"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(changes, what):

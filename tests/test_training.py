@@ -116,3 +116,22 @@ def test_every_step_plate_and_penalty_by_hand():
 def test_settings_out_of_range(name, value):
     with pytest.raises(ConfigError, match=name):
         TrainingConfig(**{name: value})
+
+
+def test_a_saturated_mask_probability_is_finite():
+    parts = halves(pairs=False)
+    net = model("svae_plus", mask_logit_init=40.0)
+    assert np.isfinite(validation_loss(net, parts[1], FAST, Streams(0)))
+
+
+def test_a_last_batch_of_one_cell_is_refused_under_batch_norm():
+    made = screen(121, pairs=False)
+    data = cells_of(made, np.arange(81), encode(made, "sum"))
+    with pytest.raises(ConfigError, match="batch_size: 16 leaves a last batch of one of the 81"):
+        train(model("vae"), data, data, replace(FAST, batch_size=16))
+
+
+def test_patience_waits_for_the_end_of_the_warm_up():
+    config = replace(FAST, steps=60, learning_rate=1e-6, warmup_epochs=15, patience=2)  # nothing gets better
+    result = train(model("cpa_vae_mf"), *halves(), config)
+    assert result.history[-1]["epoch"] > 15

@@ -129,6 +129,7 @@ def model_expression(
 
     config = EvaluationConfig(**settings)
     checkpoint, screen = load(model, device), read_screen(arrays)
+    check_names(checkpoint, screen)
     significant = data[(data["method"] == "wilcoxon") & (data["padj"] < 0.05)].groupby("condition", sort=False).size()
     order = significant.reindex(data["condition"].unique(), fill_value=0).sort_values(ascending=False, kind="stable")
     conditions = list(order.index[: config.de_conditions])

@@ -33,12 +33,11 @@ def shift(values: Values) -> Tensor:
 
 def offset(values: Values, batch: Batch) -> Tensor:
     """o = sum_t d_t (E_t * M_t) of each cell (eq. 1), by gathered rows: (K, n, L), or (n, L)."""
-    mask = values.get("mask")
-    if mask is None or mask.ndim == 3:
+    if "cell_mask" not in values:
         return batch.dosage.gather(shift(values))
     # a mask of its own for every cell: (K, n, P, L)
     padded = nn.functional.pad(values["embedding"], (0, 0, 0, 1))[..., batch.dosage.index, :]
-    return (mask * padded * batch.dosage.dose[..., None]).sum(-2)
+    return (values["cell_mask"] * padded * batch.dosage.dose[..., None]).sum(-2)
 
 
 class MaskProbability(nn.Module):
@@ -53,7 +52,8 @@ class MaskProbability(nn.Module):
         self.register_buffer("b", torch.tensor(float(b)), persistent=False)
 
     def guide(self, values: Values, batch: Batch) -> Point:
-        return Point(torch.sigmoid(_rows(self.logits, batch)))
+        eps = torch.finfo(torch.float32).eps  # the Beta density has no value at 0 and 1
+        return Point(torch.sigmoid(_rows(self.logits, batch)).clamp(eps, 1.0 - eps))
 
     def prior(self, values: Values, batch: Batch) -> Beta:
         return Beta(self.a, self.b)
@@ -66,7 +66,7 @@ class Mask(nn.Module):
     ``per_cell`` draws a mask for every cell in place of one per particle (the SVAE+ paper's own training).
     """
 
-    name, plate = "mask", "perturbation"
+    plate = "perturbation"
 
     def __init__(
         self,
@@ -79,6 +79,7 @@ class Mask(nn.Module):
         per_cell: bool = False,
     ):
         super().__init__()
+        self.name = "cell_mask" if per_cell else "mask"
         self.temperature = temperature
         self.per_cell = per_cell
         self.shape = (n_perturbations, n_latent)

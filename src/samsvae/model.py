@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from samsvae.data.batch import Batch, Cells
-from samsvae.distributions import standard_noise
+from samsvae.distributions import Bernoulli, standard_noise
 from samsvae.latents import CellState, Embedding, LearnedEmbedding, Mask, MaskProbability, offset
 from samsvae.networks import MLP, Likelihood, OneHot
 from samsvae.settings import ModelConfig
@@ -103,7 +103,8 @@ class Model(nn.Module):
             square = square + ((self._transform(chunk.double()) - mean) ** 2).sum(0)
         sd = torch.sqrt(square / max(n - 1, 1))
         self.input_mean.copy_(mean)
-        self.input_sd.copy_(torch.where(sd > 0, sd, 1.0))
+        # a constant gene's sd is 0 but for rounding
+        self.input_sd.copy_(torch.where(sd > 1e-9 * (1.0 + mean.abs()), sd, 1.0))
 
     def _transform(self, x: Tensor) -> Tensor:
         return torch.log1p(x) if self.config.input in ("log_standardise", "log") else x
@@ -202,7 +203,9 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def posterior_mean(self, cells: Cells, *, chunk: int = 4096) -> Tensor:
-        """Mean of q(z | x, .) at the guide's mean of the shared latents, plus the offset where it is additive: (n, L).
+        """Mean of q(z | x, .) at typical values of the shared latents, plus the offset where it is additive: (n, L).
+
+        Typical: the mean of an embedding, the likelier value of a mask (the networks only ever see masks of 0 and 1).
 
         The latent state of every cell, as used for the recovery of latents in simulations.
         """
@@ -212,22 +215,24 @@ class Model(nn.Module):
             values: dict[str, Tensor] = {}
             for latent in self.latents:
                 extra = (self.inputs(batch),) if latent.plate == "cell" else ()
-                values[latent.name] = latent.guide(values, batch, *extra).mean
+                values[latent.name] = _typical(latent.guide(values, batch, *extra))
             state = values.get("z", values.get("z_basal"))
             out.append(state + offset(values, batch) if self.config.effect == "additive" else state)
         return torch.cat(out)
 
     @torch.no_grad()
     def perturbation_tables(self) -> dict[str, Tensor]:
-        """``mask_probability`` and ``embedding`` (T, L) at the guide's mean, as far as the model has them."""
+        """``mask_probability`` and ``embedding`` (T, L), as far as the model has them.
+
+        The embedding is the mean of its guide, given the likelier value of every mask where the guide reads masks.
+        """
         batch = self.no_cells()
         values: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
         for latent in self._shared():
-            values[latent.name] = latent.guide(values, batch).mean.detach()
-        tables = {
-            "mask_probability": values.get("mask", values.get("mask_prob")),
-            "embedding": values.get("embedding"),
-        }
+            guide = latent.guide(values, batch)
+            values[latent.name], means[latent.name] = _typical(guide), guide.mean.detach()
+        tables = {"mask_probability": means.get("mask", means.get("mask_prob")), "embedding": means.get("embedding")}
         return {name: table for name, table in tables.items() if table is not None}
 
     def no_cells(self) -> Batch:
@@ -295,6 +300,11 @@ def _draw(latent: nn.Module, distribution, noise: Noise, particles: int) -> Tens
     dims = 3 if getattr(latent, "per_cell", False) else 2
     shape = (particles, *distribution.mean.shape[-dims:])
     return distribution.draw(noise(latent.name, distribution.noise_kind, shape))
+
+
+def _typical(distribution) -> Tensor:
+    """The mean of a distribution; of a mask the likelier value."""
+    return torch.round(distribution.mean) if isinstance(distribution, Bernoulli) else distribution.mean
 
 
 def _shared_out(term: Tensor, batch: Batch) -> Tensor:

@@ -62,6 +62,10 @@ class ModelConfig:
             raise ConfigError("guide_embedding: 'given_mask' needs a random embedding and a mask that is drawn.")
         if self.effect in ("additive", "prior_mean") and self.embedding == "none":
             raise ConfigError(f"effect: {self.effect!r} needs an embedding; it is 'none'.")
+        if self.effect in ("none", "decoder_input") and self.embedding != "none":
+            raise ConfigError(
+                f"embedding: {self.embedding!r} is not allowed with effect: {self.effect!r}; it must be 'none'."
+            )
         if self.encoder_reads == "x_offset" and self.embedding == "none":
             raise ConfigError("encoder_reads: 'x_offset' needs an embedding; it is 'none'.")
 
@@ -99,6 +103,11 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "particles", "validation_particles", "validation_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
+        for name in ("epochs", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more, or nothing.")
+        if self.objective == "iwelbo" and self.analytic_kl:
+            raise ConfigError("analytic_kl: true is not allowed with objective: iwelbo, which weighs draws.")
         for name in ("learning_rate", "adam_eps", "rate_mask", "rate_embedding", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < math.inf:

@@ -88,6 +88,11 @@ def train(
     check(model, train_cells, val_cells)
     if config.mask_penalty and model.config.mask != "beta_bernoulli":
         raise ConfigError(f"mask_penalty: needs mask: beta_bernoulli; the mask here is {model.config.mask!r}.")
+    if model.config.batch_norm and len(train_cells) % config.batch_size == 1:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} leaves a last batch of one of the {len(train_cells)} training cells, "
+            "which batch_norm cannot read; take another."
+        )
     device = train_cells.counts.device
     noise, order = Streams(config.seed, device), Streams(config.seed, "cpu").generator("order")
     optimiser = Adam(model, config)
@@ -125,7 +130,9 @@ def train(
         epoch += 1
         if epoch % config.validation_every and step < steps:
             continue
-        val_loss = validation_loss(model, val_cells, config, Streams(f"{config.seed}/validation/{step}", device))
+        val_loss = validation_loss(
+            model, val_cells, config, Streams(f"{config.seed}/validation/{step}", device), n_cells=n
+        )
         result.history.append(
             {"step": step, "epoch": epoch, "train_loss": sum(losses) / len(losses), "val_loss": val_loss}
         )
@@ -133,8 +140,8 @@ def train(
             result.best_step, result.best_loss, stale = step, val_loss, 0
             best = copy.deepcopy(model.state_dict())
         else:
-            stale += config.validation_every
-            if config.patience is not None and stale >= config.patience and warmup == 1.0:
+            stale += config.validation_every if warmup == 1.0 else 0
+            if config.patience is not None and stale >= config.patience:
                 log.info("stopped at step %d: no better validation loss for %d epochs", step, stale)
                 break
     model.load_state_dict(best)
@@ -145,14 +152,19 @@ def train(
 
 
 @torch.no_grad()
-def validation_loss(model: Model, cells: Cells, config: TrainingConfig, noise: Noise) -> float:
-    """Mean over cells of the training objective, with fresh noise, in evaluation mode, at full weight of the terms."""
+def validation_loss(
+    model: Model, cells: Cells, config: TrainingConfig, noise: Noise, *, n_cells: int | None = None
+) -> float:
+    """Mean over cells of the training objective, with fresh noise, in evaluation mode, at full weight of the terms.
+
+    ``n_cells``: of the training, by which ``plate: every_step`` shares out (default: the cells at hand).
+    """
     model.eval()
     total = 0.0
     for at in torch.arange(len(cells), device=cells.counts.device).split(max(config.batch_size, 512)):
         batch = cells.batch(at)
         draw = model.draw(batch, noise, config.validation_particles)
-        loss, terms = objective(model, batch, draw, config, n_cells=len(cells))
+        loss, terms = objective(model, batch, draw, config, n_cells=n_cells or len(cells))
         if not torch.isfinite(loss):
             raise NumericalError("In validation: " + diagnose(model, batch, draw, terms, cells.names[at.cpu()], None))
         total += loss.item() * len(at)
