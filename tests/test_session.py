@@ -15,7 +15,12 @@ def script(body: str, tmp_path, root) -> subprocess.Popen:
     lines = ["from samsvae.session import session", f"with session({str(tmp_path / 'logs' / 'a.log')!r}):"]
     code = "\n".join([*lines, *(f"    {line}" for line in body.splitlines())])
     return subprocess.Popen(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(root / "src")}, text=True, stderr=subprocess.PIPE
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(root / "src")},
+        text=True,
+        stderr=subprocess.PIPE,
+        # a shell's background job, as CI may be, has SIGINT ignored, and its children too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
