@@ -14,7 +14,7 @@ REPORT := results/demo/report.html
 VENV := .venv/made
 PIP_QUIET := --quiet --disable-pip-version-check --no-input
 
-# Shell rules of the workflow say `python` and `snakemake` too: both are the venv's.
+# The recipes say `python` and `snakemake`: both are the venv's.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_ROOT_USER_ACTION := ignore
 

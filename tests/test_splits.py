@@ -41,7 +41,7 @@ def norman():
 
 
 def sets(table):
-    return {name: set(table["cell"][table["split"] == name]) for name in splits.SPLITS}
+    return {name: set(table["cell"][table["split"] == name]) for name in splits.LABELS}
 
 
 FRACTIONS = (0, 0.25, 0.5, 0.75, 1)
@@ -75,7 +75,7 @@ def test_ood_by_the_words_of_the_task(norman, seed):
     for f in FRACTIONS:
         table = splits.norman_ood(norman, fraction=f, seed=seed)
         double = table[norman["n_targets"].to_numpy() == 2]
-        of = {name: set(double["condition"][double["split"] == name]) for name in splits.SPLITS}
+        of = {name: set(double["condition"][double["split"] == name]) for name in splits.LABELS}
         assert of["train"] == {condition_of.loc[[p]].iloc[0] for p in pairs[: floor(f * 13)]}
         assert of["test"] == {condition_of.loc[[p]].iloc[0] for p in pairs[13 - ceil(0.25 * 13) :]}
         assert not (of["train"] & of["test"]) or f == 1
@@ -154,7 +154,7 @@ def test_every_cell_once_and_the_table_comes_back(norman, tmp_path):
     with pytest.raises(DataError, match=r"'valid'"):
         splits.read_split(tmp_path / "bad.tsv")
     counted = splits.summary(table).set_index("split")
-    assert list(counted.index) == list(splits.SPLITS)
+    assert list(counted.index) == list(splits.LABELS)
     assert counted["cells"].to_dict() == {name: len(part) for name, part in sets(table).items()}
     assert counted["cells"].sum() == len(norman)
     assert counted.loc["test", "conditions"] == ceil(0.25 * 13)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import anndata as ad
 import numpy as np
@@ -47,15 +47,19 @@ def likelihood_scores(
             yield {"protocol": "published", "metric": "iwelbo", "split": name, "value": value}
 
 
+def dosages(checkpoint: Checkpoint, screen: Screen, conditions: Sequence[str]) -> np.ndarray:
+    """The rows of the model's perturbations (C, P) of conditions by name; T where there is none."""
+    position = {name: i for i, name in enumerate(screen.conditions)}
+    return encode(screen, checkpoint.facts["encoding"]).members[[position[name] for name in conditions]]
+
+
 def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, config: EvaluationConfig) -> ad.AnnData:
     """Effects of the conditions of ``data`` under the model, against the same reference: X (C, G)."""
-    dosage = encode(screen, checkpoint.facts["encoding"])
     reference = str(data.uns["reference"])
     asked = [*data.obs_names, *([reference] if reference else [])]
-    position = {name: i for i, name in enumerate(screen.conditions)}
     means = condition_means(
         checkpoint.model,
-        dosage.members[[position[name] for name in asked]],
+        dosages(checkpoint, screen, asked),
         samples=config.ate_samples,
         library=config.ate_library,
         transform=str(data.uns["transform"]),
@@ -133,13 +137,11 @@ def model_expression(
     significant = data[(data["method"] == "wilcoxon") & (data["padj"] < 0.05)].groupby("condition", sort=False).size()
     order = significant.reindex(data["condition"].unique(), fill_value=0).sort_values(ascending=False, kind="stable")
     conditions = list(order.index[: config.de_conditions])
-    dosage = encode(screen, checkpoint.facts["encoding"])
     control = next(name for name, row in zip(screen.conditions, screen.members, strict=True) if (row < 0).all())
     names = [*conditions, control]
-    position = {name: i for i, name in enumerate(screen.conditions)}
     cells = sample(
         checkpoint.model,
-        dosage.members[[position[name] for name in names]],
+        dosages(checkpoint, screen, names),
         samples=config.de_cells,
         library=config.ate_library,
     )

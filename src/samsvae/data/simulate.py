@@ -17,8 +17,8 @@ from scipy import sparse
 
 from samsvae.data.screen import assemble, provenance
 from samsvae.errors import ConfigError, nearest
+from samsvae.settings import SPLITS
 
-SPLITS = ("train", "val", "test")
 INITS = ("orthogonal", "kaiming_normal", "sparse")
 NORMALISATIONS = ("published", "per_cell")
 CONTROL = "control"

@@ -16,8 +16,9 @@ from sklearn.model_selection import train_test_split
 
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.files import atomic
+from samsvae.settings import SPLITS
 
-SPLITS = ("train", "val", "test", "none")
+LABELS = (*SPLITS, "none")  # what a cell of a split table may be
 
 
 KINDS = ("random", "norman_ood", "norman_efficiency", "held_out", "given", "file")
@@ -96,9 +97,9 @@ def given(obs: pd.DataFrame) -> pd.DataFrame:
     if "split" not in obs:
         raise DataError(f"the screen's obs has no column 'split'.{nearest('split', obs.columns)}")
     split = obs["split"].astype(str).to_numpy()
-    if wrong := sorted(set(split) - set(SPLITS)):
-        raise DataError(f"obs column 'split' has the values {some(wrong)}; allowed: {', '.join(SPLITS)}.")
-    return _table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS[:3]})
+    if wrong := sorted(set(split) - set(LABELS)):
+        raise DataError(f"obs column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
+    return _table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
 
 
 def make_split(
@@ -129,7 +130,7 @@ def make_split(
         split = read_split(path, obs.index)
     else:
         raise ConfigError(f"split.kind: {kind!r} is not known.{nearest(kind, KINDS)}")
-    for name in SPLITS[:3]:
+    for name in SPLITS:
         if not (split["split"] == name).any():
             raise DataError(f"the split {kind!r} of {len(obs)} cells leaves no {name!r} cell; change its fractions.")
     return split
@@ -139,7 +140,7 @@ def summary(split: pd.DataFrame) -> pd.DataFrame:
     """Cells and conditions of each split, 'none' included (rows: split; columns: cells, conditions)."""
     groups = split.groupby("split")
     table = pd.DataFrame({"cells": groups.size(), "conditions": groups["condition"].nunique()})
-    return table.reindex(list(SPLITS), fill_value=0).rename_axis("split").reset_index()
+    return table.reindex(list(LABELS), fill_value=0).rename_axis("split").reset_index()
 
 
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
@@ -154,8 +155,8 @@ def read_split(path: str | Path, cells: Sequence[str] | None = None) -> pd.DataF
     split = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     if list(split.columns) != ["cell", "condition", "split"]:
         raise DataError(f"{path}: the columns are {some(split.columns)}; allowed: cell, condition, split.")
-    if wrong := sorted(set(split["split"]) - set(SPLITS)):
-        raise DataError(f"{path}: column 'split' has the values {some(wrong)}; allowed: {', '.join(SPLITS)}.")
+    if wrong := sorted(set(split["split"]) - set(LABELS)):
+        raise DataError(f"{path}: column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
     if cells is not None and list(split["cell"]) != list(cells):
         raise DataError(f"{path}: column 'cell' is not the {len(cells)} cells of the screen in their order.")
     return split

@@ -82,7 +82,6 @@ LOOKS: dict[str, Look] = {
         ("intercept_nb", "intercept only (NB)", INK, "_", (0, (1, 1)), ""),
         ("additive", "additive", INK, "_", (0, (5, 2)), ""),
         ("mean_of_perturbations", "mean of perturbations", INK, "_", (0, (1, 1.2)), ""),
-        ("no_change", "no change", GREY, "_", (0, (4, 1.5, 1, 1.5)), ""),
         ("train_mean", "training mean", GREY, "_", (0, (2, 1)), ""),
         ("ridge", "ridge", GREY, "_", (0, (6, 1, 1, 1)), ""),
     )

@@ -9,11 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 
-def no_change(effects: np.ndarray) -> np.ndarray:
-    """Every condition looks like control: zeros (C, G). Its correlation with anything is undefined (NaN)."""
-    return np.zeros_like(effects)
-
-
 def mean_of_perturbations(effects: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Every condition looks like the mean effect of the training conditions: (C, G) of equal rows.
 
