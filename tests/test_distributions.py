@@ -35,6 +35,39 @@ def test_beta():
     np.testing.assert_allclose(Beta(tensor(a), tensor(b)).log_prob(tensor(x)), stats.beta(a, b).logpdf(x), rtol=1e-10)
 
 
+@pytest.mark.parametrize(("a", "b"), [(0.4, 0.7), (1.0, 1.0), (2.0, 5.0), (30.0, 80.0)])
+def test_beta_draws_and_their_gradients(a, b):
+    """Draws by Kolmogorov and Smirnov; gradients by differences of scipy's quantiles at the probability of the draw."""
+    noise = torch.randn(100_000, *Beta.noise_shape, generator=torch.Generator().manual_seed(2), dtype=f)
+    first, second = (tensor(np.full(100_000, v)).requires_grad_() for v in (a, b))
+    x = Beta(first, second).draw(noise)
+    assert stats.kstest(x.detach().numpy(), stats.beta(a, b).cdf).pvalue > 1e-3
+    x.sum().backward()
+    some, h = x.detach().numpy()[:300], 1e-5
+    u = stats.beta(a, b).cdf(some)
+    for grad, (da, db) in ((first.grad, (h, 0)), (second.grad, (0, h))):
+        exact = (stats.beta(a + da, b + db).ppf(u) - stats.beta(a - da, b - db).ppf(u)) / (2 * h)
+        np.testing.assert_allclose(grad.numpy()[:300], exact, rtol=2e-3, atol=2e-4)
+    mean_a, mean_b = b / (a + b) ** 2, -a / (a + b) ** 2  # d E[x] / da, d E[x] / db
+    assert first.grad.mean().item() == pytest.approx(mean_a, rel=0.02)
+    assert second.grad.mean().item() == pytest.approx(mean_b, rel=0.02)
+
+
+def test_beta_draws_broadcast_and_stay_inside():
+    a = torch.tensor(1e-3).expand(4, 3).clone().requires_grad_()
+    x = Beta(a, torch.tensor(2.0)).draw(torch.randn(5, 4, 3, *Beta.noise_shape))
+    assert x.shape == (5, 4, 3) and (x > 0).all() and (x < 1).all()
+    x.sum().backward()
+    assert a.grad.shape == (4, 3) and torch.isfinite(a.grad).all()
+
+
+def test_closed_kl_of_betas_equals_an_integral():
+    p, q = stats.beta(2.5, 0.8), stats.beta(1.0, 5.0)
+    exact = p.expect(lambda x: p.logpdf(x) - q.logpdf(x))
+    ours = Beta(tensor(2.5), tensor(0.8)).kl(Beta(tensor(1.0), tensor(5.0)))
+    assert ours.item() == pytest.approx(exact, rel=1e-6)
+
+
 @pytest.mark.parametrize("theta", [0.05, 1.0, 30.0, 1e4])
 def test_negative_binomial(theta):
     mean, x = RNG.uniform(0.01, 60, 200), RNG.poisson(9, 200)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from small import model, screen
 
-from samsvae.data.batch import cells_of, encode
-from samsvae.errors import ConfigError
+from samsvae.data.batch import Batch, cells_of, encode
+from samsvae.errors import ConfigError, DataError
 from samsvae.model import Streams, given
 from samsvae.scoring import iwelbo
 from samsvae.settings import ModelConfig
@@ -59,7 +59,7 @@ def test_plates_count_every_perturbation_once_over_an_epoch(name):
     net, data = model(name), cells(name)
     shared = net.draw_shared(Streams(1), 2)
     batch = data.batch(slice(None))
-    terms = net.terms(batch, replace(net.draw(batch, Streams(2), 2, values=shared.values), guides=shared.guides))
+    terms = net.terms(batch, replace(net.draw(batch, Streams(2), 2, shared=shared), guides=shared.guides))
     for latent in net.latents:
         if latent.name not in terms:
             continue
@@ -120,6 +120,50 @@ def test_inputs_are_standardised_and_a_constant_gene_survives():
     np.testing.assert_allclose(out[:, 1:].std(0, ddof=1), 1, rtol=1e-5)
     assert (out[:, 0] == 0).all() and net.input_sd[0] == 1
     np.testing.assert_allclose(net.input_mean, expected.mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["log_standardise", "standardise", "log", "none"])
+def test_kinds_of_input(kind):
+    data, net = cells("sams_vae_mf"), model("sams_vae_mf", input=kind)
+    net.fit_inputs(data)
+    x = data.counts.numpy().astype(float)
+    x = np.log1p(x) if kind.startswith("log") else x
+    if kind.endswith("standardise"):
+        sd = x.std(0, ddof=1)
+        x = (x - x.mean(0)) / np.where(sd > 0, sd, 1)
+    np.testing.assert_allclose(net.inputs(data.batch(slice(None))), x, rtol=1e-5, atol=1e-5)
+
+
+def test_scale_of_the_embeddings_prior_and_size_of_their_network():
+    net = model("sams_vae_corr", embedding_scale=2.5, embedding_layers=3, embedding_width=5)
+    prior = net.latents[1].prior({}, None)
+    assert (prior.loc.item(), prior.scale.item()) == (0.0, 2.5)
+    assert [tuple(layer.weight.shape) for layer in net.latents[1].network.layers] == [(5, 8), (5, 5), (5, 5)]
+
+
+@pytest.mark.parametrize("init", [-1.0, 0.0, 2.0])
+def test_both_guides_of_a_mask_probability_start_from_the_same_mean(init):
+    batch = model("sams_vae_bb").no_cells()
+    for guide in ("point", "beta"):
+        net = model("sams_vae_bb", guide_mask_prob=guide, mask_logit_init=init)
+        mean = net.latents[0].guide({}, batch).mean
+        torch.testing.assert_close(mean, torch.full((4, 4), init).sigmoid())
+
+
+def test_dense_dosages_are_those_of_indices():
+    data = cells("sams_vae_corr")
+    batch = data.batch(slice(None))
+    dense = torch.zeros(len(data), 5).scatter_(1, data.index, 1.0)[:, :4]
+    found = Batch.from_dense(batch.x, dense)
+    table = torch.randn(3, 4, 2)
+    torch.testing.assert_close(found.dosage.gather(table), batch.dosage.gather(table))
+    torch.testing.assert_close(found.share, batch.share)
+    torch.testing.assert_close(found.library, batch.x.sum(1))
+    twice = Batch.from_dense(batch.x, 2.0 * dense, n_cells=torch.tensor([0, 5, 1, 2]))
+    torch.testing.assert_close(twice.dosage.gather(table), 2.0 * batch.dosage.gather(table))
+    assert twice.share.tolist() == [0.0, pytest.approx(0.2), 1.0, 0.5]
+    with pytest.raises(DataError, match=r"n_cells has the shape \(3,\); allowed: \(4,\)"):
+        Batch.from_dense(batch.x, dense, n_cells=torch.ones(3))
 
 
 def test_sum_and_unique_encodings():
@@ -207,6 +251,7 @@ def test_joint_bound_adds_the_shared_terms():
         ({"embedding": "none"}, "effect"),
         ({"mask_per_cell": True}, "mask_per_cell"),
         ({"dropout": 1.0}, "dropout"),
+        ({"guide_mask_prob": "beta"}, "guide_mask_prob"),
         ({"effect": "decoder_input"}, "embedding"),
     ],
 )

@@ -14,7 +14,7 @@ from samsvae.data.batch import cells_of, encode
 from samsvae.errors import ConfigError, NumericalError
 from samsvae.model import Streams
 from samsvae.settings import TrainingConfig
-from samsvae.training import objective, train, validation_loss
+from samsvae.training import Adam, objective, train, validation_loss
 from samsvae.zoo import ROWS
 
 FAST = TrainingConfig(steps=40, batch_size=32, learning_rate=1e-2, particles=2, validation_particles=2)
@@ -110,12 +110,79 @@ def test_every_step_plate_and_penalty_by_hand():
     assert objective(net, batch, draw, config, n_cells=80)[0].item() == pytest.approx(expected, rel=1e-5)
 
 
+def step_without_gradient(**changes):
+    """Weights of a model before and after a step whose gradients are 0: what moves is weight decay."""
+    net = model("sams_vae_mf")
+    before = {name: p.detach().clone().fill_(0.5) for name, p in net.named_parameters()}
+    net.load_state_dict(before, strict=False)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    Adam(net, TrainingConfig(weight_decay=0.1, **changes)).step()
+    return {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+
+
+def test_weight_decay_on_all_or_on_networks():
+    names = {name for name, _ in model("sams_vae_mf").named_parameters()}
+    free = {"latents.0.logits", "latents.1.loc", "latents.1.log_scale"}
+    assert free < names
+    assert step_without_gradient() == names
+    assert step_without_gradient(weight_decay_on="networks") == names - free
+
+
+def test_rates_of_masks_and_embeddings():
+    net = model("sams_vae_mf")
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    config = TrainingConfig(learning_rate=0.01, rate_mask=0.2, rate_embedding=0.05, weight_decay=0.0)
+    Adam(net, config).step()
+    for name, parameter in net.named_parameters():  # Adam's first step is the rate, whatever the gradient's size
+        rate = 0.2 if "logits" in name else 0.05 if name in ("latents.1.loc", "latents.1.log_scale") else 0.01
+        torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, rate), rtol=1e-4, atol=1e-6)
+
+
+def test_a_clipped_gradient_makes_smaller_steps_where_adam_can_see_it():
+    """Adam undoes a constant factor, but for its eps: with a large one the steps shrink with the norm."""
+    moved = {}
+    for clip in (None, 1e-3):
+        net = model("cpa_vae_mf")
+        before = {name: p.detach().clone() for name, p in net.named_parameters()}
+        train(net, *halves(), replace(FAST, steps=2, adam_eps=1.0, weight_decay=0.0, gradient_clip=clip))
+        moved[clip] = sum((p - before[name]).abs().sum().item() for name, p in net.named_parameters())
+    assert moved[1e-3] < 0.01 * moved[None]
+
+
+def test_a_beta_guide_of_the_mask_probability_learns():
+    parts, net = halves(), model("sams_vae_bb", guide_mask_prob="beta")
+    before = validation_loss(net, parts[1], FAST, Streams(9))
+    train(net, *parts, replace(FAST, steps=150))
+    assert validation_loss(net, parts[1], FAST, Streams(9)) < before
+    probability = net.perturbation_tables()["mask_probability"]
+    assert probability.std() > 0.01 and ((probability > 0) & (probability < 1)).all()
+    torch.testing.assert_close(
+        probability, torch.distributions.Beta(net.latents[0].log_a.exp(), net.latents[0].log_b.exp()).mean.detach()
+    )
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("steps", 0), ("learning_rate", 0.0), ("weight_decay", -1.0), ("adam_beta1", 1.0)]
+    ("name", "value"),
+    [
+        ("weight_z", -1.0),
+        ("extra_share", -0.1),
+        ("steps", 0),
+        ("learning_rate", 0.0),
+        ("weight_decay", -1.0),
+        ("adam_beta1", 1.0),
+    ],
 )
 def test_settings_out_of_range(name, value):
     with pytest.raises(ConfigError, match=name):
         TrainingConfig(**{name: value})
+
+
+def test_an_extra_share_needs_plate_weights():
+    with pytest.raises(ConfigError, match="extra_share"):
+        TrainingConfig(extra_share=0.1, plate="every_step")
 
 
 def test_a_saturated_mask_probability_is_finite():

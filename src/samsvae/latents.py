@@ -41,17 +41,28 @@ def offset(values: Values, batch: Batch) -> Tensor:
 
 
 class MaskProbability(nn.Module):
-    """pi ~ Beta(a, b), guided by a point mass at sigmoid(s) (eq. 5)."""
+    """pi ~ Beta(a, b), guided by a point mass at sigmoid(s), or by Beta(e^u, e^w) with u and w free (eq. 5).
+
+    Both guides start from the mean sigmoid(init); the free Beta starts at a concentration of 2, flat where init is 0.
+    """
 
     name, plate = "mask_prob", "perturbation"
 
-    def __init__(self, n_perturbations: int, n_latent: int, *, a: float, b: float, init: float):
+    def __init__(self, n_perturbations: int, n_latent: int, *, a: float, b: float, init: float, guide: str = "point"):
         super().__init__()
-        self.logits = nn.Parameter(torch.full((n_perturbations, n_latent), float(init)))
+        size = (n_perturbations, n_latent)
+        if guide == "point":
+            self.logits = nn.Parameter(torch.full(size, float(init)))
+        else:
+            start = torch.sigmoid(torch.tensor([float(init), -float(init)])) * 2.0
+            self.log_a = nn.Parameter(torch.log(start[0]).expand(size).clone())
+            self.log_b = nn.Parameter(torch.log(start[1]).expand(size).clone())
         self.register_buffer("a", torch.tensor(float(a)), persistent=False)
         self.register_buffer("b", torch.tensor(float(b)), persistent=False)
 
-    def guide(self, values: Values, batch: Batch) -> Point:
+    def guide(self, values: Values, batch: Batch) -> Point | Beta:
+        if hasattr(self, "log_a"):
+            return Beta(torch.exp(_rows(self.log_a, batch)), torch.exp(_rows(self.log_b, batch)))
         eps = torch.finfo(torch.float32).eps  # the Beta density has no value at 0 and 1
         return Point(torch.sigmoid(_rows(self.logits, batch)).clamp(eps, 1.0 - eps))
 

@@ -51,6 +51,8 @@ def given(noise: dict[str, Tensor]) -> Noise:
     """Noise fixed beforehand, by the name of the latent."""
 
     def stream(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in noise:
+            raise ValueError(f"no noise is given for {name!r}, which needs the shape {tuple(shape)}")
         if tuple(noise[name].shape) != tuple(shape):
             raise ValueError(f"noise of {name!r} has shape {tuple(noise[name].shape)}, needed is {tuple(shape)}")
         return noise[name]
@@ -115,20 +117,31 @@ class Model(nn.Module):
 
     # ---- guide and terms ---------------------------------------------------------------------------------------
 
-    def draw(self, batch: Batch, noise: Noise, particles: int, *, values: dict[str, Tensor] | None = None) -> Draw:
-        """Draw every latent from the guide, in order; latents already in ``values`` are kept as given."""
-        values = dict(values or {})
+    def draw(
+        self,
+        batch: Batch,
+        noise: Noise,
+        particles: int,
+        *,
+        shared: Draw | None = None,
+        values: dict[str, Tensor] | None = None,
+    ) -> Draw:
+        """Draw every latent from the guide, in order.
+
+        Latents of ``shared`` are taken from there and their guides not asked again. ``values`` stand in the place of
+        draws; their guides are, so that they can be scored.
+        """
+        drawn = dict(shared.values) if shared else {}
         guides: dict[str, object] = {}
-        inputs = None
         for latent in self.latents:
-            if latent.plate == "cell":
-                inputs = self.inputs(batch) if inputs is None else inputs
-                guides[latent.name] = latent.guide(values, batch, inputs)
-            elif latent.name not in values:
-                guides[latent.name] = latent.guide(values, batch)
-            if latent.name not in values:
-                values[latent.name] = _draw(latent, guides[latent.name], noise, particles)
-        return Draw(values, guides)
+            name = latent.name
+            if name in drawn:
+                continue
+            inputs = (self.inputs(batch),) if latent.plate == "cell" else ()
+            guides[name] = latent.guide(drawn, batch, *inputs)
+            given_value = None if values is None else values.get(name)
+            drawn[name] = _draw(latent, guides[name], noise, particles) if given_value is None else given_value
+        return Draw(drawn, guides)
 
     def decode(self, values: dict[str, Tensor], batch: Batch):
         """p(x | z) of every particle and cell: (K, n, G)."""
@@ -138,13 +151,20 @@ class Model(nn.Module):
         return self.likelihood(self.decoder(*parts), batch.library)
 
     def terms(
-        self, batch: Batch, draw: Draw, *, analytic_kl: bool = False, plate: float | None = None
+        self,
+        batch: Batch,
+        draw: Draw,
+        *,
+        analytic_kl: bool = False,
+        plate: float | None = None,
+        extra_share: float = 0.0,
     ) -> dict[str, Tensor]:
         """The terms of the ELBO (eq. 11), each (K, n) or broadcastable to it.
 
         ``reconstruction`` is log p(x | .), every other log p - log q of the latent of that name, summed over L;
         those of a perturbation enter a cell by the plate weight. ``analytic_kl``: in closed form where there is one.
-        ``plate`` weighs every perturbation's term alike in every cell, in place of the plate weights.
+        ``extra_share`` is added to every plate weight 1/n_t (not to 0, the weight of n_t = 0). ``plate`` weighs every
+        perturbation's term alike in every cell, in place of the plate weights.
         """
         terms = {"reconstruction": self.decode(draw.values, batch).log_likelihood(batch.x)}
         for latent in self.latents:
@@ -159,13 +179,43 @@ class Model(nn.Module):
                 term = prior.log_prob(value) - guide.log_prob(value)
             term = term.sum(-1)
             if latent.plate == "perturbation":
-                term = _shared_out(term, batch) if plate is None else plate * term.sum(-1, keepdim=True)
+                term = _shared_out(term, batch, extra_share) if plate is None else plate * term.sum(-1, keepdim=True)
             terms[latent.name] = term
         return terms
 
     def elbo(self, batch: Batch, noise: Noise, particles: int) -> Tensor:
         """ELBO of every particle and cell (K, n) (eq. 11)."""
         return sum(self.terms(batch, self.draw(batch, noise, particles)).values())
+
+    def log_terms(
+        self,
+        batch: Batch,
+        *,
+        noise: dict[str, Tensor] | None = None,
+        values: dict[str, Tensor] | None = None,
+        **options,
+    ) -> dict[str, Tensor]:
+        """The terms of the ELBO (K, n) under given noise, or at given values, of the latents (eq. 11).
+
+        Both are named by the latents (``names``). ``noise``: standard logistic for ``mask`` and ``cell_mask``, standard
+        normal for the others; (K, T, L) of a perturbation's latent, (K, n, L) of a cell's. ``values``: the same
+        shapes; they are held against prior and guide as a draw would be. A latent without a choice (a point mass, a
+        learned embedding) needs neither. ``options`` are those of ``terms``. A latent that adds nothing has zeros.
+        ValueError names the latent whose noise is missing or of another shape.
+        """
+        noise, values = noise or {}, values or {}
+        if unknown := sorted({*noise, *values} - set(self.names)):
+            raise ValueError(f"no latent is called {' or '.join(map(repr, unknown))}; this model has {self.names}")
+        particles = next((len(x) for x in (*noise.values(), *values.values())), 1)
+        found = self.terms(batch, self.draw(batch, given(noise), particles, values=values), **options)
+        nothing = batch.x.new_zeros(())
+        every = ("reconstruction", *self.names)
+        return {name: found.get(name, nothing).expand(particles, len(batch.x)) for name in every}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the latents, in guide order: those of their noise and of their terms."""
+        return tuple(latent.name for latent in self.latents)
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
@@ -184,7 +234,7 @@ class Model(nn.Module):
 
         ``joint`` adds the terms of the shared latents by their plate weights (the bound that training uses).
         """
-        draw = self.draw(batch, noise, particles, values=shared.values)
+        draw = self.draw(batch, noise, particles, shared=shared)
         if joint:
             draw = Draw(draw.values, {**shared.guides, **draw.guides})
         return sum(self.terms(batch, draw).values())
@@ -262,7 +312,8 @@ def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[nn
     latents: list[nn.Module] = []
     beta_bernoulli = config.mask == "beta_bernoulli"
     if beta_bernoulli:
-        latents.append(MaskProbability(*size, a=config.beta_a, b=config.beta_b, init=config.mask_logit_init))
+        prior = {"a": config.beta_a, "b": config.beta_b}
+        latents.append(MaskProbability(*size, **prior, init=config.mask_logit_init, guide=config.guide_mask_prob))
     if config.mask in ("bernoulli", "beta_bernoulli"):
         latents.append(
             Mask(
@@ -298,7 +349,7 @@ def _draw(latent: nn.Module, distribution, noise: Noise, particles: int) -> Tens
     if distribution.noise_kind is None:
         return distribution.draw(None)
     dims = 3 if getattr(latent, "per_cell", False) else 2
-    shape = (particles, *distribution.mean.shape[-dims:])
+    shape = (particles, *distribution.mean.shape[-dims:], *getattr(distribution, "noise_shape", ()))
     return distribution.draw(noise(latent.name, distribution.noise_kind, shape))
 
 
@@ -307,8 +358,9 @@ def _typical(distribution) -> Tensor:
     return torch.round(distribution.mean) if isinstance(distribution, Bernoulli) else distribution.mean
 
 
-def _shared_out(term: Tensor, batch: Batch) -> Tensor:
-    """Terms of the perturbations (K, R) or (R,) as shares of the cells: sum_t 1[d_t != 0] / n_t term_t."""
-    weighted = (term * batch.share)[..., None]  # (K, R, 1)
+def _shared_out(term: Tensor, batch: Batch, extra: float) -> Tensor:
+    """Terms of the perturbations (K, R) or (R,) as shares of the cells: sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
+    share = batch.share + extra * (batch.share > 0) if extra else batch.share
+    weighted = (term * share)[..., None]  # (K, R, 1)
     received = replace(batch.dosage, dose=(batch.dosage.dose != 0).to(term.dtype))
     return received.gather(weighted)[..., 0]

@@ -34,6 +34,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     beta_a: float = 1.0
     beta_b: float = 2.0
+    guide_mask_prob: Literal["point", "beta"] = "point"
     temperature: float = 1.0
     mask_logit_init: float = 0.0
     embedding_init: float = 0.1
@@ -58,6 +59,8 @@ class ModelConfig:
         masked = self.mask in ("bernoulli", "beta_bernoulli")
         if self.mask_per_cell and self.mask != "beta_bernoulli":
             raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
+        if self.guide_mask_prob == "beta" and self.mask != "beta_bernoulli":
+            raise ConfigError(f"guide_mask_prob: 'beta' needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
         if self.guide_embedding == "given_mask" and not (masked and self.embedding == "random"):
             raise ConfigError("guide_embedding: 'given_mask' needs a random embedding and a mask that is drawn.")
         if self.effect in ("additive", "prior_mean") and self.embedding == "none":
@@ -93,6 +96,11 @@ class TrainingConfig:
     analytic_kl: bool = False
     kl_weight: float = 1.0
     warmup_epochs: int = 0
+    weight_z: float = 1.0
+    weight_embedding: float = 1.0
+    weight_mask: float = 1.0
+    weight_mask_prob: float = 1.0
+    extra_share: float = 0.0
     mask_penalty: float = 0.0
     plate: Literal["epoch", "every_step"] = "epoch"
     loss_scale: Literal["one", "n_cells"] = "one"
@@ -108,11 +116,14 @@ class TrainingConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more, or nothing.")
         if self.objective == "iwelbo" and self.analytic_kl:
             raise ConfigError("analytic_kl: true is not allowed with objective: iwelbo, which weighs draws.")
+        if self.extra_share and self.plate == "every_step":
+            raise ConfigError("extra_share: needs plate: epoch; under 'every_step' every cell has the weight 1/n.")
         for name in ("learning_rate", "adam_eps", "rate_mask", "rate_embedding", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < math.inf:
                 raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
-        for name in ("weight_decay", "kl_weight", "mask_penalty", "warmup_epochs"):
+        weights = ("kl_weight", "weight_z", "weight_embedding", "weight_mask", "weight_mask_prob", "extra_share")
+        for name in (*weights, "weight_decay", "mask_penalty", "warmup_epochs"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 0 or more.")
         for name in ("adam_beta1", "adam_beta2"):

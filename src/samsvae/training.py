@@ -59,16 +59,24 @@ def objective(
     Minus the mean over particles and cells. ``n_cells``: size of the split, by which ``plate: every_step`` shares out.
     """
     plate = 1.0 / n_cells if config.plate == "every_step" else None
-    terms = model.terms(batch, draw, analytic_kl=config.analytic_kl, plate=plate)
-    weight = config.kl_weight * warmup
-    total = sum(term if name == "reconstruction" else weight * term for name, term in terms.items())
+    options = {"analytic_kl": config.analytic_kl, "plate": plate, "extra_share": config.extra_share}
+    terms = model.terms(batch, draw, **options)
+    total = sum(term * _weight(name, config, warmup) for name, term in terms.items())
     if config.objective == "iwelbo":
         total = torch.logsumexp(total, dim=0) - math.log(total.shape[0])
     loss = -total.mean()
     if config.mask_penalty:
-        probability = next(x for x in model.latents if isinstance(x, MaskProbability)).logits.sigmoid()
-        loss = loss + config.mask_penalty * probability.mean()
+        loss = loss + config.mask_penalty * draw.guides["mask_prob"].mean.mean()
     return loss, terms
+
+
+def _weight(term: str, config: TrainingConfig, warmup: float) -> float:
+    """What a term of the ELBO counts: 1 for the reconstruction, for a latent its own weight times that of all."""
+    if term == "reconstruction":
+        return 1.0
+    weights = {"mask_prob": config.weight_mask_prob, "embedding": config.weight_embedding}
+    weights |= dict.fromkeys(("mask", "cell_mask"), config.weight_mask)
+    return config.kl_weight * warmup * weights.get(term, config.weight_z)
 
 
 def train(

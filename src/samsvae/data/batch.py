@@ -112,6 +112,32 @@ class Batch:
     share: Tensor
     rows: Tensor | None = None
 
+    @classmethod
+    def from_dense(
+        cls, x: Tensor, dosage: Tensor, *, library: Tensor | None = None, n_cells: Tensor | None = None
+    ) -> Batch:
+        """A batch from dense dosages (n, T), 0 where a cell did not receive a perturbation.
+
+        ``library`` (n,): default the sums of x (n, G). ``n_cells`` (T,): how many cells of the split received each
+        perturbation; default those of this batch, as of a whole split. DataError where the shapes do not fit.
+        """
+        library = x.sum(-1) if library is None else library
+        n_cells = (dosage != 0).sum(0) if n_cells is None else n_cells
+        for name, value, needed in (
+            ("dosage", dosage, (len(x), dosage.shape[-1])),
+            ("library", library, (len(x),)),
+            ("n_cells", n_cells, (dosage.shape[-1],)),
+        ):
+            if tuple(value.shape) != needed:
+                raise DataError(f"{name} has the shape {tuple(value.shape)}; allowed: {needed}.")
+        received = dosage != 0
+        width = max(1, int(received.sum(-1).max())) if len(x) else 1
+        # the perturbations of a cell first, in their order; what follows them has dose 0 and becomes padding
+        index = received.int().argsort(dim=-1, descending=True, stable=True)[:, :width]
+        dose = dosage.gather(-1, index).to(x.dtype)
+        index = index.masked_fill(dose == 0, dosage.shape[-1])
+        return cls(x, library.to(x.dtype), OneHot(index, dose), _plate_weights(n_cells, x.dtype))
+
     @property
     def received(self) -> OneHot:
         """The dosage in terms of all T perturbations, for what has weights of its own for each of them."""
@@ -147,13 +173,18 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows
     index = torch.from_numpy(dosage.members[screen.condition[rows]].astype(np.int64))
     n_perturbations = len(dosage.names)
-    counts = torch.bincount(index.flatten(), minlength=n_perturbations + 1)[:n_perturbations].double()
-    share = torch.where(counts > 0, 1.0 / counts.clamp(min=1.0), 0.0).float()
+    n_cells = torch.bincount(index.flatten(), minlength=n_perturbations + 1)[:n_perturbations]
     return Cells(
         counts=torch.from_numpy(np.ascontiguousarray(screen.counts[rows])).to(device),
         library=torch.from_numpy(screen.library[rows].astype(np.float32)).to(device),
         index=index.to(device),
         n_perturbations=n_perturbations,
         names=screen.cells[rows],
-        share=share.to(device),
+        share=_plate_weights(n_cells, torch.float32).to(device),
     )
+
+
+def _plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / n_t of the cells that received t (T,), and 0 where none did (eq. 11)."""
+    n_cells = n_cells.double()
+    return torch.where(n_cells > 0, 1.0 / n_cells.clamp(min=1.0), 0.0).to(dtype)
