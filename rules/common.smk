@@ -25,7 +25,7 @@ FIGURES = {
     "norman_efficiency": ("norman_efficiency",),
     "simulation_recovery": ("simulation_sams", "simulation_svae"),
     "custom": ("custom",),
-    "training_curves": tuple(STUDY.experiments),
+    "training_curves": tuple(name for name, found in RUNS.items() if any(not run.checkpoint for run in found.values())),
 }
 ROOT = Path(workflow.basedir)
 RESOURCES = ROOT / "resources"
@@ -34,6 +34,9 @@ RESOURCES = ROOT / "resources"
 SHOWN = "sams_vae_corr"
 BESIDE = ("sams_vae_corr", "cpa_vae_corr", "cond_vae", "svae_plus")
 MASKED = ("bernoulli", "beta_bernoulli")
+
+#: A run whose weights come from a checkpoint of the release; its id says so.
+IMPORTED = r".*-from_.*"
 
 #: The row without which a figure has nothing to show.
 NEEDED = dict.fromkeys(["replogle_masks", "replogle_effects", "replogle_de", "norman_ood", "norman_efficiency"], SHOWN)
@@ -170,6 +173,13 @@ def grid_of(wildcards):
 def training_of(wildcards):
     """The settings that the training of a run depends on."""
     return run_settings(run_of(wildcards))
+
+
+def checkpoint_of(wildcards):
+    """The checkpoint of the release that a run takes its weights from, and what lists its names, where it is there."""
+    path = run_of(wildcards).checkpoint
+    orders = [f"{path}.{kind}.txt" for kind in ("genes", "perturbations")]
+    return [path, *(order for order in orders if Path(order).is_file())]
 
 
 def is_simulated(wildcards):

@@ -1,4 +1,5 @@
-# One job per run of the grid: train it, on a card of its own where there are cards, and score it.
+# One job per run of the grid: train it (or take its weights from a checkpoint), on a card of its own where there are
+# cards, and score it.
 
 
 rule write_grid:
@@ -40,6 +41,8 @@ rule train:
         "<logs>/{experiment}/train/{run}.log",
     benchmark:
         "<benchmarks>/{experiment}/train/{run}.tsv"
+    wildcard_constraints:
+        run=rf"(?!{IMPORTED})[\w.-]+",
     priority: 10
     conda:
         "../envs/samsvae.yaml"
@@ -56,3 +59,39 @@ rule train:
         code=code_of("train"),
     script:
         "../workflow/scripts/train.py"
+
+
+rule import_checkpoint:
+    """Take the weights of a run from a checkpoint of the SAMS-VAE release, and score them as those of a training."""
+    input:
+        arrays=arrays_of,
+        split=split_of,
+        screen=screen_of,
+        reference=reference_of,
+        checkpoint=checkpoint_of,
+    output:
+        model="<results>/{experiment}/runs/{run}/model.pt",
+        history="<results>/{experiment}/runs/{run}/history.tsv",
+        run="<results>/{experiment}/runs/{run}/run.json",
+        scores="<results>/{experiment}/runs/{run}/scores.tsv",
+        per_condition="<results>/{experiment}/runs/{run}/per_condition.tsv",
+        effects="<results>/{experiment}/runs/{run}/effects.h5ad",
+        perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
+    log:
+        "<logs>/{experiment}/import/{run}.log",
+    wildcard_constraints:
+        run=IMPORTED,
+    conda:
+        "../envs/samsvae.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=60,
+    params:
+        settings=training_of,
+        evaluation=evaluation_of,
+        simulated=is_simulated,
+        code=code_of("import_checkpoint"),
+    script:
+        "../workflow/scripts/import_checkpoint.py"

@@ -434,3 +434,31 @@ def test_table_1_is_what_the_simulations_call_the_eight_rows(configuration):
     for name in ("simulation_sams", "simulation_svae"):
         blocks = configuration("config.yaml")["settings"][name]["grid"]
         assert set(blocks[-1]["model"]) == set(TABLE_1)
+
+
+# ---- weights of the release ----------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_an_axis_whose_word_is_the_name_of_the_file():
+    grid = [{"model": ["cpa_vae_mf"], "checkpoint": ["a/seed 0.ckpt", "b/seed1.ckpt"]}]
+    grid += [{"model": ["sams_vae_mf"], "mask_prior": [0.1], "checkpoint": "c/x.ckpt"}]
+    study = build(Study, small(settings={"e": {"screen": "sim", "grid": grid}}))
+    found = runs(study, "e")
+    assert [run.id for run in found] == [
+        "cpa_vae_mf-from_seed_0", "cpa_vae_mf-from_seed1", "sams_vae_mf-from_x-alpha0.1"
+    ]  # fmt: skip
+    assert [run.checkpoint for run in found] == ["a/seed 0.ckpt", "b/seed1.ckpt", "c/x.ckpt"]
+    assert [row["checkpoint"] for row in grid_table(found)] == [run.checkpoint for run in found]
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ([{"model": ["cpa_vae_mf"], "checkpoint": "a.ckpt"}, {"model": ["cond_vae"]}], "an experiment of their own"),
+        ([{"model": ["cpa_vae_mf"], "checkpoint": ["a/x.ckpt", "b/x.ckpt"]}], "is there twice"),
+        ([{"model": ["cpa_vae_mf"], "checkpoint": 3}], "checkpoint: 3"),
+    ],
+)
+def test_checkpoints_that_would_be_mixed_up(grid, said):
+    with pytest.raises(ConfigError, match=said):
+        runs(build(Study, small(settings={"e": {"screen": "sim", "grid": grid}})), "e")

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
+from samsvae.checkpoint import load
+from samsvae.interop import to_reference
 from samsvae.tables import read
 
 EXPERIMENTS = ("replogle", "norman_ood", "norman_efficiency", "simulation_sams", "simulation_svae")
@@ -220,6 +223,41 @@ def test_svae_plus_with_pairs_in_the_summed_encoding_is_refused(checkout, study,
     target = "results/norman_ood/runs/svae_plus-sum-split0-frac1/model.pt"
     text = snakemake(checkout, study, "--", target, config=tmp_path / "sum.yaml", ok=False)
     assert "ConfigError: encoding: 'sum' is not allowed" in text and "Allowed: 'unique'" in text
+
+
+@pytest.mark.slow
+def test_weights_of_the_release_are_scored_as_those_of_a_training(checkout, study, tmp_path):
+    """The same weights by way of the release's form: the same scores, and a place in tables and figures."""
+    rows = {"sams_vae_corr": {"mask_prior": 0.1}, "cpa_vae_corr": {}, "svae_plus": {"beta_b": 5}}
+    first = {"sams_vae_corr": "sams_vae_corr-alpha0.1-seed0", "cpa_vae_corr": "cpa_vae_corr-seed0"}
+    first["svae_plus"] = "svae_plus-b5-seed0"
+    grid = []
+    for row, settings in rows.items():
+        model = load(study / "results/replogle/runs" / first[row] / "model.pt").model
+        path = tmp_path / f"{row} best.ckpt"
+        torch.save({"state_dict": {f"loss_module.{k}": v for k, v in to_reference(model).items()}}, path)
+        grid.append({"model": [row], "checkpoint": str(path), **settings})
+    config = yaml.safe_load((checkout / "tests" / "smoke.yaml").read_text())
+    config["experiments"] = ["release"]
+    config["settings"] = {"release": {**config["settings"]["replogle"], "screen": "replogle", "grid": grid}}
+    (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
+    snakemake(checkout, study, "--", "all", config=tmp_path / "release.yaml")
+    columns = ["protocol", "metric", "split", "value"]
+    ours, theirs = (read(study / "results" / name / "scores.tsv") for name in ("replogle", "release"))
+    for row in rows:
+        run = f"{row}-from_{row}_best"
+        found, wanted = (t.loc[t["run"] == r, columns] for t, r in ((theirs, run), (ours, first[row])))
+        assert len(found) > 10
+        pd.testing.assert_frame_equal(found.reset_index(drop=True), wanted.reset_index(drop=True))
+    config["experiments"], config["settings"] = ["replogle"], {"replogle": config["settings"]["release"]}
+    (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
+    plan = plan_of(checkout, study, config=tmp_path / "release.yaml")
+    assert plan["import_checkpoint"] == 3 and "train" not in plan and plan["replogle_masks"] == 1
+    config["settings"]["replogle"]["grid"][0]["mask_prior"] = 0.2
+    (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
+    target = "results/replogle/runs/sams_vae_corr-from_sams_vae_corr_best/model.pt"
+    text = snakemake(checkout, study, "--", target, config=tmp_path / "release.yaml", ok=False)
+    assert "sams_vae_corr best.ckpt: mask_prior is 0.1 in the weights, but 0.2 is asked for" in text
 
 
 # ---- real cells ----------------------------------------------------------------------------------------------------

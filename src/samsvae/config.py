@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import PurePath
 from typing import Any, Literal
 
 from samsvae.errors import ConfigError, nearest
@@ -217,7 +219,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its id, what it reads and its full settings. ``axes`` are the values the id is made of."""
+    """One training: its id, what it reads and its full settings. ``axes`` are the values the id is made of.
+
+    ``checkpoint``: a file of the SAMS-VAE release whose weights are taken in place of a training.
+    """
 
     id: str
     experiment: str
@@ -230,12 +235,14 @@ class Run:
     screen: ScreenConfig
     split_config: SplitConfig
     axes: dict[str, SCALAR]
+    checkpoint: str | None = None
 
 
 # ---- runs of a grid ------------------------------------------------------------------------------------------------
 
 #: Axes in the order of a run's id, with the word that stands for each; any other axis goes by its own name.
 WORDS = {
+    "checkpoint": "from_",
     "n_layers": "layers",
     "n_latent": "latents",
     "mask_prior": "alpha",
@@ -256,6 +263,8 @@ def _names(cls: type) -> set[str]:
 
 
 def _word(key: str, value: SCALAR) -> str:
+    if key == "checkpoint":
+        return f"{WORDS[key]}{re.sub(r'[^A-Za-z0-9_.]+', '_', PurePath(value).stem)}"
     if "/" in str(value):
         raise ConfigError(f"{key}: {value!r} is not allowed in a grid, whose values become parts of file names.")
     return f"{WORDS.get(key, key)}{value}"
@@ -276,7 +285,7 @@ def runs(study: Study, name: str) -> list[Run]:
         "model": _names(ModelConfig),
         "training": _names(TrainingConfig),
     }
-    known = {"model", "encoding"}.union(*homes.values())
+    known = {"model", "encoding", "checkpoint"}.union(*homes.values())
     _values(ModelConfig, experiment.model, f"settings.{name}.model")
     _values(TrainingConfig, experiment.training, f"settings.{name}.training")
     if not experiment.grid:
@@ -292,6 +301,8 @@ def runs(study: Study, name: str) -> list[Run]:
             raise ConfigError(f"{where}: no 'model'; give a model or a list of models.")
         axes = {key: value for key, value in block.items() if isinstance(value, list | tuple)}
         axes.setdefault("model", [block["model"]])
+        if "checkpoint" in block:  # always in the id, which tells imported weights from trained ones
+            axes["checkpoint"] = _checked(block["checkpoint"], tuple[str, ...], f"{where}.checkpoint")
         fixed = {key: value for key, value in block.items() if key not in axes}
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
@@ -299,6 +310,11 @@ def runs(study: Study, name: str) -> list[Run]:
             if run.id in found:
                 raise ConfigError(f"{where}: the run {run.id!r} is there twice; make the blocks differ in an axis.")
             found[run.id] = run
+    if len({run.checkpoint is None for run in found.values()}) > 1:
+        raise ConfigError(
+            f"settings.{name}.grid: some runs have a checkpoint and others are trained, and tables would pool them. "
+            "Give those with a checkpoint an experiment of their own."
+        )
     return list(found.values())
 
 
@@ -334,6 +350,7 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
         screen=replace(screen, options=_plain(options)),
         split_config=split,
         axes=axes,
+        checkpoint=chosen.get("checkpoint"),
     )
 
 
@@ -343,7 +360,7 @@ def grid_table(runs: list[Run]) -> list[dict[str, SCALAR]]:
     rows = []
     for run in runs:
         settings = {**_plain(run.screen.options), **_plain(run.split_config), **_plain(run.training)}
-        settings |= {**_plain(run.model), "encoding": run.encoding}
+        settings |= {**_plain(run.model), "encoding": run.encoding, "checkpoint": run.checkpoint}
         named = {"run": run.id, "model": run.row, "method": row(run.row).method, "inference": row(run.row).inference}
         rows.append({**named, **{key: settings[key] for key in keys}, "dataset": run.dataset, "split_name": run.split})
     return rows

@@ -22,7 +22,7 @@ from samsvae.errors import DataError
 from samsvae.files import atomic, write_json, write_table
 from samsvae.model import Model
 from samsvae.settings import ModelConfig, TrainingConfig
-from samsvae.training import train
+from samsvae.training import Trained, train
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _fit(settings: dict, arrays: Path | str, split: Path | str, device: str, out
     facts |= {"best_step": result.best_step, "validation_loss": result.best_loss, "samsvae": samsvae.__version__}
     save(Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, facts), out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
-    write_json(_record(settings, result, device, n_parameters), out["run"])
+    write_json(record(settings, result, device, n_parameters), out["run"])
 
 
 def _stamp(code: str, settings: dict, arrays: Path | str, split: Path | str, device: str) -> str:
@@ -115,7 +115,7 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, aside)
 
 
-def _record(settings: dict, result, device: str, n_parameters: int) -> dict:
+def record(settings: dict, result: Trained, device: str, n_parameters: int) -> dict:
     """What a run cost and what it ran on."""
     cuda = device.startswith("cuda")
     memory = torch.cuda.max_memory_allocated() if cuda else _peak_memory()

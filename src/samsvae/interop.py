@@ -1,0 +1,546 @@
+"""Weights of the SAMS-VAE paper's release as models of ours, and back.
+
+The release saves Lightning checkpoints. Their state holds a model ("model."), a guide ("guide.") and constants of the
+prior, maybe under the prefix ``loss_module.`` and once more under ``predictor.``. Row, sizes, depth and likelihood
+are read off names and shapes. Letters: T perturbations, L latents, G genes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samsvae.checkpoint import Checkpoint, save
+from samsvae.config import build
+from samsvae.data.batch import Cells, Screen, encode, read_screen, read_split
+from samsvae.errors import CheckpointError, SamsvaeError, nearest, some
+from samsvae.files import write_json, write_table
+from samsvae.fit import part, record
+from samsvae.model import Model, Streams
+from samsvae.networks import MLP
+from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
+from samsvae.training import Trained, validation_loss
+from samsvae.zoo import ROWS, TABLE_1
+
+log = logging.getLogger(__name__)
+
+#: Rows of the release by the names of its golden numbers.
+ROW_NAMES = {
+    "cond_vae": "cond_vae",
+    "svae_plus": "svae_plus",
+    "cpa_mf": "cpa_vae_mf",
+    "cpa_corr": "cpa_vae_corr",
+    "sams_mf": "sams_vae_mf",
+    "sams_corrE": "sams_vae_corr_e",
+    "sams_corrz": "sams_vae_corr_z",
+    "sams_corr": "sams_vae_corr",
+}
+#: Latents that the release calls by another name, as names of noise and of terms.
+LATENT_NAMES = {"E": "embedding"}
+
+SWITCHES = ("embedding", "mask", "effect", "guide_embedding", "encoder_reads")
+
+
+def from_reference(
+    state: Mapping[str, object], row: str | None = None, *, config: Mapping[str, object] | None = None
+) -> Model:
+    """The model of a release's state dictionary, with its weights, in evaluation mode.
+
+    ``state``: tensors or arrays by name, or the content of a whole Lightning checkpoint. ``row``: the row that it must
+    be, by our name or the release's. ``config``: settings of ``ModelConfig`` that it must have, or that weights do not
+    tell (``temperature``). CheckpointError names the parameter, shape or setting that does not fit.
+    """
+    state, config = _cleaned(state), dict(config or {})
+    found = _inferred(state)
+    if row is not None:
+        wanted = ROW_NAMES.get(row, row)
+        if wanted not in ROWS:
+            raise CheckpointError(f"row: {row!r} is not known.{nearest(row, [*ROWS, *ROW_NAMES])}")
+        ours = row_of(found)
+        if ours != wanted:
+            raise CheckpointError(f"The weights are of the row {ours or 'of no name'!r}, not of {wanted!r}.")
+    known = [item.name for item in fields(ModelConfig)]
+    if unknown := sorted(set(config) - set(known)):
+        raise CheckpointError(f"config: {unknown[0]!r} is not a setting.{nearest(unknown[0], known)}")
+    for name, value in config.items():
+        if found.setdefault(name, value) != value:
+            raise CheckpointError(f"{name} is {found[name]!r} in the weights, but {value!r} is asked for.")
+    n_perturbations, n_genes = _counts_of(state, found)
+    model = Model(ModelConfig(**found), n_genes, n_perturbations)
+    names, ours = _names(model), model.state_dict()
+    expected = {theirs: tuple(ours[name].shape) for theirs, name in names.items()}
+    expected |= {name: tuple(value.shape) for name, value in _constants(model).items()}
+    if odd := sorted(set(state) ^ set(expected)):
+        kind = "misses the parameter" if odd[0] in expected else "has the unknown parameter"
+        raise CheckpointError(f"The state {kind} {some(odd)}; the row seems to be {row_of(found) or 'of no name'!r}.")
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            raise CheckpointError(f"The parameter {name!r} has the shape {tuple(state[name].shape)}; allowed: {shape}.")
+    model.load_state_dict({**ours, **{name: state[theirs] for theirs, name in names.items()}})
+    return model.eval()
+
+
+def to_reference(model: Model) -> dict[str, Tensor]:
+    """The release's state dictionary of a model, the reverse of ``from_reference``, without a prefix.
+
+    CheckpointError where the release has no counterpart of the model's settings.
+    """
+    config, default = model.config, ModelConfig()
+    alien = [
+        name
+        for name in ("activation", "residual", "batch_norm", "mask_per_cell", "guide_mask_prob")
+        if getattr(config, name) != getattr(default, name)
+    ]
+    if config.input == "log":
+        alien.append("input")
+    if alien:
+        settings = ", ".join(f"{name}: {getattr(config, name)!r}" for name in alien)
+        raise CheckpointError(f"The release has no counterpart of {settings}.")
+    if config.effect == "none":
+        raise CheckpointError("The release has no counterpart of effect: 'none'.")
+    ours = model.state_dict()
+    return _constants(model) | {theirs: ours[name].detach().clone() for theirs, name in _names(model).items()}
+
+
+def row_of(config: Mapping[str, object]) -> str | None:
+    """The row of the zoo with these switches; None where it has no name."""
+    default = ModelConfig()
+    switches = {name: config.get(name, getattr(default, name)) for name in SWITCHES}
+    for name in (*TABLE_1, "sams_vae_bb"):
+        if switches == {switch: ROWS[name].model.get(switch, getattr(default, switch)) for switch in SWITCHES}:
+            return name
+    return None
+
+
+# ---- names and constants -------------------------------------------------------------------------------------------
+
+
+def _names(model: Model) -> dict[str, str]:
+    """The release's name of every weight -> ours."""
+    config = model.config
+    at = {latent.name: f"latents.{i}" for i, latent in enumerate(model.latents)}
+    names: dict[str, str] = {}
+
+    def linear(theirs: str, ours: str) -> None:
+        names.update({f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")})
+
+    def mlp(theirs: str, ours: str, n_layers: int) -> None:
+        for j in range(n_layers):
+            linear(f"{theirs}.mlp.layers.{j}.0", f"{ours}.layers.{j}")
+
+    def gaussian(theirs: str, ours: str, n_layers: int) -> None:
+        mlp(theirs, f"{ours}.network", n_layers)
+        linear(f"{theirs}.mean_encoder", f"{ours}.head.mean")
+        linear(f"{theirs}.log_var_encoder", f"{ours}.head.log_var")
+
+    if config.embedding == "learned":
+        names["model.action_prior_mean"] = f"{at['embedding']}.loc"
+    if config.likelihood == "nb":
+        names["model.decoder.log_concentration"] = "likelihood.log_concentration"
+    mlp("model.decoder", "decoder", config.n_layers)
+    heads = {"nb": "normalized_mean_decoder.0", "poisson": "rate_decoder.0"}
+    linear(f"model.decoder.{heads.get(config.likelihood, 'mean_encoder')}", "likelihood.mean")
+    if config.likelihood == "normal":
+        linear("model.decoder.log_var_encoder", "likelihood.log_var")
+    if config.likelihood == "normal_fixed":
+        names["model.decoder.log_var_encoder.log_var"] = "likelihood.log_var"
+    if "mask" in at:
+        names["guide.param_dict.q_mask_logits"] = f"{at.get('mask_prob', at['mask'])}.logits"
+    if config.embedding == "random" and config.guide_embedding == "mean_field":
+        names["guide.param_dict.q_E_loc"] = f"{at['embedding']}.loc"
+        names["guide.param_dict.q_E_log_scale"] = f"{at['embedding']}.log_scale"
+    elif config.embedding == "random":
+        gaussian("guide.embedding_encoder", at["embedding"], config.embedding_layers)
+    if config.input != "none":
+        word = "log_" if config.input == "log_standardise" else ""
+        names[f"guide.normalization_module.{word}mean"] = "input_mean"
+        names[f"guide.normalization_module.{word}scale"] = "input_sd"
+    state = "z_basal" if config.effect == "additive" else "z"
+    gaussian(f"guide.{state}_encoder", at[state], config.n_layers)
+    return names
+
+
+def _constants(model: Model) -> dict[str, Tensor]:
+    """What the release keeps in its state though it is no weight: the prior, spread out to (T, L), and such."""
+    config, size = model.config, (model.n_perturbations, model.config.n_latent)
+    constants: dict[str, Tensor] = {}
+    if config.embedding == "random":
+        constants["model.p_E_loc"] = torch.zeros(size)
+        constants["model.p_E_scale"] = torch.full(size, config.embedding_scale)
+    if config.mask == "bernoulli":
+        constants["model.p_mask_probs"] = torch.full(size, config.mask_prior)
+    if config.mask == "beta_bernoulli":
+        constants["model.mask_beta_concentration_1"] = torch.full(size, config.beta_a)
+        constants["model.mask_beta_concentration_2"] = torch.full(size, config.beta_b)
+    if config.guide_embedding == "given_mask":
+        constants["guide.treatment_one_hot"] = torch.eye(model.n_perturbations)
+    if config.mask in ("bernoulli", "beta_bernoulli"):
+        constants["guide.gs_temperature"] = torch.full((1,), config.temperature)
+    return constants
+
+
+def _cleaned(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors of one copy of model and guide, by their names without a prefix."""
+    if "state_dict" in state:
+        state = state["state_dict"]
+    for prefix in ("loss_module.", "", "predictor."):
+        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        found = {name: value for name, value in found.items() if name.startswith(("model.", "guide."))}
+        if any(name.startswith("model.decoder.") for name in found):
+            break
+    else:
+        raise CheckpointError(f"The state has no 'model.decoder.', as the release's have; it has {some(state)}.")
+    tensors = {name: torch.as_tensor(value) for name, value in found.items() if isinstance(value, Tensor | np.ndarray)}
+    if odd := sorted(set(found) - set(tensors)):
+        raise CheckpointError(f"The parameters {some(odd)} are not tensors.")
+    return tensors
+
+
+# ---- settings from weights -----------------------------------------------------------------------------------------
+
+
+def _inferred(state: dict[str, Tensor]) -> dict[str, object]:
+    """Settings of ModelConfig as far as names, shapes and constants tell them."""
+    encoder = _one_of(state, "guide.z_basal_encoder", "guide.z_encoder")
+    additive = encoder == "guide.z_basal_encoder"
+    learned = "model.action_prior_mean" in state
+    n_latent, width = _shape(state, f"{encoder}.mean_encoder.weight")
+    reads = _shape(state, f"{encoder}.mlp.layers.0.0.weight")[1]
+    head, likelihood = _head(state)
+    n_genes = _shape(state, f"model.decoder.{head}.weight")[0]
+    masked = "guide.param_dict.q_mask_logits" in state
+    beta = "model.mask_beta_concentration_1" in state
+    conditional = not additive and not learned
+    found: dict[str, object] = {
+        "embedding": "random" if additive else "learned" if learned else "none",
+        "mask": ("beta_bernoulli" if beta else "bernoulli") if masked else "none" if conditional else "ones",
+        "effect": "additive" if additive else "prior_mean" if learned else "decoder_input",
+        "encoder_reads": "x" if reads == n_genes else "x_dosage" if conditional else "x_offset",
+        "likelihood": likelihood,
+        "n_latent": n_latent,
+        "n_layers": _depth(state, "model.decoder"),
+        "width": width,
+        "input": _input(state),
+    }
+    if (depth := _depth(state, encoder)) != found["n_layers"]:
+        raise CheckpointError(
+            f"The encoder has {depth} layers and the decoder {found['n_layers']}; allowed: as many of both."
+        )
+    if "guide.embedding_encoder.mlp.layers.0.0.weight" in state:
+        found["guide_embedding"] = "given_mask"
+        found["embedding_layers"] = _depth(state, "guide.embedding_encoder")
+        found["embedding_width"] = _shape(state, "guide.embedding_encoder.mlp.layers.0.0.weight")[0]
+    for setting, name in (
+        ("embedding_scale", "model.p_E_scale"),
+        ("mask_prior", "model.p_mask_probs"),
+        ("beta_a", "model.mask_beta_concentration_1"),
+        ("beta_b", "model.mask_beta_concentration_2"),
+        ("temperature", "guide.gs_temperature"),
+    ):
+        if name in state:
+            found[setting] = _constant(state, name)
+    if "model.p_E_loc" in state and _constant(state, "model.p_E_loc") != 0.0:
+        raise CheckpointError("The parameter 'model.p_E_loc', the prior mean of embeddings, must be 0.")
+    return found
+
+
+def _counts_of(state: dict[str, Tensor], found: Mapping[str, object]) -> tuple[int, int]:
+    """T and G."""
+    n_genes = _shape(state, f"model.decoder.{_head(state)[0]}.weight")[0]
+    if found["effect"] == "decoder_input":
+        return _shape(state, "model.decoder.mlp.layers.0.0.weight")[1] - found["n_latent"], n_genes
+    tables = ("model.action_prior_mean", "guide.param_dict.q_mask_logits", "guide.param_dict.q_E_loc")
+    return _shape(state, _one_of(state, *tables))[0], n_genes
+
+
+def _head(state: dict[str, Tensor]) -> tuple[str, str]:
+    """The name of the likelihood's last layer in the release, and the likelihood."""
+    head = _one_of(
+        state,
+        *(f"model.decoder.{name}" for name in ("normalized_mean_decoder.0", "rate_decoder.0", "mean_encoder")),
+    ).removeprefix("model.decoder.")
+    fixed = "model.decoder.log_var_encoder.log_var" in state
+    normal = "normal_fixed" if fixed else "normal"
+    return head, {"normalized_mean_decoder.0": "nb", "rate_decoder.0": "poisson"}.get(head, normal)
+
+
+def _input(state: dict[str, Tensor]) -> str:
+    if "guide.normalization_module.log_mean" in state:
+        return "log_standardise"
+    return "standardise" if "guide.normalization_module.mean" in state else "none"
+
+
+def _one_of(state: dict[str, Tensor], *names: str) -> str:
+    """The first name that a parameter has or begins with."""
+    for name in names:
+        if any(key == name or key.startswith(f"{name}.") for key in state):
+            return name
+    raise CheckpointError(f"The state has none of {', '.join(map(repr, names))}.")
+
+
+def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in state or state[name].ndim != 2:
+        what = "misses" if name not in state else f"has {state[name].ndim} instead of 2 dimensions in"
+        raise CheckpointError(f"The state {what} the parameter {name!r}.")
+    return tuple(state[name].shape)
+
+
+def _depth(state: dict[str, Tensor], network: str) -> int:
+    return sum(key.startswith(f"{network}.mlp.layers.") and key.endswith(".weight") for key in state)
+
+
+def _constant(state: dict[str, Tensor], name: str) -> float:
+    """The one value of a constant table, as the shortest decimal that is the same float32."""
+    values = state[name].flatten()
+    if not len(values) or (values != values[0]).any():
+        raise CheckpointError(f"The parameter {name!r} must hold one value everywhere.")
+    return float(str(np.float32(values[0].item())))
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+#: What a Lightning checkpoint may name beside its weights. None of it is imported or run: it reads as nothing.
+PASSED_OVER = (
+    "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "pyro", "omegaconf",
+    "sams_vae", "torch.optim", "torch.nn.modules", "numpy.core.multiarray", "numpy._core.multiarray",
+)  # fmt: skip
+PASSED_OVER_NAMES = {
+    "numpy.ndarray", "numpy.dtype", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.Path", "argparse.Namespace",
+    "collections.defaultdict", "collections.deque", "builtins.set", "builtins.frozenset", "builtins.slice",
+    "builtins.object", "builtins.complex", "builtins.range", "builtins.dict", "builtins.list", "builtins.int",
+    "builtins.float", "builtins.str", "builtins.bool", "builtins.bytes", "typing.Any", "datetime.datetime",
+    "copyreg._reconstructor", "_codecs.encode",
+}  # fmt: skip
+
+
+class _Builders:
+    """The two functions that make tensors, as methods: a pickle could set attributes of the functions themselves."""
+
+    def tensor(self, *args):
+        return torch._utils._rebuild_tensor_v2(*args)
+
+    def parameter(self, *args):
+        return torch._utils._rebuild_parameter(*args)
+
+
+TENSORS = {
+    "torch._utils._rebuild_tensor_v2": _Builders().tensor,
+    "torch._utils._rebuild_parameter": _Builders().parameter,
+    "torch.Size": torch.Size,
+    "collections.OrderedDict": OrderedDict,
+}
+
+
+class _Nothing(dict):
+    """Stands for an object whose class is not loaded: takes whatever a pickle does to it, and does nothing."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def __setstate__(self, state):
+        pass
+
+    def __hash__(self):
+        return id(self)
+
+    def append(self, item):
+        pass
+
+    def extend(self, items):
+        pass
+
+    add = append
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds tensors and plain values, and nothing else."""
+
+    def find_class(self, module: str, name: str):
+        module = {"__builtin__": "builtins"}.get(module, module)
+        full = f"{module}.{name}"
+        if full in TENSORS:
+            return TENSORS[full]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if full in PASSED_OVER_NAMES or any(module == root or module.startswith(f"{root}.") for root in PASSED_OVER):
+            return _Nothing
+        raise pickle.UnpicklingError(f"it asks for {full}, which is neither a weight nor part of a Lightning file")
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state dictionary of a Lightning checkpoint (.ckpt), on the CPU. No code of the file runs.
+
+    Objects beside the weights (settings, callbacks, optimisers) are passed over; neither Lightning nor pyro is needed.
+    CheckpointError where the file is damaged, is no such file, or asks for anything that could do harm.
+    """
+    try:
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path}: no such file.")
+        if not zipfile.is_zipfile(path):
+            raise pickle.UnpicklingError("it is not a zip archive; checkpoints from before torch 1.6 are not read")
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():  # torch does not look at the sums of what it reads
+                raise pickle.UnpicklingError(f"its part {broken!r} is damaged")
+            if any(Path(name).name == "constants.pkl" for name in archive.namelist()):
+                raise pickle.UnpicklingError("it is a TorchScript archive, which holds code")
+        reader = types.ModuleType("reader")
+        reader.Unpickler = _Unpickler
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch and pickle raise many kinds on a damaged or foreign file
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{path}: refused as a checkpoint: {reason}.") from None
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+        raise CheckpointError(f"{path}: has no 'state_dict' of tensors, as a Lightning checkpoint has.")
+    return dict(state)
+
+
+# ---- weights as a run of the workflow ------------------------------------------------------------------------------
+
+
+def reordered(model: Model, *, genes: Sequence[int] | None = None, perturbations: Sequence[int] | None = None) -> Model:
+    """A copy whose gene j was gene ``genes[j]`` of the model, and its perturbation t ``perturbations[t]``."""
+    model = copy.deepcopy(model)
+    for order, n in ((genes, model.n_genes), (perturbations, model.n_perturbations)):
+        if order is not None and sorted(order) != list(range(n)):
+            raise ValueError(f"an order of {n} must hold each number from 0 to {n - 1} once")
+    g = torch.as_tensor(range(model.n_genes) if genes is None else genes)
+    t = torch.as_tensor(range(model.n_perturbations) if perturbations is None else perturbations)
+    networks: list[tuple[MLP, tuple]] = [(model.decoder, (None, t))]
+    for latent in model.latents:
+        if latent.plate == "cell":
+            networks.append((latent.network, (g, t if latent.reads == "x_dosage" else None)))
+            continue
+        if hasattr(latent, "network"):
+            networks.append((latent.network, (None, t)))
+        for parameter in latent.parameters(recurse=False):
+            parameter.data = parameter.data[t]
+    for network, orders in networks:
+        weight = network.layers[0].weight
+        parts = zip(weight.data.split(network.sizes, dim=1), orders, strict=False)
+        weight.data = torch.cat([p if order is None else p[:, order] for p, order in parts], dim=1)
+    for tensor in (*model.likelihood.parameters(), model.input_mean, model.input_sd):
+        tensor.data = tensor.data[g]
+    return model
+
+
+def named_checkpoint(path: str | Path, screen: Screen, encoding: str, *, config: Mapping | None = None) -> Checkpoint:
+    """The model of a Lightning checkpoint with the genes and perturbations of a screen, in the screen's order.
+
+    The weights carry no names. They are taken to be in the order of the screen, or in that of the files PATH.genes.txt
+    and PATH.perturbations.txt beside them (one name a line). CheckpointError names what does not fit.
+    """
+    try:
+        model = from_reference(load_checkpoint(path), config=config)
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    names = {"genes": tuple(screen.genes.tolist()), "perturbations": encode(screen, encoding).names}
+    sizes = {"genes": model.n_genes, "perturbations": model.n_perturbations}
+    orders = {}
+    for kind, ours in names.items():
+        if sizes[kind] != len(ours):
+            raise CheckpointError(f"{path}: the weights are of {sizes[kind]:,} {kind}, the screen has {len(ours):,}.")
+        listed = order_file(path, kind)
+        if listed.is_file():
+            theirs = listed.read_text().splitlines()
+            if sorted(theirs) != sorted(ours):
+                odd = sorted(set(theirs) ^ set(ours)) or "some twice"
+                raise CheckpointError(f"{listed}: the {kind} are not those of the screen: {some(odd)}.")
+            position = {name: i for i, name in enumerate(theirs)}
+            orders[kind] = [position[name] for name in ours]
+    return Checkpoint(reordered(model, **orders), names["genes"], names["perturbations"], {"encoding": encoding})
+
+
+def order_file(path: str | Path, kind: str) -> Path:
+    """The file beside a checkpoint that lists its ``genes`` or ``perturbations`` in the order of its weights."""
+    return Path(f"{path}.{kind}.txt")
+
+
+def check_moments(model: Model, cells: Cells, path: str | Path) -> None:
+    """CheckpointError where the input moments of the weights are not those of these training cells, gene by gene."""
+    if model.config.input not in ("log_standardise", "standardise"):
+        return
+    own = Model(model.config, model.n_genes, model.n_perturbations).to(cells.counts.device)
+    own.fit_inputs(cells)
+    ours, theirs = own.input_mean.double(), model.input_mean.double().to(own.input_mean.device)
+    fit = torch.corrcoef(torch.stack([ours, theirs]))[0, 1].item()
+    if not fit > 0.95:
+        raise CheckpointError(
+            f"{path}: its mean of each gene does not go with that of the training cells (r = {fit:.2f}), so its genes "
+            f"are others or in another order. List them in {order_file(path, 'genes')}, one a line."
+        )
+    log.info("%s: mean of the genes at most %.2g from that of the training cells", path, (ours - theirs).abs().max())
+
+
+def import_checkpoint(
+    settings: Mapping,
+    path: str | Path,
+    arrays: str | Path,
+    split: str | Path,
+    device: str,
+    *,
+    out: Mapping[str, str | Path],
+) -> None:
+    """Write what a training writes (``samsvae.fit``), with the weights of a Lightning checkpoint in its place.
+
+    ``settings``: those of the run; CheckpointError where the weights say otherwise.
+    """
+    screen = read_screen(arrays)
+    made = named_checkpoint(path, screen, settings["encoding"], config=settings["config"])
+    training, dosage = build(TrainingConfig, settings["training"], "training"), encode(screen, settings["encoding"])
+    parts, model = read_split(split, screen), made.model.to(device)
+    train_cells, val_cells = (part(screen, parts, name, dosage, device, split) for name in ("train", "val"))
+    check_moments(model, train_cells, path)
+    losses = {
+        f"{name}_loss": validation_loss(model, cells, training, Streams(f"{training.seed}/{name}", device))
+        for name, cells in (("train", train_cells), ("val", val_cells))
+    }
+    model.eval()
+    facts = {key: settings[key] for key in ("run", "model", "encoding", "training")}
+    facts |= {"checkpoint": Path(path).name, "validation_loss": losses["val_loss"]}
+    save(Checkpoint(model, made.genes, made.perturbations, facts), out["model"])
+    write_table([{"run": settings["run"], "step": 0, "epoch": 0, **losses}], out["history"])
+    trained = Trained(best_step=0, best_loss=losses["val_loss"], steps=0, seconds=0.0)
+    write_json(record(settings, trained, device, sum(p.numel() for p in model.parameters())), out["run"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: a Lightning checkpoint to a checkpoint of ours."""
+    parser = argparse.ArgumentParser("python -m samsvae.interop", description=main.__doc__)
+    parser.add_argument("checkpoint", help="the .ckpt file")
+    parser.add_argument("arrays", help="arrays.npz of the screen that it was trained on (results/data/SCREEN/)")
+    parser.add_argument("out", help="the file to write, for samsvae.checkpoint.load")
+    parser.add_argument("--encoding", choices=ENCODINGS, default="sum")
+    given = parser.parse_args(arguments)
+    try:
+        made = named_checkpoint(given.checkpoint, read_screen(given.arrays), given.encoding)
+        run = Path(given.checkpoint).stem
+        facts = made.facts | {"run": run, "model": row_of(vars(made.model.config)), "checkpoint": run}
+        save(Checkpoint(made.model, made.genes, made.perturbations, facts), given.out)
+    except SamsvaeError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
