@@ -135,7 +135,7 @@ def test_a_damaged_file_is_refused(damage, tmp_path):
     path = tmp_path / "model.pt"
     save(checkpoint(), path)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"model\.pt: not a checkpoint of samsvae, or damaged") as error:
+    with pytest.raises(CheckpointError, match=r"model\.pt: not a checkpoint, or damaged") as error:
         load(path)
     assert len(str(error.value).splitlines()) == 1
 

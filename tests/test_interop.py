@@ -99,7 +99,12 @@ def test_a_model_does_not_share_memory_with_the_state():
             "1 layers and the decoder 2",
         ),
         (lambda s: s.update({"model.p_mask_probs": torch.rand(4, 4)}), "'model.p_mask_probs' must hold one value"),
-        (lambda s: s.update({"model.p_E_loc": torch.ones(4, 4)}), "'model.p_E_loc'"),
+        (lambda s: s.update({"model.p_E_loc": torch.ones(4, 4)}), "'model.p_E_loc' is not the constant"),
+        (lambda s: s.update({"model.p_mask_probs": torch.ones(4, 4)}), "make no model: mask_prior: 1.0"),
+        (lambda s: s["guide.param_dict.q_E_loc"].fill_(float("nan")), "'guide.param_dict.q_E_loc' has values"),
+        (lambda s: s.update({"guide.param_dict.q_E_loc": torch.ones(4, 4, dtype=torch.complex64)}), "real numbers"),
+        (lambda s: s.update({"guide.param_dict.q_E_loc": torch.ones(1, 1).expand(4, 4)}), "dense arrays"),
+        (lambda s: s.update({"guide.param_dict.q_E_loc": np.array([None])}), "dense arrays"),
         (
             lambda s: s.update({"guide.param_dict.q_E_loc": torch.ones(5, 4)}),
             "'guide.param_dict.q_E_loc' has the shape (5, 4); allowed: (4, 4)",
@@ -128,6 +133,31 @@ def test_another_row_or_setting_than_asked_for_is_refused():
     with pytest.raises(CheckpointError, match="Did you mean 'mask_prior'"):
         from_reference(state, config={"mask_priors": 0.1})
     assert from_reference(state, config={"embedding_init": 0.7}).config.embedding_init == 0.7
+    for alien in ({"batch_norm": True}, {"activation": "relu"}, {"input": "log"}):
+        with pytest.raises(CheckpointError, match=next(iter(alien))):
+            from_reference(state, config=alien)
+    third = to_reference(shaken("sams_vae_mf", mask_prior=1 / 3))
+    assert from_reference(third, config={"mask_prior": 1 / 3}).config.mask_prior == 1 / 3
+
+
+def test_the_unit_vectors_of_the_embedding_network_are_checked():
+    state = to_reference(shaken("sams_vae_corr_e"))
+    state["guide.treatment_one_hot"] = state["guide.treatment_one_hot"].flip(0)
+    with pytest.raises(CheckpointError, match="treatment_one_hot"):
+        from_reference(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("sams_vae_mf", {"encoder_reads": "x_dosage"}),
+        ("cpa_vae_mf", {"embedding": "learned"}),
+        ("cpa_vae_mf", {"effect": "prior_mean"}),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_written(name, changes):
+    with pytest.raises(CheckpointError):
+        to_reference(model(name, **changes))
 
 
 @pytest.mark.parametrize(("name", "what"), [("svae", "mask_per_cell"), ("vae", "batch_norm"), ("sams_vae_mf", "input")])
@@ -268,10 +298,21 @@ def hostile_files(folder: Path, proof: Path) -> dict[str, Path]:
     torch.save({"state_dict": state, "x": Hostile(os.mkdir, str(proof))}, old, _use_new_zipfile_serialization=False)
     script = folder / "script.ckpt"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), script)
-    return files | {"inside": inside, "plain": plain, "old": old, "script": script}
+    return files | {"twofold": twofold(folder), "inside": inside, "plain": plain, "old": old, "script": script}
 
 
-KINDS = ("system", "mkdir", "eval", "getattr", "partial", "load", "torch", "inside", "plain", "old", "script")
+def twofold(folder: Path) -> Path:
+    """An archive with two directories: Python's reader finds a harmless one, torch's the script before it."""
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), folder / "a.pt")
+    torch.save({"state_dict": {}}, folder / "b.pt")
+    path = folder / "twofold.ckpt"
+    path.write_bytes((folder / "a.pt").read_bytes() + (folder / "b.pt").read_bytes())
+    return path
+
+
+KINDS = (
+    "system", "mkdir", "eval", "getattr", "partial", "load", "torch", "inside", "plain", "old", "script", "twofold"
+)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -279,9 +320,19 @@ KINDS = ("system", "mkdir", "eval", "getattr", "partial", "load", "torch", "insi
 def test_a_hostile_file_is_refused_and_not_run(kind, tmp_path):
     proof = tmp_path / "proof"
     path = hostile_files(tmp_path, proof)[kind]
-    with pytest.raises(CheckpointError, match=rf"{kind}\.ckpt: refused as a checkpoint") as error:
+    with pytest.raises(CheckpointError, match=rf"{kind}\.ckpt: not a checkpoint, or damaged") as error:
         load_checkpoint(path)
     assert not proof.exists() and len(str(error.value).splitlines()) == 1
+
+
+def test_parts_that_are_compressed_are_refused(tmp_path):
+    """A few bytes could become all of the memory."""
+    path = lightning_file(tmp_path / "a.ckpt", to_reference(shaken("cpa_vae_mf")))
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(CheckpointError, match="compressed"):
+        load_checkpoint(tmp_path / "b.ckpt")
 
 
 def test_damaged_and_other_files_are_refused(tmp_path):
@@ -299,7 +350,11 @@ def test_damaged_and_other_files_are_refused(tmp_path):
         file.writestr("a.txt", "a")
     torch.save([1], tmp_path / "list.ckpt")
     torch.save({"state_dict": {"a": 1}}, tmp_path / "numbers.ckpt")
-    for name, said in (("other.zip", "refused"), ("list.ckpt", "state_dict"), ("numbers.ckpt", "state_dict")):
+    for name, said in (
+        ("other.zip", "not a checkpoint"),
+        ("list.ckpt", "'list' is not known"),
+        ("numbers.ckpt", "state_dict"),
+    ):
         with pytest.raises(CheckpointError, match=said):
             load_checkpoint(tmp_path / name)
     with pytest.raises(CheckpointError, match="no such file"):
@@ -336,6 +391,7 @@ def test_weights_of_another_screen_are_refused(tmp_path):
 
 def test_the_command_writes_a_checkpoint_of_ours(tmp_path):
     made, net = screen(), shaken("sams_vae_corr")
+    net.fit_inputs(cells_of(made, np.arange(120), encode(made, "sum")))
     path = lightning_file(tmp_path / "best.ckpt", to_reference(net))
     np.savez(tmp_path / "arrays.npz", **vars(made))
     main([str(path), str(tmp_path / "arrays.npz"), str(tmp_path / "model.pt")])
@@ -343,6 +399,9 @@ def test_the_command_writes_a_checkpoint_of_ours(tmp_path):
     assert found.facts["model"] == "sams_vae_corr" and found.perturbations == ("a", "b", "c", "d")
     members = encode(made, "sum").members
     np.testing.assert_array_equal(condition_means(found.model, members), condition_means(net, members))
+    lightning_file(tmp_path / "turned.ckpt", to_reference(reordered(net, genes=[1, 0, *range(2, 9)])))
+    with pytest.raises(SystemExit, match=r"2 of 9 genes \('gene0', 'gene1'\).*turned\.ckpt\.genes\.txt"):
+        main([str(tmp_path / "turned.ckpt"), str(tmp_path / "arrays.npz"), str(tmp_path / "model.pt")])
     with pytest.raises(SystemExit, match="no such file"):
         main([str(tmp_path / "none.ckpt"), str(tmp_path / "arrays.npz"), str(tmp_path / "model.pt")])
 
@@ -354,6 +413,8 @@ def test_given_noise_must_be_whole():
         net.log_terms(batch, noise={"mask": torch.zeros(2, 4, 4)})
     with pytest.raises(ValueError, match="noise of 'mask' has shape"):
         net.log_terms(batch, noise={"mask": torch.zeros(2, 5, 4)})
+    with pytest.raises(ValueError, match=r"values of 'mask' have shape \(4, 4\), needed is \(4, 4, 4\)"):
+        net.log_terms(batch, values={"mask": torch.zeros(4, 4)})
     with pytest.raises(ValueError, match="no latent is called 'E'"):
         net.log_terms(batch, noise={"E": torch.zeros(2, 4, 4)})
     assert given({"a": torch.zeros(1)})("a", "normal", (1,)).shape == (1,)

@@ -275,6 +275,8 @@ def test_weights_of_single_terms(name):
         )
         found = objective(net, batch, draw, TrainingConfig(**config), n_cells=120)[0]
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    half = objective(net, batch, draw, TrainingConfig(kl_weight=0.5), n_cells=120)[0]
+    assert objective(net, batch, draw, TrainingConfig(), n_cells=120, warmup=0.5)[0].item() == half.item()
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "cpa_vae_mf", "sams_vae_bb"])

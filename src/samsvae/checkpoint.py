@@ -6,6 +6,7 @@ import dataclasses
 import io
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from samsvae.config import build
-from samsvae.errors import CheckpointError, SamsvaeError
+from samsvae.errors import CheckpointError, SamsvaeError, some
 from samsvae.files import atomic
 from samsvae.model import Model
 from samsvae.settings import ModelConfig
@@ -59,22 +60,41 @@ def _interned(value: Any) -> Any:
     return type(value)(map(_interned, value)) if isinstance(value, list | tuple) else value
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint without running any code from it; CheckpointError where it is damaged or not of ours."""
+def read(
+    path: str | Path, device: torch.device | str = "cpu", *, stand_in: Callable[[str], type | None] = lambda name: None
+) -> dict:
+    """The content of a file that torch has saved, without running any code from it; CheckpointError if damaged.
+
+    ``stand_in``: for a class that the file names and that torch does not read by itself, by its full name, the class
+    that is made in its place; None refuses the file.
+    """
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not look at the sums of what it reads
-            broken = archive.testzip()
-        content = torch.load(path, map_location=device, weights_only=True) if broken is None else None
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("its parts are compressed, which torch does not do")
+            if broken := archive.testzip():
+                raise ValueError(f"in its part {broken!r}")
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        found = {name: stand_in(name) for name in names}
+        if refused := sorted(name for name, made in found.items() if made is None):
+            raise ValueError(f"it asks for {some(refused)}, of which nothing is run or made")
+        with torch.serialization.safe_globals([(made, name) for name, made in found.items()]):
+            content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
     except Exception as error:  # torch raises many kinds on a damaged or foreign file
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path}: not a checkpoint of samsvae, or damaged ({reason}).") from None
-    if broken is not None:
-        raise CheckpointError(f"{path}: not a checkpoint of samsvae, or damaged (in its part {broken!r}).")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path}: format {found!r} is not known. Allowed: {FORMAT}.")
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason}).") from None
+    if type(content) is not dict:
+        raise CheckpointError(f"{path}: format {type(content).__name__!r} is not known. Allowed: {FORMAT}.")
+    return content
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint without running any code from it; CheckpointError where it is damaged or not of ours."""
+    content = read(path, device)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {content.get('format')!r} is not known. Allowed: {FORMAT}.")
     try:
         config = build(ModelConfig, content["config"], str(path))
         genes, perturbations, facts = tuple(content["genes"]), tuple(content["perturbations"]), content["facts"]

@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import pickle
 import sys
-import types
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -23,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samsvae.checkpoint import Checkpoint, save
+from samsvae.checkpoint import Checkpoint, read, save
 from samsvae.config import build
-from samsvae.data.batch import Cells, Screen, encode, read_screen, read_split
-from samsvae.errors import CheckpointError, SamsvaeError, nearest, some
+from samsvae.data.batch import Cells, Screen, cells_of, encode, read_screen, read_split
+from samsvae.errors import CheckpointError, ConfigError, SamsvaeError, nearest, some
 from samsvae.files import write_json, write_table
 from samsvae.fit import part, record
 from samsvae.model import Model, Streams
@@ -51,6 +48,9 @@ ROW_NAMES = {
 #: Latents that the release calls by another name, as names of noise and of terms.
 LATENT_NAMES = {"E": "embedding"}
 
+#: Rows of the zoo that the release has.
+NAMED = (*TABLE_1, "sams_vae_bb")
+
 SWITCHES = ("embedding", "mask", "effect", "guide_embedding", "encoder_reads")
 
 
@@ -67,8 +67,8 @@ def from_reference(
     found = _inferred(state)
     if row is not None:
         wanted = ROW_NAMES.get(row, row)
-        if wanted not in ROWS:
-            raise CheckpointError(f"row: {row!r} is not known.{nearest(row, [*ROWS, *ROW_NAMES])}")
+        if wanted not in NAMED:
+            raise CheckpointError(f"row: {row!r} is not known.{nearest(row, dict.fromkeys([*NAMED, *ROW_NAMES]))}")
         ours = row_of(found)
         if ours != wanted:
             raise CheckpointError(f"The weights are of the row {ours or 'of no name'!r}, not of {wanted!r}.")
@@ -76,19 +76,30 @@ def from_reference(
     if unknown := sorted(set(config) - set(known)):
         raise CheckpointError(f"config: {unknown[0]!r} is not a setting.{nearest(unknown[0], known)}")
     for name, value in config.items():
-        if found.setdefault(name, value) != value:
+        if not _equal(found.setdefault(name, value), value):
             raise CheckpointError(f"{name} is {found[name]!r} in the weights, but {value!r} is asked for.")
+        found[name] = value
     n_perturbations, n_genes = _counts_of(state, found)
-    model = Model(ModelConfig(**found), n_genes, n_perturbations)
-    names, ours = _names(model), model.state_dict()
+    try:
+        model = Model(ModelConfig(**found), n_genes, n_perturbations)
+    except ConfigError as error:
+        raise CheckpointError(f"The settings that the weights tell make no model: {error}") from None
+    _refuse_alien(model.config)
+    names, ours, constants = _names(model), model.state_dict(), _constants(model)
     expected = {theirs: tuple(ours[name].shape) for theirs, name in names.items()}
-    expected |= {name: tuple(value.shape) for name, value in _constants(model).items()}
+    expected |= {name: tuple(value.shape) for name, value in constants.items()}
     if odd := sorted(set(state) ^ set(expected)):
         kind = "misses the parameter" if odd[0] in expected else "has the unknown parameter"
         raise CheckpointError(f"The state {kind} {some(odd)}; the row seems to be {row_of(found) or 'of no name'!r}.")
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
             raise CheckpointError(f"The parameter {name!r} has the shape {tuple(state[name].shape)}; allowed: {shape}.")
+    for name, value in constants.items():
+        if not torch.equal(state[name].to(value.dtype), value):
+            raise CheckpointError(f"The parameter {name!r} is not the constant that it should be.")
+    for name in names:
+        if not torch.isfinite(state[name]).all():
+            raise CheckpointError(f"The parameter {name!r} has values that are not finite.")
     model.load_state_dict({**ours, **{name: state[theirs] for theirs, name in names.items()}})
     return model.eval()
 
@@ -98,28 +109,40 @@ def to_reference(model: Model) -> dict[str, Tensor]:
 
     CheckpointError where the release has no counterpart of the model's settings.
     """
-    config, default = model.config, ModelConfig()
-    alien = [
-        name
-        for name in ("activation", "residual", "batch_norm", "mask_per_cell", "guide_mask_prob")
-        if getattr(config, name) != getattr(default, name)
-    ]
-    if config.input == "log":
-        alien.append("input")
-    if alien:
-        settings = ", ".join(f"{name}: {getattr(config, name)!r}" for name in alien)
-        raise CheckpointError(f"The release has no counterpart of {settings}.")
-    if config.effect == "none":
-        raise CheckpointError("The release has no counterpart of effect: 'none'.")
+    _refuse_alien(model.config)
     ours = model.state_dict()
-    return _constants(model) | {theirs: ours[name].detach().clone() for theirs, name in _names(model).items()}
+    state = _constants(model) | {theirs: ours[name].detach().clone() for theirs, name in _names(model).items()}
+    told = _inferred(state)
+    for name in SWITCHES:
+        if told.get(name, getattr(ModelConfig, name)) != getattr(model.config, name):
+            raise CheckpointError(f"The release has no counterpart of {name}: {getattr(model.config, name)!r}.")
+    return state
+
+
+def _refuse_alien(config: ModelConfig) -> None:
+    """CheckpointError for settings that the release does not have and its weights cannot tell."""
+    names = ("activation", "residual", "batch_norm", "mask_per_cell", "guide_mask_prob")
+    alien = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(ModelConfig, name)}
+    alien |= {"input": "log"} if config.input == "log" else {}
+    alien |= {"effect": "none"} if config.effect == "none" else {}
+    if alien:
+        raise CheckpointError(
+            f"The release has no counterpart of {', '.join(f'{k}: {v!r}' for k, v in alien.items())}."
+        )
+
+
+def _equal(a: object, b: object) -> bool:
+    """Whether two settings are equal; numbers, as far as float32 can tell."""
+    if isinstance(a, float) and isinstance(b, int | float):
+        return bool(np.float32(a) == np.float32(b))
+    return a == b
 
 
 def row_of(config: Mapping[str, object]) -> str | None:
     """The row of the zoo with these switches; None where it has no name."""
     default = ModelConfig()
     switches = {name: config.get(name, getattr(default, name)) for name in SWITCHES}
-    for name in (*TABLE_1, "sams_vae_bb"):
+    for name in NAMED:
         if switches == {switch: ROWS[name].model.get(switch, getattr(default, switch)) for switch in SWITCHES}:
             return name
     return None
@@ -194,8 +217,9 @@ def _constants(model: Model) -> dict[str, Tensor]:
 
 def _cleaned(state: Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors of one copy of model and guide, by their names without a prefix."""
-    if "state_dict" in state:
-        state = state["state_dict"]
+    state = state.get("state_dict", state)
+    if not isinstance(state, Mapping):
+        raise CheckpointError("The state is not a dictionary of tensors by name.")
     for prefix in ("loss_module.", "", "predictor."):
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         found = {name: value for name, value in found.items() if name.startswith(("model.", "guide."))}
@@ -203,10 +227,18 @@ def _cleaned(state: Mapping[str, object]) -> dict[str, Tensor]:
             break
     else:
         raise CheckpointError(f"The state has no 'model.decoder.', as the release's have; it has {some(state)}.")
-    tensors = {name: torch.as_tensor(value) for name, value in found.items() if isinstance(value, Tensor | np.ndarray)}
-    if odd := sorted(set(found) - set(tensors)):
-        raise CheckpointError(f"The parameters {some(odd)} are not tensors.")
-    return tensors
+    if odd := sorted(name for name, value in found.items() if not _plain(value)):
+        raise CheckpointError(f"The parameters {some(odd)} are not dense arrays of real numbers.")
+    return {name: torch.as_tensor(value).detach() for name, value in found.items()}
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "fi"
+    if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        return False
+    # a file may claim any shape with strides of 0
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 # ---- settings from weights -----------------------------------------------------------------------------------------
@@ -252,8 +284,6 @@ def _inferred(state: dict[str, Tensor]) -> dict[str, object]:
     ):
         if name in state:
             found[setting] = _constant(state, name)
-    if "model.p_E_loc" in state and _constant(state, "model.p_E_loc") != 0.0:
-        raise CheckpointError("The parameter 'model.p_E_loc', the prior mean of embeddings, must be 0.")
     return found
 
 
@@ -312,78 +342,39 @@ def _constant(state: dict[str, Tensor], name: str) -> float:
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
-#: What a Lightning checkpoint may name beside its weights. None of it is imported or run: it reads as nothing.
+#: Modules whose classes a Lightning checkpoint may name beside its weights. They are not imported: what a file makes
+#: of them is made of nothing.
 PASSED_OVER = (
     "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "pyro", "omegaconf",
-    "sams_vae", "torch.optim", "torch.nn.modules", "numpy.core.multiarray", "numpy._core.multiarray",
+    "sams_vae", "torch.optim", "torch.nn.modules", "numpy", "pandas", "scipy", "anndata", "pathlib", "collections",
+    "argparse", "datetime", "decimal", "enum", "typing", "copyreg",
 )  # fmt: skip
-PASSED_OVER_NAMES = {
-    "numpy.ndarray", "numpy.dtype", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.Path", "argparse.Namespace",
-    "collections.defaultdict", "collections.deque", "builtins.set", "builtins.frozenset", "builtins.slice",
-    "builtins.object", "builtins.complex", "builtins.range", "builtins.dict", "builtins.list", "builtins.int",
-    "builtins.float", "builtins.str", "builtins.bool", "builtins.bytes", "typing.Any", "datetime.datetime",
-    "copyreg._reconstructor", "_codecs.encode",
-}  # fmt: skip
+BUILTINS = {f"{module}.{kind.__name__}": kind for kind in (set, frozenset) for module in ("builtins", "__builtin__")}
 
 
-class _Builders:
-    """The two functions that make tensors, as methods: a pickle could set attributes of the functions themselves."""
-
-    def tensor(self, *args):
-        return torch._utils._rebuild_tensor_v2(*args)
-
-    def parameter(self, *args):
-        return torch._utils._rebuild_parameter(*args)
-
-
-TENSORS = {
-    "torch._utils._rebuild_tensor_v2": _Builders().tensor,
-    "torch._utils._rebuild_parameter": _Builders().parameter,
-    "torch.Size": torch.Size,
-    "collections.OrderedDict": OrderedDict,
-}
-
-
-class _Nothing(dict):
+class _Nothing:
     """Stands for an object whose class is not loaded: takes whatever a pickle does to it, and does nothing."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__()
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __call__(self, *args, **kwargs):
-        return self
+        pass
 
     def __setstate__(self, state):
         pass
 
-    def __hash__(self):
-        return id(self)
 
-    def append(self, item):
-        pass
+class _Mapping:
+    """The same for a kind of dict, which a pickle fills item by item: a plain one."""
 
-    def extend(self, items):
-        pass
-
-    add = append
+    def __new__(cls, *args, **kwargs):
+        return OrderedDict()
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain values, and nothing else."""
-
-    def find_class(self, module: str, name: str):
-        module = {"__builtin__": "builtins"}.get(module, module)
-        full = f"{module}.{name}"
-        if full in TENSORS:
-            return TENSORS[full]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if full in PASSED_OVER_NAMES or any(module == root or module.startswith(f"{root}.") for root in PASSED_OVER):
-            return _Nothing
-        raise pickle.UnpicklingError(f"it asks for {full}, which is neither a weight nor part of a Lightning file")
+def _stand_in(name: str) -> type | None:
+    if name in BUILTINS:
+        return BUILTINS[name]
+    if any(name.startswith(f"{module}.") for module in PASSED_OVER):
+        return _Mapping if name.lower().endswith("dict") else _Nothing
+    return None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -392,26 +383,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Objects beside the weights (settings, callbacks, optimisers) are passed over; neither Lightning nor pyro is needed.
     CheckpointError where the file is damaged, is no such file, or asks for anything that could do harm.
     """
-    try:
-        if not Path(path).is_file():
-            raise CheckpointError(f"{path}: no such file.")
-        if not zipfile.is_zipfile(path):
-            raise pickle.UnpicklingError("it is not a zip archive; checkpoints from before torch 1.6 are not read")
-        with zipfile.ZipFile(path) as archive:
-            if broken := archive.testzip():  # torch does not look at the sums of what it reads
-                raise pickle.UnpicklingError(f"its part {broken!r} is damaged")
-            if any(Path(name).name == "constants.pkl" for name in archive.namelist()):
-                raise pickle.UnpicklingError("it is a TorchScript archive, which holds code")
-        reader = types.ModuleType("reader")
-        reader.Unpickler = _Unpickler
-        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch and pickle raise many kinds on a damaged or foreign file
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path}: refused as a checkpoint: {reason}.") from None
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+    state = read(path, stand_in=_stand_in).get("state_dict")
+    if type(state) not in (dict, OrderedDict) or not all(isinstance(value, Tensor) for value in dict.values(state)):
         raise CheckpointError(f"{path}: has no 'state_dict' of tensors, as a Lightning checkpoint has.")
     return dict(state)
 
@@ -452,9 +425,10 @@ def named_checkpoint(path: str | Path, screen: Screen, encoding: str, *, config:
     and PATH.perturbations.txt beside them (one name a line). CheckpointError names what does not fit.
     """
     try:
-        model = from_reference(load_checkpoint(path), config=config)
+        state = load_checkpoint(path)
+        model = from_reference(state, config=config)
     except CheckpointError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        raise CheckpointError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     names = {"genes": tuple(screen.genes.tolist()), "perturbations": encode(screen, encoding).names}
     sizes = {"genes": model.n_genes, "perturbations": model.n_perturbations}
     orders = {}
@@ -463,7 +437,7 @@ def named_checkpoint(path: str | Path, screen: Screen, encoding: str, *, config:
             raise CheckpointError(f"{path}: the weights are of {sizes[kind]:,} {kind}, the screen has {len(ours):,}.")
         listed = order_file(path, kind)
         if listed.is_file():
-            theirs = listed.read_text().splitlines()
+            theirs = [line for line in listed.read_text(errors="replace").splitlines() if line]
             if sorted(theirs) != sorted(ours):
                 odd = sorted(set(theirs) ^ set(ours)) or "some twice"
                 raise CheckpointError(f"{listed}: the {kind} are not those of the screen: {some(odd)}.")
@@ -477,18 +451,22 @@ def order_file(path: str | Path, kind: str) -> Path:
     return Path(f"{path}.{kind}.txt")
 
 
-def check_moments(model: Model, cells: Cells, path: str | Path) -> None:
-    """CheckpointError where the input moments of the weights are not those of these training cells, gene by gene."""
+def check_moments(model: Model, cells: Cells, genes: Sequence[str], path: str | Path) -> None:
+    """CheckpointError where the mean of a gene, as the weights know it, is not that of these training cells.
+
+    Two draws of n cells differ by some sd sqrt(2 / n); ten times that is another gene.
+    """
     if model.config.input not in ("log_standardise", "standardise"):
         return
     own = Model(model.config, model.n_genes, model.n_perturbations).to(cells.counts.device)
     own.fit_inputs(cells)
-    ours, theirs = own.input_mean.double(), model.input_mean.double().to(own.input_mean.device)
-    fit = torch.corrcoef(torch.stack([ours, theirs]))[0, 1].item()
-    if not fit > 0.95:
+    ours, theirs, sd = (x.double().cpu() for x in (own.input_mean, model.input_mean, own.input_sd))
+    off = (ours - theirs).abs() / (sd * (2.0 / len(cells)) ** 0.5)
+    if (odd := off > 10.0).any():
         raise CheckpointError(
-            f"{path}: its mean of each gene does not go with that of the training cells (r = {fit:.2f}), so its genes "
-            f"are others or in another order. List them in {order_file(path, 'genes')}, one a line."
+            f"{path}: its mean is not that of the training cells for {int(odd.sum()):,} of {len(odd):,} genes "
+            f"({some(np.asarray(genes)[odd.numpy()], 3)}), so these are others or in another order. List its genes in "
+            f"{order_file(path, 'genes')}, one a line."
         )
     log.info("%s: mean of the genes at most %.2g from that of the training cells", path, (ours - theirs).abs().max())
 
@@ -509,9 +487,9 @@ def import_checkpoint(
     screen = read_screen(arrays)
     made = named_checkpoint(path, screen, settings["encoding"], config=settings["config"])
     training, dosage = build(TrainingConfig, settings["training"], "training"), encode(screen, settings["encoding"])
-    parts, model = read_split(split, screen), made.model.to(device)
+    parts, model = read_split(split, screen.cells), made.model.to(device)
     train_cells, val_cells = (part(screen, parts, name, dosage, device, split) for name in ("train", "val"))
-    check_moments(model, train_cells, path)
+    check_moments(model, train_cells, made.genes, path)
     losses = {
         f"{name}_loss": validation_loss(model, cells, training, Streams(f"{training.seed}/{name}", device))
         for name, cells in (("train", train_cells), ("val", val_cells))
@@ -531,14 +509,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="the .ckpt file")
     parser.add_argument("arrays", help="arrays.npz of the screen that it was trained on (results/data/SCREEN/)")
     parser.add_argument("out", help="the file to write, for samsvae.checkpoint.load")
-    parser.add_argument("--encoding", choices=ENCODINGS, default="sum")
+    parser.add_argument("--encoding", choices=ENCODINGS, default="sum", help="unique: a combination is one of its own")
     given = parser.parse_args(arguments)
     try:
-        made = named_checkpoint(given.checkpoint, read_screen(given.arrays), given.encoding)
-        run = Path(given.checkpoint).stem
-        facts = made.facts | {"run": run, "model": row_of(vars(made.model.config)), "checkpoint": run}
+        screen = read_screen(given.arrays)
+        made = named_checkpoint(given.checkpoint, screen, given.encoding)
+        every = cells_of(screen, np.arange(len(screen.cells)), encode(screen, given.encoding))
+        check_moments(made.model, every, made.genes, given.checkpoint)
+        path = Path(given.checkpoint)
+        facts = made.facts | {"run": path.stem, "model": row_of(vars(made.model.config)), "checkpoint": path.name}
         save(Checkpoint(made.model, made.genes, made.perturbations, facts), given.out)
-    except SamsvaeError as error:
+    except (SamsvaeError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 

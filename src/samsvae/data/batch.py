@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def read_screen(path: Path | str) -> Screen:
         raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(fields)}.") from None
 
 
-def read_split(path: Path | str, screen: Screen) -> np.ndarray:
-    """The split of every cell (n,), from a table with the columns cell and split, in any row order."""
+def read_split(path: Path | str, cells: Sequence[str]) -> np.ndarray:
+    """The split of every cell of a screen (n,), from a table with the columns cell and split, in any row order."""
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")
     lines = Path(path).read_text().splitlines()
@@ -64,12 +65,12 @@ def read_split(path: Path | str, screen: Screen) -> np.ndarray:
     unknown = sorted(set(split_of.values()) - {*SPLITS, "none"})
     if unknown:
         raise DataError(f"{path}: column 'split' holds {some(unknown)}.{nearest(unknown[0], (*SPLITS, 'none'))}")
-    missing = [cell for cell in screen.cells if cell not in split_of]
-    if missing or len(split_of) != len(screen.cells):
-        extra = set(split_of) - set(screen.cells)
+    missing = [cell for cell in cells if cell not in split_of]
+    if missing or len(split_of) != len(cells):
+        extra = set(split_of) - set(cells)
         what = f"has no row for {some(missing)}" if missing else f"names cells not in the screen: {some(extra)}"
         raise DataError(f"{path}: the split table does not fit the screen; it {what}.")
-    return np.array([split_of[cell] for cell in screen.cells])
+    return np.array([split_of[cell] for cell in cells])
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Batch:
         ``library`` (n,): default the sums of x (n, G). ``n_cells`` (T,): how many cells of the split received each
         perturbation; default those of this batch, as of a whole split. DataError where the shapes do not fit.
         """
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         library = x.sum(-1) if library is None else library
         n_cells = (dosage != 0).sum(0) if n_cells is None else n_cells
         for name, value, needed in (

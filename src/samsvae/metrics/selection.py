@@ -9,7 +9,7 @@ import pandas as pd
 from samsvae.errors import DataError, nearest, some
 
 # Columns of a score table that describe a row and are never a hyper-parameter.
-DESCRIPTION = ("experiment", "run", "method", "inference", "protocol", "metric", "split", "value")
+DESCRIPTION = ("experiment", "run", "checkpoint", "method", "inference", "protocol", "metric", "split", "value")
 
 
 def best_settings(
