@@ -1,4 +1,5 @@
 # The study of the configuration as look-up tables, and the functions that rules read them with.
+import dataclasses
 import json
 
 from samsvae.config import Study, build, grid_table, run_settings, runs
@@ -118,12 +119,6 @@ def split_settings(wildcards):
     return vars(run.split_config)
 
 
-def tables_of(wildcards):
-    """The tables that a filter of an own screen reads beside the counts."""
-    options = DATASETS[wildcards.dataset].options
-    return [path for path in (options.annotation, options.cell_table) if path]
-
-
 def written_split(wildcards):
     """The split table that a person has written, for a split of kind 'file'."""
     path = split_settings(wildcards)["path"]
@@ -131,8 +126,8 @@ def written_split(wildcards):
 
 
 def options_of(wildcards):
-    """The settings of a dataset's filter or simulation."""
-    return dict(DATASETS[wildcards.dataset].options.__dict__)
+    """The settings of a dataset's filter or simulation, as plain values, which Snakemake can compare."""
+    return dataclasses.asdict(DATASETS[wildcards.dataset].options)
 
 
 def source_settings(wildcards):
@@ -230,6 +225,10 @@ def figures_of_study():
     return expand("<results>/figures/{figure}.png", figure=found)
 
 
+def data_cards_of_study():
+    return expand("<results>/figures/data_card.{experiment}.png", experiment=STUDY.experiments)
+
+
 def drawable(figure):
     """Whether the grid has the runs that a figure is about: a study of a few rows draws what it can."""
     rows = {run.row for name in FIGURES[figure] for run in RUNS[name].values()}
@@ -260,9 +259,9 @@ def first_seeds(name, rows):
 
 
 def published_screen(name):
-    """Whether a screen is the published one, so that its numbers may be held against the papers'."""
-    screen = STUDY.screens[STUDY.settings[name].screen]
-    return screen.kind in ("replogle", "norman") and screen.source.sort != "miniature"
+    """Whether an experiment's screen is the papers' own, so that its numbers may be held against theirs."""
+    screen = STUDY.settings[name].screen
+    return screen in ("replogle", "norman") and STUDY.screens[screen].source.sort != "miniature"
 
 
 def norman_runs(name):

@@ -87,7 +87,7 @@ rule make_miniature_norman:
 
 
 rule filter_replogle:
-    """Replogle's screen to the cells, controls and genes of the papers."""
+    """A Replogle screen to the cells, controls and genes of the papers, or all of it."""
     input:
         source=source_of,
         verified=verification_of,
@@ -105,7 +105,7 @@ rule filter_replogle:
     conda:
         "../envs/samsvae.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=2000,
     params:
         options=options_of,
         checksum=checksum_of,
@@ -119,6 +119,7 @@ rule filter_norman:
     input:
         source=source_of,
         verified=verification_of,
+        tables=lambda wildcards: DATASETS[wildcards.dataset].options.tables,
     output:
         "<results>/data/{dataset}/screen.h5ad",
     log:
@@ -132,6 +133,7 @@ rule filter_norman:
     resources:
         mem_mb=16000,
     params:
+        options=options_of,
         checksum=checksum_of,
         code=code_of("filter_norman"),
     script:
@@ -143,7 +145,7 @@ rule filter_custom:
     input:
         source=source_of,
         verified=verification_of,
-        tables=tables_of,
+        tables=lambda wildcards: DATASETS[wildcards.dataset].options.tables,
     output:
         "<results>/data/{dataset}/screen.h5ad",
     log:
@@ -175,7 +177,7 @@ rule pack_arrays:
     conda:
         "../envs/samsvae.yaml"
     resources:
-        mem_mb=8000,
+        mem_mb=2000,
     params:
         code=code_of("pack_arrays"),
     script:

@@ -339,13 +339,20 @@ URLS = {"urls": ["https://x.org/a.h5ad"]}
         (gridded({"model": ["vae"], "n_latent": 3}, {"model": ["vae"], "n_latent": 4}), ["grid[1]", "'vae'", "axis"]),
         (small(screens={"sim": {"kind": "simulate_svae"}}), ["screens.sim.kind", "'simulate_svae'", "simulate_sams"]),
         (small(screens={"sim": {"kind": "simulate_sams", "options": {"cell": 3}}}), ["'cell'", "Did you mean 'cells'"]),
-        (small(screens={"sim": {"kind": "simulate_sams", "source": URLS | {"size": 1, "checksum": "md5:0"}}}),
+        (small(screens={"sim": {"kind": "simulate_sams", "source": URLS | {"size": 1, "checksum": f"md5:{0:032}"}}}),
          ["screens.sim", "source", "not allowed", "simulate_sams"]),
         (small(screens={"sim": {"kind": "norman"}}), ["screens.sim", "source", "needed", "norman"]),
         (small(screens={"sim": {"kind": "norman", "source": {}}}), ["screens.sim.source", "path, urls or miniature"]),
         (small(screens={"sim": {"kind": "norman", "source": URLS}}), ["screens.sim.source", "size", "checksum"]),
         (small(screens={"sim": {"kind": "norman", "source": URLS | {"size": 5}}}), ["screens.sim.source", "checksum"]),
-        (small(screens={"sim": {"kind": "norman", "source": {"path": "a", "checksum": "md5:0"}}}), ["source", "size"]),
+        (
+            small(screens={"sim": {"kind": "norman", "source": {"path": "a", "size": 1, "checksum": "md5:12"}}}),
+            ["source", "'md5:12'", "32 digits"],
+        ),
+        (
+            small(screens={"sim": {"kind": "norman", "source": {"path": "a", "checksum": f"md5:{0:032}"}}}),
+            ["source", "size"],
+        ),
         (small(screens={"sim": {"kind": "norman", "source": {"pth": "a"}}}),
          ["screens.sim.source", "'pth'", "Did you mean 'path'"]),
     ],
@@ -445,7 +452,7 @@ def test_a_checkpoint_is_an_axis_whose_word_is_the_name_of_the_file():
     study = build(Study, small(settings={"e": {"screen": "sim", "grid": grid}}))
     found = runs(study, "e")
     assert [run.id for run in found] == [
-        "cpa_vae_mf-from_seed_0", "cpa_vae_mf-from_seed1", "sams_vae_mf-from_x-alpha0.1"
+        "cpa_vae_mf-from_seed_0-seed0", "cpa_vae_mf-from_seed1-seed1", "sams_vae_mf-from_x-alpha0.1-seed0"
     ]  # fmt: skip
     assert [run.checkpoint for run in found] == ["a/seed 0.ckpt", "b/seed1.ckpt", "c/x.ckpt"]
     assert [row["checkpoint"] for row in grid_table(found)] == [run.checkpoint for run in found]
@@ -455,7 +462,7 @@ def test_a_checkpoint_is_an_axis_whose_word_is_the_name_of_the_file():
     ("grid", "said"),
     [
         ([{"model": ["cpa_vae_mf"], "checkpoint": "a.ckpt"}, {"model": ["cond_vae"]}], "an experiment of their own"),
-        ([{"model": ["cpa_vae_mf"], "checkpoint": ["a/x.ckpt", "b/x.ckpt"]}], "is there twice"),
+        ([{"model": ["cpa_vae_mf"], "checkpoint": c} for c in ("a/x.ckpt", "b/x.ckpt")], "is there twice"),
         ([{"model": ["cpa_vae_mf"], "checkpoint": 3}], "checkpoint: 3"),
     ],
 )

@@ -1,4 +1,5 @@
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,10 @@ from samsvae.data.replogle import (
     PUBLISHED_PAIRS,
     PUBLISHED_SOURCE,
     choose_cells,
+    conditions,
+    filter_published,
     filter_screen,
+    filter_tables,
     gene_names,
     published_differences,
     read_genes,
@@ -107,10 +111,85 @@ def test_equal_to_brute_force(source, lists, tmp_path, form, block_rows):
     assert back.uns["pathways"]["EXOSOME"].tolist() == lists["pathways"]["EXOSOME"]
 
 
-def test_same_bytes_each_time(source, lists, tmp_path):
-    for name in ("one.h5ad", "two.h5ad"):
-        filter_screen(source, tmp_path / name, checksum="md5:1", **lists)
-    assert (tmp_path / "one.h5ad").read_bytes() == (tmp_path / "two.h5ad").read_bytes()
+@pytest.mark.parametrize("keep", ["listed", "all"])
+def test_the_same_bytes_from_every_form_of_the_source(source, lists, tmp_path, keep):
+    full = ad.read_h5ad(source)
+    found = set()
+    for form in ("as made", "again", "gzip", "csr", "anndata 0.7"):
+        path = tmp_path / form / "source.h5ad"  # the file's name is in the provenance
+        path.parent.mkdir()
+        if form == "csr":
+            ad.AnnData(sp.csr_matrix(full.X), full.obs, full.var).write_h5ad(path)
+        elif form == "gzip":
+            full.write_h5ad(path, compression="gzip")
+        else:
+            path.write_bytes(source.read_bytes())
+        if form == "anndata 0.7":
+            as_anndata_07(path, full.obs)
+        block_bytes = 1 << 26 if form == "again" else 9 * 4 * 400
+        filter_tables(path, tmp_path / "s.h5ad", keep=keep, block_bytes=block_bytes, checksum="md5:1", **lists)
+        found.add((tmp_path / "s.h5ad").read_bytes())
+    assert len(found) == 1
+
+
+def as_anndata_07(path, obs):
+    """Rewrite obs as the published file has it: codes that refer to lists of names in a group beside them."""
+    with h5py.File(path, "a") as file:
+        del file["obs"]
+        group = file.create_group("obs")
+        lists = group.create_group("__categories")
+        group.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.1.0", "_index": obs.index.name})
+        group.attrs["column-order"] = np.array(list(obs), object)
+        group.create_dataset(obs.index.name, data=obs.index.to_numpy(object), dtype=h5py.string_dtype())
+        for name, column in obs.items():
+            if column.dtype == "category":
+                lists.create_dataset(name, data=column.cat.categories.to_numpy(object), dtype=h5py.string_dtype())
+                group.create_dataset(name, data=column.cat.codes.to_numpy(np.int16))
+                group[name].attrs["categories"] = lists[name].ref
+            else:
+                group.create_dataset(name, data=column.to_numpy())
+
+
+def test_a_file_of_scperturb_gives_the_same_screen(source, lists, tmp_path):
+    """Other names of columns; genes indexed by their symbols, with the id where a symbol is there twice."""
+    full = ad.read_h5ad(source)
+    expected = filter_screen(source, tmp_path / "s.h5ad", n_controls=50, **lists)
+    names = {"sgID_AB": "guide_id", "gem_group": "batch", "mitopercent": "percent_mito"}
+    full.obs = full.obs.rename(columns=names).assign(perturbation="x", nperts=1)
+    symbol, ids = full.var["gene_name"].astype(str), full.var_names
+    full.var = full.var.drop(columns="gene_name").assign(ensembl_id=ids)
+    full.var_names = np.where(symbol.duplicated(keep=False), symbol + "_" + ids, symbol)
+    full.write_h5ad(tmp_path / "other.h5ad", compression="gzip")
+    got = filter_screen(tmp_path / "other.h5ad", tmp_path / "o.h5ad", n_controls=50, **lists)
+    np.testing.assert_array_equal(got.X.toarray(), expected.X.toarray())
+    pd.testing.assert_frame_equal(got.obs[list(expected.obs)], expected.obs)
+    assert got.var_names.tolist() == expected.var_names.tolist()
+    assert got.var["gene_id"].tolist() == expected.var["gene_id"].tolist()
+    pd.testing.assert_frame_equal(got.uns["perturbations"], expected.uns["perturbations"])
+
+
+def test_all_keeps_every_cell_and_gene(source, lists, tmp_path):
+    full = ad.read_h5ad(source)
+    screen = filter_screen(source, tmp_path / "s.h5ad", keep="all", **lists)
+    np.testing.assert_array_equal(screen.X.toarray(), full.X)
+    assert screen.obs_names.tolist() == full.obs_names.tolist()
+    assert screen.var["gene_id"].tolist() == full.var_names.tolist()
+    assert screen.var_names.is_unique
+    pair = full.obs["sgID_AB"].astype(str)
+    control = pair.str.contains("non-targeting").to_numpy()
+    assert (screen.obs["condition"] == "non-targeting").tolist() == control.tolist() and control.sum() == 90
+    assert screen.obs["condition"][~control].tolist() == pair[~control].tolist()
+    assert screen.uns["perturbations"].index.tolist() == sorted(set(pair[~control]))
+    facts = screen.uns["provenance"]
+    assert facts["dropped_cells"] == facts["dropped_genes"] == 0
+    assert "n_controls" not in facts["parameters"] and "missing_measured_genes" not in facts
+
+
+def test_labels_that_contain_non_targeting_are_the_control():
+    pair = pd.Categorical(["B|B", "non-targeting_1|A", "A|A", "non-targeting", "A|non-targeting_2"])
+    found = conditions(pair)
+    assert found.tolist() == ["B|B", "non-targeting", "A|A", "non-targeting", "non-targeting"]
+    assert found.categories.tolist() == ["A|A", "B|B", "non-targeting"]
 
 
 def test_choice_of_controls():
@@ -140,9 +219,9 @@ def test_what_is_missing_is_named(source, lists, tmp_path):
         run(changed)
     with pytest.raises(DataError, match=r"no cell 'non-targeting'"):
         run(full[(full.obs["gene"] != "non-targeting").to_numpy()].copy())
-    with pytest.raises(DataError, match=r"none of the 1 perturbed genes .'XYZ'"):
+    with pytest.raises(DataError, match=r"obs column 'gene' has none of the 1 listed genes .'XYZ'"):
         run(full, perturbed_genes=["XYZ"])
-    with pytest.raises(DataError, match=r"none of the measured genes .'XYZ'"):
+    with pytest.raises(DataError, match=r"var column 'gene_name' has none of the 1 listed genes .'XYZ'"):
         run(full, measured_genes=["XYZ"])
     with pytest.raises(DataError, match=r"changed.h5ad: X must hold counts.* is 0.5"):
         changed = full.copy()
@@ -154,7 +233,42 @@ def test_what_is_missing_is_named(source, lists, tmp_path):
     (tmp_path / "half.h5ad").write_bytes(source.read_bytes()[:1000])
     with pytest.raises(DataError, match=r"half.h5ad: not a readable HDF5 file"):
         filter_screen(tmp_path / "half.h5ad", target, **lists)
-    assert not target.exists()
+    with pytest.raises(DataError, match=r"'gene' and 'sgID_AB' have no label in 1 cells: '" + full.obs_names[3]):
+        changed = full.copy()
+        changed.obs.loc[changed.obs_names[3], "gene"] = np.nan
+        run(changed, keep="all")
+    (tmp_path / "changed.h5ad").unlink()
+    (tmp_path / "half.h5ad").unlink()
+    assert not any(tmp_path.iterdir()), "nothing half-written is left"
+
+
+def test_a_damaged_source_is_named(source, lists, tmp_path):
+    path = tmp_path / "bad.h5ad"
+
+    def fails(sentence):
+        with pytest.raises(DataError, match=rf"bad.h5ad: .*{sentence}"):
+            filter_tables(path, tmp_path / "s.h5ad", **lists)
+        assert [p.name for p in tmp_path.iterdir()] == ["bad.h5ad"]
+
+    full = ad.read_h5ad(source)
+    full.write_h5ad(path, compression="gzip")
+    with h5py.File(path) as file:
+        at, size = file["X"].id.get_chunk_info(0).byte_offset, file["X"].id.get_chunk_info(0).size
+    content = bytearray(path.read_bytes())
+    content[at : at + size] = b"\x55" * size
+    path.write_bytes(content)
+    fails("X cannot be read")
+
+    for name, damage, sentence in (
+        ("X", lambda file: file.create_dataset("X", data=full.X[1:]), r"X is \(.*obs and var are"),
+        ("obs/gene/codes", lambda file: file["obs/gene"].create_dataset("codes", data=[9_999]), "obs is damaged"),
+        ("obs", lambda file: file.create_dataset("obs", data=np.zeros(3, [("a", "i4")])), "obs is damaged"),
+    ):
+        path.write_bytes(source.read_bytes())
+        with h5py.File(path, "a") as file:
+            del file[name]
+            damage(file)
+        fails(sentence)
 
 
 def test_published_counts_are_compared(source, lists, tmp_path):
@@ -169,6 +283,15 @@ def test_published_counts_are_compared(source, lists, tmp_path):
     facts["source_control_cells"] = 75_328
     fewer = published_differences(screen)
     assert len(fewer) == len(told) - 3, "what equals the published counts is not mentioned"
+    assert published_differences(screen, "all") == [], "of an unfiltered screen only the source is compared"
+
+
+def test_differences_are_warned_of_and_genes_not_there_are_told(source, lists, tmp_path, caplog):
+    caplog.set_level("INFO")
+    filter_published(source, tmp_path / "s.h5ad", published_counts=True, **lists)
+    told = caplog.text
+    assert "not as published: cells: 118,641 published" in told and "differs from the published counts" in told
+    assert "of the 681 listed genes" in told and "'gene_name' has not 987 of the 1186 listed genes" in told
 
 
 def test_published_counts_agree_among_themselves():

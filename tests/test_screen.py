@@ -1,4 +1,5 @@
 import doctest
+import tracemalloc
 
 import anndata as ad
 import h5py
@@ -8,9 +9,23 @@ import pytest
 import scipy.sparse as sp
 
 from samsvae.data import screen as screens
-from samsvae.data.counts import integer_counts, read_counts
-from samsvae.data.screen import assemble, atomic, check_screen, members, read_screen, write_arrays, write_screen
+from samsvae.data.counts import count_blocks, integer_counts, read_table
+from samsvae.data.screen import (
+    assemble,
+    atomic,
+    check_screen,
+    members,
+    read_screen,
+    read_tables,
+    write_arrays,
+    write_screen,
+)
 from samsvae.errors import DataError
+
+
+def stacked(x, rows, cols, **settings) -> sp.csr_matrix:
+    """All blocks of rows as one matrix."""
+    return sp.vstack([sp.csr_matrix((0, len(cols)), dtype=np.int32), *count_blocks(x, rows, cols, **settings)], "csr")
 
 
 def made(counts=None, condition=("ctrl", "B+A", "A", "C", "C"), **options):
@@ -86,6 +101,87 @@ def test_write_and_read_again_with_the_same_bytes(tmp_path):
     np.testing.assert_array_equal(back.X.toarray(), made().X.toarray())
     pd.testing.assert_frame_equal(back.uns["perturbations"], made().uns["perturbations"])
     assert back.obs["batch"].tolist() == list("xyxyx")
+
+
+def in_blocks(screen, *stops):
+    """The same screen without its counts, and those in blocks of rows."""
+    head = ad.AnnData(None, screen.obs.assign(library_size=np.nan), screen.var, uns=screen.uns)
+    return head, (screen.X[a:b] for a, b in zip((0, *stops), (*stops, screen.n_obs), strict=True))
+
+
+@pytest.mark.parametrize("stops", [(), (1, 4), (2, 2, 3)])
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 18])
+def test_counts_in_blocks_give_the_bytes_of_counts_in_memory(tmp_path, monkeypatch, stops, chunk):
+    monkeypatch.setattr(screens, "CHUNK", chunk)
+    whole, streamed = tmp_path / "whole.h5ad", tmp_path / "streamed.h5ad"
+    write_screen(made(), whole)
+    head, blocks = in_blocks(made(), *stops)
+    write_screen(head, streamed, blocks=blocks)
+    assert whole.read_bytes() == streamed.read_bytes()
+    with h5py.File(streamed) as file:
+        assert file["X/data"].chunks == file["X/indices"].chunks == (chunk,)
+    back = read_screen(streamed)
+    np.testing.assert_array_equal(back.X.toarray(), made().X.toarray())
+    assert back.obs["library_size"].tolist() == [3, 3, 7, 301, 9]
+
+
+def test_a_library_size_of_its_own_is_kept_beside_blocks(tmp_path):
+    head, blocks = in_blocks(made(), 2)
+    head.obs["library_size"] = [9.5, 1, 2, 3, 4]
+    write_screen(head, tmp_path / "s.h5ad", blocks=blocks)
+    assert read_screen(tmp_path / "s.h5ad").obs["library_size"].tolist() == [9.5, 1, 2, 3, 4]
+    head, blocks = in_blocks(made(), 2)
+    head.obs["library_size"] = [9.5, 1, np.nan, 3, 0]
+    with pytest.raises(DataError, match=r"bad.h5ad: .*'library_size' is not above 0 in 2 cells"):
+        write_screen(head, tmp_path / "bad.h5ad", blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda blocks: [sp.csr_matrix((5, 3), dtype=np.int32)], "5 cells have zero counts"),
+        (lambda blocks: list(blocks)[:1], "X has 2 rows, obs has 5 cells"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_named_and_nothing_is_left(tmp_path, spoil, sentence):
+    head, blocks = in_blocks(made(), 2)
+    with pytest.raises(DataError, match=rf"bad.h5ad: .*{sentence}"):
+        write_screen(head, tmp_path / "bad.h5ad", blocks=spoil(blocks))
+    assert not any(tmp_path.iterdir())
+
+
+def test_streaming_holds_a_block_not_the_matrix(tmp_path):
+    """The counts take 34 MB as sparse blocks and 32 MB as they are read; none of them is ever there at once."""
+    cells, genes, step = 20_000, 400, 500
+    counts = np.random.default_rng(0).poisson(0.7, (step, genes)).astype(np.float32)
+    counts[:, 0] += 1
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        x = file.create_dataset("x", (cells, genes), np.float32)
+        for start in range(0, cells, step):
+            x[start : start + step] = counts
+    obs = pd.DataFrame(index=[f"c{i}" for i in range(cells)])
+    head = assemble(
+        None,
+        obs,
+        pd.DataFrame(index=[f"g{i}" for i in range(genes)]),
+        condition=np.resize(["ctrl", "A"], cells),
+        control="ctrl",
+        separator="",
+        provenance={},
+    )
+    rows, cols = np.arange(cells), np.arange(genes)
+    tracemalloc.start()
+    with h5py.File(tmp_path / "x.h5") as file:
+        names = {"cells": head.obs_names, "genes": head.var_names, "what": "x"}
+        blocks = count_blocks(file["x"], rows, cols, block_bytes=step * genes * 4, **names)
+        write_screen(head, tmp_path / "s.h5ad", blocks=blocks)
+    written = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    write_arrays(tmp_path / "s.h5ad", tmp_path / "s.npz", block_bytes=step * genes * 4)
+    packed = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npz")["counts"], np.tile(counts, (cells // step, 1)))
+    assert written < 16e6 and packed < 16e6
 
 
 def _spoiled(how):
@@ -175,6 +271,56 @@ def test_arrays(tmp_path, top, dtype):
     assert arrays["members"].tolist() == [[0, -1], [1, 0], [2, -1], [-1, -1]]
     assert arrays["cells"].tolist() == [f"cell{i}" for i in range(5)]
     assert arrays["genes"].tolist() == ["g1", "g2", "g3"]
+    np.savez(tmp_path / "numpy.npz", **arrays)
+    assert (tmp_path / "numpy.npz").read_bytes() == (tmp_path / "s.npz").read_bytes()
+
+
+def test_counts_beyond_int32_keep_their_form(tmp_path):
+    """An indptr of int64 is what a file with more than 2^31 values has."""
+    write_screen(made(), tmp_path / "s.h5ad")
+    write_arrays(tmp_path / "s.h5ad", tmp_path / "s.npz")
+    with h5py.File(tmp_path / "s.h5ad", "a") as file:
+        starts = file["X/indptr"][:].astype(np.int64)
+        del file["X/indptr"]
+        file["X/indptr"] = starts
+    write_arrays(tmp_path / "s.h5ad", tmp_path / "wide.npz")
+    assert (tmp_path / "s.npz").read_bytes() == (tmp_path / "wide.npz").read_bytes()
+    np.testing.assert_array_equal(read_screen(tmp_path / "s.h5ad").X.toarray(), made().X.toarray())
+
+
+def test_tables_alone(tmp_path):
+    write_screen(made(), tmp_path / "s.h5ad")
+    tables = read_tables(tmp_path / "s.h5ad")
+    assert tables.X is None and tables.shape == (5, 3)
+    pd.testing.assert_frame_equal(tables.obs, read_screen(tmp_path / "s.h5ad").obs)
+    with h5py.File(tmp_path / "s.h5ad", "a") as file:
+        del file["uns/control"]
+    with pytest.raises(DataError, match=r"s.h5ad: uns has no 'control'"):
+        read_tables(tmp_path / "s.h5ad")
+
+
+@pytest.mark.parametrize("names", [3, 1000])
+def test_some_rows_of_a_table_are_those_that_anndata_reads(tmp_path, monkeypatch, names):
+    monkeypatch.setattr("samsvae.data.counts.NAMES", names)
+    n = 10
+    table = pd.DataFrame(
+        {
+            "number": np.linspace(0, 1, n),
+            "flag": np.arange(n) % 3 == 0,
+            "text": [f"é{i}" for i in range(n)],
+            "label": pd.Categorical(["b", "a", None, "b", "c"] * 2, categories=["c", "b", "a", "unused"]),
+            "grade": pd.Categorical(["low", "high"] * 5, categories=["low", "high"], ordered=True),
+            "some": pd.array([1, None] * 5, dtype="Int64"),
+        },
+        index=pd.Index([f"cell{i}" for i in range(n)], name="barcode"),
+    )
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        ad.io.write_elem(file, "obs", table)
+        whole = ad.io.read_elem(file["obs"])
+        for rows in ([], [0], [2, 3, 9], range(n)):
+            rows = np.array(rows, int)
+            pd.testing.assert_frame_equal(read_table(file["obs"], rows), whole.iloc[rows])
+        pd.testing.assert_frame_equal(read_table(file["obs"]), whole)
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.5, np.nan, np.inf, 2.0**31])
@@ -186,7 +332,7 @@ def test_values_that_are_no_counts_are_named(value, form):
         integer_counts(form(x), list("abc"), ["g0", "g1", "g2", "g3"], "f.h5ad: X")
 
 
-@pytest.mark.parametrize("form", ["contiguous", "chunked", "tall chunks", "csr"])
+@pytest.mark.parametrize("form", ["contiguous", "chunked", "tall chunks", "csr", "double"])
 @pytest.mark.parametrize("block_rows", [1, 3, 7, 1000])
 def test_blocks_give_what_one_slice_gives(tmp_path, form, block_rows):
     rng = np.random.default_rng(5)
@@ -198,17 +344,46 @@ def test_blocks_give_what_one_slice_gives(tmp_path, form, block_rows):
         if form == "csr":
             ad.io.write_elem(file, "x", sp.csr_matrix(x))
         else:
-            file.create_dataset("x", data=x, chunks={"contiguous": None, "chunked": (4, 5)}.get(form, (50, 2)))
+            chunks = {"chunked": (4, 5), "tall chunks": (50, 2)}.get(form)
+            file.create_dataset("x", data=x.astype(float) if form == "double" else x, chunks=chunks)
         names = [f"c{i}" for i in rows], [f"g{i}" for i in cols]
-        got = read_counts(
-            file["x"], rows, cols, cells=names[0], genes=names[1], what="x", block_bytes=block_rows * 11 * 4
-        )
+        got = stacked(file["x"], rows, cols, cells=names[0], genes=names[1], what="x", block_bytes=block_rows * 11 * 4)
     assert got.dtype == np.int32 and got.has_canonical_format
     np.testing.assert_array_equal(got.toarray(), x[np.ix_(rows, cols)])
+
+
+def test_all_rows_and_columns_and_none(tmp_path):
+    x = np.random.default_rng(5).poisson(0.7, (13, 6))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["dense"] = x
+        ad.io.write_elem(file, "csr", sp.csr_matrix(x))
+        for name in ("dense", "csr"):
+            for rows in (np.arange(13), np.array([1, 2, 3, 11]), np.array([], int)):
+                names = {"cells": rows, "genes": range(6), "what": "x", "block_bytes": 5 * 6 * 8}
+                np.testing.assert_array_equal(stacked(file[name], rows, np.arange(6), **names).toarray(), x[rows])
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "sentence"),
+    [
+        ("indices", [0, 1, 3], "indices are not those of 3 genes"),
+        ("indices", [0, 1, -1], "indices are not those of 3 genes"),
+        ("indptr", [0, 2, 1, 3], "indptr does not fit 3 cells"),
+        ("indptr", [0, 1, 2], "indptr does not fit 3 cells"),
+        ("indptr", [0, 1, 2, 9], "indptr does not fit 3 cells and 3 values"),
+    ],
+)
+def test_a_damaged_row_matrix_is_named(tmp_path, part, values, sentence):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        ad.io.write_elem(file, "x", sp.csr_matrix(np.eye(3)))
+        del file[f"x/{part}"]
+        file[f"x/{part}"] = np.array(values)
+        with pytest.raises(DataError, match=sentence):
+            stacked(file["x"], np.arange(3), np.arange(3), cells="abc", genes="def", what="x")
 
 
 def test_a_column_matrix_is_refused(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         ad.io.write_elem(file, "x", sp.csc_matrix(np.eye(3)))
         with pytest.raises(DataError, match=r"stored as csc_matrix; allowed"):
-            read_counts(file["x"], np.arange(3), np.arange(3), cells="abc", genes="def", what="x")
+            stacked(file["x"], np.arange(3), np.arange(3), cells="abc", genes="def", what="x")

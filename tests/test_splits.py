@@ -111,6 +111,102 @@ def test_held_out_conditions_are_all_test(norman):
         splits.held_out(norman, ["G33"])
 
 
+def test_held_out_combinations_of_a_perturbation(norman):
+    pairs = sorted({c for c in norman["condition"] if "G1" in c.split("+") and c != "G1"})
+    assert len(pairs) > 2
+    table = splits.held_out(norman, combinations_of=["G1"], separator="+", test_fraction=0)
+    assert set(table["condition"][table["split"] == "test"]) == set(pairs)
+    assert set(table["split"][table["condition"] == "G1"]) == {"train", "val"}, "the single stays in training"
+    both = splits.held_out(norman, ["G1"], combinations_of=["G1"], separator="+", test_fraction=0)
+    assert set(both["condition"][both["split"] == "test"]) == {*pairs, "G1"}
+    with pytest.raises(ConfigError, match=r"no combination contains 'G77'. Did you mean 'G7'"):
+        splits.held_out(norman, combinations_of=["G77"], separator="+")
+    with pytest.raises(ConfigError, match=r"the screen has no combinations"):
+        splits.held_out(norman, combinations_of=["G1"], separator="")
+
+
+def test_the_parts_of_a_held_out_condition_may_have_any_order():
+    obs = pd.DataFrame({"condition": ["A+B"] * 4 + ["ctrl"] * 40}, index=[f"c{i}" for i in range(44)])
+    table = splits.make_split(obs, kind="held_out", conditions=["B+A"], separator="+")
+    assert set(table["split"][:4]) == {"test"}
+
+
+# ---- tables by hand ------------------------------------------------------------------------------------------------
+
+OBS = pd.DataFrame({"condition": ["A", "A", "A+B", "A+B", "ctrl", "ctrl"]}, index=["c0", "c1", "c2", "c3", "c4", "c5"])
+
+
+def hand(folder, text, name="mine.tsv"):
+    (folder / name).write_bytes(text.encode())
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.tsv", "cell\tsplit\nc4\tval\nc0\ttrain\nc3\ttest\n"),
+        ("b.csv", "note,split,cell\nx, val ,c4\n,train,c0\ny,test,c3\n"),
+        ("c.csv", "\ufeffcell,split\r\nc0,train\r\nc3,test\r\nc4,val\r\n"),
+        ("d.tsv", "cell\tcondition\tsplit\nc4\twhatever\tval\nc0\t\ttrain\nc3\tA\ttest\nc1\tA\tnone\n"),
+    ],
+)
+def test_a_table_of_cells_by_hand(tmp_path, name, text, caplog):
+    split = splits.make_split(OBS, kind="file", path=hand(tmp_path, text, name))
+    assert split["split"].tolist() == ["train", "none", "none", "test", "val", "none"]
+    assert split["cell"].tolist() == OBS.index.tolist() and split["condition"].tolist() == OBS["condition"].tolist()
+    assert f"{2 if name == 'd.tsv' else 3} of 6 cells are not in it" in caplog.text
+
+
+def test_a_table_of_conditions_by_hand(tmp_path):
+    path = hand(tmp_path, "condition,split\nB+A,test\nctrl,val\nA,train\n", "c.csv")
+    split = splits.make_split(OBS, kind="file", path=path, separator="+")
+    assert split["split"].tolist() == ["train", "train", "test", "test", "val", "val"]
+
+
+def test_cells_that_the_filter_has_dropped_are_counted(tmp_path, caplog):
+    path = hand(tmp_path, "cell\tsplit\nc0\ttrain\nc9\ttrain\nc2\ttest\nc4\tval\n")
+    assert (splits.by_hand(OBS, path)["split"] == "train").sum() == 1
+    assert "1 of its cells are not in the screen" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("cells\tsplit\nc0\ttrain\n", r"needed are the columns 'split' and 'cell' \(or 'condition'\).*'cells'"),
+        ("cell;split\nc0;train\n", r"needed are the columns"),
+        ("cell\nc0\n", r"needed are the columns"),
+        (
+            "cell\tsplit\nc0\tvalid\nc1\t\n",
+            r"column 'split' has the values '', 'valid'; allowed: train, val, test, none",
+        ),
+        ("cell\tsplit\nc0\ttrain\nc0\tval\n", r"column 'cell' names more than once 'c0'"),
+        ("cell\tsplit\nx0\ttrain\nx1\tval\n", r"none of the 6 cells.* names 'x0', 'x1'; the screen has 'c0', 'c1'"),
+        ("condition\tsplit\nAB\ttrain\n", r"column 'condition': no cell has the condition 'AB'"),
+        ("condition\tsplit\nA+B\ttrain\nB+A\ttest\n", r"column 'condition' names more than once 'A\+B'"),
+        ("cell\tsplit\nc0\ttrain\nc1\tval\tx\ty\n", r"not a readable table"),
+        ("", r"not a readable table"),
+        ("cell\tsplit\nc0\ttrain\nc1\tval\n", r"leaves no 'test' cell; name some in the table"),
+    ],
+)
+def test_a_bad_table_gets_one_sentence(tmp_path, text, sentence):
+    with pytest.raises(DataError, match=sentence) as told:
+        splits.make_split(OBS, kind="file", path=hand(tmp_path, text), separator="+")
+    assert "\n" not in str(told.value).strip()
+
+
+def test_no_table_and_a_file_that_is_none(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.tsv: no such file"):
+        splits.by_hand(OBS, tmp_path / "nowhere.tsv")
+    (tmp_path / "x.tsv").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(DataError, match=r"x\.tsv: not a readable table"):
+        splits.by_hand(OBS, tmp_path / "x.tsv")
+
+
+def test_a_split_in_the_screen_that_is_not_looked_at_is_said(norman, caplog):
+    splits.make_split(norman.assign(split="train"), kind="random")
+    assert "obs has a column 'split', which a split of kind 'random' does not look at" in caplog.text
+
+
 def test_given(norman):
     obs = norman.assign(split=np.where(norman["n_targets"] == 2, "test", "train"))
     assert splits.given(obs)["split"].tolist() == obs["split"].tolist()
@@ -147,12 +243,9 @@ def test_every_cell_once_and_the_table_comes_back(norman, tmp_path):
     assert table["cell"].tolist() == norman.index.tolist()
     assert table["condition"].tolist() == norman["condition"].tolist()
     splits.write_split(table, tmp_path / "split.tsv")
-    pd.testing.assert_frame_equal(splits.read_split(tmp_path / "split.tsv", norman.index), table)
-    with pytest.raises(DataError, match=r"in their order"):
-        splits.read_split(tmp_path / "split.tsv", norman.index[::-1])
-    (tmp_path / "bad.tsv").write_text("cell\tcondition\tsplit\na\tx\tvalid\n")
-    with pytest.raises(DataError, match=r"'valid'"):
-        splits.read_split(tmp_path / "bad.tsv")
+    written = pd.read_csv(tmp_path / "split.tsv", sep="\t", dtype=str)
+    pd.testing.assert_frame_equal(written, table, check_dtype=False)
+    pd.testing.assert_frame_equal(splits.by_hand(norman, tmp_path / "split.tsv"), table)
     counted = splits.summary(table).set_index("split")
     assert list(counted.index) == list(splits.LABELS)
     assert counted["cells"].to_dict() == {name: len(part) for name, part in sets(table).items()}

@@ -41,6 +41,8 @@ class Source:
             raise ConfigError("source: a download needs its size and its checksum, as md5:... or sha256:...")
         if self.sort == "path" and self.checksum and not self.size:
             raise ConfigError("source: a checksum needs the size beside it.")
+        if self.checksum and not re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum.lower()):
+            raise ConfigError(f"source: the checksum {self.checksum!r} is not md5:(32 digits) or sha256:(64 digits).")
 
     @property
     def sort(self) -> Literal["miniature", "path", "urls"]:
@@ -55,8 +57,9 @@ class Source:
 
 @dataclass(frozen=True)
 class ReplogleOptions:
-    """Filter of the Replogle screen to the cells, controls and genes of the papers."""
+    """Filter of a Replogle screen; ``keep``: the listed cells, controls and genes of the papers, or all of the file."""
 
+    keep: Literal["listed", "all"] = "listed"
     n_controls: int = 2000
     control_seed: int = 0
     published_counts: bool = False
@@ -64,7 +67,14 @@ class ReplogleOptions:
 
 @dataclass(frozen=True)
 class NormanOptions:
-    """Filter of the Norman screen to its highly variable genes: it has no settings."""
+    """Filter of the Norman screen; ``genes``: a file with a gene name on each line, in place of the 5,000."""
+
+    genes: str | None = None
+
+    @property
+    def tables(self) -> list[str]:
+        """The files that the filter reads beside the counts."""
+        return [self.genes] if self.genes else []
 
 
 @dataclass(frozen=True)
@@ -76,13 +86,22 @@ class CustomOptions:
     separator: str = ""
     counts: str = "X"
     genes: str | int | tuple[str, ...] = "all"
+    genes_split: SplitConfig | None = None
     library_size: str = "kept"
     min_cells: int = 1
+    unlabelled: Literal["error", "drop"] = "error"
     zero_cells: Literal["error", "drop"] = "error"
     rare: Literal["error", "drop"] = "error"
     annotation: str | None = None
     cell_table: str | None = None
     keep_obs: tuple[str, ...] | None = None
+
+    @property
+    def tables(self) -> list[str]:
+        """The files that the filter reads beside the counts."""
+        listed = self.genes if isinstance(self.genes, str) and self.genes != "all" else None
+        written = self.genes_split.path if self.genes_split else None
+        return [path for path in (self.annotation, self.cell_table, listed, written) if path]
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,7 @@ class SplitConfig:
     fraction: float = 1.0
     test_pairs: float = 0.25
     conditions: tuple[str, ...] = ()
+    combinations_of: tuple[str, ...] = ()
     path: str | None = None
     split_seed: int = 0
 
@@ -159,8 +179,8 @@ class SplitConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not a fraction. Allowed: 0 to 1.")
         if (self.kind == "file") != (self.path is not None):
             raise ConfigError("path: needed for a split of kind 'file', and only there.")
-        if (self.kind == "held_out") != bool(self.conditions):
-            raise ConfigError("conditions: needed for a split of kind 'held_out', and only there.")
+        if (self.kind == "held_out") != bool(self.conditions or self.combinations_of):
+            raise ConfigError("conditions or combinations_of: needed for a split of kind 'held_out', and only there.")
 
 
 @dataclass(frozen=True)
@@ -205,9 +225,12 @@ class Study:
     title: str = "samsvae"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs_per_gpu: int = 1
+    checkpoint_minutes: float = 5.0
     pathvars: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
+        if not self.checkpoint_minutes > 0:
+            raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is not allowed; it must be above 0.")
         if not self.experiments:
             raise ConfigError(f"experiments: none chosen.{nearest('', self.settings)}")
         for name in self.experiments:
@@ -281,7 +304,7 @@ def runs(study: Study, name: str) -> list[Run]:
     screen = study.screens[experiment.screen]
     homes = {
         "options": _names(type(screen.options)),
-        "split": _names(SplitConfig) - {"kind", "conditions", "path"},
+        "split": _names(SplitConfig) - {"kind", "conditions", "combinations_of", "path"},
         "model": _names(ModelConfig),
         "training": _names(TrainingConfig),
     }
@@ -306,6 +329,8 @@ def runs(study: Study, name: str) -> list[Run]:
         fixed = {key: value for key, value in block.items() if key not in axes}
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
+            if "checkpoint" in axes and "seed" not in block:  # replicates of a setting, as seeds are
+                chosen["seed"] = axes["checkpoint"].index(chosen["checkpoint"])
             run = _run(study, name, where, chosen, fixed, homes)
             if run.id in found:
                 raise ConfigError(f"{where}: the run {run.id!r} is there twice; make the blocks differ in an axis.")

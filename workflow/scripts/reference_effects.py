@@ -9,7 +9,7 @@ with session(snakemake.log[0]):
     from samsvae.tables import write, write_h5ad
 
     screen = read_screen(snakemake.input.arrays)
-    split = read_split(snakemake.input.split, screen)
+    split = read_split(snakemake.input.split, screen.cells)
     data = effects(screen, split, reference=reference_of(snakemake.input.screen))
     scores, per_condition = baseline_tables(screen, split, data)
     write_h5ad(data, snakemake.output.effects)

@@ -3,10 +3,11 @@
 from samsvae.session import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.screen import read_screen
+    from samsvae.data.screen import read_tables
     from samsvae.data.splits import make_split, summary, write_split
     from samsvae.tables import write
 
-    split = make_split(read_screen(snakemake.input.screen).obs, **snakemake.params.settings)
+    screen = read_tables(snakemake.input.screen)
+    split = make_split(screen.obs, separator=screen.uns["separator"], **snakemake.params.settings)
     write_split(split, snakemake.output.table)
     write(summary(split), snakemake.output.summary)

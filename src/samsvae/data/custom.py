@@ -1,98 +1,158 @@
-"""Your own Perturb-seq: an h5ad, a 10x .h5 or a 10x .mtx folder, and a few words on where things are."""
+"""Your own Perturb-seq: an h5ad, a 10x .h5 or a 10x .mtx folder, and a few words on where things are.
+
+Counts are read in tiles of rows (dense, CSR) or of columns (CSC), and written as they come, so that an h5ad is never
+held whole. Letters: n cells, G genes.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
+from anndata.io import read_elem
 
-from samsvae.data.counts import integer_counts
-from samsvae.data.screen import assemble, members, provenance, write_screen
+from samsvae.data.counts import BLOCK_BYTES, count_blocks, integer_counts, open_h5ad
+from samsvae.data.screen import assemble, check_screen, members, provenance, write_screen
+from samsvae.data.splits import hand_table, make_split
 from samsvae.errors import ConfigError, DataError, nearest, some
+
+log = logging.getLogger(__name__)
 
 
 def filter_screen(
     source: str | Path,
     target: str | Path,
     *,
+    counts: str = "X",
+    cell_table: str | Path | None = None,
+    checksum: str = "",
+    block_bytes: int = BLOCK_BYTES,
+    **options,
+) -> ad.AnnData:
+    """Filter the source to the screen `target`; the screen without its counts is returned.
+
+    counts: 'X', 'layer:NAME' or 'raw'. cell_table: a .tsv or .csv of cells (first column = cell name) whose columns
+    are added to obs, for the 10x forms, which carry no labels. checksum: of the source, as it was verified.
+    options: those of `select`. DataError names the file, the column and the offending values; ConfigError an option
+    that is not allowed.
+    """
+    with _opened(source, counts, block_bytes) as (data, obs, var):
+        if cell_table is not None:
+            obs = _joined(obs, cell_table, source)
+        screen, rows, cols = select(data, obs, var, source, counts=counts, checksum=checksum, **options)
+        write_screen(screen, target, blocks=data.blocks(rows, cols))
+    return screen
+
+
+def screen_of(adata: ad.AnnData, *, counts: str = "X", **options) -> ad.AnnData:
+    """The screen of an AnnData in memory, which is left as it is; `options`: those of `select`."""
+    source = "the AnnData"
+    if counts == "raw":
+        if adata.raw is None:
+            raise DataError(f"{source}: counts: 'raw' is asked for, but it has no raw.")
+        x, var = adata.raw.X, adata.raw.var
+    elif counts == "X":
+        x, var = adata.X, adata.var
+        if x is None:
+            raise DataError(f"{source} has no X.{nearest('X', [f'layer:{name}' for name in adata.layers])}")
+    else:
+        name = counts.removeprefix("layer:")
+        if name not in adata.layers:
+            raise DataError(f"{source}: no layer {name!r}.{nearest(name, adata.layers)}")
+        x, var = adata.layers[name], adata.var
+    x = x.tocsr() if sp.issparse(x) else np.asarray(x)
+    data = Counts(x, adata.obs_names.astype(str), var.index.astype(str), f"{source}: {counts}")
+    screen, rows, cols = select(data, adata.obs.copy(), var, source, counts=counts, **options)
+    screen.X = data.read(rows, cols)
+    check_screen(screen, source)
+    return screen
+
+
+def select(
+    data: Counts,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    source: str | Path,
+    *,
     perturbation_column: str,
     control: str | Sequence[str],
     separator: str = "",
     counts: str = "X",
     genes: str | int | Sequence[str] = "all",
+    genes_split: Mapping | None = None,
     library_size: str = "kept",
     min_cells: int = 1,
+    unlabelled: str = "error",
     rare: str = "error",
     zero_cells: str = "error",
     annotation: str | Path | None = None,
-    cell_table: str | Path | None = None,
     keep_obs: Sequence[str] | None = None,
     checksum: str = "",
-) -> ad.AnnData:
-    """Filter the source to the screen `target`, which is returned as well.
+) -> tuple[ad.AnnData, np.ndarray, np.ndarray]:
+    """The screen without its counts, and the sorted numbers of the rows and columns of `data` that are kept.
 
     perturbation_column: the obs column of labels. control: its control label(s); the first names the control
     in the screen. separator: joins the single perturbations of a combination ('' = labels are never split);
     parts equal to a control label are dropped and the rest sorted, so 'B+ctrl+A' is 'A+B'.
-    counts: 'X', 'layer:NAME' or 'raw'. genes: 'all', a list of names, or the n most variable (scanpy's
-    seurat_v3 on the counts, with a wider span where its fit is singular). library_size: 'kept' (sum over the
-    genes kept), 'all' (over all genes) or the name of an obs column; the last two are scaled by one factor so that
-    they sum to the counts kept, since the model's expected counts of a cell sum to its library size.
-    min_cells: fewest cells of a condition; rare and zero_cells ('error' or 'drop'): what to do with the cells
-    of rarer conditions, and with cells that have no count in the genes kept.
-    annotation: a .tsv or .csv with columns perturbation and pathway. cell_table: a .tsv or .csv of cells
-    (first column = cell name) whose columns are added to obs, for the 10x forms, which carry no labels.
-    keep_obs: columns of obs to keep (default: all). DataError names the file, the column and the offending
-    values; ConfigError an option that is not allowed.
+    genes: 'all', a list of names, a file with a name on each line, or the n most variable (see `most_variable`).
+    genes_split: the settings of a split (`make_split`), on whose training cells those n are chosen; the split is
+    written to obs['split']. library_size: 'kept' (sum over the genes kept), 'all' (over all genes) or the name of an
+    obs column; the last two are scaled by one factor so that they sum to the counts kept, since the model's expected
+    counts of a cell sum to its library size.
+    min_cells: fewest cells of a condition; unlabelled, rare and zero_cells ('error' or 'drop'): what to do with the
+    cells that have no label, those of rarer conditions, and those without a count in the genes kept.
+    annotation: a .tsv or .csv with columns perturbation and pathway. keep_obs: columns of obs to keep (default: all).
     """
-    for name, value in (("rare", rare), ("zero_cells", zero_cells)):
+    for name, value in (("unlabelled", unlabelled), ("rare", rare), ("zero_cells", zero_cells)):
         if value not in ("error", "drop"):
             raise ConfigError(f"{name}: {value!r} is not allowed.{nearest(value, ('error', 'drop'))}")
     controls = [control] if isinstance(control, str) else list(control)
     if not controls or "" in controls:
         raise ConfigError(f"control: {control!r} is not allowed; give one or more labels.")
+    genes = _asked(genes)
+    if genes_split is not None and not isinstance(genes, int):
+        raise ConfigError(f"genes_split: only with genes: NUMBER is there something to choose, not with {genes!r}.")
 
-    x, obs, var = _parts(_read(source), counts, source)
-    if cell_table is not None:
-        obs = _joined(obs, cell_table, source)
     for names, kind in ((obs.index, "cell"), (var.index, "gene")):
         if names.has_duplicates:
             twice = names[names.duplicated()].unique()
             raise DataError(f"{source}: {len(twice)} {kind} names occur more than once: {some(twice)}.")
-    shape = x.shape
-    counts_of = f"{source}: {counts}"
-    x = integer_counts(x, obs.index, var.index, counts_of)
     kept_obs = _kept_columns(obs, keep_obs, source)
-    total = np.asarray(x.sum(1)).ravel()
-    if library_size not in ("kept", "all"):
-        total = _library(obs, library_size, source)
-
-    label = _column(obs, perturbation_column, source)
-    if empty := list(obs.index[label.isna() | (label.astype(str).str.strip() == "")]):
-        raise DataError(
-            f"{source}: obs column {perturbation_column!r} has no label in {len(empty)} cells: {some(empty)}."
-        )
-    label = label.astype(str)
-    names = {c: _canonical(c, separator, controls) for c in label.unique()}
-    condition = label.map(names).to_numpy(object)
+    rows, condition = _conditions(obs, perturbation_column, controls, separator, unlabelled, source)
     where = f"{source}: obs column {perturbation_column!r}"
-    if controls[0] not in condition:
-        hint = nearest(controls[0], sorted(names))
-        raise DataError(f"{where} has no control cell ({some(controls)}).{hint}")
+    no_label = len(obs) - len(rows)
 
-    cols = _genes(x, obs, var, genes, source)
-    x = x[:, cols]
-    zero = np.asarray(x.sum(1)).ravel() == 0
+    # A measured size is checked in the cells that count; sums over all genes cost a pass over the file.
+    total = None
+    if library_size not in ("kept", "all"):
+        total = _library(obs.iloc[rows], library_size, source)
+
+    chosen_on = rows
+    if genes_split is not None:
+        split = make_split(obs.iloc[rows].assign(condition=condition), separator=separator, **genes_split)
+        label = split["split"].to_numpy()
+        chosen_on = rows[label == "train"]
+        kept_obs = kept_obs.rename(columns={"split": "source_split"})
+        kept_obs["split"] = pd.Series(label, obs.index[rows]).reindex(obs.index, fill_value="none")
+    cols = _columns(data, chosen_on, genes, source)
+    kept = data.totals(rows, cols)
+    if library_size == "all":
+        total = kept if len(cols) == len(var) else data.totals(rows, np.arange(len(var)))
+
+    zero = kept == 0
     if zero.any() and zero_cells == "error":
         raise DataError(
-            f"{counts_of} has {int(zero.sum())} cells with zero counts in the {len(cols)} genes kept: "
-            f"{some(obs.index[zero])}. Keep more genes, or set zero_cells: drop."
+            f"{data.what} has {int(zero.sum())} cells with zero counts in the {len(cols)} genes kept: "
+            f"{some(obs.index[rows[zero]])}. Keep more genes, or set zero_cells: drop."
         )
-
     sizes = pd.Series(pd.Categorical(condition)[~zero]).value_counts().sort_index()
     few = sizes[sizes < min_cells]
     if len(few) and (rare == "error" or controls[0] in few.index):
@@ -102,17 +162,19 @@ def filter_screen(
             "Lower min_cells, or set rare: drop (the control cannot be dropped)."
         )
     rare_cells = np.isin(condition, list(few.index)) & ~zero
-    rows = np.flatnonzero(~(rare_cells | zero))
-    x = x[rows]
-    library = None if library_size == "kept" else total[rows] * (x.sum() / total[rows].sum())
+    keep = ~(rare_cells | zero)
+    rows, condition, kept = rows[keep], condition[keep], kept[keep]
+    library = kept if total is None else total[keep] * (kept.sum() / total[keep].sum())
     parameters = {
         "perturbation_column": perturbation_column,
         "control": controls,
         "separator": separator,
         "counts": counts,
-        "genes": genes if isinstance(genes, (str, int)) else list(genes),
+        "genes": genes,
+        "genes_split": genes_split and dict(genes_split),
         "library_size": library_size,
         "min_cells": min_cells,
+        "unlabelled": unlabelled,
         "rare": rare,
         "zero_cells": zero_cells,
     }
@@ -121,17 +183,19 @@ def filter_screen(
         checksum=checksum,
         filter="custom",
         parameters=parameters,
-        source_shape=shape,
-        kept_shape=x.shape,
+        source_shape=(len(obs), len(var)),
+        kept_shape=(len(rows), len(cols)),
+        genes_chosen_on_cells=len(chosen_on) if isinstance(genes, int) else 0,
+        dropped_unlabelled_cells=no_label,
         dropped_rare_conditions=len(few),
         dropped_rare_cells=int(rare_cells.sum()),
         dropped_zero_cells=int(zero.sum()),
     )
     screen = assemble(
-        x,
+        None,
         kept_obs.iloc[rows],
         var.iloc[cols],
-        condition=condition[rows],
+        condition=condition,
         control=controls[0],
         separator=separator,
         provenance=facts,
@@ -140,44 +204,214 @@ def filter_screen(
     )
     if annotation is not None and not (screen.uns["perturbations"]["pathway"] != "").any():
         raise DataError(f"{annotation}: column 'perturbation' has none of the perturbations in {source}.")
-    write_screen(screen, target)
-    return screen
+    log.info("%s: kept %d of %d cells, %d of %d genes", source, len(rows), len(obs), len(cols), len(var))
+    return screen, rows, cols
 
 
-def _read(source: str | Path) -> ad.AnnData:
+# ---- counts in a file or in memory ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts (n, G) that are not read yet: dense, CSR or CSC, of an open HDF5 file or in memory."""
+
+    x: h5py.Dataset | h5py.Group | sp.spmatrix | np.ndarray
+    cells: pd.Index
+    genes: pd.Index
+    what: str  # "FILE: X", for messages
+    block_bytes: int = BLOCK_BYTES
+
+    @property
+    def by_columns(self) -> bool:
+        kind = self.x.attrs.get("encoding-type", self.x.attrs.get("h5sparse_format")) if self.in_file else ""
+        return kind in ("csc_matrix", "csc")
+
+    @property
+    def in_file(self) -> bool:
+        return isinstance(self.x, h5py.Dataset | h5py.Group)
+
+    def check(self) -> None:
+        """DataError where the matrix has another shape than its names (a file that was put together by hand)."""
+        group = isinstance(self.x, h5py.Group)
+        shape = self.x.attrs.get("shape", self.x.attrs.get("h5sparse_shape")) if group else self.x.shape
+        names = len(self.cells), len(self.genes)
+        if shape is None or tuple(shape) != names:
+            raise DataError(f"{self.what} has the shape {shape}, but there are {names[0]} cells and {names[1]} genes.")
+
+    def tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, slice, sp.csr_matrix]]:
+        """Some rows and columns (sorted positions) as CSR int32 in tiles: (which of `rows`, which of `cols`, counts).
+
+        DataError where they are no counts. Memory: a tile.
+        """
+        if self.by_columns:
+            for at, block in self._column_tiles(rows, cols):
+                yield slice(None), at, block
+            return
+        start = 0
+        for block in self.blocks(rows, cols):
+            yield slice(start, start + block.shape[0]), slice(None), block
+            start += block.shape[0]
+
+    def blocks(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[sp.csr_matrix]:
+        """The same in whole rows, in order; of a CSC matrix, and in memory, in one block."""
+        names = {"cells": self.cells[rows], "genes": self.genes[cols], "what": self.what}
+        if not self.in_file:
+            return iter([integer_counts(self.x[rows][:, cols], **names)])
+        if self.by_columns:
+            return iter([sp.hstack([block for _, block in self._column_tiles(rows, cols)], "csr", np.int32)])
+        return count_blocks(self.x, rows, cols, block_bytes=self.block_bytes, **names)
+
+    def read(self, rows: np.ndarray, cols: np.ndarray) -> sp.csr_matrix:
+        """The same as one matrix."""
+        blocks = list(self.blocks(rows, cols))
+        return blocks[0] if len(blocks) == 1 else sp.vstack(blocks, "csr")
+
+    def totals(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        """Sums of rows over some columns."""
+        total = np.zeros(len(rows))
+        for at, _, block in self.tiles(rows, cols):
+            total[at] += np.asarray(block.sum(1)).ravel()
+        return total
+
+    def _column_tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, sp.csr_matrix]]:
+        """Of a CSC matrix in a file: (which of `cols`, their counts), as many columns as a block may have entries."""
+        starts = self.x["indptr"][:].astype(np.int64)
+        most = max(1, self.block_bytes // 16)  # a value and its row are up to 16 bytes
+        low = 0
+        while low < len(cols):
+            high = low + 1
+            while high < len(cols) and starts[cols[high] + 1] - starts[cols[low]] <= most:
+                high += 1
+            first, last = cols[low], cols[high - 1] + 1
+            a, b = starts[first], starts[last]
+            try:
+                pieces = (self.x["data"][a:b], self.x["indices"][a:b], starts[first : last + 1] - a)
+            except OSError as error:
+                raise DataError(f"{self.what} cannot be read ({error}).") from error
+            block = sp.csc_matrix(pieces, shape=(len(self.cells), last - first))[:, cols[low:high] - first].tocsr()
+            block = block if len(rows) == len(self.cells) else block[rows]
+            yield slice(low, high), integer_counts(block, self.cells[rows], self.genes[cols[low:high]], self.what)
+            low = high
+
+
+def most_variable(counts: Counts, rows: np.ndarray, n: int) -> np.ndarray:
+    """Sorted numbers of the n genes that vary most in some rows, by the rule that scanpy calls 'seurat_v3'.
+
+    The variance of each gene, its counts clipped at sqrt(n cells) standard deviations, over the variance that a loess
+    of log variance on log mean expects. Two passes over the tiles, so that the counts are never held as a whole
+    (scanpy needs them in memory, more than twice). scanpy's span is 0.3; its fit is singular on some panels of few or
+    rare genes, where a wider one is taken.
+    """
+    from skmisc.loess import loess  # needed here alone
+
+    every = np.arange(len(counts.genes))
+    sums, squares = np.zeros((2, len(every)))
+    for _, at, block in counts.tiles(rows, every):
+        values = block.astype(np.float64)
+        sums[at] += np.asarray(values.sum(0)).ravel()
+        squares[at] += np.asarray(values.power(2).sum(0)).ravel()
+    cells = len(rows)
+    mean = sums / cells
+    variance = (squares / cells - mean**2) * cells / max(cells - 1, 1)
+    varies = variance > 1e-12  # a constant gene may be off by rounding
+    if n > varies.sum():
+        found = f"only {int(varies.sum())} genes vary between the {cells} cells they are chosen on"
+        raise DataError(f"{counts.what}: genes: {n} asked for, but {found}.")
+    for span in (0.3, 0.5, 1.0):
+        try:
+            fit = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=span, degree=2)
+            fit.fit()
+            break
+        except ValueError as error:
+            reason = error
+    else:
+        raise DataError(f"{counts.what}: genes: {n}: seurat_v3 failed ({reason}); give a list or 'all'.") from reason
+    expected = np.ones_like(mean)
+    expected[varies] = 10**fit.outputs.fitted_values
+    top = mean + np.sqrt(expected * cells)
+
+    sums, squares = np.zeros((2, len(every)))
+    for _, at, block in counts.tiles(rows, every):
+        values = block.astype(np.float64)
+        values.data = np.minimum(values.data, top[at][values.indices])
+        sums[at] += np.asarray(values.sum(0)).ravel()
+        squares[at] += np.asarray(values.power(2).sum(0)).ravel()
+    score = (cells * mean**2 + squares - 2 * sums * mean) / ((cells - 1) * expected)
+    return np.sort(np.argsort(-np.where(varies, score, -1.0), kind="stable")[:n])
+
+
+@contextmanager
+def _opened(source: str | Path, counts: str, block_bytes: int) -> Iterator[tuple[Counts, pd.DataFrame, pd.DataFrame]]:
+    """The counts that an option names, obs, and the var that belongs to them."""
     source = Path(source)
     if not source.exists():
         raise DataError(f"{source}: no such file.")
-    if source.suffix not in (".h5ad", ".h5") and not source.is_dir():
+    if source.suffix == ".h5ad" and not source.is_dir():
+        with open_h5ad(source) as file:
+            x, obs, var = _parts(file, counts, source)
+            data = Counts(x, obs.index, var.index, f"{source}: {counts}", block_bytes)
+            data.check()
+            yield data, obs, var
+        return
+    if source.suffix != ".h5" and not source.is_dir():
         raise DataError(f"{source}: not a known form; allowed: .h5ad, 10x .h5, a 10x folder with matrix.mtx.")
-    try:
-        if source.suffix == ".h5ad":
-            with warnings.catch_warnings():  # names that occur twice are our own, clearer error
-                warnings.filterwarnings("ignore", message=".*names are not unique.*")
-                return ad.read_h5ad(source)
-        import scanpy  # slow to import, and needed by the 10x forms alone
+    if counts != "X":
+        raise ConfigError(f"counts: {counts!r} is not allowed for a 10x source; allowed: 'X'.")
+    adata = _read_10x(source)
+    yield Counts(adata.X.tocsr(), adata.obs_names, adata.var_names, f"{source}: X"), adata.obs, adata.var
 
-        return scanpy.read_10x_mtx(source) if source.is_dir() else scanpy.read_10x_h5(source)
+
+def _read_10x(source: Path) -> ad.AnnData:
+    import warnings
+
+    import scanpy  # slow to import, and needed by the 10x forms alone
+
+    try:
+        with warnings.catch_warnings():  # the symbols of every 10x reference repeat
+            warnings.filterwarnings("ignore", message=".*names are not unique.*")
+            adata = scanpy.read_10x_mtx(source) if source.is_dir() else scanpy.read_10x_h5(source)
     except Exception as error:  # the readers raise many kinds on a damaged file
         raise DataError(f"{source}: cannot be read ({error}).") from error
+    adata.var_names_make_unique()
+    return adata
 
 
-def _parts(adata: ad.AnnData, counts: str, source: str | Path) -> tuple:
-    """The count matrix, obs and the var that belongs to it."""
+def _parts(file: h5py.File, counts: str, source: str | Path) -> tuple:
+    """The count matrix in its file, obs, and the var that belongs to it."""
+    layers = list(file["layers"]) if "layers" in file else []
     if counts == "raw":
-        if adata.raw is None:
+        place, table = "raw/X", "raw/var"
+        if place not in file:
             raise DataError(f"{source}: counts: 'raw' is asked for, but the file has no raw.")
-        return adata.raw.X, adata.obs, adata.raw.var
-    if counts.startswith("layer:"):
-        name = counts.removeprefix("layer:")
-        if name not in adata.layers:
-            raise DataError(f"{source}: no layer {name!r}.{nearest(name, adata.layers)}")
-        return adata.layers[name], adata.obs, adata.var
-    if counts != "X":
+    elif counts.startswith("layer:"):
+        place, table = f"layers/{counts.removeprefix('layer:')}", "var"
+        if counts.removeprefix("layer:") not in layers:
+            raise DataError(f"{source}: no layer {counts.removeprefix('layer:')!r}.{nearest(counts[6:], layers)}")
+    elif counts == "X":
+        place, table = "X", "var"
+        if place not in file:
+            raise DataError(f"{source}: the file has no X.{nearest('X', [f'layer:{name}' for name in layers])}")
+    else:
         raise ConfigError(f"counts: {counts!r} is not allowed; allowed: 'X', 'layer:NAME', 'raw'.")
-    if adata.X is None:
-        raise DataError(f"{source}: the file has no X.{nearest('X', [f'layer:{n}' for n in adata.layers])}")
-    return adata.X, adata.obs, adata.var
+    return file[place], _frame(file["obs"], source), _frame(file[table], source)
+
+
+def _frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
+    """obs or var; the names of rows as text."""
+    if not isinstance(element, h5py.Group):
+        raise DataError(
+            f"{source}: {element.name[1:]} is in a form of anndata before 0.7; write the file anew with "
+            "anndata.read_h5ad(FILE).write_h5ad(NEW)."
+        )
+    try:
+        frame = read_elem(element)
+    except Exception as error:  # anndata and h5py raise many kinds on a damaged file
+        raise DataError(f"{source}: {element.name[1:]} cannot be read ({error}).") from error
+    frame.index = frame.index.astype(str)
+    return frame
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
 
 
 def _column(obs: pd.DataFrame, name: str, source: str | Path, *also: str) -> pd.Series:
@@ -202,52 +436,94 @@ def _library(obs: pd.DataFrame, name: str, source: str | Path) -> np.ndarray:
     return value
 
 
-def _canonical(label: str, separator: str, controls: Sequence[str]) -> str:
-    """One name per condition: control labels dropped, single perturbations stripped, sorted, each once."""
+def _conditions(
+    obs: pd.DataFrame, column: str, controls: Sequence[str], separator: str, unlabelled: str, source: str | Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the cells with a label, and their conditions."""
+    label = _column(obs, column, source)
+    where = f"{source}: obs column {column!r}"
+    label, missing = label.astype(str).str.strip(), label.isna().to_numpy()
+    missing |= (label == "").to_numpy()
+    if missing.any() and unlabelled == "error":
+        raise DataError(
+            f"{where} has no label in {int(missing.sum())} cells: {some(obs.index[missing])}. "
+            "Label them, or set unlabelled: drop."
+        )
+    rows = np.flatnonzero(~missing)
+    label = label.iloc[rows]
+    pieces = {name: name.split(separator) if separator else [name] for name in label.unique()}
+    split = {name: [part.strip() for part in parts] for name, parts in pieces.items()}
+    if odd := sorted(name for name, parts in split.items() if name not in controls and "" in parts):
+        raise DataError(f"{where} has combinations with an empty part (separator {separator!r}): {some(odd)}.")
+    names = {name: _canonical(name, parts, separator, controls) for name, parts in split.items()}
+    condition = label.map(names).to_numpy(object)
+    if controls[0] not in condition:
+        raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], sorted(names))}")
+
+    if separator and not any(separator in name for name in split):
+        log.warning("%s: no label contains the separator %r: there are no combinations", where, separator)
+    found = [members(name, separator, controls[0]) for name in set(names.values())]
+    alone = {parts[0] for parts in found if len(parts) == 1}
+    if never := sorted({part for parts in found if len(parts) > 1 for part in parts} - alone):
+        log.warning(
+            "%s: %d perturbations occur in combinations only: %s. If these are pieces of names, the separator %r is "
+            "part of the names as well: rename the labels, or leave separator empty",
+            *(where, len(never), some(never), separator),
+        )
+    return rows, condition
+
+
+def _canonical(label: str, parts: Sequence[str], separator: str, controls: Sequence[str]) -> str:
+    """One name per condition: control labels dropped, single perturbations sorted, each once."""
     if label in controls:
         return controls[0]
-    parts = {part.strip() for part in members(label, separator, "")} - {*controls, ""}
-    return separator.join(sorted(parts)) or controls[0]
+    return separator.join(sorted(set(parts) - set(controls))) or controls[0]
 
 
-def _genes(x, obs: pd.DataFrame, var: pd.DataFrame, genes: str | int | Sequence[str], source: str | Path):
-    """Sorted column numbers of the genes to keep."""
-    if isinstance(genes, str) and genes == "all":
-        return np.arange(x.shape[1])
-    if isinstance(genes, (str, bool)) or (isinstance(genes, int) and genes < 1):
-        raise ConfigError(f"genes: {genes!r} is not allowed; allowed: 'all', a list, a number from 1 up.")
-    if not isinstance(genes, int):
-        if missing := [g for g in genes if g not in var.index]:
-            hint = nearest(missing[0], var.index)
-            raise DataError(f"{source}: has no gene {some(missing)} of those asked for.{hint}")
-        return np.sort(var.index.get_indexer(list(dict.fromkeys(genes))))
-    varying = int((x.max(0).toarray() != x.min(0).toarray()).sum())
-    if genes > varying:
-        raise DataError(f"{source}: genes: {genes} asked for, but only {varying} genes vary between cells.")
-    import scanpy  # slow to import, and needed here alone
-
-    small = ad.AnnData(x.astype(np.float32), obs[[]], var[[]])
-    for span in (0.3, 0.5, 1.0):  # scanpy's own is 0.3; its loess fit is singular on some panels of few or rare genes
-        try:
-            options = {"flavor": "seurat_v3", "n_top_genes": genes, "span": span, "inplace": False}
-            table = scanpy.pp.highly_variable_genes(small, **options)
-            break
-        except ValueError as error:
-            reason = error
-    else:
-        raise DataError(f"{source}: genes: {genes}: seurat_v3 failed ({reason}); give a list or 'all'.") from reason
-    return np.flatnonzero(table["highly_variable"].to_numpy())
+def _asked(genes: str | int | Sequence[str]) -> str | int | list[str]:
+    """'all', a number, or the names of a list or of a file with a name on each line."""
+    if isinstance(genes, bool) or (isinstance(genes, int) and genes < 1):
+        raise ConfigError(f"genes: {genes!r} is not allowed; allowed: 'all', a list, its file, a number from 1 up.")
+    if isinstance(genes, int) or genes == "all":
+        return genes
+    return read_names(genes) if isinstance(genes, str) else list(dict.fromkeys(genes))
 
 
-def _read_table(path: str | Path) -> pd.DataFrame:
+def read_names(path: str | Path) -> list[str]:
+    """The distinct names in a text file, one on each line."""
     if not Path(path).is_file():
-        raise DataError(f"{path}: no such file.")
-    return pd.read_csv(path, sep="," if Path(path).suffix == ".csv" else "\t", dtype={0: str})
+        raise ConfigError(
+            f"genes: {str(path)!r} is not allowed: no such file. Allowed: 'all', a list, its file, a number."
+        )
+    lines = (line.strip() for line in Path(path).read_text().splitlines())
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def named(names: Sequence[str], var: pd.Index, source: str | Path) -> np.ndarray:
+    """Sorted column numbers of genes by name; DataError for one that is not there."""
+    at = var.get_indexer(list(names))
+    if (at < 0).any() or not len(at):
+        missing = [name for name, i in zip(names, at, strict=True) if i < 0]
+        hint = nearest(missing[0] if missing else "", var)
+        raise DataError(f"{source}: has no gene {some(missing)} of those asked for.{hint}")
+    return np.sort(at)
+
+
+def _columns(data: Counts, rows: np.ndarray, genes: str | int | list[str], source: str | Path) -> np.ndarray:
+    """Sorted column numbers of the genes to keep; a number is chosen on `rows`."""
+    if genes == "all":
+        return np.arange(len(data.genes))
+    if not isinstance(genes, int):
+        return named(genes, data.genes, source)
+    every = len(rows) == len(data.cells)
+    note = " (all of them: test cells are looked at; genes_split avoids that)" if every else ""
+    log.info("%s: the %d most variable genes of %d cells%s", source, genes, len(rows), note)
+    return most_variable(data, rows, genes)
 
 
 def _joined(obs: pd.DataFrame, cell_table: str | Path, source: str | Path) -> pd.DataFrame:
     """obs with the columns of a table of cells; every cell of the source must be in it."""
-    table = _read_table(cell_table)
+    table = hand_table(cell_table, dtype={0: str})
     table = table.set_index(table.columns[0])
     table.index = table.index.astype(str)
     if table.index.has_duplicates:
@@ -259,7 +535,7 @@ def _joined(obs: pd.DataFrame, cell_table: str | Path, source: str | Path) -> pd
 
 
 def _annotation(path: str | Path) -> Mapping[str, str]:
-    table = _read_table(path)
+    table = hand_table(path)
     for column in ("perturbation", "pathway"):
         if column not in table:
             raise DataError(f"{path}: no column {column!r}.{nearest(column, table.columns)}")

@@ -6,6 +6,7 @@ on row numbers in file order, so that the published splits come out to the cell.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from math import ceil, floor
 from pathlib import Path
@@ -18,8 +19,9 @@ from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.files import atomic
 from samsvae.settings import SPLITS
 
-LABELS = (*SPLITS, "none")  # what a cell of a split table may be
+log = logging.getLogger(__name__)
 
+LABELS = (*SPLITS, "none")  # what a cell of a split table may be
 
 KINDS = ("random", "norman_ood", "norman_efficiency", "held_out", "given", "file")
 
@@ -76,20 +78,43 @@ def norman_efficiency(obs: pd.DataFrame, *, fraction: float, seed: int, test_fra
 
 def held_out(
     obs: pd.DataFrame,
-    conditions: Sequence[str],
+    conditions: Sequence[str] = (),
     *,
+    combinations_of: Sequence[str] = (),
+    separator: str = "",
     test_fraction: float = 0.2,
     val_fraction: float = 0.2,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """All cells of `conditions` are test; the others are split at random (test_fraction 0: no other test
-    cells)."""
+    """All cells of `conditions`, and of the combinations with one of `combinations_of`, are test cells.
+
+    The others are split at random (test_fraction 0: no other test cells). A condition may name its parts in any
+    order. The single perturbations of `combinations_of` stay where they are: without a cell of them there is
+    nothing to learn their effect from.
+    """
     known = sorted(set(obs["condition"].astype(str)))
-    if unknown := [c for c in conditions if c not in known]:
-        raise ConfigError(f"held_out: no cell has the condition {unknown[0]!r}.{nearest(unknown[0], known)}")
-    out = obs["condition"].astype(str).isin(list(conditions)).to_numpy()
-    train, val, test = three_ways(np.flatnonzero(~out), test_fraction, val_fraction, seed)
-    return _table(obs, train=train, val=val, test=np.concatenate([test, np.flatnonzero(out)]))
+    out = [_known(name, known, separator) for name in conditions]
+    parts = {name: name.split(separator) for name in known if separator and separator in name}
+    if combinations_of and not parts:
+        raise ConfigError("combinations_of: the screen has no combinations.")
+    for name in combinations_of:
+        with_it = [combination for combination, members in parts.items() if name in members]
+        if not with_it:
+            combined = sorted({member for members in parts.values() for member in members})
+            raise ConfigError(f"combinations_of: no combination contains {name!r}.{nearest(name, combined)}")
+        out += with_it
+    is_out = obs["condition"].astype(str).isin(out).to_numpy()
+    train, val, test = three_ways(np.flatnonzero(~is_out), test_fraction, val_fraction, seed)
+    return _table(obs, train=train, val=val, test=np.concatenate([test, np.flatnonzero(is_out)]))
+
+
+def _known(condition: str, known: Sequence[str], separator: str) -> str:
+    """The condition among `known` that a person means, who may write the parts of a combination in any order."""
+    ordered = separator.join(sorted(condition.split(separator))) if separator else condition
+    for name in (condition, ordered):
+        if name in known:
+            return name
+    raise ConfigError(f"no cell has the condition {condition!r}.{nearest(condition, known)}")
 
 
 def given(obs: pd.DataFrame) -> pd.DataFrame:
@@ -112,14 +137,22 @@ def make_split(
     fraction: float = 1.0,
     test_pairs: float = 0.25,
     conditions: Sequence[str] = (),
+    combinations_of: Sequence[str] = (),
     path: str | Path | None = None,
+    separator: str = "",
 ) -> pd.DataFrame:
-    """The split that a ``SplitConfig`` describes; DataError where one of train, val and test has no cell."""
+    """The split that a ``SplitConfig`` describes; DataError where one of train, val and test has no cell.
+
+    ``separator``: what joins the combinations in obs.condition.
+    """
+    if "split" in obs and kind != "given":
+        log.warning("obs has a column 'split', which a split of kind %r does not look at (kind: given does)", kind)
     if kind == "random":
         split = random_split(obs, test_fraction=test_fraction, val_fraction=val_fraction, seed=split_seed)
     elif kind == "held_out":
+        out = {"combinations_of": combinations_of, "separator": separator}
         shares = {"test_fraction": test_fraction, "val_fraction": val_fraction}
-        split = held_out(obs, conditions, **shares, seed=split_seed)
+        split = held_out(obs, conditions, **out, **shares, seed=split_seed)
     elif kind == "norman_ood":
         split = norman_ood(obs, fraction=fraction, seed=split_seed, test_pairs=test_pairs, test_fraction=test_fraction)
     elif kind == "norman_efficiency":
@@ -127,12 +160,13 @@ def make_split(
     elif kind == "given":
         split = given(obs)
     elif kind == "file":
-        split = read_split(path, obs.index)
+        split = by_hand(obs, path, separator=separator)
     else:
         raise ConfigError(f"split.kind: {kind!r} is not known.{nearest(kind, KINDS)}")
     for name in SPLITS:
         if not (split["split"] == name).any():
-            raise DataError(f"the split {kind!r} of {len(obs)} cells leaves no {name!r} cell; change its fractions.")
+            hint = {"given": "change the column", "file": "name some in the table"}.get(kind, "change its fractions")
+            raise DataError(f"the split {kind!r} of {len(obs)} cells leaves no {name!r} cell; {hint}.")
     return split
 
 
@@ -148,18 +182,54 @@ def write_split(split: pd.DataFrame, path: str | Path) -> None:
         split.to_csv(aside, sep="\t", index=False)
 
 
-def read_split(path: str | Path, cells: Sequence[str] | None = None) -> pd.DataFrame:
-    """A split table; DataError if it is malformed, or not of the given `cells` in their order."""
+def by_hand(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd.DataFrame:
+    """The split in a table that a person has written: columns `split` and `cell`, or `split` and `condition`.
+
+    Rows in any order, further columns are not looked at; with both columns `cell` counts. Cells that no row names
+    are 'none'. Cells that the screen does not have are left out, as the filter may have dropped them; a condition
+    that it does not have is a DataError, and so is a table that names no cell of the screen. The log says how many.
+    """
+    table = hand_table(path, dtype=str, keep_default_na=False)
+    key = "cell" if "cell" in table else "condition"
+    for column in (key, "split"):
+        if column not in table:
+            there = f"its columns: {some(table.columns)}"
+            raise DataError(f"{path}: needed are the columns 'split' and 'cell' (or 'condition'); {there}.")
+    names, labels = table[key].str.strip(), table["split"].str.strip()
+    if wrong := sorted(set(labels) - set(LABELS)):
+        raise DataError(f"{path}: column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
+    if key == "condition":
+        known = sorted(set(obs["condition"].astype(str)))
+        try:
+            names = names.map(lambda name: _known(name, known, separator))
+        except ConfigError as error:
+            raise DataError(f"{path}: column 'condition': {error}") from None
+    if names.duplicated().any():
+        raise DataError(f"{path}: column {key!r} names more than once {some(names[names.duplicated()].unique())}.")
+
+    label_of = dict(zip(names, labels, strict=True))
+    there = obs.index.astype(str) if key == "cell" else obs["condition"].astype(str)
+    split = np.array([label_of.get(name, "none") for name in there], dtype=object)
+    unnamed, lost = sum(name not in label_of for name in there), len(set(label_of) - set(there))
+    if unnamed == len(obs):
+        examples = f"it names {some(names, 2)}; the screen has {some(there, 2)}"
+        raise DataError(f"{path}: column {key!r} has none of the {len(obs)} cells of the screen: {examples}.")
+    if unnamed:
+        log.warning("%s: %d of %d cells are not in it: they are 'none', which nothing uses", path, unnamed, len(obs))
+    if lost:
+        log.warning("%s: %d of its cells are not in the screen", path, lost)
+    return _table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
+
+
+def hand_table(path: str | Path, **options) -> pd.DataFrame:
+    """A table from a person's hand, commas in a .csv and tabs elsewhere; `options` of pandas.read_csv."""
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")
-    split = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    if list(split.columns) != ["cell", "condition", "split"]:
-        raise DataError(f"{path}: the columns are {some(split.columns)}; allowed: cell, condition, split.")
-    if wrong := sorted(set(split["split"]) - set(LABELS)):
-        raise DataError(f"{path}: column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
-    if cells is not None and list(split["cell"]) != list(cells):
-        raise DataError(f"{path}: column 'cell' is not the {len(cells)} cells of the screen in their order.")
-    return split
+    try:
+        return pd.read_csv(path, sep="," if Path(path).suffix == ".csv" else "\t", **options)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not a readable table ({reason}).") from error
 
 
 def three_ways(
