@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,4 +247,37 @@ def test_what_is_read_is_what_was_written(files):
     made, found = screen(), read_screen(files[0])
     for name in vars(made):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
-    assert read_split(files[1], found).tolist() == ["train", "train", "val", "train", "test"] * 24
+    assert read_split(files[1], found.cells).tolist() == ["train", "train", "val", "train", "test"] * 24
+
+
+# ---- interruption --------------------------------------------------------------------------------------------------
+
+PROCESS = """
+import json, sys
+from samsvae.fit import fit
+settings, arrays, split, out = json.loads(sys.argv[1])
+fit(settings, arrays, split, "cpu", out=out, code="code", keep_every=0.0)  # the state of every step
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_killed_and_started_again_ends_in_the_same_bytes(files, tmp_path, number):
+    asked = settings(steps=100)
+    whole = outputs(tmp_path / "whole")
+    fit(asked, *files, "cpu", out=whole)
+    out = outputs(tmp_path / "run")
+    state = tmp_path / "run" / ".trained" / "state.pt"
+    order = json.dumps([asked, *map(str, files), {name: str(path) for name, path in out.items()}])
+    for kills in (True, True, False):
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        process = subprocess.Popen([sys.executable, "-c", PROCESS, order], stderr=subprocess.PIPE, text=True)
+        while kills and process.poll() is None:
+            if state.exists() and state.stat().st_mtime_ns > before:
+                process.send_signal(number)
+                break
+        said = process.communicate(timeout=120)[1]
+        assert (process.returncode == 0) is not kills and out["model"].exists() is not kills, said
+        assert not kills or number == signal.SIGKILL or "Interrupted: stopped by SIGTERM at step" in said
+    for name in ("model", "history"):
+        assert out[name].read_bytes() == whole[name].read_bytes()
+    assert not state.exists() and (tmp_path / "run" / ".trained" / "stamp").exists()

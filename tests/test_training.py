@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +13,10 @@ import torch
 from small import model, screen
 
 from samsvae.data.batch import cells_of, encode
-from samsvae.errors import ConfigError, NumericalError
+from samsvae.errors import ConfigError, Interrupted, NumericalError
 from samsvae.model import Streams
 from samsvae.settings import TrainingConfig
-from samsvae.training import Adam, objective, train, validation_loss
+from samsvae.training import Adam, Keep, objective, train, validation_loss
 from samsvae.zoo import ROWS
 
 FAST = TrainingConfig(steps=40, batch_size=32, learning_rate=1e-2, particles=2, validation_particles=2)
@@ -202,3 +204,118 @@ def test_patience_waits_for_the_end_of_the_warm_up():
     config = replace(FAST, steps=60, learning_rate=1e-6, warmup_epochs=15, patience=2)  # nothing gets better
     result = train(model("cpa_vae_mf"), *halves(), config)
     assert result.history[-1]["epoch"] > 15
+
+
+# ---- interrupted and resumed ---------------------------------------------------------------------------------------
+
+
+class Kill:
+    """A clock that sends the process a signal when it is asked the time for the n-th time."""
+
+    def __init__(self, n: int, number: int = signal.SIGTERM):
+        self.left, self.number = n, number
+
+    def __call__(self) -> float:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+        return float(-self.left)
+
+
+def bytes_of(net) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus_lopez", "vae"])
+def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(name, tmp_path):
+    """With dropout, batch norm, warm-up, patience and sparse validation, killed at every few steps."""
+    parts = halves(pairs=pairs_for(name))
+    own = {k: v for k, v in ROWS[name].training.items() if k not in ("learning_rate", "batch_size")}
+    config = replace(FAST, **own, steps=41, validation_every=2, seed=5)
+
+    def fresh():
+        net = model(name, seed=5)
+        net.fit_inputs(parts[0])
+        return net
+
+    whole = fresh()
+    result = train(whole, *parts, config)
+    keep, kills = Keep(tmp_path / "state.pt", "stamp"), 0
+    for n in (7, 3, 12, 4, 6, 5, 1000):
+        net = fresh()
+        try:
+            again = train(net, *parts, config, keep=keep, clock=Kill(n))
+        except Interrupted as error:
+            kills += 1
+            assert "stopped by SIGTERM at step" in str(error) and "goes on from there" in str(error)
+    assert kills == 6
+    assert bytes_of(net) == bytes_of(whole)
+    assert again.history == result.history and (again.best_step, again.steps) == (result.best_step, result.steps)
+
+
+def test_a_state_kept_at_every_step_resumes_from_the_last(tmp_path):
+    """As after kill -9: what was last written, at any step, leads to the same end."""
+    parts, config = halves(), replace(FAST, steps=13)
+    whole = model("sams_vae_mf")
+    train(whole, *parts, config)
+    kept: list[bytes] = []
+
+    class Recording(Keep):
+        def save(self, run):
+            super().save(run)
+            kept.append(self.path.read_bytes())
+
+    train(model("sams_vae_mf"), *parts, config, keep=Recording(tmp_path / "state.pt", "s", every=0.0))
+    assert len(kept) == 13
+    for state in kept:
+        (tmp_path / "state.pt").write_bytes(state)
+        net = model("sams_vae_mf")
+        train(net, *parts, config, keep=Keep(tmp_path / "state.pt", "s"))
+        assert bytes_of(net) == bytes_of(whole)
+
+
+def test_a_signal_in_validation_is_heard(tmp_path, monkeypatch):
+    parts, config = halves(), replace(FAST, steps=9)
+    whole = model("sams_vae_mf")
+    train(whole, *parts, config)
+    calls = []
+
+    def stop_once(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return validation_loss(*args, **kwargs)
+
+    monkeypatch.setattr("samsvae.training.validation_loss", stop_once)
+    keep = Keep(tmp_path / "state.pt", "s")
+    with pytest.raises(Interrupted, match="SIGINT at step 6 of 9"):
+        train(model("sams_vae_mf"), *parts, config, keep=keep)
+    net = model("sams_vae_mf")
+    train(net, *parts, config, keep=keep)
+    assert bytes_of(net) == bytes_of(whole)
+
+
+def test_a_state_of_another_stamp_or_damaged_is_passed_over(tmp_path, caplog):
+    parts, config = halves(), replace(FAST, steps=9)
+    whole = model("sams_vae_mf")
+    train(whole, *parts, config)
+    path = tmp_path / "state.pt"
+    with pytest.raises(Interrupted):
+        train(model("sams_vae_mf"), *parts, replace(config, seed=3), keep=Keep(path, "other"), clock=Kill(9))
+    state = path.read_bytes()
+    flipped = state[: len(state) // 2] + bytes([state[len(state) // 2] ^ 1]) + state[len(state) // 2 + 1 :]
+    for data, said in ((state, "of other code, settings or data"), (flipped, "damaged"), (b"", "damaged")):
+        path.write_bytes(data)
+        net = model("sams_vae_mf")
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            train(net, *parts, config, keep=Keep(path, "mine"))
+        assert said in caplog.text and "resumed" not in caplog.text
+        assert bytes_of(net) == bytes_of(whole)
+
+
+def test_a_signal_without_a_place_to_keep_is_said_and_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="nothing was kept"):
+        train(model("sams_vae_mf"), *halves(), FAST, clock=Kill(9))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

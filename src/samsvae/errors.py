@@ -33,6 +33,13 @@ class NumericalError(SamsvaeError):
     """A loss or gradient that is not finite."""
 
 
+class Interrupted(SamsvaeError):
+    """A training that a signal has stopped; started again, it goes on where it was."""
+
+    def __init__(self, message: str, *, kept: bool):
+        super().__init__(f"{message}; {'started again, it goes on from there' if kept else 'nothing was kept'}.")
+
+
 def nearest(value: object, allowed: Iterable[object]) -> str:
     """The end of an error message: the nearest allowed value, then all of them (at most 30)."""
     names = [str(a) for a in allowed]

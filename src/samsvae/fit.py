@@ -22,7 +22,7 @@ from samsvae.errors import DataError
 from samsvae.files import atomic, write_json, write_table
 from samsvae.model import Model
 from samsvae.settings import ModelConfig, TrainingConfig
-from samsvae.training import Trained, train
+from samsvae.training import Keep, Trained, train
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,14 @@ def fit(
     *,
     out: dict[str, Path | str],
     code: str | None = None,
+    keep_every: float = 300.0,
 ) -> None:
     """Train one run and write ``out``: model (checkpoint), history (TSV), run (JSON: versions, device, time).
 
     With ``code``, a digest of the training code, the files are kept in a hidden folder beside the model too, stamped
     with the code, the settings and the content of the inputs. A later job of equal stamp takes them from there: what
-    follows the training can be done anew without it.
+    follows the training can be done anew without it. The state of a training under way is kept in the same place every
+    ``keep_every`` seconds and after a signal, so that an interrupted one goes on instead of beginning again.
     """
     files = {name: Path(out[name]) for name in ("model", "history", "run")}
     kept = files["model"].parent / ".trained"
@@ -59,18 +61,22 @@ def fit(
         for name, path in files.items():
             _link(kept / f"{name}{path.suffix}", path)
         return
-    _fit(settings, arrays, split, device, files)
+    keep = None if stamp is None else Keep(kept / "state.pt", stamp, keep_every)
+    _fit(settings, arrays, split, device, files, keep)
     if stamp is not None:
         (kept / "stamp").unlink(missing_ok=True)  # from here to its return nothing is valid
         for name, path in files.items():
             _link(path, kept / f"{name}{path.suffix}")
         with atomic(kept / "stamp") as aside:
             aside.write_text(stamp)
+        keep.drop()
 
 
-def _fit(settings: dict, arrays: Path | str, split: Path | str, device: str, out: dict[str, Path]) -> None:
+def _fit(
+    settings: dict, arrays: Path | str, split: Path | str, device: str, out: dict[str, Path], keep: Keep | None
+) -> None:
     screen = read_screen(arrays)
-    parts = read_split(split, screen)
+    parts = read_split(split, screen.cells)
     dosage = encode(screen, settings["encoding"])
     training = build(TrainingConfig, settings["training"], "training")
     model = Model(
@@ -83,7 +89,7 @@ def _fit(settings: dict, arrays: Path | str, split: Path | str, device: str, out
         "%s: %d training and %d validation cells, %d genes, %d perturbations, %d parameters, on %s",
         settings["run"], len(train_cells), len(val_cells), len(screen.genes), len(dosage.names), n_parameters, device,
     )  # fmt: skip
-    result = train(model, train_cells, val_cells, training, genes=screen.genes)
+    result = train(model, train_cells, val_cells, training, genes=screen.genes, keep=keep)
     facts = {key: settings[key] for key in ("run", "model", "encoding", "training")}
     facts |= {"best_step": result.best_step, "validation_loss": result.best_loss, "samsvae": samsvae.__version__}
     save(Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, facts), out["model"])

@@ -6,19 +6,26 @@ The counts stay on the device and batches are index reads; x is never sampled. E
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from samsvae.checkpoint import read
 from samsvae.data.batch import Batch, Cells
-from samsvae.errors import ConfigError, NumericalError, some
+from samsvae.errors import CheckpointError, ConfigError, Interrupted, NumericalError, some
+from samsvae.files import atomic
 from samsvae.latents import Embedding, LearnedEmbedding, Mask, MaskProbability
 from samsvae.model import Draw, Model, Noise, Streams
 from samsvae.settings import TrainingConfig
@@ -86,12 +93,14 @@ def train(
     config: TrainingConfig,
     *,
     genes: np.ndarray | None = None,
+    keep: Keep | None = None,
     report_every: float = 10.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Trained:
     """Train a model in place and leave it with the weights of the best validation loss.
 
-    The same seed on the same CPU and thread count gives the same bytes. NumericalError where a loss is not finite.
+    The same seed on the same CPU and thread count gives the same bytes, in one go or resumed from ``keep``.
+    NumericalError where a loss is not finite; Interrupted after a signal, when the state is kept.
     """
     check(model, train_cells, val_cells)
     if config.mask_penalty and model.config.mask != "beta_bernoulli":
@@ -102,70 +111,199 @@ def train(
             "which batch_norm cannot read; take another."
         )
     device = train_cells.counts.device
-    noise, order = Streams(config.seed, device), Streams(config.seed, "cpu").generator("order")
-    optimiser = Adam(model, config)
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
     steps = config.steps if config.epochs is None else config.epochs * math.ceil(n / size)
     scale = float(n) if config.loss_scale == "n_cells" else 1.0  # matters to Adam through its eps and weight decay
-    result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0)
-    best: dict[str, Tensor] = {}
-    torch.manual_seed(config.seed)  # dropout draws from torch's own generator
-    start = told = clock()
-    step = epoch = stale = 0
+    run = _Run(model, config, device)
+    if keep is not None and keep.load(run):
+        log.info("resumed at step %d of %d", run.step, steps)
+    result, start = run.result, clock()
+    told = saved = start
+    before, first = result.seconds, run.step
+
+    def leave_if_asked() -> None:
+        """Between two batches: end here where a signal came."""
+        if stopped:
+            if keep is not None:
+                result.seconds = before + clock() - start
+                keep.save(run)
+            raise Interrupted(f"stopped by {stopped[0]} at step {run.step} of {steps}", kept=keep is not None)
+
     model.train()
-    while step < steps:
-        warmup = min(1.0, epoch / config.warmup_epochs) if config.warmup_epochs else 1.0
-        losses: list[float] = []
-        for at in torch.randperm(n, generator=order).to(device).split(size):
-            batch = train_cells.batch(at)
-            draw = model.draw(batch, noise, config.particles)
-            loss, terms = objective(model, batch, draw, config, n_cells=n, warmup=warmup)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                what = diagnose(model, batch, draw, terms, train_cells.names[at.cpu()], genes)
-                raise NumericalError(f"Step {step + 1}: {what}")
-            model.zero_grad(set_to_none=True)
-            (loss * scale).backward()
-            if config.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-            optimiser.step()
-            step += 1
-            if clock() - told >= report_every:
-                told = clock()
-                _tell(step, steps, told - start, losses[-1], result)
-            if step == steps:
-                break
-        epoch += 1
-        if epoch % config.validation_every and step < steps:
-            continue
-        val_loss = validation_loss(
-            model, val_cells, config, Streams(f"{config.seed}/validation/{step}", device), n_cells=n
-        )
-        result.history.append(
-            {"step": step, "epoch": epoch, "train_loss": sum(losses) / len(losses), "val_loss": val_loss}
-        )
-        if val_loss < result.best_loss:
-            result.best_step, result.best_loss, stale = step, val_loss, 0
-            best = copy.deepcopy(model.state_dict())
-        else:
-            stale += config.validation_every if warmup == 1.0 else 0
-            if config.patience is not None and stale >= config.patience:
-                log.info("stopped at step %d: no better validation loss for %d epochs", step, stale)
-                break
-    model.load_state_dict(best)
+    with signals() as stopped:
+        while (run.step < steps or run.permutation is not None) and not run.done:
+            warmup = min(1.0, run.epoch / config.warmup_epochs) if config.warmup_epochs else 1.0
+            if run.permutation is None:
+                run.permutation = torch.randperm(n, generator=run.order)
+            for at in run.permutation.to(device).split(size)[len(run.losses) :]:
+                if run.step == steps:
+                    break
+                batch = train_cells.batch(at)
+                draw = model.draw(batch, run.noise, config.particles)
+                loss, terms = objective(model, batch, draw, config, n_cells=n, warmup=warmup)
+                run.losses.append(loss.item())
+                if not math.isfinite(run.losses[-1]):
+                    what = diagnose(model, batch, draw, terms, train_cells.names[at.cpu()], genes)
+                    raise NumericalError(f"Step {run.step + 1}: {what}")
+                model.zero_grad(set_to_none=True)
+                (loss * scale).backward()
+                if config.gradient_clip is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+                run.optimiser.step()
+                run.step += 1
+                leave_if_asked()
+                now = clock()
+                if now - told >= report_every:
+                    told = now
+                    _tell(run, steps, (run.step - first) / max(now - start, 1e-9))
+                if keep is not None and now - saved >= keep.every:
+                    result.seconds, saved = before + now - start, now
+                    keep.save(run)
+            if (run.epoch + 1) % config.validation_every and run.step < steps:
+                run.end_epoch()
+                continue
+            noise = Streams(f"{config.seed}/validation/{run.step}", device)
+            loss = validation_loss(model, val_cells, config, noise, n_cells=n, between=leave_if_asked)
+            run.end_epoch(loss, full=warmup == 1.0)
+    model.load_state_dict(run.best)
     model.eval()
-    result.steps, result.seconds = step, clock() - start
-    _tell(step, step, result.seconds, result.history[-1]["train_loss"], result)
+    result.steps, result.seconds = run.step, before + clock() - start
+    _tell(run, run.step, (run.step - first) / max(clock() - start, 1e-9))
     return result
+
+
+class _Run:
+    """A training on its way: all that the next step depends on, and what is known of it so far."""
+
+    def __init__(self, model: Model, config: TrainingConfig, device: torch.device):
+        self.model, self.config, self.device = model, config, device
+        self.optimiser = Adam(model, config)
+        self.noise, self.order = Streams(config.seed, device), Streams(config.seed, "cpu").generator("order")
+        self.permutation: Tensor | None = None  # of the epoch under way, of which len(losses) batches are done
+        self.losses: list[float] = []
+        self.step = self.epoch = self.stale = 0
+        self.done = False
+        self.best: dict[str, Tensor] = {}
+        self.result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0)
+        torch.manual_seed(config.seed)  # dropout draws from torch's own generator
+
+    def end_epoch(self, loss: float | None = None, *, full: bool = True) -> None:
+        """Go on to the next epoch. ``loss``: of a validation; ``full``: terms had their full weight in the epoch."""
+        mean = sum(self.losses) / len(self.losses)
+        self.losses, self.permutation = [], None
+        self.epoch += 1
+        if loss is None:
+            return
+        self.result.history.append({"step": self.step, "epoch": self.epoch, "train_loss": mean, "val_loss": loss})
+        if loss < self.result.best_loss:
+            self.result.best_step, self.result.best_loss, self.stale = self.step, loss, 0
+            self.best = copy.deepcopy(self.model.state_dict())
+        else:
+            self.stale += self.config.validation_every if full else 0
+            self.done = self.config.patience is not None and self.stale >= self.config.patience
+        if self.done:
+            log.info("stopped at step %d: no better validation loss for %d epochs", self.step, self.stale)
+
+    def state(self) -> dict:
+        """Everything, as tensors and plain values."""
+        cuda = self.device.type == "cuda"
+        return {
+            **{name: getattr(self, name) for name in ("permutation", "losses", "step", "epoch", "stale", "best")},
+            "weights": self.model.state_dict(),
+            "moments": [tensors for group in self.optimiser.groups for tensors in group[1:4]],
+            "noise": {name: generator.get_state() for name, generator in self.noise.generators.items()},
+            "order": self.order.get_state(),
+            "torch": torch.cuda.get_rng_state(self.device) if cuda else torch.get_rng_state(),
+            "result": vars(self.result),
+        }
+
+    def restore(self, state: dict) -> None:
+        for name in ("permutation", "losses", "step", "epoch", "stale", "best"):
+            setattr(self, name, state[name])
+        self.model.load_state_dict(state["weights"])
+        own = [tensors for group in self.optimiser.groups for tensors in group[1:4]]
+        for tensors, kept in zip(own, state["moments"], strict=True):
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.copy_(value)
+        for name, value in state["noise"].items():
+            self.noise.generator(name).set_state(value.cpu())
+        self.order.set_state(state["order"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["torch"].cpu(), self.device)
+        else:
+            torch.set_rng_state(state["torch"].cpu())
+        self.result = Trained(**state["result"])
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Where the state of a training is kept, every so many seconds, for one that is interrupted to go on from.
+
+    ``stamp`` says what the training depends on: a state of another stamp is not taken.
+    """
+
+    path: Path
+    stamp: str
+    every: float = 300.0
+
+    def save(self, run: _Run) -> None:
+        memory = io.BytesIO()
+        torch.save({"stamp": self.stamp, **run.state()}, memory)
+        with atomic(self.path) as aside:
+            aside.write_bytes(memory.getvalue())
+        log.info("step %d: state kept in %s", run.step, self.path)
+
+    def load(self, run: _Run) -> bool:
+        """Whether there was a state to go on from; one that is damaged or of another stamp is passed over."""
+        if not self.path.is_file():
+            return False
+        try:
+            state = read(self.path, run.device)
+        except CheckpointError as error:
+            log.warning("%s Training from the start.", error)
+            return False
+        if state.get("stamp") != self.stamp:
+            log.info("%s is of other code, settings or data; training from the start", self.path)
+            return False
+        run.restore(state)
+        return True
+
+    def drop(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def signals() -> Iterator[list[str]]:
+    """Names of the signals to stop (SIGTERM, SIGINT) that came, for a loop that ends its step first."""
+    came: list[str] = []
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other set handlers
+        yield came
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as in a background job of a shell
+            signal.signal(number, lambda number, frame: came.append(signal.Signals(number).name))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @torch.no_grad()
 def validation_loss(
-    model: Model, cells: Cells, config: TrainingConfig, noise: Noise, *, n_cells: int | None = None
+    model: Model,
+    cells: Cells,
+    config: TrainingConfig,
+    noise: Noise,
+    *,
+    n_cells: int | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> float:
     """Mean over cells of the training objective, with fresh noise, in evaluation mode, at full weight of the terms.
 
-    ``n_cells``: of the training, by which ``plate: every_step`` shares out (default: the cells at hand).
+    ``n_cells``: of the training, by which ``plate: every_step`` shares out (default: the cells at hand). ``between``
+    is called after every batch.
     """
     model.eval()
     total = 0.0
@@ -176,6 +314,7 @@ def validation_loss(
         if not torch.isfinite(loss):
             raise NumericalError("In validation: " + diagnose(model, batch, draw, terms, cells.names[at.cpu()], None))
         total += loss.item() * len(at)
+        between()
     model.train()
     return total / len(cells)
 
@@ -261,10 +400,10 @@ def diagnose(
     return "the sum of the terms is not finite, though each term is."
 
 
-def _tell(step: int, steps: int, seconds: float, loss: float, result: Trained) -> None:
-    speed = step / max(seconds, 1e-9)
-    left = time.strftime("%H:%M:%S", time.gmtime((steps - step) / speed))
+def _tell(run: _Run, steps: int, speed: float) -> None:
+    left = time.strftime("%H:%M:%S", time.gmtime((steps - run.step) / max(speed, 1e-9)))
+    loss = run.losses[-1] if run.losses else run.result.history[-1]["train_loss"]
     log.info(
         "step %d/%d  %.1f steps/s  loss %.3f  best validation loss %.3f at step %d  time left %s",
-        step, steps, speed, loss, result.best_loss, result.best_step, left,
+        run.step, steps, speed, loss, run.result.best_loss, run.result.best_step, left,
     )  # fmt: skip
