@@ -40,4 +40,5 @@ rule all:
     input:
         tables_of_experiments(),
         figures_of_study(),
+        data_cards_of_study(),
         "<results>/cost.tsv",

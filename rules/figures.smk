@@ -270,6 +270,46 @@ rule training_curves:
         "../workflow/scripts/training_curves.py"
 
 
+rule data_cards:
+    """The data card of every experiment."""
+    input:
+        data_cards_of_study(),
+
+
+rule data_card:
+    """What an experiment's screen holds, how it is split, and what was dropped."""
+    input:
+        screen=lambda wildcards: dataset_file(wildcards.experiment, "screen.h5ad"),
+        split=lambda wildcards: first_split_file(wildcards.experiment, "cells.tsv"),
+    output:
+        png=report(
+            "<results>/figures/data_card.{experiment}.png",
+            caption="../workflow/report/data_card.rst",
+            category="0 Data",
+            labels={"figure": "{experiment}", "as": "picture"},
+        ),
+        pdf="<results>/figures/data_card.{experiment}.pdf",
+        facts=report(
+            "<results>/figures/data_card.{experiment}.facts.tsv",
+            caption="../workflow/report/data_card.rst",
+            category="0 Data",
+            labels={"figure": "{experiment}", "as": "table"},
+        ),
+        conditions="<results>/figures/data_card.{experiment}.conditions.tsv",
+        counts="<results>/figures/data_card.{experiment}.counts.tsv",
+        genes="<results>/figures/data_card.{experiment}.genes.tsv",
+        splits="<results>/figures/data_card.{experiment}.splits.tsv",
+    log:
+        "<logs>/figures/data_card.{experiment}.log",
+    conda:
+        "../envs/samsvae.yaml"
+    params:
+        dataset=lambda wildcards: next(iter(experiment_runs(wildcards.experiment).values())).dataset,
+        code=code_of("data_card"),
+    script:
+        "../workflow/scripts/data_card.py"
+
+
 rule write_config:
     """The whole configuration in force, as one file."""
     output:
@@ -290,7 +330,7 @@ rule report:
     """The report: one HTML page that holds every figure and table with its caption, and how each was made."""
     input:
         config="<results>/config.json",
-        made=[*figures_of_study(), "<results>/cost.tsv"],
+        made=[*figures_of_study(), *data_cards_of_study(), "<results>/cost.tsv"],
     output:
         "<results>/report.html",
     log:

@@ -8,7 +8,7 @@ import torch
 from small import model, screen
 
 from samsvae.data.batch import encode
-from samsvae.effects import condition_means, dosage_batch, sample
+from samsvae.effects import condition_means, dosage_batch, effect_draws, sample
 from samsvae.zoo import ROWS
 
 
@@ -59,3 +59,40 @@ def test_the_same_seed_gives_the_same_effects():
     net, members = model("sams_vae_corr").eval(), encode(screen(), "sum").members
     first, again, other = (condition_means(net, members, samples=20, seed=s) for s in (0, 0, 1))
     assert (first == again).all() and (first != other).any()
+
+
+def with_spread(name: str, log_scale: float):
+    """A model whose embeddings are far from 0, with a guide of a given spread and masks of ones."""
+    net = model(name).eval()
+    for key, parameter in net.named_parameters():
+        if key.endswith("logits"):
+            torch.nn.init.constant_(parameter, 30.0)
+        elif key.startswith("latents.") and key.endswith("log_scale"):
+            torch.nn.init.constant_(parameter, log_scale)
+        elif key.endswith("loc"):
+            torch.nn.init.normal_(parameter, 0, 1.0, generator=torch.Generator().manual_seed(2))
+    return net
+
+
+@pytest.mark.parametrize("name", ["sams_vae_mf", "cpa_vae_mf", "svae_plus", "cond_vae"])
+def test_draws_of_effects_have_the_mean_of_the_closed_form(name):
+    net = with_spread(name, -1.0)
+    pairs = name != "svae_plus"
+    members = encode(screen(pairs=pairs), "sum").members
+    draws = effect_draws(net, members[:-1], against=members[-1], draws=300, cells=10)
+    means = condition_means(net, members, samples=20_000, closed_form=True)
+    error = draws.std(0) / np.sqrt(300)
+    assert draws.shape == (300, len(members) - 1, 9)
+    assert (np.abs(draws.mean(0) - (means[:-1] - means[-1])) < 5 * error + 0.03).all()
+
+
+def test_the_spread_of_draws_is_that_of_the_perturbations_latents():
+    """None of it where the guide has none, though every draw has cells of its own: they share their noise."""
+    members = encode(screen(), "sum").members
+    spread = [
+        effect_draws(with_spread("cpa_vae_mf", s), members[:-1], against=members[-1], draws=40, cells=500).std(0).mean()
+        for s in (-9.0, -2.0, 0.0)
+    ]
+    assert spread[0] < 0.3 * spread[1] < 0.3 * spread[2]
+    control = effect_draws(with_spread("cpa_vae_mf", 0.0), members[-1:], against=members[-1], draws=5, cells=3)
+    assert (control == 0).all()

@@ -33,7 +33,7 @@ SMALL = asdict(EvaluationConfig(iwelbo_particles=7, ate_samples=20, de_condition
 def run(folder, arrays, split, *, reference="control", screen_file=None, name="sams_vae_corr", **changes) -> dict:
     """Train a run and score it: the paths of all that it leaves."""
     made = read_screen(arrays)
-    write_h5ad(effects(made, read_split(split, made), reference=reference), folder / "reference.h5ad")
+    write_h5ad(effects(made, read_split(split, made.cells), reference=reference), folder / "reference.h5ad")
     inputs = {"arrays": arrays, "split": split, "reference": folder / "reference.h5ad", "screen": screen_file}
     out = outputs(folder)
     out |= {name: folder / f"{name}.tsv" for name in ("scores", "per_condition")}

@@ -162,6 +162,9 @@ def test_dense_dosages_are_those_of_indices():
     twice = Batch.from_dense(batch.x, 2.0 * dense, n_cells=torch.tensor([0, 5, 1, 2]))
     torch.testing.assert_close(twice.dosage.gather(table), 2.0 * batch.dosage.gather(table))
     assert twice.share.tolist() == [0.0, pytest.approx(0.2), 1.0, 0.5]
+    whole = Batch.from_dense(batch.x.long(), 0.5 * dense, n_cells=torch.tensor([2, 4, 5, 8]))
+    assert whole.share.tolist() == [0.5, 0.25, pytest.approx(0.2), 0.125] and whole.x.is_floating_point()
+    torch.testing.assert_close(whole.dosage.gather(table), 0.5 * batch.dosage.gather(table))
     with pytest.raises(DataError, match=r"n_cells has the shape \(3,\); allowed: \(4,\)"):
         Batch.from_dense(batch.x, dense, n_cells=torch.ones(3))
 

@@ -245,17 +245,23 @@ def test_weights_of_the_release_are_scored_as_those_of_a_training(checkout, stud
     columns = ["protocol", "metric", "split", "value"]
     ours, theirs = (read(study / "results" / name / "scores.tsv") for name in ("replogle", "release"))
     for row in rows:
-        run = f"{row}-from_{row}_best"
+        run = f"{row}-from_{row}_best-seed0"
         found, wanted = (t.loc[t["run"] == r, columns] for t, r in ((theirs, run), (ours, first[row])))
         assert len(found) > 10
         pd.testing.assert_frame_equal(found.reset_index(drop=True), wanted.reset_index(drop=True))
     config["experiments"], config["settings"] = ["replogle"], {"replogle": config["settings"]["release"]}
     (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
     plan = plan_of(checkout, study, config=tmp_path / "release.yaml")
-    assert plan["import_checkpoint"] == 3 and "train" not in plan and plan["replogle_masks"] == 1
+    assert plan["import_checkpoint"] == 3 and "train" not in plan and plan["replogle_de"] == 1
+    figures = ["replogle_table1", "replogle_masks", "replogle_effects"]
+    config["pathvars"] = {"results": "release"}
+    (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
+    snakemake(checkout, study, "--", *figures, config=tmp_path / "release.yaml")
+    assert all((study / "release/figures" / f"{name}.png").stat().st_size > 20_000 for name in figures)
+    config["pathvars"] = {"results": "results"}
     config["settings"]["replogle"]["grid"][0]["mask_prior"] = 0.2
     (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
-    target = "results/replogle/runs/sams_vae_corr-from_sams_vae_corr_best/model.pt"
+    target = "results/replogle/runs/sams_vae_corr-from_sams_vae_corr_best-seed0/model.pt"
     text = snakemake(checkout, study, "--", target, config=tmp_path / "release.yaml", ok=False)
     assert "sams_vae_corr best.ckpt: mask_prior is 0.1 in the weights, but 0.2 is asked for" in text
 

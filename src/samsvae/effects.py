@@ -64,7 +64,44 @@ def condition_means(
     for start in range(0, len(members), at_once):
         likelihood = model.predict(dosage_batch(model, members[start : start + at_once], library), noise, samples)
         x = likelihood.mean if closed_form else likelihood.sample(noise.generator("x"))
-        if transform == "log2":
-            x = torch.log2(1.0 + 1e4 * x / x.sum(-1, keepdim=True).clamp(min=1.0))
-        out.append(x.double().mean(0))
+        out.append(_transformed(x, transform).double().mean(0))
     return torch.cat(out).cpu().numpy()
+
+
+def _transformed(x: Tensor, transform: str) -> Tensor:
+    return torch.log2(1.0 + 1e4 * x / x.sum(-1, keepdim=True).clamp(min=1.0)) if transform == "log2" else x
+
+
+@torch.no_grad()
+def effect_draws(
+    model: Model,
+    members: np.ndarray,
+    *,
+    against: np.ndarray,
+    draws: int = 100,
+    cells: int = 25,
+    library: float = 1e4,
+    transform: str = "log2",
+    seed: int = 0,
+) -> np.ndarray:
+    """Effects of conditions under draws of the perturbations' latents from the guide, float32 (S, C, G).
+
+    One effect is the mean over ``cells`` of the transformed likelihood's mean, minus the same under the dosage
+    ``against`` (P,). A condition and what it is held against share the noise of their cells, so that the spread over
+    draws is that of the perturbations' latents and hardly that of cells.
+    """
+    device = model.input_mean.device
+    streams = Streams(f"{seed}/effect draws", device)
+    seeds = [latent.name for latent in model.latents if latent.plate == "cell"]
+    common = {name: streams(name, "normal", (draws * cells, 1, model.config.n_latent)) for name in seeds}
+
+    def noise(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+        return common[name].expand(shape) if name in common else streams(name, kind, shape)
+
+    out = []
+    for row in members:
+        batch = dosage_batch(model, np.stack([row, against]), library)
+        x = _transformed(model.predict(batch, noise, draws * cells, repeats=cells).mean, transform)
+        x = x.unflatten(0, (draws, cells)).mean(1)  # (S, 2, G)
+        out.append((x[:, 0] - x[:, 1]).cpu())
+    return torch.stack(out, 1).numpy()

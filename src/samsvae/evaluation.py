@@ -107,7 +107,7 @@ def evaluate(inputs: dict, outputs: dict, *, settings: dict, simulated: bool, de
     config = EvaluationConfig(**settings)
     checkpoint, screen = load(inputs["model"], device), read_screen(inputs["arrays"])
     check_names(checkpoint, screen)
-    split = read_split(inputs["split"], screen)
+    split = read_split(inputs["split"], screen.cells)
     data = read_h5ad(inputs["reference"])
     predicted = model_effects(checkpoint, screen, data, config)
     rows = [*likelihood_scores(checkpoint, screen, split, config, device), *score(predicted.X, data)]

@@ -139,8 +139,13 @@ class Model(nn.Module):
                 continue
             inputs = (self.inputs(batch),) if latent.plate == "cell" else ()
             guides[name] = latent.guide(drawn, batch, *inputs)
-            given_value = None if values is None else values.get(name)
-            drawn[name] = _draw(latent, guides[name], noise, particles) if given_value is None else given_value
+            if values is None or name not in values:
+                drawn[name] = _draw(latent, guides[name], noise, particles)
+                continue
+            needed = _shape(latent, guides[name], particles)
+            if tuple(values[name].shape) != needed:
+                raise ValueError(f"values of {name!r} have shape {tuple(values[name].shape)}, needed is {needed}")
+            drawn[name] = values[name]
         return Draw(drawn, guides)
 
     def decode(self, values: dict[str, Tensor], batch: Batch):
@@ -201,7 +206,7 @@ class Model(nn.Module):
         normal for the others; (K, T, L) of a perturbation's latent, (K, n, L) of a cell's. ``values``: the same
         shapes; they are held against prior and guide as a draw would be. A latent without a choice (a point mass, a
         learned embedding) needs neither. ``options`` are those of ``terms``. A latent that adds nothing has zeros.
-        ValueError names the latent whose noise is missing or of another shape.
+        ValueError names the latent whose noise is missing, or whose noise or values are of another shape.
         """
         noise, values = noise or {}, values or {}
         if unknown := sorted({*noise, *values} - set(self.names)):
@@ -239,12 +244,16 @@ class Model(nn.Module):
             draw = Draw(draw.values, {**shared.guides, **draw.guides})
         return sum(self.terms(batch, draw).values())
 
-    def predict(self, batch: Batch, noise: Noise, particles: int):
+    def predict(self, batch: Batch, noise: Noise, particles: int, *, repeats: int = 1):
         """p(x | z) (K, n, G) for dosages alone: shared latents from the guide, z from its prior (eq. 14).
 
-        Only ``library``, ``dosage`` and ``rows`` of the batch are read.
+        Only ``library``, ``dosage`` and ``rows`` of the batch are read. ``repeats``: cells that follow one another and
+        have a draw of the shared latents in common (K is a multiple of it).
         """
-        values = self.draw_shared(noise, particles, batch).values
+        values = self.draw_shared(noise, particles // repeats, batch).values
+        if repeats > 1:
+            # a point mass has no particles to repeat
+            values = {k: v.repeat_interleave(repeats, 0) if v.ndim == 3 else v for k, v in values.items()}
         for latent in self.latents:
             if latent.name not in values:
                 source = latent.prior if latent.plate == "cell" else latent.guide
@@ -348,9 +357,14 @@ def _draw(latent: nn.Module, distribution, noise: Noise, particles: int) -> Tens
     """K draws of a distribution, whose own shape may or may not start with K already."""
     if distribution.noise_kind is None:
         return distribution.draw(None)
-    dims = 3 if getattr(latent, "per_cell", False) else 2
-    shape = (particles, *distribution.mean.shape[-dims:], *getattr(distribution, "noise_shape", ()))
+    shape = (*_shape(latent, distribution, particles), *getattr(distribution, "noise_shape", ()))
     return distribution.draw(noise(latent.name, distribution.noise_kind, shape))
+
+
+def _shape(latent: nn.Module, distribution, particles: int) -> tuple[int, ...]:
+    """The shape of K values of a latent."""
+    dims = 3 if getattr(latent, "per_cell", False) else 2
+    return (particles, *distribution.mean.shape[-dims:])
 
 
 def _typical(distribution) -> Tensor:

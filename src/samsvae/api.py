@@ -1,0 +1,253 @@
+"""A model on an AnnData, from a notebook: fit, effects with intervals, masks, embeddings, samples, save and load.
+
+    fitted = fit(adata, "sams_vae_corr", perturbation="guide", control="non-targeting", separator="+", steps=5000)
+    fitted.effects(["A", "A+B"])
+
+Letters: n cells, G genes, T perturbations, L latents.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+
+import samsvae
+from samsvae import checkpoint, effects
+from samsvae.checkpoint import Checkpoint
+from samsvae.config import CustomOptions, build
+from samsvae.data.batch import cells_of, encode
+from samsvae.data.custom import screen_of
+from samsvae.data.screen import arrays_of
+from samsvae.data.splits import given, random_split
+from samsvae.errors import ConfigError, DataError, nearest
+from samsvae.model import Model
+from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
+from samsvae.training import train
+from samsvae.zoo import row
+
+log = logging.getLogger("samsvae")
+
+HISTORY = ("step", "epoch", "train_loss", "val_loss")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model with its names. A condition is a label ('A', 'A+B', the control) or a list of perturbations.
+
+    ``history``: losses by step (step, epoch, train_loss, val_loss), with no rows after ``load``.
+    """
+
+    checkpoint: Checkpoint
+    history: pd.DataFrame
+
+    @property
+    def perturbations(self) -> tuple[str, ...]:
+        """The names (T) that dosages are made of."""
+        return self.checkpoint.perturbations
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        return self.checkpoint.genes
+
+    @property
+    def mask_probability(self) -> pd.DataFrame:
+        """How probable it is that a perturbation acts on a latent (T, L); DataError for a model without masks."""
+        return self._table("mask_probability")
+
+    @property
+    def embedding(self) -> pd.DataFrame:
+        """Mean embedding of every perturbation (T, L); DataError for a model without embeddings."""
+        return self._table("embedding")
+
+    def effects(
+        self,
+        conditions: Sequence[str | Sequence[str]] | None = None,
+        *,
+        level: float = 0.9,
+        draws: int = 100,
+        cells: int = 25,
+        library: float = 1e4,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Effects against control with intervals: condition, gene, effect, low, high.
+
+        An effect is a difference of means of log2(1 + counts per 10,000). The interval holds ``level`` of the effects
+        under ``draws`` of the perturbations' latents from the guide, each from ``cells`` cells; it says what the
+        guide does not know of the perturbation, not how well the model fits. A model without such latents (the
+        conditional VAE) has intervals of the error of simulation alone. Default: every perturbation.
+        """
+        if not 0.0 < level < 1.0:
+            raise ConfigError(f"level: {level} is not allowed; it must lie inside (0, 1).")
+        asked = list(self.perturbations) if conditions is None else list(conditions)
+        *members, control = self._members([*asked, []])
+        found = effects.effect_draws(
+            self.checkpoint.model, members, against=control, draws=draws, cells=cells, library=library, seed=seed
+        )
+        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return pd.DataFrame(
+            {
+                "condition": np.repeat([self._label(condition) for condition in asked], len(self.genes)),
+                "gene": np.tile(self.genes, len(asked)),
+                "effect": found.mean(0).ravel(),
+                "low": low.ravel(),
+                "high": high.ravel(),
+            }
+        )
+
+    def sample(
+        self, condition: str | Sequence[str], n: int = 100, *, library: float = 1e4, seed: int = 0
+    ) -> ad.AnnData:
+        """``n`` cells that received ``condition`` ([] or the control's label: none), with counts in X (n, G)."""
+        x = effects.sample(
+            self.checkpoint.model, self._members([condition]), samples=n, library=library, seed=f"{seed}/{condition}"
+        )[:, 0]
+        obs = pd.DataFrame({"condition": self._label(condition)}, index=[f"sample{i}" for i in range(n)])
+        return ad.AnnData(x.cpu().numpy(), obs, pd.DataFrame(index=pd.Index(self.genes)))
+
+    def save(self, path: str | Path) -> None:
+        """Write weights, names and settings, for ``load``."""
+        checkpoint.save(self.checkpoint, path)
+
+    def _table(self, name: str) -> pd.DataFrame:
+        tables = self.checkpoint.model.perturbation_tables()
+        if name not in tables:
+            raise DataError(
+                f"{name}: the model {self.checkpoint.facts.get('model')!r} has none.{nearest(name, tables)}"
+            )
+        return pd.DataFrame(tables[name].cpu().numpy(), index=pd.Index(self.perturbations, name="perturbation"))
+
+    def _label(self, condition: str | Sequence[str]) -> str:
+        if isinstance(condition, str):
+            return condition
+        return (self.checkpoint.facts.get("separator") or "+").join(condition) or self._control
+
+    @property
+    def _control(self) -> str:
+        return self.checkpoint.facts.get("control", "control")
+
+    def _members(self, conditions: Sequence[str | Sequence[str]]) -> np.ndarray:
+        """Rows of the perturbations of each condition (C, P), T where there is none."""
+        position = {name: t for t, name in enumerate(self.perturbations)}
+        rows = [[self._position(name, position) for name in self._parts(c, position)] for c in conditions]
+        width = max(1, *map(len, rows)) if rows else 1
+        return np.array([row + [len(position)] * (width - len(row)) for row in rows]).reshape(-1, width)
+
+    def _parts(self, condition: str | Sequence[str], position: dict[str, int]) -> Sequence[str]:
+        if not isinstance(condition, str):
+            return condition
+        if condition == self._control:
+            return []
+        separator = self.checkpoint.facts.get("separator")
+        # in the unique encoding a combination is a perturbation of its own
+        return [condition] if condition in position or not separator else condition.split(separator)
+
+    def _position(self, name: str, position: dict[str, int]) -> int:
+        if name not in position:
+            raise DataError(f"condition: {name!r} is not a perturbation of the model.{nearest(name, position)}")
+        return position[name]
+
+
+def fit(
+    adata: ad.AnnData,
+    model: str = "sams_vae_corr",
+    *,
+    perturbation: str,
+    control: str | Sequence[str],
+    layer: str | None = None,
+    separator: str = "",
+    encoding: str = "sum",
+    split: str | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    **settings,
+) -> Fitted:
+    """Train a named model (a row of ``samsvae.zoo``) on an AnnData.
+
+    ``perturbation``: the obs column that says what a cell received; ``control``: its label(s) for nothing;
+    ``separator``: what joins combinations ('' for none); ``encoding``: ``sum`` adds the parts of a combination up,
+    ``unique`` makes it a perturbation of its own. ``layer``: the layer of the counts (default X). ``split``: an obs
+    column of 'train' and 'val' (cells with another value are left out); by default 20 % of the cells, at random, are
+    for validation. ``settings``: any of ``ModelConfig`` and ``TrainingConfig``, and of the options of
+    ``samsvae.data.custom`` (``genes``, ``min_cells``, ``zero_cells`` ...). The defaults are the papers': 150,000 steps,
+    far too many for a laptop; pass ``steps``. ``device``: such as 'cuda'; by default a GPU where torch sees one.
+    ``progress``: say on stderr how far it is.
+
+    Nothing is changed in ``adata``. ConfigError and DataError name what does not fit.
+    """
+    if encoding not in ENCODINGS:
+        raise ConfigError(f"encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
+    chosen = row(model)
+    homes = [{item.name for item in fields(cls)} for cls in (ModelConfig, TrainingConfig)]
+    own = [{key: value for key, value in settings.items() if key in home} for home in homes]
+    config = build(ModelConfig, {**chosen.model, **own[0]}, "settings")
+    training = build(TrainingConfig, {**chosen.training, **own[1]}, "settings")
+    options = {key: value for key, value in settings.items() if not any(key in home for home in homes)}
+    known = {item.name for item in fields(CustomOptions)} - {"perturbation_column", "counts", "cell_table"}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"{unknown[0]!r} is not a setting.{nearest(unknown[0], sorted(set.union(known, *homes)))}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    with _told(progress):
+        screen = screen_of(
+            adata, perturbation_column=perturbation, control=control, separator=separator,
+            counts="X" if layer is None else f"layer:{layer}", **options,
+        )  # fmt: skip
+        parts = _split(screen, split, training.seed)
+        arrays = arrays_of(screen)
+        dosage = encode(arrays, encoding)
+        train_cells, val_cells = (cells_of(arrays, parts == name, dosage, device) for name in ("train", "val"))
+        net = Model(config, len(arrays.genes), len(dosage.names), seed=training.seed).to(device)
+        net.fit_inputs(train_cells)
+        result = train(net, train_cells, val_cells, training, genes=arrays.genes)
+    facts = {
+        "run": model, "model": model, "encoding": encoding, "training": vars(training), "best_step": result.best_step,
+        "validation_loss": result.best_loss, "control": str(screen.uns["control"]), "separator": separator,
+        "samsvae": samsvae.__version__,
+    }  # fmt: skip
+    made = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, facts)
+    return Fitted(made, pd.DataFrame(result.history, columns=list(HISTORY)))
+
+
+def load(path: str | Path, device: str = "cpu") -> Fitted:
+    """A model that ``Fitted.save`` or a run of the workflow has written (``runs/RUN/model.pt``)."""
+    return Fitted(checkpoint.load(path, device), pd.DataFrame(columns=list(HISTORY)))
+
+
+def _split(screen: ad.AnnData, column: str | None, seed: int) -> np.ndarray:
+    """'train', 'val' or another word for every cell (n); DataError where one of the two has no cell."""
+    if column is None:
+        table = random_split(screen.obs, test_fraction=0.0, seed=seed)
+    else:
+        if column not in screen.obs:
+            raise DataError(f"split: obs has no column {column!r}.{nearest(column, screen.obs.columns)}")
+        table = given(screen.obs.assign(split=screen.obs[column]))
+    parts = table["split"].to_numpy(str)
+    for name in ("train", "val"):
+        if not (parts == name).any():
+            raise DataError(f"split: no cell is {name!r}; a training needs some 'train' and some 'val'.")
+    return parts
+
+
+@contextmanager
+def _told(progress: bool) -> Iterator[None]:
+    """The log of the package on stderr, for as long as a training runs."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = log.level
+    if progress:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)

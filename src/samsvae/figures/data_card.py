@@ -1,0 +1,110 @@
+"""What a processed screen holds: numbers to read, and a picture of cells, genes, conditions and splits."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from samsvae.figures import style
+
+COLOURS = {"control": style.GREY, "single": "#1B6CB0", "combination": "#DD7400"}
+WIDTH = 42  # characters of a value before it is broken
+LINES = 30
+
+
+@style.styled
+def data_card(
+    facts: pd.DataFrame, conditions: pd.DataFrame, counts: pd.DataFrame, genes: pd.DataFrame, splits: pd.DataFrame
+) -> Figure:
+    """The tables of ``samsvae.data.card.Card``: facts as text; counts per cell (a), cells per condition (b), detection
+    against mean of every gene (c), cells by split and kind (d)."""
+    style.need(facts, ["item", "value"], "facts")
+    style.need(conditions, ["condition", "kind", "cells"], "conditions")
+    style.need(counts, ["low", "high", "cells"], "counts")
+    style.need(genes, ["gene", "mean", "detected"], "genes")
+    style.need(splits, ["split", "kind", "cells"], "splits")
+    fig = style.figure(10.2, 5.4)
+    left, right = fig.subfigures(1, 2, width_ratios=[1.25, 2])
+    _facts(left, facts)
+    axes = right.subplots(2, 2)
+    _counts(axes[0, 0], counts)
+    _conditions(axes[0, 1], conditions)
+    _genes(axes[1, 0], genes)
+    _splits(axes[1, 1], splits)
+    return fig
+
+
+def _facts(fig, facts: pd.DataFrame) -> None:
+    """Item and value, line by line; what does not fit is in the table beside the figure."""
+    ax = fig.subplots()
+    ax.set_label("facts")
+    ax.set_axis_off()
+    ax.set(xlim=(0, 1), ylim=(LINES, -0.5))
+    line = 0.0
+    for item, value in facts[["item", "value"]].itertuples(index=False):
+        parts = textwrap.wrap(str(value), WIDTH)[:2]
+        if line + len(parts) > LINES:
+            ax.text(0, line, "…", va="top", color=style.GREY)
+            break
+        ax.text(0, line, item if len(item) <= 28 else f"{item[:27]}…", va="top", fontsize=7, color=style.GREY)
+        for part in parts:
+            ax.text(0.42, line, part, va="top", fontsize=7)
+            line += 0.92
+        line += 0.12
+
+
+def _counts(ax: Axes, counts: pd.DataFrame) -> None:
+    ax.set_label("counts")
+    edges = [*counts["low"], counts["high"].iloc[-1]]
+    ax.stairs(counts["cells"], edges, fill=True, color=style.GREY)
+    ratio = counts["low"].iloc[0] > 0 and counts["high"].iloc[-1] > 3 * counts["low"].iloc[0]
+    ax.set(xlabel="counts of a cell", ylabel="cells", xscale="log" if ratio else "linear")
+    style.letter(ax, "a", "counts per cell")
+
+
+def _conditions(ax: Axes, conditions: pd.DataFrame) -> None:
+    ax.set_label("conditions")
+    for kind, colour in COLOURS.items():
+        cells = np.sort(conditions.loc[conditions["kind"] == kind, "cells"])[::-1]
+        if len(cells):
+            several = {"control": "", "single": "s", "combination": "s"}[kind]
+            label = f"{kind}{several if len(cells) > 1 else ''} ({len(cells):,})"
+            ax.plot(
+                np.arange(1, len(cells) + 1), cells, color=colour, label=label, marker="." if len(cells) < 60 else ""
+            )
+    ax.set(xlabel="condition, by number of cells", ylabel="cells")
+    if conditions["cells"].max() > 10 * conditions["cells"].min():
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(0, 1.1 * conditions["cells"].max())
+    ax.legend(loc="best")
+    style.letter(ax, "b", "cells per condition")
+
+
+def _genes(ax: Axes, genes: pd.DataFrame) -> None:
+    ax.set_label("genes")
+    mean = genes["mean"].clip(lower=genes.loc[genes["mean"] > 0, "mean"].min())
+    ax.plot(mean, genes["detected"], ".", ms=2.5, color=style.INK, alpha=0.5, mew=0, rasterized=len(genes) > 2000)
+    ax.set(xlabel="mean of the gene", ylabel="share of cells with it", ylim=(-0.03, 1.03))
+    if (mean > 0).all() and mean.max() > 10 * mean.min():
+        ax.set_xscale("log")
+    style.letter(ax, "c", f"{len(genes):,} genes")
+
+
+def _splits(ax: Axes, splits: pd.DataFrame) -> None:
+    ax.set_label("splits")
+    table = splits.pivot(index="split", columns="kind", values="cells").loc[list(dict.fromkeys(splits["split"]))]
+    table = table[table.sum(1) > 0]
+    bottom = np.zeros(len(table))
+    for kind, colour in COLOURS.items():
+        if kind in table and table[kind].any():
+            ax.bar(table.index, table[kind], bottom=bottom, color=colour, width=0.7, label=kind)
+            bottom += table[kind].to_numpy()
+    for x, total in enumerate(bottom):
+        ax.annotate(f"{int(total):,}", (x, total), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    ax.set(ylabel="cells", ylim=(0, 1.12 * bottom.max()))
+    style.letter(ax, "d", "cells by split")

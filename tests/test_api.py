@@ -1,0 +1,157 @@
+"""A model on an AnnData, without files: the weights are those of the workflow, and errors name what is meant."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from small import screen
+
+from samsvae import effects
+from samsvae.api import fit, load
+from samsvae.data.custom import filter_screen
+from samsvae.data.screen import write_arrays
+from samsvae.data.splits import random_split, write_split
+from samsvae.errors import ConfigError, DataError, SamsvaeError
+from samsvae.fit import fit as fit_files
+from samsvae.settings import ModelConfig, TrainingConfig
+from samsvae.zoo import row
+
+SMALL = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}
+SHORT = {"steps": 30, "batch_size": 32, "particles": 2, "validation_particles": 2, "learning_rate": 0.01}
+HOW = {"perturbation": "guide", "control": "none", "separator": "+"}
+
+
+@pytest.fixture
+def cells() -> ad.AnnData:
+    made = screen(n=150)
+    label = np.array(["a", "b", "c", "d", "c+a", "none"])[made.condition]
+    obs = pd.DataFrame({"guide": label, "batch": "x"}, index=made.cells)
+    x = np.log1p(made.counts.astype(np.float32))
+    layers = {"counts": sp.csr_matrix(made.counts.astype(np.float32))}
+    return ad.AnnData(x, obs, pd.DataFrame(index=made.genes), layers=layers)
+
+
+@pytest.fixture
+def fitted(cells):
+    return fit(cells, "sams_vae_corr", **HOW, layer="counts", progress=False, **SMALL, **SHORT)
+
+
+def test_the_same_weights_as_by_way_of_files(cells, fitted, tmp_path):
+    cells.write_h5ad(tmp_path / "raw.h5ad")
+    options = {"perturbation_column": "guide", "control": "none", "separator": "+", "counts": "layer:counts"}
+    made = filter_screen(tmp_path / "raw.h5ad", tmp_path / "screen.h5ad", **options)
+    write_arrays(tmp_path / "screen.h5ad", tmp_path / "arrays.npz")
+    write_split(random_split(made.obs, test_fraction=0.0), tmp_path / "cells.tsv")
+    chosen = row("sams_vae_corr")
+    settings = {
+        "run": "r", "model": "sams_vae_corr", "encoding": "sum",
+        "config": vars(ModelConfig(**{**chosen.model, **SMALL})), "training": vars(TrainingConfig(**SHORT)),
+    }  # fmt: skip
+    out = {name: tmp_path / name for name in ("model", "history", "run")}
+    fit_files(settings, tmp_path / "arrays.npz", tmp_path / "cells.tsv", "cpu", out=out)
+    other = load(out["model"]).checkpoint
+    assert other.genes == fitted.genes and other.perturbations == fitted.perturbations == ("a", "b", "c", "d")
+    for name, value in fitted.checkpoint.model.state_dict().items():
+        assert (other.model.state_dict()[name] == value).all(), name
+    assert len(fitted.history) == 8 and fitted.history["val_loss"].notna().all()
+
+
+def test_the_anndata_is_left_as_it_was(cells):
+    before = cells.copy()
+    fit(cells, "cpa_vae_mf", **HOW, layer="counts", progress=False, **SMALL, **SHORT)
+    pd.testing.assert_frame_equal(cells.obs, before.obs)
+    assert (cells.X == before.X).all() and cells.layers["counts"].dtype == np.float32
+
+
+def test_effects_have_intervals_in_the_order_asked_for(fitted):
+    table = fitted.effects(["a+c", ["d"], "c"], level=0.8, draws=50, cells=10)
+    assert list(table.columns) == ["condition", "gene", "effect", "low", "high"]
+    assert table["condition"].drop_duplicates().tolist() == ["a+c", "d", "c"]
+    assert table["gene"].tolist() == [*fitted.genes] * 3
+    assert (table["low"] <= table["effect"]).mean() > 0.95 and (table["effect"] <= table["high"]).mean() > 0.95
+    assert (table["low"] < table["high"]).mean() > 0.8
+    model = fitted.checkpoint.model
+    means = effects.condition_means(model, np.array([[0, 2], [4, 4]]), samples=20_000, closed_form=True)
+    pair = fitted.effects([["c", "a"]], draws=400)
+    np.testing.assert_allclose(pair["effect"], means[0] - means[1], atol=0.1)
+    assert set(fitted.effects(draws=2, cells=2)["condition"]) == {"a", "b", "c", "d"}
+    wide, narrow = (fitted.effects(["a"], level=level) for level in (0.95, 0.5))
+    assert ((wide["high"] - wide["low"]) >= (narrow["high"] - narrow["low"])).all()
+
+
+def test_samples_are_counts_of_any_dosage(fitted):
+    found = fitted.sample(["a", "b", "d"], n=40, library=500.0)
+    assert found.shape == (40, 9) and not np.mod(found.X, 1).any()
+    assert set(found.obs["condition"]) == {"a+b+d"} and list(found.var_names) == list(fitted.genes)
+    assert np.asarray(found.X.sum(1)).mean() == pytest.approx(500, rel=0.2)
+    assert set(fitted.sample([], n=2).obs["condition"]) == {"none"}
+    assert (fitted.sample("none", n=5).X == fitted.sample("none", n=5).X).all()
+    assert (fitted.sample("a", n=5, seed=1).X != fitted.sample("a", n=5, seed=2).X).any()
+
+
+def test_masks_and_embeddings_are_named(fitted):
+    assert list(fitted.mask_probability.index) == list(fitted.embedding.index) == ["a", "b", "c", "d"]
+    assert fitted.mask_probability.shape == fitted.embedding.shape == (4, 4)
+    assert ((fitted.mask_probability > 0) & (fitted.mask_probability < 1)).all(axis=None)
+
+
+def test_save_and_load(fitted, tmp_path):
+    fitted.save(tmp_path / "model.pt")
+    found = load(tmp_path / "model.pt")
+    pd.testing.assert_frame_equal(found.effects(["a+c"]), fitted.effects(["a+c"]))
+    pd.testing.assert_frame_equal(found.mask_probability, fitted.mask_probability)
+    assert found.sample("none", n=3).obs["condition"].tolist() == ["none"] * 3
+
+
+def test_in_the_unique_encoding_a_combination_is_one_of_its_own(cells):
+    found = fit(cells, "svae_plus", **HOW, layer="counts", encoding="unique", progress=False, **SMALL, **SHORT)
+    assert found.perturbations == ("a", "a+c", "b", "c", "d")
+    assert set(found.effects(["a+c"], draws=2)["condition"]) == {"a+c"}
+    with pytest.raises(DataError, match="is not a perturbation of the model"):
+        found.effects(["a+x"])
+
+
+def test_a_split_column_and_options_of_the_screen(cells):
+    cells.obs["part"] = np.resize(["train", "train", "val", "none"], cells.n_obs)
+    found = fit(
+        cells, "cond_vae", **HOW, layer="counts", split="part", genes=["gene1", "gene5"], progress=False, **SHORT,
+        n_latent=2, width=8,
+    )  # fmt: skip
+    assert found.genes == ("gene1", "gene5")
+    with pytest.raises(DataError, match="mask_probability: the model 'cond_vae' has none"):
+        _ = found.mask_probability
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "sams_vae_cor"}, "Did you mean 'sams_vae_corr'"),
+        ({"perturbation": "guides"}, "'guides'.*Did you mean 'guide'"),
+        ({"control": "ctrl"}, "has no control cell"),
+        ({"layer": "count"}, "Did you mean 'counts'|Did you mean 'layer:counts'|'count'"),
+        ({"layer": None}, "must hold counts"),
+        ({"steps": 0}, "steps: 0"),
+        ({"stepz": 3}, "'stepz'.*Did you mean 'steps'"),
+        ({"encoding": "add"}, "encoding: 'add'"),
+        ({"split": "batch"}, "'x'"),
+        ({"split": "part"}, "no column 'part'"),
+    ],
+)
+def test_errors_name_what_is_meant(cells, changes, said):
+    with pytest.raises(SamsvaeError, match=said):
+        fit(cells, **{"model": "cpa_vae_mf", **HOW, "layer": "counts", "progress": False, **SMALL, **SHORT, **changes})
+
+
+def test_unknown_conditions_and_levels(fitted):
+    with pytest.raises(DataError, match=r"'x' is not a perturbation of the model.* Allowed: a, b, c, d"):
+        fitted.effects(["a+x"])
+    with pytest.raises(ConfigError, match="level: 1"):
+        fitted.effects(level=1.5)
+
+
+def test_progress_is_said_on_stderr(cells, capsys):
+    fit(cells, "cpa_vae_mf", **HOW, layer="counts", **SMALL, **SHORT)
+    assert "best validation loss" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""The data card against numbers counted by hand, and its picture."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from samsvae.data import splits
+from samsvae.data.card import card
+from samsvae.data.screen import assemble, provenance, write_screen
+from samsvae.errors import DataError
+from samsvae.figures.data_card import data_card
+
+LABELS = ["ctrl"] * 4 + ["A"] * 3 + ["B"] * 2 + ["A+B"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A screen of ten cells and three genes, the last never seen, and a split of it."""
+    counts = np.array([[i + 1, i % 2, 0] for i in range(10)])
+    obs = pd.DataFrame(index=[f"cell{i}" for i in range(10)])
+    facts = provenance(
+        "here/raw.h5ad", checksum="md5:0123", filter="custom", parameters={"min_cells": 2, "genes": ["x", "y"]},
+        source_shape=(12, 7), kept_shape=(10, 3), dropped_rare_cells=2, dropped_zero_cells=0,
+    )  # fmt: skip
+    var = pd.DataFrame(index=["x", "y", "z"])
+    screen = assemble(
+        sp.csr_matrix(counts), obs, var, condition=LABELS, control="ctrl", separator="+", provenance=facts
+    )
+    write_screen(screen, tmp_path / "screen.h5ad")
+    table = pd.DataFrame({"cell": obs.index, "condition": LABELS, "split": list("ttvnttvttt")})
+    table["split"] = table["split"].map({"t": "train", "v": "val", "n": "none"})
+    splits.write_split(table.iloc[::-1], tmp_path / "cells.tsv")
+    return tmp_path / "screen.h5ad", tmp_path / "cells.tsv", counts
+
+
+def test_a_card_counts_what_is_there(files):
+    screen, split, counts = files
+    found = card(screen, split, name="mine")
+    facts = dict(zip(found.facts["item"], found.facts["value"], strict=True))
+    assert facts["data set"] == "mine" and facts["cells"] == "10" and facts["genes"] == "3"
+    assert facts["perturbations"] == "2" and facts["combinations"] == "1" and facts["control cells"] == "4"
+    assert facts["cells per condition"] == "median 2, from 1 to 3"
+    assert facts["counts per cell"] == "median 6, from 1 to 11"
+    assert facts["entries that are 0"] == f"{(counts == 0).mean():.1%}" == "50.0%"
+    assert facts["split: train"] == "7 cells" and facts["split: none"] == "1 cells" and "split: test" not in facts
+    assert facts["cells dropped"] == "2 of 12" and facts["genes dropped"] == "4 of 7"
+    assert facts["dropped rare cells"] == "2" and "dropped zero cells" not in facts
+    assert facts["source"] == "raw.h5ad" and facts["checksum"] == "md5:0123" and facts["option: genes"] == "x, y"
+    assert found.conditions.values.tolist() == [
+        ["ctrl", "control", 4], ["A", "single", 3], ["B", "single", 2], ["A+B", "combination", 1]
+    ]  # fmt: skip
+    np.testing.assert_allclose(found.genes["mean"], counts.mean(0))
+    np.testing.assert_allclose(found.genes["detected"], (counts > 0).mean(0))
+    assert found.counts["cells"].sum() == 10
+    inside = [((row.low <= counts.sum(1)) & (counts.sum(1) < row.high)).sum() for row in found.counts.itertuples()]
+    inside[-1] += 1  # the largest lies on the last edge
+    assert found.counts["cells"].tolist() == inside
+    sizes = found.splits.set_index(["split", "kind"])["cells"]
+    assert sizes["train", "control"] == 2 and sizes["val", "single"] == 1 and sizes["none", "control"] == 1
+    assert sizes["train", "combination"] == 1 and sizes.sum() == 10
+
+
+def test_real_values_have_a_card(files, tmp_path):
+    values = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    made = ad.read_h5ad(files[0])
+    screen = assemble(
+        values, made.obs[[]], made.var, condition=LABELS, control="ctrl", separator="+", real_valued=True,
+        provenance=made.uns["provenance"],
+    )  # fmt: skip
+    write_screen(screen, tmp_path / "real.h5ad", real_valued=True)
+    found = card(tmp_path / "real.h5ad", files[1])
+    np.testing.assert_allclose(found.genes["mean"], values.astype(float).mean(0))
+    assert found.counts["cells"].sum() == 10
+    data_card(**vars(found))
+
+
+def test_a_split_of_other_cells_is_refused(files, tmp_path):
+    table = pd.read_csv(files[1], sep="\t").iloc[1:]
+    splits.write_split(table, tmp_path / "short.tsv")
+    with pytest.raises(DataError, match=r"short\.tsv: .*no row for 'cell9'"):
+        card(files[0], tmp_path / "short.tsv")
+
+
+def test_the_picture_shows_every_panel(files):
+    found = vars(card(*files[:2]))
+    fig = data_card(**found)
+    fig.canvas.draw()
+    axes = {ax.get_label(): ax for part in fig.subfigs for ax in part.axes}
+    assert set(axes) == {"facts", "counts", "conditions", "genes", "splits"}
+    assert len(axes["facts"].texts) >= 2 * 15
+    assert {text.get_text() for text in axes["splits"].texts} == {"7", "2", "1"}
+    assert [text.get_text() for text in axes["conditions"].get_legend().get_texts()] == [
+        "control (1)", "singles (2)", "combination (1)"
+    ]  # fmt: skip
+    for name in ("counts", "conditions", "genes", "splits"):
+        assert axes[name].has_data() and axes[name].get_xlabel() + axes[name].get_ylabel()
+
+
+def test_a_long_card_ends_in_dots(files):
+    found = vars(card(*files[:2]))
+    found["facts"] = pd.concat([found["facts"]] * 4, ignore_index=True)
+    facts = data_card(**found).subfigs[0].axes[0]
+    assert facts.texts[-1].get_text() == "…" and max(text.get_position()[1] for text in facts.texts) <= 30
+
+
+def test_nothing_to_draw_is_named(files):
+    found = vars(card(*files[:2]))
+    with pytest.raises(DataError, match="conditions: the table has no rows"):
+        data_card(**{**found, "conditions": found["conditions"].iloc[:0]})

@@ -1,0 +1,12 @@
+"""Draw the data card of an experiment's screen and split."""
+
+from samsvae.session import session
+
+with session(snakemake.log[0]):
+    from samsvae.data.card import card
+    from samsvae.figures.data_card import data_card
+    from samsvae.figures.style import save
+
+    files = snakemake.input
+    tables = vars(card(files.screen, files.split, name=snakemake.params.dataset))
+    save(data_card(**tables), snakemake.output.png[:-4], tables)
