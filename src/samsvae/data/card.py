@@ -127,7 +127,7 @@ def _facts(
         "combinations": f"{(conditions['kind'] == 'combination').sum():,}",
         "control cells": f"{conditions.loc[conditions['kind'] == 'control', 'cells'].sum():,}",
         "cells per condition": f"{_range(perturbed['cells'])}",
-        "counts per cell": _range(total),
+        "counts per cell" if total.min() >= 0 else "sum of a cell's values": _range(total),
         "entries that are 0": f"{1 - detected.mean():.1%}",
         **{f"split: {split}": f"{cells:,} cells" for split, cells in by_split.items() if cells},
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from samsvae.figures import style
 
@@ -62,8 +63,14 @@ def _counts(ax: Axes, counts: pd.DataFrame) -> None:
     edges = [*counts["low"], counts["high"].iloc[-1]]
     ax.stairs(counts["cells"], edges, fill=True, color=style.GREY)
     ratio = counts["low"].iloc[0] > 0 and counts["high"].iloc[-1] > 3 * counts["low"].iloc[0]
-    ax.set(xlabel="counts of a cell", ylabel="cells", xscale="log" if ratio else "linear")
-    style.letter(ax, "a", "counts per cell")
+    real = counts["low"].iloc[0] < 0  # the real values of a simulation
+    ax.set(xlabel="sum of a cell's values" if real else "counts of a cell", ylabel="cells")
+    if ratio:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    style.letter(ax, "a", "values per cell" if real else "counts per cell")
 
 
 def _conditions(ax: Axes, conditions: pd.DataFrame) -> None:
