@@ -66,6 +66,9 @@ def test_what_a_run_leaves(files, tmp_path):
     weights = {k: v for k, v in found.model.state_dict().items() if not k.startswith("input_")}
     assert record["parameters"] == sum(v.numel() for v in weights.values())
     assert (record["steps"], record["torch"]) == (9, torch.__version__)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert (record["commit"] or "").removesuffix("-dirty") == head.stdout.strip()
+    assert record["numpy"] == np.__version__
     assert 10 < record["peak_memory_mb"] < 1e5 and record["threads"] >= 1 and record["device"]
     assert record["steps_per_second"] == pytest.approx(9 / record["seconds"], rel=0.1)
 

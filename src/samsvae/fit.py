@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -127,10 +128,12 @@ def record(settings: dict, result: Trained, device: str, n_parameters: int) -> d
     memory = torch.cuda.max_memory_allocated() if cuda else _peak_memory()
     return {
         **settings,
+        "commit": _commit(),
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "parameters": n_parameters,
         "peak_memory_mb": round(memory / 2**20, 1),
+        "numpy": np.__version__,
         "python": platform.python_version(),
         "samsvae": samsvae.__version__,
         "seconds": round(result.seconds, 3),
@@ -139,6 +142,19 @@ def record(settings: dict, result: Trained, device: str, n_parameters: int) -> d
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package lies in, with '-dirty' after an edit; None outside of one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git here: a record without it is still a record
+        return None
+    return done.stdout.strip() or None
 
 
 def _peak_memory() -> int:

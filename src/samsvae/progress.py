@@ -1,0 +1,138 @@
+"""How far a study is: which trainings are done, running, stopped or failed, and the time left.
+
+    python -m samsvae.progress --configfile config/core.yaml
+
+Reads the configuration and the files of the runs only, so that it can be asked while Snakemake works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from samsvae.config import Study, build, runs
+from samsvae.errors import SamsvaeError
+
+STATES = ("done", "running", "stopped", "failed", "waiting")
+
+#: A training writes to its log at least this often (seconds), evaluation aside.
+SILENT = 300.0
+
+STEP = re.compile(r"step (\d+)/(\d+)  ([\d.]+) steps/s")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands: its state, the seconds it took or has left (None: not known), and why it failed."""
+
+    experiment: str
+    run: str
+    state: str
+    seconds: float | None = None
+    reason: str = ""
+
+
+def standing(results: Path, experiment: str, run: str, *, now: float) -> Standing:
+    """The state of one run, from its folder and its log."""
+    folder = results / experiment / "runs" / run
+    if (folder / "scores.tsv").is_file():
+        return Standing(experiment, run, "done", _seconds(folder / "run.json"))
+    logs = [results / "logs" / experiment / kind / f"{run}.log" for kind in ("train", "import")]
+    log = next((path for path in logs if path.is_file()), None)
+    if log is None:
+        return Standing(experiment, run, "waiting")
+    lines = log.read_text(errors="replace").splitlines()
+    if errors := [line for line in lines if " ERROR " in line]:
+        reason = errors[-1].partition(" ERROR ")[2]
+        return Standing(experiment, run, "stopped" if reason.startswith("stopped by") else "failed", reason=reason)
+    if now - log.stat().st_mtime > SILENT:
+        return Standing(experiment, run, "stopped")
+    steps = [match for line in lines if (match := STEP.search(line))]
+    left = (int(steps[-1][2]) - int(steps[-1][1])) / max(float(steps[-1][3]), 1e-9) if steps else None
+    return Standing(experiment, run, "running", left)
+
+
+def _seconds(record: Path) -> float | None:
+    """Seconds that a finished training took."""
+    try:
+        return float(json.loads(record.read_text())["seconds"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def time_left(found: Sequence[Standing]) -> float | None:
+    """Seconds until all trainings are done, as many at a time as are running now; None before the first is done.
+
+    A run that has not begun takes as long as the median of its experiment's finished ones (or of all).
+    """
+    every = [x.seconds for x in found if x.state == "done" and x.seconds]
+    if not every:
+        return None
+    usual: dict[str, float] = {}
+    for name in {x.experiment for x in found}:
+        own = [x.seconds for x in found if (x.experiment, x.state) == (name, "done") and x.seconds]
+        usual[name] = statistics.median(own or every)
+    to_do = [x for x in found if x.state != "done"]
+    work = sum(usual[x.experiment] if x.seconds is None else x.seconds for x in to_do)
+    return work / max(1, sum(x.state == "running" for x in found))
+
+
+def report(found: Sequence[Standing]) -> str:
+    """A table of states by experiment, the failed runs with their reasons, and the time left."""
+    names = list(dict.fromkeys(x.experiment for x in found))
+    rows = [("experiment", *STATES, "all")]
+    for name in [*names, "all"] if len(names) > 1 else names:
+        count = Counter(x.state for x in found if name in (x.experiment, "all"))
+        rows.append((name, *(str(count[state]) for state in STATES), str(count.total())))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    for x in found:
+        if x.state == "failed":
+            lines.append(f"failed: {x.experiment}/runs/{x.run}: {x.reason}")
+    if any(x.state != "done" for x in found):
+        left = time_left(found)
+        told = "not known before a training is done" if left is None else f"{_span(left)} (trainings alone)"
+        lines.append(f"time left: {told}")
+    return "\n".join(lines)
+
+
+def _span(seconds: float) -> str:
+    days, rest = divmod(round(seconds), 86_400)
+    return (f"{days} d " if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print how far a study is."""
+    import yaml
+    from snakemake.utils import update_config
+
+    parser = argparse.ArgumentParser("python -m samsvae.progress", description=main.__doc__)
+    parser.add_argument("--configfile", nargs="+", default=[], help="as given to snakemake, after config/config.yaml")
+    parser.add_argument(
+        "--base", default="config/config.yaml", help="the configuration that the others are merged over"
+    )
+    given = parser.parse_args(arguments)
+    merged: dict = {}
+    try:
+        for path in [given.base, *given.configfile]:
+            update_config(merged, yaml.safe_load(Path(path).read_text()))
+        study = build(Study, merged)
+        results = Path(study.pathvars.get("results", "results"))
+        found = [
+            standing(results, name, run.id, now=time.time()) for name in study.experiments for run in runs(study, name)
+        ]
+    except (SamsvaeError, OSError, yaml.YAMLError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(report(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How far a study is, from made folders and logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+import yaml
+
+from samsvae.progress import SILENT, Standing, main, report, standing, time_left
+
+
+def made(root, run: str, *, log: str | None = None, age: float = 0.0, seconds: float | None = None):
+    """The folder of a run as its job leaves it."""
+    folder = root / "e" / "runs" / run
+    folder.mkdir(parents=True)
+    if log is not None:
+        path = root / "logs" / "e" / "train" / f"{run}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(log)
+        os.utime(path, (time.time() - age,) * 2)
+    if seconds is not None:
+        (folder / "run.json").write_text(json.dumps({"seconds": seconds}))
+        (folder / "scores.tsv").write_text("run\n")
+    return standing(root, "e", run, now=time.time())
+
+
+STEPS = "10:00:00 INFO step 100/1000  10.0 steps/s  loss 3.000\n10:00:10 INFO step 200/1000  10.0 steps/s  loss 2.900\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "state", "seconds", "reason"),
+    [
+        ({}, "waiting", None, ""),
+        ({"log": ""}, "running", None, ""),
+        ({"log": STEPS}, "running", 80.0, ""),
+        ({"log": STEPS, "age": SILENT + 60}, "stopped", None, ""),
+        ({"log": STEPS, "seconds": 42.0}, "done", 42.0, ""),
+        ({"log": STEPS + "10:00:11 ERROR Step 7: not finite\n"}, "failed", None, "Step 7: not finite"),
+        ({"log": STEPS + "10:00:11 ERROR stopped by SIGTERM\n"}, "stopped", None, "stopped by SIGTERM"),
+    ],
+)  # fmt: skip
+def test_the_state_of_a_run(tmp_path, how, state, seconds, reason):
+    assert made(tmp_path, "r", **how) == Standing("e", "r", state, seconds, reason)
+
+
+def test_time_left_by_hand():
+    """Two at a time: 80 s of one, a median of 20 s for the other, 20 s each for two that wait: 140 s by two."""
+    done = [Standing("e", str(i), "done", seconds) for i, seconds in enumerate((10.0, 20.0, 30.0))]
+    rest = [Standing("e", "a", "running", 80.0), Standing("e", "b", "running")]
+    rest += [Standing("e", "c", "waiting"), Standing("e", "d", "failed", reason="x")]
+    assert time_left(done + rest) == pytest.approx((80 + 20 + 20 + 20) / 2)
+    assert time_left(rest) is None
+    other = [Standing("f", "z", "waiting")]  # no run of its own is done: the median of all
+    assert time_left(done + other) == pytest.approx(20.0)
+
+
+def test_the_report_counts_and_says_why():
+    found = [
+        Standing("e", "a", "done", 5.0),
+        Standing("e", "b", "failed", reason="no such file"),
+        Standing("f", "c", "waiting"),
+    ]
+    lines = report(found).splitlines()
+    assert lines[0].split() == ["experiment", "done", "running", "stopped", "failed", "waiting", "all"]
+    assert [line.split() for line in lines[1:4]] == [
+        ["e", "1", "0", "0", "1", "0", "2"], ["f", "0", "0", "0", "0", "1", "1"], ["all", "1", "0", "0", "1", "1", "3"]
+    ]  # fmt: skip
+    assert lines[4] == "failed: e/runs/b: no such file" and lines[5].startswith("time left: 00:00:10")
+    assert "time left" not in report(found[:1])
+
+
+def test_the_command_reads_the_configuration(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = str(root / "config" / "config.yaml")
+    main(["--base", base, "--configfile", str(root / "config" / "demo.yaml")])
+    said = capsys.readouterr().out
+    assert said.splitlines()[6].split() == ["all", "0", "0", "0", "0", "61", "61"]
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"experiments": ["replogel"]}))
+    with pytest.raises(SystemExit, match="Did you mean 'replogle'"):
+        main(["--base", base, "--configfile", "wrong.yaml"])
+    with pytest.raises(SystemExit, match=r"none\.yaml"):
+        main(["--base", base, "--configfile", "none.yaml"])
