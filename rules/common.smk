@@ -115,8 +115,12 @@ def reference_of(wildcards):
 def split_settings(wildcards):
     """The settings of a split: those of the first run that reads it."""
     found = experiment_runs(wildcards.experiment).values()
-    run = next(run for run in found if (run.dataset, run.split) == (wildcards.dataset, wildcards.split))
-    return vars(run.split_config)
+    splits = {(run.dataset, run.split): run.split_config for run in reversed(list(found))}
+    if (wildcards.dataset, wildcards.split) not in splits:
+        known = [f"{dataset}/{split}" for dataset, split in splits]
+        asked = f"{wildcards.dataset}/{wildcards.split}"
+        raise WorkflowError(f"{wildcards.experiment} has no split {asked!r}.{nearest(asked, known)}")
+    return vars(splits[wildcards.dataset, wildcards.split])
 
 
 def written_split(wildcards):
@@ -131,9 +135,9 @@ def options_of(wildcards):
 
 
 def source_settings(wildcards):
-    """What a source must be: its addresses, size and checksum."""
+    """What a source must be: its size and checksum. Where it is fetched from is no reason to fetch it again."""
     source = STUDY.screens[wildcards.screen].source
-    return {"urls": list(source.urls), "size": source.size, "checksum": source.checksum}
+    return {"size": source.size, "checksum": source.checksum}
 
 
 def local_source(wildcards):

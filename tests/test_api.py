@@ -110,8 +110,10 @@ def test_in_the_unique_encoding_a_combination_is_one_of_its_own(cells):
     found = fit(cells, "svae_plus", **HOW, layer="counts", encoding="unique", progress=False, **SMALL, **SHORT)
     assert found.perturbations == ("a", "a+c", "b", "c", "d")
     assert set(found.effects(["a+c"], draws=2)["condition"]) == {"a+c"}
-    with pytest.raises(DataError, match="is not a perturbation of the model"):
-        found.effects(["a+x"])
+    same = found.effects(["a+c"], seed=1)["effect"]
+    np.testing.assert_array_equal(found.effects(["c + a"], seed=1)["effect"], same)
+    with pytest.raises(DataError, match=r"'a\+b' is not a perturbation of the model"):
+        found.effects(["b+a"])  # never seen together: no such perturbation
 
 
 def test_a_split_column_and_options_of_the_screen(cells):
@@ -131,7 +133,7 @@ def test_a_split_column_and_options_of_the_screen(cells):
         ({"model": "sams_vae_cor"}, "Did you mean 'sams_vae_corr'"),
         ({"perturbation": "guides"}, "'guides'.*Did you mean 'guide'"),
         ({"control": "ctrl"}, "has no control cell"),
-        ({"layer": "count"}, "Did you mean 'counts'|Did you mean 'layer:counts'|'count'"),
+        ({"layer": "count"}, "no layer 'count'. Did you mean 'counts'"),
         ({"layer": None}, "must hold counts"),
         ({"steps": 0}, "steps: 0"),
         ({"stepz": 3}, "'stepz'.*Did you mean 'steps'"),
@@ -155,3 +157,42 @@ def test_unknown_conditions_and_levels(fitted):
 def test_progress_is_said_on_stderr(cells, capsys):
     fit(cells, "cpa_vae_mf", **HOW, layer="counts", **SMALL, **SHORT)
     assert "best validation loss" in capsys.readouterr().err
+
+
+def test_a_label_means_what_it_meant_in_the_anndata(cells):
+    cells.obs["guide"] = cells.obs["guide"].replace({"none": "ctrl", "d": "ctrl + d"})
+    found = fit(
+        cells, "cpa_vae_mf", perturbation="guide", control=["ctrl", "safe"], separator="+", layer="counts",
+        progress=False, **SMALL, **SHORT,
+    )  # fmt: skip
+    assert found.perturbations == ("a", "b", "c", "d")
+    for label, plain in (("d+ctrl", "d"), ("safe+d", "d"), ("a+a", "a"), (" c + a ", "a+c"), ("d", ["d"])):
+        np.testing.assert_array_equal(found.effects([label])["effect"], found.effects([plain])["effect"])
+    assert (found.effects(["safe"])["effect"] == 0).all()
+    np.testing.assert_array_equal(found.effects("a+c")["effect"], found.effects(["a+c"])["effect"])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda f: f.effects([]), "none is asked for"),
+        (lambda f: f.effects(draws=0), "draws: 0"),
+        (lambda f: f.effects(cells=0), "cells: 0"),
+        (lambda f: f.effects(library=-1.0), "library: -1"),
+        (lambda f: f.sample("a", n=0), "n: 0"),
+    ],
+)
+def test_numbers_that_ask_for_nothing(fitted, call, said):
+    with pytest.raises(ConfigError, match=said):
+        call(fitted)
+
+
+def test_genes_as_an_index_and_a_number_of_numpy(cells):
+    how = {**HOW, "layer": "counts", "progress": False, **SMALL, **SHORT}
+    assert fit(cells, "cond_vae", genes=cells.var_names[2:5], **{k: v for k, v in how.items()}).genes == (
+        "gene2",
+        "gene3",
+        "gene4",
+    )
+    with pytest.raises(SamsvaeError, match="genes: "):
+        fit(cells, "cond_vae", genes=[], **how)

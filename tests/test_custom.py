@@ -490,3 +490,27 @@ def test_real_papalexi_counts(shared, tmp_path):
     )
     assert screen.n_obs == 20_729 and len(screen.uns["perturbations"]) == 25
     assert (screen.obs["condition"] == "non-targeting").sum() == 2_386
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("indices", lambda v: np.where(np.arange(len(v)) == 5, 10**7, v), "indices are not those of"),
+        ("indices", lambda v: np.where(np.arange(len(v)) == 5, -1, v), "indices are not those of"),
+        ("indices", lambda v: v[:-1], "indices"),
+        ("indptr", lambda v: np.where(np.arange(len(v)) == 3, 10**9, v), "indptr does not fit"),
+        ("indptr", lambda v: v[::-1].copy(), "indptr does not fit"),
+    ],
+)
+def test_a_damaged_column_matrix_is_a_sentence(tmp_path, part, change, said):
+    """scipy would read, and write, beyond its arrays."""
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"received": ["ctrl", "A"] * 20}, index=[f"c{i}" for i in range(40)])
+    x = sp.csc_matrix(rng.poisson(2.0, (40, 7)).astype(np.float32))
+    ad.AnnData(x, obs, pd.DataFrame(index=[f"g{i}" for i in range(7)])).write_h5ad(tmp_path / "in.h5ad")
+    with h5py.File(tmp_path / "in.h5ad", "a") as file:
+        values = file[f"X/{part}"][:].astype(np.int64)
+        del file[f"X/{part}"]
+        file[f"X/{part}"] = change(values)
+    with pytest.raises(DataError, match=said):
+        filter_screen(tmp_path / "in.h5ad", tmp_path / "out.h5ad", perturbation_column="received", control="ctrl")

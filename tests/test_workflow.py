@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +93,33 @@ def test_a_wrong_configuration_is_one_sentence(root, tmp_path, change, said):
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(change))
     text = snakemake(root, tmp_path, "--dry-run", config=tmp_path / "wrong.yaml", ok=False)
     assert said in text and "Traceback" not in text
+
+
+def test_another_address_is_no_reason_to_fetch_a_source_again(root, tmp_path):
+    """A mirror is added after the download: the verified file stays. Another checksum is another file."""
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "a.h5ad").write_bytes(b"a source")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/a.h5ad"
+    target, config = "results/sources/norman.h5ad", tmp_path / "c.yaml"
+
+    def write(urls: list[str], checksum: str) -> None:
+        source = {"size": 8, "checksum": checksum, "urls": urls}
+        config.write_text(yaml.safe_dump({"screens": {"norman": {"source": source}}, "experiments": ["norman_ood"]}))
+
+    right = f"md5:{hashlib.md5(b'a source').hexdigest()}"
+    write([address], right)
+    snakemake(root, tmp_path, "--", target, config=config)
+    server.shutdown()
+    server.server_close()
+    assert (tmp_path / target).read_bytes() == b"a source"
+    write(["http://127.0.0.1:9/mirror", address], right)
+    assert planned(snakemake(root, tmp_path, "--dry-run", "--", target, config=config)) == {}
+    write([address], f"md5:{0:032}")
+    plan = planned(snakemake(root, tmp_path, "--dry-run", "--", target, config=config))
+    assert plan == {"download_source": 1}
 
 
 def test_an_unknown_run_is_refused_with_the_nearest(root, tmp_path):

@@ -28,7 +28,7 @@ from samsvae.data.batch import cells_of, encode
 from samsvae.data.custom import screen_of
 from samsvae.data.screen import arrays_of
 from samsvae.data.splits import given, random_split
-from samsvae.errors import ConfigError, DataError, nearest
+from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.model import Model
 from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
 from samsvae.training import train
@@ -42,6 +42,9 @@ HISTORY = ("step", "epoch", "train_loss", "val_loss")
 @dataclass(frozen=True)
 class Fitted:
     """A trained model with its names. A condition is a label ('A', 'A+B', the control) or a list of perturbations.
+
+    A label means what it meant in the AnnData: its parts in any order, control labels among them dropped. A list is a
+    dosage: its perturbations are added up, in the unique encoding too.
 
     ``history``: losses by step (step, epoch, train_loss, val_loss), with no rows after ``load``.
     """
@@ -70,7 +73,7 @@ class Fitted:
 
     def effects(
         self,
-        conditions: Sequence[str | Sequence[str]] | None = None,
+        conditions: str | Sequence[str | Sequence[str]] | None = None,
         *,
         level: float = 0.9,
         draws: int = 100,
@@ -87,7 +90,11 @@ class Fitted:
         """
         if not 0.0 < level < 1.0:
             raise ConfigError(f"level: {level} is not allowed; it must lie inside (0, 1).")
+        _above_nothing(draws=draws, cells=cells, library=library)
+        conditions = [conditions] if isinstance(conditions, str) else conditions
         asked = list(self.perturbations) if conditions is None else list(conditions)
+        if not asked:
+            raise ConfigError("conditions: none is asked for; give labels or lists of perturbations.")
         *members, control = self._members([*asked, []])
         found = effects.effect_draws(
             self.checkpoint.model, members, against=control, draws=draws, cells=cells, library=library, seed=seed
@@ -107,6 +114,7 @@ class Fitted:
         self, condition: str | Sequence[str], n: int = 100, *, library: float = 1e4, seed: int = 0
     ) -> ad.AnnData:
         """``n`` cells that received ``condition`` ([] or the control's label: none), with counts in X (n, G)."""
+        _above_nothing(n=n, library=library)
         x = effects.sample(
             self.checkpoint.model, self._members([condition]), samples=n, library=library, seed=f"{seed}/{condition}"
         )[:, 0]
@@ -144,11 +152,15 @@ class Fitted:
     def _parts(self, condition: str | Sequence[str], position: dict[str, int]) -> Sequence[str]:
         if not isinstance(condition, str):
             return condition
-        if condition == self._control:
+        separator, controls = self.checkpoint.facts.get("separator"), self.checkpoint.facts.get("controls", [])
+        if condition in {self._control, *controls}:
             return []
-        separator = self.checkpoint.facts.get("separator")
-        # in the unique encoding a combination is a perturbation of its own
-        return [condition] if condition in position or not separator else condition.split(separator)
+        if condition in position or not separator:
+            return [condition]
+        parts = sorted({part.strip() for part in condition.split(separator)} - {self._control, *controls})
+        if self.checkpoint.facts["encoding"] == "unique":  # a combination is a perturbation of its own
+            return [separator.join(parts)]
+        return parts
 
     def _position(self, name: str, position: dict[str, int]) -> int:
         if name not in position:
@@ -175,8 +187,8 @@ def fit(
     ``perturbation``: the obs column that says what a cell received; ``control``: its label(s) for nothing;
     ``separator``: what joins combinations ('' for none); ``encoding``: ``sum`` adds the parts of a combination up,
     ``unique`` makes it a perturbation of its own. ``layer``: the layer of the counts (default X). ``split``: an obs
-    column of 'train' and 'val' (cells with another value are left out); by default 20 % of the cells, at random, are
-    for validation. ``settings``: any of ``ModelConfig`` and ``TrainingConfig``, and of the options of
+    column of 'train' and 'val' (cells that are 'test' or 'none' are left out); by default 20 % of the cells, at
+    random, are for validation. ``settings``: any of ``ModelConfig`` and ``TrainingConfig``, and of the options of
     ``samsvae.data.custom`` (``genes``, ``min_cells``, ``zero_cells`` ...). The defaults are the papers': 150,000 steps,
     far too many for a laptop; pass ``steps``. ``device``: such as 'cuda'; by default a GPU where torch sees one.
     ``progress``: say on stderr how far it is.
@@ -211,6 +223,7 @@ def fit(
     facts = {
         "run": model, "model": model, "encoding": encoding, "training": vars(training), "best_step": result.best_step,
         "validation_loss": result.best_loss, "control": str(screen.uns["control"]), "separator": separator,
+        "controls": [control] if isinstance(control, str | int) else [str(label) for label in control],
         "samsvae": samsvae.__version__,
     }  # fmt: skip
     made = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, facts)
@@ -222,6 +235,12 @@ def load(path: str | Path, device: str = "cpu") -> Fitted:
     return Fitted(checkpoint.load(path, device), pd.DataFrame(columns=list(HISTORY)))
 
 
+def _above_nothing(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
+
+
 def _split(screen: ad.AnnData, column: str | None, seed: int) -> np.ndarray:
     """'train', 'val' or another word for every cell (n); DataError where one of the two has no cell."""
     if column is None:
@@ -229,6 +248,11 @@ def _split(screen: ad.AnnData, column: str | None, seed: int) -> np.ndarray:
     else:
         if column not in screen.obs:
             raise DataError(f"split: obs has no column {column!r}.{nearest(column, screen.obs.columns)}")
+        odd = sorted(set(screen.obs[column].astype(str)) - {"train", "val", "test", "none"})
+        if odd:
+            raise DataError(
+                f"split: obs column {column!r} has the values {some(odd)}; allowed: train, val, test, none."
+            )
         table = given(screen.obs.assign(split=screen.obs[column]))
     parts = table["split"].to_numpy(str)
     for name in ("train", "val"):

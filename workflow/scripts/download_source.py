@@ -5,4 +5,5 @@ from samsvae.session import session
 with session(snakemake.log[0]):
     from samsvae.data.download import fetch
 
-    fetch(target=snakemake.output[0], **snakemake.params.source)
+    urls = snakemake.config["screens"][snakemake.wildcards.screen]["source"]["urls"]
+    fetch(urls, snakemake.output[0], **snakemake.params.source)

@@ -174,9 +174,7 @@ def _csr_blocks(x: h5py.Group, rows: np.ndarray, cols: np.ndarray, what: str, bl
     if kind not in ("csr_matrix", "csr"):
         raise DataError(f"{what} is stored as {kind}; allowed: a dense matrix or csr_matrix.")
     n_cells, n_genes = matrix_shape(x)
-    starts, stored = x["indptr"][:].astype(np.int64), len(x["data"])
-    if len(starts) != n_cells + 1 or starts[0] or starts[-1] != stored or (np.diff(starts) < 0).any():
-        raise DataError(f"{what} is damaged: its indptr does not fit {n_cells} cells and {stored} values.")
+    starts = sparse_starts(x, n_cells, "cells", what)
     most = max(1, block_bytes // 16)  # a value and its column are up to 16 bytes
     stop = 0
     while stop < n_cells:
@@ -186,14 +184,32 @@ def _csr_blocks(x: h5py.Group, rows: np.ndarray, cols: np.ndarray, what: str, bl
         if low == high:
             continue
         a, b = starts[start], starts[stop]
-        gene = x["indices"][a:b]
-        if len(gene) and not 0 <= gene.min() <= gene.max() < n_genes:
-            raise DataError(f"{what} is damaged: its indices are not those of {n_genes} genes.")
+        gene = sparse_indices(x, a, b, n_genes, "genes", what)
         pieces = (x["data"][a:b], gene, starts[start : stop + 1] - a)
         block = sp.csr_matrix(pieces, shape=(stop - start, n_genes))
         if high - low < stop - start:
             block = block[rows[low:high] - start]
         yield low, high, block[:, cols] if len(cols) < n_genes else block
+
+
+def sparse_starts(x: h5py.Group, n: int, kind: str, what: str) -> np.ndarray:
+    """The indptr of n rows (or columns), int64 (n + 1); DataError where it does not fit the values."""
+    if missing := [name for name in ("data", "indices", "indptr") if name not in x]:
+        raise DataError(f"{what} is damaged: it has no {' and no '.join(missing)}.")
+    starts, stored = x["indptr"][:].astype(np.int64), len(x["data"])
+    if len(starts) != n + 1 or starts[0] or starts[-1] != stored or (np.diff(starts) < 0).any():
+        raise DataError(f"{what} is damaged: its indptr does not fit {n} {kind} and {stored} values.")
+    if len(x["indices"]) != stored:
+        raise DataError(f"{what} is damaged: it has {stored} values, but {len(x['indices'])} indices.")
+    return starts
+
+
+def sparse_indices(x: h5py.Group, a: int, b: int, n: int, kind: str, what: str) -> np.ndarray:
+    """Indices a to b, each below n; DataError otherwise: scipy would read beyond its arrays."""
+    found = x["indices"][a:b]
+    if len(found) and not 0 <= found.min() <= found.max() < n:
+        raise DataError(f"{what} is damaged: its indices are not those of {n} {kind}.")
+    return found
 
 
 def matrix_shape(x: h5py.Dataset | h5py.Group) -> tuple[int, int]:

@@ -19,7 +19,14 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem
 
-from samsvae.data.counts import BLOCK_BYTES, count_blocks, integer_counts, open_h5ad
+from samsvae.data.counts import (
+    BLOCK_BYTES,
+    count_blocks,
+    integer_counts,
+    open_h5ad,
+    sparse_indices,
+    sparse_starts,
+)
 from samsvae.data.screen import assemble, check_screen, members, provenance, write_screen
 from samsvae.data.splits import hand_table, make_split
 from samsvae.errors import ConfigError, DataError, nearest, some
@@ -55,6 +62,7 @@ def filter_screen(
 def screen_of(adata: ad.AnnData, *, counts: str = "X", **options) -> ad.AnnData:
     """The screen of an AnnData in memory, which is left as it is; `options`: those of `select`."""
     source = "the AnnData"
+    adata = adata.to_memory() if adata.isbacked else adata
     if counts == "raw":
         if adata.raw is None:
             raise DataError(f"{source}: counts: 'raw' is asked for, but it has no raw.")
@@ -114,7 +122,8 @@ def select(
     for name, value in (("unlabelled", unlabelled), ("rare", rare), ("zero_cells", zero_cells)):
         if value not in ("error", "drop"):
             raise ConfigError(f"{name}: {value!r} is not allowed.{nearest(value, ('error', 'drop'))}")
-    controls = [control] if isinstance(control, str) else list(control)
+    controls = [control] if isinstance(control, str | int) else [str(label) for label in control]
+    controls = [str(label) for label in controls]
     if not controls or "" in controls:
         raise ConfigError(f"control: {control!r} is not allowed; give one or more labels.")
     genes = _asked(genes)
@@ -275,7 +284,7 @@ class Counts:
 
     def _column_tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, sp.csr_matrix]]:
         """Of a CSC matrix in a file: (which of `cols`, their counts), as many columns as a block may have entries."""
-        starts = self.x["indptr"][:].astype(np.int64)
+        starts = sparse_starts(self.x, len(self.genes), "genes", self.what)
         most = max(1, self.block_bytes // 16)  # a value and its row are up to 16 bytes
         low = 0
         while low < len(cols):
@@ -285,7 +294,8 @@ class Counts:
             first, last = cols[low], cols[high - 1] + 1
             a, b = starts[first], starts[last]
             try:
-                pieces = (self.x["data"][a:b], self.x["indices"][a:b], starts[first : last + 1] - a)
+                cell = sparse_indices(self.x, a, b, len(self.cells), "cells", self.what)
+                pieces = (self.x["data"][a:b], cell, starts[first : last + 1] - a)
             except OSError as error:
                 raise DataError(f"{self.what} cannot be read ({error}).") from error
             block = sp.csc_matrix(pieces, shape=(len(self.cells), last - first))[:, cols[low:high] - first].tocsr()
@@ -457,6 +467,8 @@ def _conditions(
         raise DataError(f"{where} has combinations with an empty part (separator {separator!r}): {some(odd)}.")
     names = {name: _canonical(name, parts, separator, controls) for name, parts in split.items()}
     condition = label.map(names).to_numpy(object)
+    if unused := [name for name in controls if name not in names]:
+        log.warning("%s: no cell has the control label %s", where, some(unused))
     if controls[0] not in condition:
         raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], sorted(names))}")
 
@@ -482,7 +494,9 @@ def _canonical(label: str, parts: Sequence[str], separator: str, controls: Seque
 
 def _asked(genes: str | int | Sequence[str]) -> str | int | list[str]:
     """'all', a number, or the names of a list or of a file with a name on each line."""
-    if isinstance(genes, bool) or (isinstance(genes, int) and genes < 1):
+    genes = int(genes) if isinstance(genes, np.integer) else genes
+    genes = genes if isinstance(genes, int | str) else list(genes)
+    if isinstance(genes, bool) or genes == [] or (isinstance(genes, int) and genes < 1):
         raise ConfigError(f"genes: {genes!r} is not allowed; allowed: 'all', a list, its file, a number from 1 up.")
     if isinstance(genes, int) or genes == "all":
         return genes
@@ -523,7 +537,8 @@ def _columns(data: Counts, rows: np.ndarray, genes: str | int | list[str], sourc
 
 def _joined(obs: pd.DataFrame, cell_table: str | Path, source: str | Path) -> pd.DataFrame:
     """obs with the columns of a table of cells; every cell of the source must be in it."""
-    table = hand_table(cell_table, dtype={0: str})
+    # text as it stands: a label may be None or NA
+    table = hand_table(cell_table, dtype={0: str}, keep_default_na=False, na_values=[""])
     table = table.set_index(table.columns[0])
     table.index = table.index.astype(str)
     if table.index.has_duplicates:
@@ -535,7 +550,7 @@ def _joined(obs: pd.DataFrame, cell_table: str | Path, source: str | Path) -> pd
 
 
 def _annotation(path: str | Path) -> Mapping[str, str]:
-    table = hand_table(path)
+    table = hand_table(path, dtype=str, keep_default_na=False, na_values=[""])
     for column in ("perturbation", "pathway"):
         if column not in table:
             raise DataError(f"{path}: no column {column!r}.{nearest(column, table.columns)}")

@@ -383,6 +383,7 @@ def _stream(url: str, part: _Part, back: int, timeout: float) -> None:
         requests.exceptions.MissingSchema,
         requests.exceptions.InvalidSchema,
         requests.exceptions.InvalidURL,
+        ValueError,  # a redirect to what is no address
     ) as e:
         raise _Unusable(f"not an address that can be fetched ({e})") from e
     except requests.RequestException as error:
@@ -401,7 +402,8 @@ def _accept(response: requests.Response, start: int, size: int) -> int:
         raise _Unusable(f"{told} without the file" + (f" (x-amzn-waf-action: {action})" if action else ""))
     if "html" in header.get("Content-Type", "").lower() and status != 416:
         raise _Unusable(f"{told} with an HTML page in place of the file (Content-Type {header['Content-Type']})")
-    encoded, told_range = "Content-Encoding" in header, header.get("Content-Range", "")
+    encoded = header.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
+    told_range = header.get("Content-Range", "")
     span = re.fullmatch(r"bytes (?:\*|(\d+)-\d+)/(\*|\d+)", told_range)
     total = (span[2] if span else "") if status != 200 else "" if encoded else header.get("Content-Length", "")
     if total.isdecimal() and int(total) != size:
