@@ -2,7 +2,7 @@
 import dataclasses
 import json
 
-from samsvae.config import Study, build, grid_table, run_settings, runs
+from samsvae.config import Study, batches, build, grid_table, run_settings, runs
 from samsvae.devices import notice
 from samsvae.digest import code_of as digest_of
 from samsvae.errors import SamsvaeError, nearest
@@ -13,6 +13,8 @@ try:
 except SamsvaeError as error:
     raise WorkflowError(f"Configuration: {error}") from None
 
+BATCHES = {name: batches(found.values(), STUDY.runs_per_job) for name, found in RUNS.items()}
+BATCH = {(name, run.id): batch for name in BATCHES for batch, found in BATCHES[name].items() for run in found}
 DATASETS = {run.dataset: run.screen for found in RUNS.values() for run in found.values()}
 SCREENS = {run.dataset: STUDY.settings[name].screen for name in RUNS for run in RUNS[name].values()}
 
@@ -41,6 +43,13 @@ IMPORTED = r".*-from_.*"
 
 #: The row without which a figure has nothing to show.
 NEEDED = dict.fromkeys(["replogle_masks", "replogle_effects", "replogle_de", "norman_ood", "norman_efficiency"], SHOWN)
+
+
+#: Digests of the code that trains a run and of that which scores it.
+RUN_CODES = {
+    "training": digest_of("src/samsvae/fit.py", ROOT),
+    "scoring": digest_of("src/samsvae/evaluation.py", ROOT),
+}
 
 
 def code_of(script):
@@ -73,9 +82,27 @@ def experiment_runs(name):
     return RUNS[name]
 
 
+def batch_of(wildcards):
+    """The runs that are trained together, by the name of their batch."""
+    found = BATCHES[wildcards.experiment]
+    if wildcards.batch not in found:
+        raise WorkflowError(
+            f"{wildcards.experiment} has no batch {wildcards.batch!r}.{nearest(wildcards.batch, found)}"
+        )
+    return found[wildcards.batch]
+
+
+def together_of(wildcards):
+    """The mark that the batch of a run was worked through, where it is in one."""
+    batch = BATCH.get((wildcards.experiment, wildcards.run))
+    return [f"<results>/{wildcards.experiment}/together/{batch}.tsv"] if batch else []
+
+
 def run_of(wildcards):
-    """The run that the wildcards name."""
+    """The run that the wildcards name; of a batch, whose runs read the same data, the first."""
     found = experiment_runs(wildcards.experiment)
+    if hasattr(wildcards, "batch"):
+        return batch_of(wildcards)[0]
     if wildcards.run not in found:
         raise WorkflowError(f"{wildcards.experiment} has no run {wildcards.run!r}.{nearest(wildcards.run, found)}")
     return found[wildcards.run]
@@ -179,6 +206,11 @@ def checkpoint_of(wildcards):
     path = run_of(wildcards).checkpoint
     orders = [f"{path}.{kind}.txt" for kind in ("genes", "perturbations")]
     return [path, *(order for order in orders if Path(order).is_file())]
+
+
+def trainings_of(wildcards):
+    """The settings that the trainings of a batch depend on."""
+    return [run_settings(run) for run in batch_of(wildcards)]
 
 
 def is_simulated(wildcards):

@@ -18,17 +18,53 @@ rule write_grid:
         "../workflow/scripts/write_grid.py"
 
 
-rule train:
-    """Train one run, keep the weights of the best validation loss, and score them.
+rule train_together:
+    """Train and score several runs of the same data in one process, which pays for its start once (runs_per_job).
 
-    One job, since a job's start costs more than its scores. An edit of the code that scores runs this rule anew, but
-    not the training in it: its weights are kept aside, stamped with all that they depend on (samsvae.fit).
+    What they make is kept beside the runs (samsvae.job) for the rule train to take; of a run that fails here, train
+    makes its own attempt and says why.
     """
     input:
         arrays=arrays_of,
         split=split_of,
         screen=screen_of,
         reference=reference_of,
+    output:
+        "<results>/{experiment}/together/{batch}.tsv",
+    log:
+        "<logs>/{experiment}/together/{batch}.log",
+    benchmark:
+        "<benchmarks>/{experiment}/together/{batch}.tsv"
+    priority: 10
+    conda:
+        "../envs/samsvae.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=lambda wildcards: 120 * len(batch_of(wildcards)),
+    params:
+        runs=trainings_of,
+        evaluation=evaluation_of,
+        simulated=is_simulated,
+        codes=RUN_CODES,
+        code=code_of("train_together"),
+    script:
+        "../workflow/scripts/train_together.py"
+
+
+rule train:
+    """Train one run, keep the weights of the best validation loss, and score them.
+
+    One job, since a job's start costs more than its scores. What it makes is kept aside, stamped with all that it
+    depends on (samsvae.job): an edit of the code that scores does not train again.
+    """
+    input:
+        arrays=arrays_of,
+        split=split_of,
+        screen=screen_of,
+        reference=reference_of,
+        together=together_of,
     output:
         model="<results>/{experiment}/runs/{run}/model.pt",
         history="<results>/{experiment}/runs/{run}/history.tsv",
@@ -55,7 +91,7 @@ rule train:
         settings=training_of,
         evaluation=evaluation_of,
         simulated=is_simulated,
-        training_code=digest_of("src/samsvae/fit.py", ROOT),
+        codes=RUN_CODES,
         code=code_of("train"),
     script:
         "../workflow/scripts/train.py"

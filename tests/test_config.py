@@ -19,6 +19,7 @@ from samsvae.config import (
     EvaluationConfig,
     SplitConfig,
     Study,
+    batches,
     build,
     grid_table,
     run_settings,
@@ -469,3 +470,24 @@ def test_a_checkpoint_is_an_axis_whose_word_is_the_name_of_the_file():
 def test_checkpoints_that_would_be_mixed_up(grid, said):
     with pytest.raises(ConfigError, match=said):
         runs(build(Study, small(settings={"e": {"screen": "sim", "grid": grid}})), "e")
+
+
+# ---- runs that share a process -------------------------------------------------------------------------------------
+
+
+def test_batches_are_of_the_same_data_and_split_and_no_larger_than_asked():
+    grid = [{"model": ["cpa_vae_mf", "cond_vae"], "seed": [0, 1, 2], "cells": [10, 30]}]
+    found = runs(build(Study, small(settings={"e": {"screen": "sim", "grid": grid}})), "e")
+    made = batches(found, 4)
+    assert sorted(len(together) for together in made.values()) == [2, 2, 4, 4]
+    assert sorted(run.id for together in made.values() for run in together) == sorted(run.id for run in found)
+    assert all(len({(run.dataset, run.split) for run in together}) == 1 for together in made.values())
+    assert batches(found, 1) == {} and len(batches(found, 5)) == 2  # a sixth run of each is left alone
+    first = next(iter(made.values()))
+    assert [run.row for run in first] == ["cpa_vae_mf"] * 3 + ["cond_vae"]
+
+
+@pytest.mark.parametrize("name", ["runs_per_job", "jobs_per_gpu", "checkpoint_minutes"])
+def test_numbers_that_must_be_above_nothing(name):
+    with pytest.raises(ConfigError, match=f"{name}: 0"):
+        build(Study, small(**{name: 0}))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,46 +127,6 @@ def test_the_unique_encoding_has_a_perturbation_per_condition(files, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-# ---- a training that was done before -------------------------------------------------------------------------------
-
-
-def test_a_training_is_taken_from_before_where_all_it_depends_on_is_equal(tmp_path, caplog):
-    caplog.set_level("INFO")
-    made, out = screen(), outputs(tmp_path / "run")
-    files, asked = write_files(tmp_path, made), settings()
-
-    def times(code="c", asked=asked) -> tuple[bool, dict]:
-        """Whether a job trained, and what it left."""
-        caplog.clear()
-        for path in out.values():
-            path.unlink(missing_ok=True)  # as the workflow does before a job
-        fit(asked, *files, "cpu", out=out, code=code)
-        return "trained before" not in caplog.text, {name: path.read_bytes() for name, path in out.items()}
-
-    new, first = times()
-    assert new and times() == (False, first)
-    assert times("d")[0] and not times("d")[0]  # other code
-    assert times("d", settings(seed=1))[0] and not times("d", settings(seed=1))[0]  # other settings
-    assert times("d", settings(seed=1))[1]["model"] != first["model"]
-    write_files(tmp_path, replace(made, counts=made.counts + 1))  # other data
-    assert times()[0] and not times()[0]
-    write_files(tmp_path, made, np.resize(["train", "val"], 120))  # another split
-    assert times()[0] and not times()[0]
-    write_files(tmp_path, made)
-    new, again = times()
-    assert new and again["model"] == first["model"] and again["history"] == first["history"]
-
-
-def test_a_training_that_fails_leaves_nothing_to_be_taken(files, tmp_path):
-    out = outputs(tmp_path / "run")
-    fit(settings(), *files, "cpu", out=out, code="c")
-    with pytest.raises(ConfigError):
-        fit(settings("svae_plus"), *files, "cpu", out=out, code="c")
-    before = {name: path.read_bytes() for name, path in out.items()}
-    fit(settings(), *files, "cpu", out=out, code="c")  # what was trained before is still there, and whole
-    assert {name: path.read_bytes() for name, path in out.items()} == before
-
-
 # ---- files that do not fit -----------------------------------------------------------------------------------------
 
 
@@ -251,36 +209,3 @@ def test_what_is_read_is_what_was_written(files):
     for name in vars(made):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
     assert read_split(files[1], found.cells).tolist() == ["train", "train", "val", "train", "test"] * 24
-
-
-# ---- interruption --------------------------------------------------------------------------------------------------
-
-PROCESS = """
-import json, sys
-from samsvae.fit import fit
-settings, arrays, split, out = json.loads(sys.argv[1])
-fit(settings, arrays, split, "cpu", out=out, code="code", keep_every=0.0)  # the state of every step
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_killed_and_started_again_ends_in_the_same_bytes(files, tmp_path, number):
-    asked = settings(steps=100)
-    whole = outputs(tmp_path / "whole")
-    fit(asked, *files, "cpu", out=whole)
-    out = outputs(tmp_path / "run")
-    state = tmp_path / "run" / ".trained" / "state.pt"
-    order = json.dumps([asked, *map(str, files), {name: str(path) for name, path in out.items()}])
-    for kills in (True, True, False):
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        process = subprocess.Popen([sys.executable, "-c", PROCESS, order], stderr=subprocess.PIPE, text=True)
-        while kills and process.poll() is None:
-            if state.exists() and state.stat().st_mtime_ns > before:
-                process.send_signal(number)
-                break
-        said = process.communicate(timeout=120)[1]
-        assert (process.returncode == 0) is not kills and out["model"].exists() is not kills, said
-        assert not kills or number == signal.SIGKILL or "Interrupted: stopped by SIGTERM at step" in said
-    for name in ("model", "history"):
-        assert out[name].read_bytes() == whole[name].read_bytes()
-    assert not state.exists() and (tmp_path / "run" / ".trained" / "stamp").exists()

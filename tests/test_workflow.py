@@ -257,6 +257,32 @@ def test_svae_plus_with_pairs_in_the_summed_encoding_is_refused(checkout, study,
 
 
 @pytest.mark.slow
+def test_runs_that_share_a_process_are_those_of_jobs_of_their_own(checkout, study, tmp_path):
+    """The same bytes in the tables, and one start in place of several; a new seed trains nothing but itself."""
+    config = yaml.safe_load((checkout / "tests" / "smoke.yaml").read_text())
+    config |= {"runs_per_job": 3, "experiments": ["replogle"], "pathvars": {"results": "batched"}}
+    path = tmp_path / "batched.yaml"
+    path.write_text(yaml.safe_dump(config))
+    target = "batched/replogle/scores.tsv"
+    plan = planned(snakemake(checkout, study, "--dry-run", "--", target, config=path))
+    assert plan["train_together"] == 2 and plan["train"] == 5
+    snakemake(checkout, study, "--", target, config=path)
+    assert (study / target).read_bytes() == (study / "results/replogle/scores.tsv").read_bytes()
+    states = pd.concat([read(file) for file in (study / "batched/replogle/together").glob("*.tsv")])
+    assert len(states) == 5 and set(states["state"]) == {"done"}
+    weights = study / "batched/replogle/runs/svae_plus-b5-seed0/.trained/model.pt"
+    before = weights.stat().st_mtime_ns
+    config["settings"]["replogle"]["grid"][2]["seed"] = [0, 1]
+    path.write_text(yaml.safe_dump(config))
+    snakemake(checkout, study, "--", target, config=path)
+    assert weights.stat().st_mtime_ns == before
+    states = pd.concat([read(file) for file in (study / "batched/replogle/together").glob("*.tsv")])
+    assert states.set_index("run")["state"].value_counts().to_dict() == {"done": 4, "kept": 2}
+    log = (study / "batched/logs/replogle/train/svae_plus-b5-seed1.log").read_text()
+    assert "best validation loss" in log and "trained before" in log
+
+
+@pytest.mark.slow
 def test_weights_of_the_release_are_scored_as_those_of_a_training(checkout, study, tmp_path):
     """The same weights by way of the release's form: the same scores, and a place in tables and figures."""
     rows = {"sams_vae_corr": {"mask_prior": 0.1}, "cpa_vae_corr": {}, "svae_plus": {"beta_b": 5}}

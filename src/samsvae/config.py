@@ -225,12 +225,16 @@ class Study:
     title: str = "samsvae"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs_per_gpu: int = 1
+    runs_per_job: int = 1
     checkpoint_minutes: float = 5.0
     pathvars: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.checkpoint_minutes > 0:
             raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is not allowed; it must be above 0.")
+        for name in ("jobs_per_gpu", "runs_per_job"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
         if not self.experiments:
             raise ConfigError(f"experiments: none chosen.{nearest('', self.settings)}")
         for name in self.experiments:
@@ -377,6 +381,23 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
         axes=axes,
         checkpoint=chosen.get("checkpoint"),
     )
+
+
+def batches(found: typing.Iterable[Run], size: int) -> dict[str, list[Run]]:
+    """Runs that read the same data and split, at most ``size`` together, by a name; a run without company is in none.
+
+    In the order of the grid, so that runs of one model come together. {} where ``size`` is 1.
+    """
+    alike: dict[tuple[str, str], list[Run]] = {}
+    for run in found:
+        if run.checkpoint is None:
+            alike.setdefault((run.dataset, run.split), []).append(run)
+    cut = {
+        f"{dataset}.{split}.{at // size}": same[at : at + size]
+        for (dataset, split), same in alike.items()
+        for at in range(0, len(same), size)
+    }
+    return {name: together for name, together in cut.items() if len(together) > 1}
 
 
 def grid_table(runs: list[Run]) -> list[dict[str, SCALAR]]:

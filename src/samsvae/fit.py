@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import platform
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -20,7 +16,7 @@ from samsvae.checkpoint import Checkpoint, save
 from samsvae.config import build
 from samsvae.data.batch import Cells, Dosage, Screen, cells_of, encode, read_screen, read_split
 from samsvae.errors import DataError
-from samsvae.files import atomic, write_json, write_table
+from samsvae.files import write_json, write_table
 from samsvae.model import Model
 from samsvae.settings import ModelConfig, TrainingConfig
 from samsvae.training import Keep, Trained, train
@@ -42,40 +38,12 @@ def fit(
     device: str,
     *,
     out: dict[str, Path | str],
-    code: str | None = None,
-    keep_every: float = 300.0,
+    keep: Keep | None = None,
 ) -> None:
     """Train one run and write ``out``: model (checkpoint), history (TSV), run (JSON: versions, device, time).
 
-    With ``code``, a digest of the training code, the files are kept in a hidden folder beside the model too, stamped
-    with the code, the settings and the content of the inputs. A later job of equal stamp takes them from there: what
-    follows the training can be done anew without it. The state of a training under way is kept in the same place every
-    ``keep_every`` seconds and after a signal, so that an interrupted one goes on instead of beginning again.
+    ``keep``: where the state of the training is kept, so that an interrupted one goes on instead of beginning again.
     """
-    files = {name: Path(out[name]) for name in ("model", "history", "run")}
-    kept = files["model"].parent / ".trained"
-    stamp = None if code is None else _stamp(code, settings, arrays, split, device)
-    if stamp is not None and _stamped(kept, files) == stamp:
-        log.info(
-            "%s: trained before, by the same code on the same data; remove %s to train anew", settings["run"], kept
-        )
-        for name, path in files.items():
-            _link(kept / f"{name}{path.suffix}", path)
-        return
-    keep = None if stamp is None else Keep(kept / "state.pt", stamp, keep_every)
-    _fit(settings, arrays, split, device, files, keep)
-    if stamp is not None:
-        (kept / "stamp").unlink(missing_ok=True)  # from here to its return nothing is valid
-        for name, path in files.items():
-            _link(path, kept / f"{name}{path.suffix}")
-        with atomic(kept / "stamp") as aside:
-            aside.write_text(stamp)
-        keep.drop()
-
-
-def _fit(
-    settings: dict, arrays: Path | str, split: Path | str, device: str, out: dict[str, Path], keep: Keep | None
-) -> None:
     screen = read_screen(arrays)
     parts = read_split(split, screen.cells)
     dosage = encode(screen, settings["encoding"])
@@ -96,30 +64,6 @@ def _fit(
     save(Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, facts), out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
     write_json(record(settings, result, device, n_parameters), out["run"])
-
-
-def _stamp(code: str, settings: dict, arrays: Path | str, split: Path | str, device: str) -> str:
-    """What a training depends on, as one digest."""
-    digest = hashlib.sha256(json.dumps([code, settings, device, torch.__version__], sort_keys=True).encode())
-    for path in (arrays, split):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _stamped(kept: Path, files: dict[str, Path]) -> str | None:
-    """The stamp of the files that are kept, if all of them are there."""
-    whole = all((kept / f"{name}{path.suffix}").is_file() for name, path in files.items())
-    return (kept / "stamp").read_text() if whole and (kept / "stamp").is_file() else None
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under a second name, at no cost of space; a copy where links are not to be had."""
-    with atomic(target) as aside:
-        try:
-            os.link(source, aside)
-        except OSError:
-            shutil.copyfile(source, aside)
 
 
 def record(settings: dict, result: Trained, device: str, n_parameters: int) -> dict:

@@ -12,10 +12,13 @@ from samsvae.errors import SamsvaeError
 
 
 @contextmanager
-def session(log: str | Path) -> Iterator[None]:
-    """Log to a file; a SamsvaeError becomes its sentence, in the log and on the screen, and exit status 1."""
+def session(log: str | Path, *, append: bool = False) -> Iterator[None]:
+    """Log to a file; a SamsvaeError becomes its sentence, in the log and on the screen, and exit status 1.
+
+    ``append``: to what the file holds already.
+    """
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log, mode="w")
+    handler = logging.FileHandler(log, mode="a" if append else "w")
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", handlers=[handler]
     )

@@ -1,31 +1,15 @@
-"""Train one run on a card of its own, or on the CPU, and score it."""
+"""Train one run and score it, or take what was made before."""
 
-from samsvae.devices import hold_device
+from pathlib import Path
+
+from samsvae.job import Data, Place, run_one
 from samsvae.session import session
 
+found, params, config = snakemake.input, snakemake.params, snakemake.config
+data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)
 # where it runs and how often its state is kept are no params: they are no reason to run again
-device, jobs_per_gpu = snakemake.config["device"], snakemake.config["jobs_per_gpu"]
-keep_every = 60.0 * snakemake.config["checkpoint_minutes"]
+place = Place(config["device"], config["jobs_per_gpu"], 60.0 * config["checkpoint_minutes"])
 
-with session(snakemake.log[0]), hold_device(device, jobs_per_gpu) as device:
-    # torch reads once which cards it may see, so these come after the choice of a card
-    from samsvae.evaluation import evaluate
-    from samsvae.fit import fit
-
-    found, made, params = snakemake.input, dict(snakemake.output.items()), snakemake.params
-    fit(
-        params.settings,
-        found.arrays,
-        found.split,
-        device,
-        out=made,
-        code=params.training_code,
-        keep_every=keep_every,
-    )
-    evaluate(
-        {**found, "model": made["model"]},
-        made,
-        settings=params.evaluation,
-        simulated=params.simulated,
-        device=device,
-    )
+# what the run's batch has written to its log stays there
+with session(snakemake.log[0], append=bool(found.together)):
+    run_one(params.settings, data, Path(snakemake.output.model).parent, place)

@@ -5,10 +5,12 @@ Letters: n cells, P most perturbations in a cell, T perturbations, G genes, C co
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +36,29 @@ class Screen:
     perturbations: np.ndarray  # (T,) names
 
 
+#: The arrays of a screen, by name.
+FIELDS = tuple(Screen.__dataclass_fields__)
+
+
 def read_screen(path: Path | str) -> Screen:
-    """Read the training arrays of a screen; DataError where the file is damaged or not of that form."""
-    fields = Screen.__dataclass_fields__
+    """Read the training arrays of a screen; DataError where the file is damaged or not of that form.
+
+    The last one read is remembered: runs that share a process share it. Its arrays are not to be written to.
+    """
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(FIELDS)}.") from None
+    return _read_screen(str(path), state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1)
+def _read_screen(path: str, mtime_ns: int, size: int) -> Screen:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Screen(**{name: file[name] for name in fields})
+            return Screen(**{name: file[name] for name in FIELDS})
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(fields)}.") from None
+        raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(FIELDS)}.") from None
 
 
 def read_split(path: Path | str, cells: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,207 @@
+"""The jobs of runs: what was made before is taken, several runs share a process, a kill costs nothing but time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import screen
+from small_files import settings, write_files
+
+from samsvae.config import EvaluationConfig
+from samsvae.data.batch import read_screen, read_split
+from samsvae.errors import ConfigError
+from samsvae.job import SCORED, TRAINED, Data, Place, run_one, run_together
+from samsvae.kept import Kept, stamp_of
+from samsvae.reference import effects
+from samsvae.tables import read, write_h5ad
+
+PLACE = Place("cpu", 1, 300.0)
+SCORES = asdict(EvaluationConfig(iwelbo_particles=3, ate_samples=20))
+FILES = [*TRAINED.values(), *SCORED.values()]
+SAME = [name for name in FILES if name != "run.json"]  # which has times
+
+
+def data(folder: Path, made=None, split=None, **changes) -> Data:
+    """The files of a made screen, and how runs of them are scored."""
+    made = screen() if made is None else made
+    arrays, cells = write_files(folder, made, split)
+    found = read_screen(arrays)
+    write_h5ad(effects(found, read_split(cells, found.cells), reference="control"), folder / "reference.h5ad")
+    files = {"arrays": str(arrays), "split": str(cells), "screen": "", "reference": str(folder / "reference.h5ad")}
+    return Data(**files, evaluation=SCORES, simulated=False, codes={"training": "t", "scoring": "s"}, **changes)
+
+
+def job(asked: dict, found: Data, folder: Path, caplog) -> tuple[bool, bool]:
+    """Whether a job trained, and whether it scored; as Snakemake does, its outputs are taken away before."""
+    before = {name: os.stat(folder / name).st_ino for name in FILES if (folder / name).exists()}
+    kept = [folder / ".trained" / "model.pt", folder / ".scored" / "scores.tsv"]
+    was = [path.stat().st_mtime_ns if path.exists() else 0 for path in kept]
+    for name in before:
+        (folder / name).unlink()
+    run_one(asked, found, folder, PLACE)
+    assert all((folder / name).is_file() for name in FILES)
+    return tuple(path.stat().st_mtime_ns != time for path, time in zip(kept, was, strict=True))
+
+
+def test_a_job_makes_what_has_changed_and_takes_the_rest(tmp_path, caplog):
+    """Training where its code, settings, cells or split are others; scores then, and where their own reasons are."""
+    made, folder = screen(), tmp_path / "run"
+    found, asked = data(tmp_path, made), settings()
+    assert job(asked, found, folder, caplog) == (True, True)
+    first = {name: (folder / name).read_bytes() for name in FILES}
+    assert job(asked, found, folder, caplog) == (False, False)
+    assert {name: (folder / name).read_bytes() for name in FILES} == first
+
+    def twice(asked, found) -> tuple[bool, bool]:
+        made_anew = job(asked, found, folder, caplog)
+        assert job(asked, found, folder, caplog) == (False, False)
+        return made_anew
+
+    assert twice(asked, replace(found, codes={"training": "t2", "scoring": "s"})) == (True, True)
+    assert twice(settings(seed=1), found) == (True, True)
+    assert (folder / "model.pt").read_bytes() != first["model.pt"]
+    assert twice(settings(seed=1), replace(found, codes={"training": "t", "scoring": "s2"})) == (False, True)
+    assert twice(settings(seed=1), replace(found, evaluation={**SCORES, "ate_samples": 30})) == (False, True)
+    assert twice(asked, data(tmp_path, replace(made, counts=made.counts + 1))) == (True, True)
+    assert twice(asked, data(tmp_path, made, np.resize(["train", "val"], 120))) == (True, True)
+    assert twice(asked, data(tmp_path, made)) == (True, True)
+    assert {name: (folder / name).read_bytes() for name in SAME} == {name: first[name] for name in SAME}
+
+
+def test_what_is_kept_is_linked_not_copied(tmp_path, caplog):
+    job(settings(), data(tmp_path), tmp_path / "run", caplog)
+    for name in FILES:
+        kept = tmp_path / "run" / (".trained" if name in TRAINED.values() else ".scored") / name
+        assert kept.samefile(tmp_path / "run" / name)
+
+
+@pytest.mark.parametrize("damage", ["stamp", "file", "both"])
+def test_what_is_half_kept_is_not_taken(tmp_path, caplog, damage):
+    found, folder = data(tmp_path), tmp_path / "run"
+    job(settings(), found, folder, caplog)
+    if damage in ("stamp", "both"):
+        (folder / ".trained" / "stamp").write_text("")
+    if damage in ("file", "both"):
+        (folder / ".trained" / "history.tsv").unlink()
+    assert job(settings(), found, folder, caplog)[0]
+
+
+def test_a_job_that_fails_leaves_what_was_kept(tmp_path, caplog):
+    found, folder = data(tmp_path), tmp_path / "run"
+    job(settings(), found, folder, caplog)
+    first = (folder / "model.pt").read_bytes()
+    with pytest.raises(ConfigError, match="encoding: 'sum'"):
+        run_one(settings("svae_plus"), found, folder, PLACE)
+    assert job(settings(), found, folder, caplog)[0]  # its stamp is gone: another training had begun
+    assert (folder / "model.pt").read_bytes() == first
+
+
+def test_runs_in_one_process_are_those_of_their_own_jobs(tmp_path, caplog):
+    """The same bytes; a run that fails is told and leaves the others alone; its own job says why."""
+    caplog.set_level("INFO")
+    found, names = data(tmp_path), ("sams_vae_corr", "svae_plus", "cpa_vae_mf")
+    runs = [settings(name) for name in names]  # svae_plus does not accept pairs in the summed encoding
+    ids = [asked["run"] for asked in runs]
+    folders = {run: tmp_path / "together" / "runs" / run for run in ids}
+    logs = {run: tmp_path / "logs" / f"{run}.log" for run in ids}
+    run_together(runs, found, folders, logs, PLACE, tmp_path / "batch.tsv")
+    table = read(tmp_path / "batch.tsv").set_index("run")
+    assert table["state"].to_dict() == dict(zip(ids, ("done", "failed", "done"), strict=True))
+    assert "ConfigError: encoding: 'sum' is not allowed" in table.loc[ids[1], "reason"]
+    assert "ERROR encoding: 'sum'" in logs[ids[1]].read_text()
+    assert "best validation loss" in logs[ids[0]].read_text() and "svae_plus" not in logs[ids[0]].read_text()
+    for asked in (runs[0], runs[2]):
+        run = asked["run"]
+        assert not (folders[run] / "model.pt").exists()  # the outputs are those of the run's own job
+        assert job(asked, found, folders[run], caplog) == (False, False)
+        assert job(asked, found, tmp_path / "alone" / run, caplog) == (True, True)
+        for name in SAME:
+            assert (folders[run] / name).read_bytes() == (tmp_path / "alone" / run / name).read_bytes(), name
+    with pytest.raises(ConfigError, match="encoding: 'sum'"):
+        run_one(runs[1], found, folders[ids[1]], PLACE)
+    # a new seed comes along: the others are not trained again
+    more = [runs[0], settings(seed=4), runs[2]]
+    folders["sams_vae_corr-seed4"] = tmp_path / "together" / "runs" / "new"
+    logs["sams_vae_corr-seed4"] = tmp_path / "logs" / "new.log"
+    run_together(more, found, folders, logs, PLACE, tmp_path / "batch.tsv")
+    assert read(tmp_path / "batch.tsv").set_index("run")["state"].to_dict() == {
+        ids[0]: "kept", "sams_vae_corr-seed4": "done", ids[2]: "kept"
+    }  # fmt: skip
+
+
+def test_a_stamp_is_of_values_and_content(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("1")
+    first = stamp_of({"b": 1, "a": 2}, path)
+    assert first == stamp_of({"a": 2, "b": 1}, path)
+    os.utime(path, ns=(1, 1))
+    assert first == stamp_of({"a": 2, "b": 1}, path)
+    path.write_text("2")
+    assert first != stamp_of({"a": 2, "b": 1}, path) and first != stamp_of({"a": 3, "b": 1}, path)
+
+
+def test_a_fill_that_is_broken_off_is_not_whole(tmp_path):
+    kept, out = Kept(tmp_path / "kept", "s"), {"a": tmp_path / "a.txt"}
+    kept.fill(out, lambda made: made["a"].write_text("first"))
+    assert kept.whole(out) and not Kept(kept.folder, "t").whole(out)
+
+    def broken(made):
+        made["a"].write_text("sec")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        kept.fill(out, broken)
+    assert not kept.whole(out)
+
+
+def test_a_job_with_nothing_to_do_does_without_torch(tmp_path, caplog):
+    found, folder = data(tmp_path), tmp_path / "run"
+    job(settings(), found, folder, caplog)
+    order = json.dumps([settings(), vars(found), str(folder)])
+    code = (
+        "import json, sys\nfrom samsvae.job import Data, Place, run_one\n"
+        "asked, found, folder = json.loads(sys.argv[1])\nrun_one(asked, Data(**found), folder, Place('cuda', 1, 1.0))\n"
+        "print([name for name in ('torch', 'numpy', 'anndata') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, order], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# ---- interruption --------------------------------------------------------------------------------------------------
+
+PROCESS = """
+import json, sys
+from samsvae.job import Data, Place, run_one
+asked, found, folder = json.loads(sys.argv[1])
+run_one(asked, Data(**found), folder, Place("cpu", 1, 1e-9))  # the state of every step
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_killed_and_started_again_ends_in_the_same_bytes(tmp_path, caplog, number):
+    asked, found = settings(steps=100), data(tmp_path)
+    run_one(asked, found, tmp_path / "whole", PLACE)
+    folder = tmp_path / "run"
+    state = folder / ".trained" / "state.pt"
+    order = json.dumps([asked, vars(found), str(folder)])
+    for kills in (True, True, False):
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        process = subprocess.Popen([sys.executable, "-c", PROCESS, order], stderr=subprocess.PIPE, text=True)
+        while kills and process.poll() is None:
+            if state.exists() and state.stat().st_mtime_ns > before:
+                process.send_signal(number)
+                break
+        said = process.communicate(timeout=120)[1]
+        assert (process.returncode == 0) is not kills and (folder / "model.pt").exists() is not kills, said
+        assert not kills or number == signal.SIGKILL or "Interrupted: stopped by SIGTERM at step" in said
+    for name in SAME:
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not state.exists()

@@ -1,0 +1,16 @@
+"""Train and score several runs of the same data."""
+
+from pathlib import Path
+
+from samsvae.job import Data, Place, run_together
+from samsvae.session import session
+
+found, params, config = snakemake.input, snakemake.params, snakemake.config
+data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)
+place = Place(config["device"], config["jobs_per_gpu"], 60.0 * config["checkpoint_minutes"])
+runs = [settings["run"] for settings in params.runs]
+folders = {run: Path(snakemake.output[0]).parents[1] / "runs" / run for run in runs}
+logs = {run: Path(snakemake.log[0]).parents[1] / "train" / f"{run}.log" for run in runs}
+
+with session(snakemake.log[0]):
+    run_together(params.runs, data, folders, logs, place, snakemake.output[0])
