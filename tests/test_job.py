@@ -7,36 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small import screen
-from small_files import settings, write_files
+from small_files import settings
+from small_jobs import FILES, PLACE, SAME, SCORES, data
 
-from samsvae.config import EvaluationConfig
-from samsvae.data.batch import read_screen, read_split
 from samsvae.errors import ConfigError
-from samsvae.job import SCORED, TRAINED, Data, Place, run_one, run_together
+from samsvae.job import TRAINED, Data, run_one, run_together
 from samsvae.kept import Kept, stamp_of
-from samsvae.reference import effects
-from samsvae.tables import read, write_h5ad
-
-PLACE = Place("cpu", 1, 300.0)
-SCORES = asdict(EvaluationConfig(iwelbo_particles=3, ate_samples=20))
-FILES = [*TRAINED.values(), *SCORED.values()]
-SAME = [name for name in FILES if name != "run.json"]  # which has times
-
-
-def data(folder: Path, made=None, split=None, **changes) -> Data:
-    """The files of a made screen, and how runs of them are scored."""
-    made = screen() if made is None else made
-    arrays, cells = write_files(folder, made, split)
-    found = read_screen(arrays)
-    write_h5ad(effects(found, read_split(cells, found.cells), reference="control"), folder / "reference.h5ad")
-    files = {"arrays": str(arrays), "split": str(cells), "screen": "", "reference": str(folder / "reference.h5ad")}
-    return Data(**files, evaluation=SCORES, simulated=False, codes={"training": "t", "scoring": "s"}, **changes)
+from samsvae.tables import read
 
 
 def job(asked: dict, found: Data, folder: Path, caplog) -> tuple[bool, bool]:

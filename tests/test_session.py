@@ -1,16 +1,19 @@
-"""What surrounds every script: one sentence for a mistake of the user's, a traceback for one of ours."""
+"""What surrounds every script: one sentence for a mistake, a signal or a full disk, a traceback for a fault of ours."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from samsvae.session import STOP, _stops
 
-def script(body: str, tmp_path, root) -> subprocess.Popen:
+
+def script(body: str, tmp_path, root, interrupt=signal.SIG_DFL) -> subprocess.Popen:
     """A script with this body inside a session, started."""
     lines = ["from samsvae.session import session", f"with session({str(tmp_path / 'logs' / 'a.log')!r}):"]
     code = "\n".join([*lines, *(f"    {line}" for line in body.splitlines())])
@@ -20,7 +23,7 @@ def script(body: str, tmp_path, root) -> subprocess.Popen:
         text=True,
         stderr=subprocess.PIPE,
         # a shell's background job, as CI may be, has SIGINT ignored, and its children too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),
     )
 
 
@@ -68,13 +71,79 @@ def test_the_log_of_a_second_attempt_is_its_own(tmp_path, root):
     assert "second" in log and "first" not in log
 
 
-def test_a_script_that_is_stopped_says_so_in_the_log(tmp_path, root):
-    process = script("import logging, time\nlogging.info('at work')\ntime.sleep(60)", tmp_path, root)
+def stopped(number: int, body: str, tmp_path, root, **handling) -> tuple[int, str, str]:
+    """As `finished`, for a script that gets a signal once its log has the line 'at work'."""
+    process = script(body, tmp_path, root, **handling)
     log = tmp_path / "logs" / "a.log"
-    for _ in range(200):
+    for _ in range(400):
         if log.is_file() and "at work" in log.read_text():
             break
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode != 0 and "KeyboardInterrupt" in log.read_text()
+    process.send_signal(number)
+    screen = process.communicate(timeout=30)[1]
+    return process.returncode, screen, log.read_text()
+
+
+WRITES = """
+import logging, time
+from samsvae.files import atomic
+with atomic({path!r}) as aside:
+    aside.write_text("half")
+    logging.info("at work")
+    time.sleep({seconds})
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_script_that_is_stopped_is_one_sentence_and_leaves_no_half_file(tmp_path, root, number):
+    (tmp_path / "a.tsv").write_text("old")
+    status, screen, log = stopped(number, WRITES.format(path=str(tmp_path / "a.tsv"), seconds=60), tmp_path, root)
+    assert (status, screen) == (1, f"Interrupted: stopped by {number.name}; no half file is left.\n")
+    assert log.endswith(f"ERROR stopped by {number.name}; no half file is left.\n") and "Traceback" not in log
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tsv", "logs"]
+    assert (tmp_path / "a.tsv").read_text() == "old"
+
+
+def test_what_a_library_makes_of_a_signal_is_no_fault_of_ours(tmp_path, root):
+    body = "import logging, time\ntry:\n    logging.info('at work')\n    time.sleep(60)\n"
+    body += "except BaseException:\n    raise ImportError('half a module')"
+    _, screen, log = stopped(signal.SIGTERM, body, tmp_path, root)
+    assert screen.startswith("Interrupted: stopped by SIGTERM") and "please report" not in log
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path, root):
+    """As under nohup, or in the background of a shell."""
+    body = WRITES.format(path=str(tmp_path / "a.tsv"), seconds=1)
+    status, screen, log = stopped(signal.SIGINT, body, tmp_path, root, interrupt=signal.SIG_IGN)
+    assert (status, screen) == (0, "") and "ERROR" not in log and (tmp_path / "a.tsv").read_text() == "half"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [("ENOSPC", "the disk is full"), ("EDQUOT", "the quota on its disk is used up")]
+)
+@pytest.mark.parametrize("file", ["screen.h5ad", None])
+def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, root, number, said, file):
+    body = f"import errno\nraise OSError(errno.{number}, 'whatever', {file!r})"
+    status, screen, log = finished(body, tmp_path, root)
+    assert (status, screen) == (
+        1,
+        f"OSError: {file or 'a file'}: {said}; no half file is left. Make room and start again.\n",
+    )
+    assert said in log and "Traceback" not in log
+
+
+def test_handlers_are_put_back_and_another_thread_sets_none(tmp_path):
+    before = [signal.getsignal(number) for number in STOP]
+    with _stops():
+        assert [signal.getsignal(number) for number in STOP] != before
+    assert [signal.getsignal(number) for number in STOP] == before
+    found = []
+
+    def enter():
+        with _stops() as came:
+            found.append(came)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [[]]

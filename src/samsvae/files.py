@@ -3,27 +3,64 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+#: What it means that a disk takes no more, by the number of the error.
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota on its disk is used up",
+    errno.EFBIG: "it is larger than a file may be here",
+}
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error."""
+    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error.
+
+    What a killed process has left of its own is removed first. Of two processes that write one path at once the first
+    finds its file gone (FileNotFoundError): it is one that was given up. OSError with the name of ``path`` where the
+    disk takes no more (`NO_ROOM`), however a library tells it.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_left(path)
         yield aside
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except Exception as error:
+        if number := no_room(error):
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_left(path: Path) -> None:
+    """Remove what was written aside for ``path`` and never renamed, as by a process that was killed."""
+    name = re.compile(rf"\.{re.escape(path.stem)}\.\d+{re.escape(path.suffix)}")
+    for other in path.parent.iterdir():
+        if name.fullmatch(other.name):
+            other.unlink(missing_ok=True)
+
+
+def no_room(error: BaseException | None) -> int | None:
+    """The number of `NO_ROOM` that an error tells, or one behind it, also in its text alone, as h5py's may be."""
+    while error is not None:
+        for number in NO_ROOM:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return number
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from samsvae.devices import hold_device
 from samsvae.errors import Interrupted
-from samsvae.files import write_table
+from samsvae.files import remove_left, write_table
 from samsvae.kept import Kept, stamp_of
 
 log = logging.getLogger(__name__)
+
+#: Where the state of a training under way is kept, beside what it will make.
+STATE = "state.pt"
 
 TRAINED = {"model": "model.pt", "history": "history.tsv", "run": "run.json"}
 SCORED = {
@@ -56,6 +59,7 @@ def run_one(settings: Mapping, data: Data, folder: str | Path, place: Place) -> 
     trained, scored, files = _kept(settings, data, Path(folder))
     if trained.whole(files["trained"]):
         log.info("%s: trained before, on the same data; remove %s to train anew", settings["run"], trained.folder)
+        _drop_state(trained)
     if not (trained.whole(files["trained"]) and scored.whole(files["scored"])):
         with hold_device(place.device, place.jobs_per_gpu) as device:
             _make(settings, data, trained, scored, files, device, place.keep_every)
@@ -126,15 +130,21 @@ def _make(settings, data: Data, trained: Kept, scored: Kept, files: dict, device
     from samsvae.training import Keep
 
     if not trained.whole(files["trained"]):
-        keep = Keep(trained.folder / "state.pt", f"{trained.stamp} {device}", keep_every)
+        keep = Keep(trained.folder / STATE, f"{trained.stamp} {device}", keep_every)
         trained.fill(files["trained"], lambda out: fit(settings, data.arrays, data.split, device, out=out, keep=keep))
-        keep.drop()
+        _drop_state(trained)
     inputs = {name: getattr(data, name) for name in ("arrays", "split", "screen", "reference")}
     inputs["model"] = trained.folder / TRAINED["model"]
     scored.fill(
         files["scored"],
         lambda out: evaluate(inputs, out, settings=data.evaluation, simulated=data.simulated, device=device),
     )
+
+
+def _drop_state(trained: Kept) -> None:
+    """Remove the state of a training that has ended, also where a kill came between its end and this."""
+    (trained.folder / STATE).unlink(missing_ok=True)
+    remove_left(trained.folder / STATE)
 
 
 @contextmanager

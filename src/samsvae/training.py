@@ -268,18 +268,15 @@ class Keep:
         run.restore(state)
         return True
 
-    def drop(self) -> None:
-        self.path.unlink(missing_ok=True)
-
 
 @contextmanager
 def signals() -> Iterator[list[str]]:
-    """Names of the signals to stop (SIGTERM, SIGINT) that came, for a loop that ends its step first."""
+    """Names of the signals to stop that came, for a loop that ends its step first."""
     came: list[str] = []
     if threading.current_thread() is not threading.main_thread():  # Python lets no other set handlers
         yield came
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:  # as in a background job of a shell
             signal.signal(number, lambda number, frame: came.append(signal.Signals(number).name))

@@ -1,0 +1,30 @@
+"""What a job of a run reads, from a made screen, for the tests of jobs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from small import screen
+from small_files import write_files
+
+from samsvae.config import EvaluationConfig
+from samsvae.data.batch import read_screen, read_split
+from samsvae.job import SCORED, TRAINED, Data, Place
+from samsvae.reference import effects
+from samsvae.tables import write_h5ad
+
+PLACE = Place("cpu", 1, 300.0)
+SCORES = asdict(EvaluationConfig(iwelbo_particles=3, ate_samples=20))
+FILES = [*TRAINED.values(), *SCORED.values()]
+SAME = [name for name in FILES if name != "run.json"]  # which has times
+
+
+def data(folder: Path, made=None, split=None, **changes) -> Data:
+    """The files of a made screen, and how runs of them are scored."""
+    made = screen() if made is None else made
+    arrays, cells = write_files(folder, made, split)
+    found = read_screen(arrays)
+    write_h5ad(effects(found, read_split(cells, found.cells), reference="control"), folder / "reference.h5ad")
+    files = {"arrays": str(arrays), "split": str(cells), "screen": "", "reference": str(folder / "reference.h5ad")}
+    return Data(**files, evaluation=SCORES, simulated=False, codes={"training": "t", "scoring": "s"}, **changes)
