@@ -1,0 +1,306 @@
+"""The workflow on a real Slurm of one node with stand-ins for cards (tests/slurm): jobs that fail, end, and come back.
+
+One cluster for all. The troubles run side by side, each in a folder of its own that starts from the same data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from samsvae.tables import read
+
+sys.path.insert(0, str(Path(__file__).parent / "slurm"))
+import cluster
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(cluster.missing()), reason=f"Slurm is not installed: no {', '.join(cluster.missing())}"),
+]
+
+RUNS = Path("results/simulation_sams/runs")
+CONFIG = {
+    "title": "Slurm",
+    "experiments": ["simulation_sams"],
+    "pathvars": {"results": "results"},
+    "screens": {
+        "simulation_sams": {"options": {"n_perturbations": 8, "n_features": 20, "val_cells": 6, "test_cells": 6}}
+    },
+    "settings": {
+        "simulation_sams": {
+            "model": {"n_latent": 6, "width": 16, "embedding_width": 16},
+            "training": {"steps": 60, "batch_size": 64, "particles": 2, "validation_particles": 2},
+            "evaluation": {"iwelbo_particles": 5, "ate_samples": 40},
+        }
+    },
+}
+SHORT = [{"model": ["cond_vae", "sams_vae_corr"], "cells": [20], "data_seed": [0]}]
+#: Some 10 s of one core: long enough to be met on its way.
+LONG = [{"model": ["sams_vae_corr"], "cells": [20], "data_seed": [0], "steps": [1500], "validation_every": [100]}]
+BROKEN = [{"model": ["vae"], "cells": [20], "data_seed": [0], "batch_norm": [True], "batch_size": [159]}]
+SETTLED = ("model.pt", "history.tsv", "scores.tsv", "per_condition.tsv", "effects.h5ad")
+
+
+class Site:
+    """A cluster, a copy of the checkout, the profile as its users would adapt it, and folders of studies."""
+
+    def __init__(self, root: Path, folder: Path, env: dict[str, str]):
+        self.folder, self.env, self.checkout = folder, env, folder / "checkout"
+        for name in ("rules", "workflow", "config", "profiles", "envs", "resources", "src"):
+            shutil.copytree(root / name, self.checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(root / "Snakefile", self.checkout)
+        self.data: Path | None = None
+
+    def study(self, name: str, grid: list[dict], **profile: int | str) -> Path:
+        """A folder with a configuration and a profile in which these settings are changed, and the data, if made."""
+        where = self.folder / name
+        shutil.copytree(self.data, where) if self.data else where.mkdir()
+        config = {**CONFIG, "settings": {"simulation_sams": {**CONFIG["settings"]["simulation_sams"], "grid": grid}}}
+        (where / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        (where / "profile").mkdir(exist_ok=True)
+        (where / "profile" / "profile.yaml").write_text(yaml.safe_dump(self.profile(**profile)))
+        return where
+
+    def profile(self, *, group: int = 6, minutes: int = 30, retries: int = 2) -> dict:
+        """profiles/slurm with the lines of a site, asking for news of the jobs every few seconds."""
+        text = (self.checkout / "profiles" / "slurm" / "profile.yaml").read_text()
+        for line in ("slurm-status-command: squeue", "slurm_partition: cpu", "SITE: slurm_partition: gpu"):
+            assert text.count(f"# {line}\n") == 1
+            text = text.replace(f"# {line}\n", line.removeprefix("SITE: ") + "\n")
+        found = yaml.safe_load(text)
+        assert found["set-resources"]["train"]["runtime"] == "attempt * 30" and found["retries"] == 2
+        found["set-resources"]["train"]["runtime"] = f"attempt * {minutes}"
+        found["group-components"]["train"], found["retries"] = group, retries
+        found |= {"slurm-init-seconds-before-status-checks": 4, "seconds-between-status-checks": 1, "latency-wait": 10}
+        return found
+
+    def start(self, where: Path, *arguments: str, local: bool = False) -> subprocess.Popen:
+        """Snakemake in the folder of a study; it prints into a file of it."""
+        profile = self.checkout / "profiles" / "default" if local else where / "profile"
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(self.checkout / "Snakefile")]
+        command += ["--workflow-profile", str(profile), "--configfile", "config.yaml", *arguments]
+        with open(where / "said", "w") as said:
+            return subprocess.Popen(command, cwd=where, env=os.environ if local else self.env, stdout=said, stderr=said)
+
+    def run(self, where: Path, *arguments: str, ok: bool = True, local: bool = False) -> str:
+        """The same, to its end; all that it printed."""
+        return self.end(where, self.start(where, *arguments, local=local), ok=ok)
+
+    def end(self, where: Path, process: subprocess.Popen, *, ok: bool = True) -> str:
+        code = process.wait(280)
+        text = (where / "said").read_text()
+        assert (code == 0) == ok, text[-4000:]
+        return text
+
+    def ask(self, *command: str) -> str:
+        return subprocess.run(command, env=self.env, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def jobs(self, where: Path) -> list[dict[str, str]]:
+        """The Slurm jobs of trainings of a study, in the order of their submission."""
+        names = ("jobid", "workdir", "comment", "state", "timelimit", "minmemory", "tres-per-job", "partition")
+        text = self.ask("squeue", "--noheader", "--states=all", "--sort=i", "-O", ",".join(f"{n}:200" for n in names))
+        rows = [dict(zip(names, line.split(), strict=True)) for line in text.splitlines()]
+        return [row for row in rows if row["workdir"] == str(where) and "train" in row["comment"]]
+
+    def training(self, where: Path) -> int:
+        """The process id of the training under way in the folder of a study, once there is one."""
+
+        def found() -> int | None:
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    if (
+                        process.joinpath("cwd").readlink() == where
+                        and b".train.py" in (process / "cmdline").read_bytes()
+                    ):
+                        return int(process.name)
+                except OSError:  # not there any more
+                    continue
+            return None
+
+        until(lambda: "training and" in log_of(where))
+        return until(found)
+
+
+def until(found: Callable, seconds: float = 200):
+    """What a function returns, as soon as that is something."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return value
+
+
+def log_of(where: Path, run: str = "*-steps1500-*") -> str:
+    """The log of a training; '' where there is none yet."""
+    return "".join(path.read_text() for path in (where / "results/logs/simulation_sams/train").glob(f"{run}.log"))
+
+
+def made(where: Path) -> dict[str, bytes]:
+    """The files of the long training that depend on nothing but its settings."""
+    (folder,) = (where / RUNS).glob("*-steps1500-*")
+    return {name: (folder / name).read_bytes() for name in SETTLED}
+
+
+# ---- what happens to studies, side by side --------------------------------------------------------------------------
+
+LONG_RUN = "results/simulation_sams/runs/sams_vae_corr-steps1500-validation_every100-cells20-draw0/scores.tsv"
+
+
+def whole(site: Site) -> tuple[Path, str]:
+    where = site.study("whole", SHORT)
+    shutil.rmtree(where / "results")
+    return where, site.run(where, "--", "results/simulation_sams/scores.tsv")
+
+
+def undisturbed(site: Site) -> Path:
+    where = site.study("undisturbed", LONG)
+    site.run(where, "--cores", "1", "--", LONG_RUN, local=True)
+    return where
+
+
+def broken(site: Site) -> tuple[Path, str]:
+    where = site.study("broken", SHORT + BROKEN, group=1, retries=0)
+    return where, site.run(where, "--", "results/simulation_sams/scores.tsv", ok=False)
+
+
+def over_time(site: Site) -> tuple[Path, str]:
+    where = site.study("over_time", LONG, group=1, minutes=1)
+    process = site.start(where, "--", LONG_RUN)
+    os.kill(site.training(where), signal.SIGSTOP)  # a training that would take for ever
+    return where, site.end(where, process)
+
+
+def requeued(site: Site) -> tuple[Path, str]:
+    where = site.study("requeued", LONG, group=1)
+    process = site.start(where, "--", LONG_RUN)
+    site.training(where)
+    site.ask("scontrol", "requeue", site.jobs(where)[0]["jobid"])
+    return where, site.end(where, process)
+
+
+def killed(site: Site) -> tuple[Path, str, str]:
+    """Snakemake is killed and started again while its job runs, and once more when that has ended."""
+    where = site.study("killed", LONG, group=1)
+    process = site.start(where, "--", LONG_RUN)
+    training = site.training(where)
+    os.kill(training, signal.SIGSTOP)  # it shall be there when Snakemake comes again
+    process.kill()
+    process.wait()
+    early = site.run(where, "--", LONG_RUN, ok=False)
+    os.kill(training, signal.SIGCONT)
+    until(lambda: site.jobs(where)[0]["state"] == "COMPLETED")
+    site.run(where, "--unlock")
+    return where, early, site.run(where, "--", LONG_RUN)
+
+
+@pytest.fixture(scope="module")
+def site(root, tmp_path_factory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("slurm")
+    command = [sys.executable, str(root / "tests" / "slurm" / "cluster.py"), str(folder / "cluster")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()  # its stdin is ours: when this process dies, the cluster ends
+        if not said.startswith("export "):
+            pytest.fail("no Slurm: see the message above")
+        yield Site(root, folder, cluster.environment(folder / "cluster"))
+        process.stdin.close()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def happened(site) -> Iterator[dict[str, Callable]]:
+    """What came of each study: a function that waits for it. All start from the same data, made here."""
+    data = site.study("data", LONG)
+    effects = "results/simulation_sams/splits/simulation_sams-cells20-draw0/given/effects.h5ad"
+    site.run(data, "--cores", "2", "--", effects, local=True)
+    site.data = data
+    studies = (over_time, requeued, killed, broken, undisturbed, whole)
+    with ThreadPoolExecutor(len(studies)) as pool:
+        yield {study.__name__: pool.submit(study, site).result for study in studies}
+
+
+@pytest.fixture(scope="module")
+def reference(happened) -> dict[str, bytes]:
+    return made(happened["undisturbed"]())
+
+
+def test_a_study_from_end_to_end(site, happened):
+    where, text = happened["whole"]()
+    assert "100%" in text
+    scores = read(where / "results/simulation_sams/scores.tsv")
+    assert {"cond_vae-cells20-draw0", "sams_vae_corr-cells20-draw0"} <= set(scores["run"])
+    (job,) = site.jobs(where)  # the two trainings are one group: one card, and the time of both
+    assert (job["tres-per-job"], job["timelimit"], job["minmemory"]) == ("gres:gpu:1", "1:00:00", "16000M")
+    assert job["partition"] == "gpu" and job["state"] == "COMPLETED"
+
+
+def test_one_that_fails_says_why_and_the_others_go_on(site, happened):
+    where, text = happened["broken"]()
+    assert "ERROR batch_size: 159 leaves a last batch of one of the 160 training cells" in text
+    assert {job["state"] for job in site.jobs(where)[-3:]} == {"FAILED", "COMPLETED"}
+    done = {path.parent.name for path in (where / RUNS).glob("*/scores.tsv")}
+    assert done == {"cond_vae-cells20-draw0", "sams_vae_corr-cells20-draw0"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-ins have the numbers of real cards")
+def test_a_training_takes_the_card_of_its_job(site, happened):
+    where, _ = happened["broken"]()
+    assert [job["tres-per-job"] for job in site.jobs(where)] == ["gres:gpu:1"] * 3
+    logs = [log_of(where, run) for run in ("cond_vae-*", "sams_vae_corr-*", "vae-batch_norm*")]
+    assert all(len(re.findall(r"torch cannot use card \d,", log)) == 1 for log in logs)
+
+
+def test_a_card_is_chosen_within_what_slurm_gives(site, root, tmp_path):
+    """Two jobs of a card each, and one of two cards whose two processes share them out, all at the same time."""
+    hold = (
+        "import os, sys, time; sys.path.insert(0, 'src'); from samsvae.devices import hold_gpus\n"
+        "with hold_gpus() as cards:\n"
+        "    print(cards[0], os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
+        "    while not os.path.exists(sys.argv[1]): time.sleep(0.1)"
+    )
+    steps = [["--gpus=1"], ["--gpus=1"], ["--gpus=2", "--ntasks=2"]]
+    commands = [["srun", "--mem=500", *step, sys.executable, "-c", hold, str(tmp_path / "go")] for step in steps]
+    jobs = [subprocess.Popen(c, env=site.env, cwd=root, stdout=subprocess.PIPE, text=True) for c in commands]
+    said = [job.stdout.readline().split() for job in (*jobs, jobs[-1])]  # the last has two processes
+    (tmp_path / "go").touch()
+    assert [job.wait(100) for job in jobs] == [0, 0, 0]
+    assert all(held == visible for held, visible in said)
+    one, other, *both = (held for held, _ in said)
+    # Slurm numbers the cards of the machine, since nothing here hides the others from a job
+    assert len({one, other, *both}) == 4
+
+
+def test_at_its_time_limit_a_training_keeps_its_state_and_the_next_try_goes_on(site, happened, reference):
+    where, text = happened["over_time"]()
+    first, second = site.jobs(where)
+    assert (first["state"], first["timelimit"], first["minmemory"]) == ("TIMEOUT", "1:00", "16000M")
+    assert (second["state"], second["timelimit"], second["minmemory"]) == ("COMPLETED", "2:00", "32000M")
+    (stopped,) = re.findall(r"^\S+ ERROR stopped by SIGTERM at step (\d+) of 1500", text, flags=re.M)
+    assert 0 < int(stopped) < 1500 and f"resumed at step {stopped} of 1500" in log_of(where)
+    assert made(where) == reference
+
+
+def test_a_job_that_is_requeued_goes_on(site, happened, reference):
+    where, text = happened["requeued"]()
+    (job,) = site.jobs(where)
+    assert job["state"] == "COMPLETED" and "Error" not in text
+    assert re.search(r"resumed at step [1-9]\d* of 1500", log_of(where))
+    assert made(where) == reference
+
+
+def test_snakemake_killed_and_started_again_trains_nothing_twice(site, happened, reference):
+    where, early, late = happened["killed"]()
+    assert "locked" in early  # it does not start a second job beside the one that runs
+    assert "Nothing to be done" in late and len(site.jobs(where)) == 1
+    assert made(where) == reference
