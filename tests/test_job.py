@@ -66,7 +66,7 @@ def test_what_is_kept_is_linked_not_copied(tmp_path, caplog):
         assert kept.samefile(tmp_path / "run" / name)
 
 
-@pytest.mark.parametrize("damage", ["stamp", "file", "both"])
+@pytest.mark.parametrize("damage", ["stamp", "file", "both", "output"])
 def test_what_is_half_kept_is_not_taken(tmp_path, caplog, damage):
     found, folder = data(tmp_path), tmp_path / "run"
     job(settings(), found, folder, caplog)
@@ -74,6 +74,8 @@ def test_what_is_half_kept_is_not_taken(tmp_path, caplog, damage):
         (folder / ".trained" / "stamp").write_text("")
     if damage in ("file", "both"):
         (folder / ".trained" / "history.tsv").unlink()
+    if damage == "output":  # the same file under its second name, written to and not replaced
+        os.truncate(folder / "model.pt", 100)
     assert job(settings(), found, folder, caplog)[0]
 
 

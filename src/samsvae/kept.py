@@ -42,13 +42,22 @@ class Kept:
     stamp: str
 
     def whole(self, out: Mapping[str, Path]) -> bool:
-        """Whether all files of ``out`` are there, under this stamp."""
+        """Whether all files of ``out`` are there, under this stamp, and with the content that was stamped.
+
+        They share their bytes with the outputs: what damages one damages the other.
+        """
         try:
-            return (self.folder / "stamp").read_text() == self.stamp and all(
-                (self.folder / path.name).is_file() for path in out.values()
-            )
+            return (self.folder / "stamp").read_text() == self._text(out)
         except FileNotFoundError:
             return False
+
+    def _text(self, out: Mapping[str, Path]) -> str:
+        """The stamp, and a digest of every file."""
+        lines = [self.stamp]
+        for path in out.values():
+            with open(self.folder / path.name, "rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()} {path.name}")
+        return "\n".join(lines)
 
     def fill(self, out: Mapping[str, Path], make: Callable[[dict[str, Path]], None]) -> None:
         """Have ``make`` write the files of ``out`` here, and stamp them; from here to the stamp none is valid."""
@@ -56,7 +65,7 @@ class Kept:
         (self.folder / "stamp").unlink(missing_ok=True)
         make({name: self.folder / path.name for name, path in out.items()})
         with atomic(self.folder / "stamp") as aside:
-            aside.write_text(self.stamp)
+            aside.write_text(self._text(out))
 
     def take(self, out: Mapping[str, Path]) -> None:
         """The same files as outputs: under a second name, at no cost of space; copies where links are not to be had."""
