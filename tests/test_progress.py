@@ -83,3 +83,12 @@ def test_the_command_reads_the_configuration(root, tmp_path, monkeypatch, capsys
         main(["--base", base, "--configfile", "wrong.yaml"])
     with pytest.raises(SystemExit, match=r"none\.yaml"):
         main(["--base", base, "--configfile", "none.yaml"])
+
+
+def test_the_log_written_last_counts(tmp_path):
+    """A run that failed in its own job and is now trained in a batch again."""
+    assert made(tmp_path, "r", log="10:00:11 ERROR no\n", age=60.0).state == "failed"
+    path = tmp_path / "logs" / "e" / "together" / "r.log"
+    path.parent.mkdir()
+    path.write_text(STEPS)
+    assert standing(tmp_path, "e", "r", now=time.time()).state == "running"

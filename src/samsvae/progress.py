@@ -45,10 +45,11 @@ def standing(results: Path, experiment: str, run: str, *, now: float) -> Standin
     folder = results / experiment / "runs" / run
     if (folder / "scores.tsv").is_file():
         return Standing(experiment, run, "done", _seconds(folder / "run.json"))
-    logs = [results / "logs" / experiment / kind / f"{run}.log" for kind in ("train", "import")]
-    log = next((path for path in logs if path.is_file()), None)
-    if log is None:
+    logs = [results / "logs" / experiment / kind / f"{run}.log" for kind in ("train", "together", "import")]
+    logs = [path for path in logs if path.is_file()]
+    if not logs:
         return Standing(experiment, run, "waiting")
+    log = max(logs, key=lambda path: path.stat().st_mtime)
     lines = log.read_text(errors="replace").splitlines()
     if errors := [line for line in lines if " ERROR " in line]:
         reason = errors[-1].partition(" ERROR ")[2]

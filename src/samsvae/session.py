@@ -18,15 +18,14 @@ STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextmanager
-def session(log: str | Path, *, append: bool = False) -> Iterator[None]:
+def session(log: str | Path) -> Iterator[None]:
     """Log to a file; what is no fault of the code is one sentence, in the log and on the screen, and exit status 1.
 
-    ``append``: to what the file holds already.
     That is a SamsvaeError, a signal to stop, and a disk that takes no more. Anything else has its traceback.
     """
     with _stops() as came:
         try:
-            _log_to(Path(log), "a" if append else "w")
+            _log_to(Path(log))
             _hush()
             yield
         except SamsvaeError as error:
@@ -41,14 +40,14 @@ def session(log: str | Path, *, append: bool = False) -> Iterator[None]:
             raise
 
 
-def _log_to(log: Path, mode: str) -> None:
+def _log_to(log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     logging.raiseExceptions = False  # no traceback on the screen for every line that a full disk does not take
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
-        handlers=[logging.FileHandler(log, mode=mode)],
+        handlers=[logging.FileHandler(log, mode="w")],
     )
     logging.captureWarnings(True)
 

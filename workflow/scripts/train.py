@@ -10,6 +10,5 @@ data = Data(found.arrays, found.split, found.screen, found.reference, params.eva
 # where it runs and how often its state is kept are no params: they are no reason to run again
 place = Place(config["device"], config["jobs_per_gpu"], 60.0 * config["checkpoint_minutes"])
 
-# what the run's batch has written to its log stays there
-with session(snakemake.log[0], append=bool(found.together)):
+with session(snakemake.log[0]):
     run_one(params.settings, data, Path(snakemake.output.model).parent, place)

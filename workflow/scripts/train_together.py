@@ -10,7 +10,7 @@ data = Data(found.arrays, found.split, found.screen, found.reference, params.eva
 place = Place(config["device"], config["jobs_per_gpu"], 60.0 * config["checkpoint_minutes"])
 runs = [settings["run"] for settings in params.runs]
 folders = {run: Path(snakemake.output[0]).parents[1] / "runs" / run for run in runs}
-logs = {run: Path(snakemake.log[0]).parents[1] / "train" / f"{run}.log" for run in runs}
+logs = {run: Path(snakemake.log[0]).with_name(f"{run}.log") for run in runs}
 
 with session(snakemake.log[0]):
     run_together(params.runs, data, folders, logs, place, snakemake.output[0])
