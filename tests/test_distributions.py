@@ -5,9 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
-from samsvae.distributions import Bernoulli, Beta, NegativeBinomial, Normal, Point, Poisson, standard_noise
+from samsvae.distributions import (
+    Bernoulli,
+    Beta,
+    NegativeBinomial,
+    Normal,
+    Point,
+    Poisson,
+    SoftmaxNegativeBinomial,
+    standard_noise,
+)
 
 RNG = np.random.default_rng(0)
 f = torch.float64
@@ -75,15 +84,51 @@ def test_negative_binomial(theta):
     np.testing.assert_allclose(ours, stats.nbinom(theta, theta / (theta + mean)).logpmf(x), rtol=1e-8, atol=1e-10)
 
 
-def test_negative_binomial_sum_has_the_gradients_of_its_terms():
-    mean = tensor(RNG.uniform(0.1, 9, (2, 4, 3))).requires_grad_()
-    theta = tensor(RNG.uniform(0.2, 5, 3)).requires_grad_()
-    x = tensor(RNG.poisson(3, (4, 3)).astype(float))
-    torch.testing.assert_close(
-        NegativeBinomial(mean, theta).log_likelihood(x), NegativeBinomial(mean, theta).log_prob(x).sum(-1)
-    )
-    assert torch.autograd.gradcheck(lambda m, t: NegativeBinomial(m, t).log_likelihood(x), (mean, theta))
-    assert torch.autograd.gradcheck(lambda m, t: NegativeBinomial(m, t).log_likelihood(x), (mean[0], theta))
+def softmax_case(particles, n, genes, *, most, whole=True):
+    """Logits, library, theta and counts in float64, among the counts all around the end of the table."""
+    logits, library = tensor(RNG.normal(0, 2, (particles, n, genes))), tensor(RNG.uniform(20, 900, n))
+    x = RNG.integers(0, most + 1, (n, genes)).astype(float)
+    x.flat[:4] = 63, 64, 65, 400
+    return logits, library, tensor(RNG.uniform(0.2, 5, genes)), tensor(x if whole else x + 0.25)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("most", [6, 90])
+def test_softmax_negative_binomial_sums_the_densities_of_its_counts(most, whole):
+    logits, library, theta, x = softmax_case(3, 5, 7, most=most, whole=whole)
+    mean = special.softmax(logits.numpy(), -1) * library.numpy()[:, None] + 1e-4
+    p = theta.numpy() / (theta.numpy() + mean)
+    x, t = x.numpy(), theta.numpy()
+    terms = special.gammaln(x + t) - special.gammaln(t) - special.gammaln(x + 1) + t * np.log(p) + x * np.log1p(-p)
+    ours = SoftmaxNegativeBinomial(logits, library, theta)
+    np.testing.assert_allclose(ours.log_likelihood(tensor(x)), terms.sum(-1), rtol=1e-11)
+    np.testing.assert_allclose(ours.log_prob(tensor(x)), terms, rtol=1e-9, atol=1e-11)
+    single = SoftmaxNegativeBinomial(logits.float(), library.float(), theta.float())
+    np.testing.assert_allclose(single.log_likelihood(tensor(x).float()), terms.sum(-1), rtol=3e-6)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("block", [1, 40, 2**17])
+def test_softmax_negative_binomial_has_the_gradients_of_its_sum(monkeypatch, block, whole):
+    monkeypatch.setattr("samsvae.distributions._MeanTerms.BLOCK", block)
+    logits, library, theta, x = softmax_case(2, 5, 4, most=70, whole=whole)
+
+    def total(logits, theta):
+        return SoftmaxNegativeBinomial(logits, library, theta).log_likelihood(x)
+
+    assert torch.autograd.gradcheck(total, (logits.requires_grad_(), theta.requires_grad_()))
+    assert torch.autograd.gradcheck(total, (logits[0], theta))  # without particles
+    assert torch.autograd.gradcheck(total, (logits.detach(), theta))
+    assert torch.autograd.gradcheck(total, (logits, theta.detach()))
+
+
+def test_softmax_negative_binomial_in_float32_keeps_the_poisson_limit():
+    logits, library, theta, x = softmax_case(1, 6, 50, most=60)
+    theta = torch.full_like(theta, 1e5)
+    exact = SoftmaxNegativeBinomial(logits, library, theta).log_likelihood(x)
+    single = SoftmaxNegativeBinomial(logits.float(), library.float(), theta.float()).log_likelihood(x.float())
+    # the gamma functions of the one count above the table lose 0.1; of every count they would lose ten times that
+    assert (single - exact).abs().max() < 0.3
 
 
 def test_negative_binomial_in_float32_keeps_the_poisson_limit():

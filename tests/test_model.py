@@ -16,6 +16,7 @@ from samsvae.scoring import iwelbo
 from samsvae.settings import ModelConfig
 from samsvae.zoo import ROWS, TABLE_1, row
 
+SHARED = ("mask_prob", "mask", "embedding")
 SINGLE = [name for name in ROWS if ROWS[name].model.get("effect") == "prior_mean"]
 
 
@@ -189,6 +190,26 @@ def test_rows_of_some_perturbations_equal_those_of_all():
     some = net.draw_shared(given({k: v[:, rows] for k, v in noise.items()}), 5, empty).values
     for name in noise:
         torch.testing.assert_close(some[name], every[name][:, rows])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_batch_of_its_own_perturbations_has_the_terms_and_gradients_of_all(name):
+    """Perturbations b and d are in no cell of the batch: what is drawn for them adds nothing."""
+    net, data = model(name).eval(), cells(name)
+    net.fit_inputs(data)
+    at = torch.tensor([i for i, row in enumerate(data.index) if not {1, 3} & set(row.tolist())][:20])
+    every, own = data.batch(at), data.batch(at, own=True)
+    assert own.rows.tolist() == [0, 2]
+    noise = noise_of(net, len(at), 3)
+    some = {k: v[:, own.rows] if v.ndim > 2 and v.shape[1] == 4 and k in SHARED else v for k, v in noise.items()}
+
+    def found(batch, values):
+        net.zero_grad()
+        terms = net.terms(batch, net.draw(batch, given(values), 3))
+        sum(terms.values()).mean().backward()
+        return terms, {key: p.grad.clone() for key, p in net.named_parameters()}
+
+    torch.testing.assert_close(found(own, some), found(every, noise))
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus"])

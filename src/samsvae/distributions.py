@@ -9,6 +9,7 @@ Equation numbers refer to docs/model.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+#: Added to every variance and to the mean of the negative binomial.
+FLOOR = 1e-4
 
 
 def standard_noise(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -190,8 +194,7 @@ class Point:
 class NegativeBinomial:
     """Negative binomial counts with mean m > 0 and concentration theta > 0 (variance m + m^2 / theta; eq. 2).
 
-    Shapes: ``mean`` (..., n, G), ``concentration`` (G,), value (n, G): the gamma terms depend on neither the
-    particle nor the mean and are computed once at (n, G).
+    Shapes: ``mean`` (..., n, G), ``concentration`` (G,), value (n, G).
     """
 
     mean: Tensor
@@ -204,45 +207,145 @@ class NegativeBinomial:
         spread = torch.log1p(self.mean / theta)
         return (gammas - value * torch.log(theta)) + value * torch.log(self.mean) - (value + theta) * spread
 
-    def log_likelihood(self, value: Tensor) -> Tensor:
-        """log_prob summed over genes (..., n), with a backward pass of its own."""
-        return _NegativeBinomialSum.apply(self.mean, self.concentration, value)
-
     def sample(self, generator: torch.Generator) -> Tensor:
         theta = self.concentration.expand(self.mean.shape)
         rate = torch._standard_gamma(theta, generator=generator) * (self.mean / theta)
         return torch.poisson(rate, generator=generator)
 
 
-class _NegativeBinomialSum(torch.autograd.Function):
-    """sum_g log NB(x_g; m_g, theta_g): the gradients by hand, in a third of the operations.
+@dataclass(frozen=True)
+class SoftmaxNegativeBinomial:
+    """Negative binomial counts with mean l softmax(logits) + 1e-4 (eq. 2).
 
-    d/dm = x / m - (x + theta) / (theta + m);
-    d/dtheta = digamma(x + theta) - digamma(theta) - log(1 + m / theta) + (m - x) / (theta + m).
+    Shapes: ``logits`` (..., n, G), ``library`` l (n,), ``concentration`` (G,), value (n, G). The sum over genes, which
+    training needs, is scored without the mean ever being held whole.
     """
 
+    logits: Tensor
+    library: Tensor
+    concentration: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return self.library[:, None] * torch.softmax(self.logits, dim=-1) + FLOOR
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return NegativeBinomial(self.mean, self.concentration).log_prob(value)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        return NegativeBinomial(self.mean, self.concentration).sample(generator)
+
+    def log_likelihood(self, value: Tensor) -> Tensor:
+        """log_prob summed over genes (..., n), with backward passes of its own."""
+        logits = self.logits if self.logits.ndim == 3 else self.logits.reshape(-1, *self.logits.shape[-2:])
+        rest = _MeanTerms.apply(logits, self.library, self.concentration, value)
+        return rest.reshape(self.logits.shape[:-1]) + _GammaTerms.apply(self.concentration, value)
+
+
+class _GammaTerms(torch.autograd.Function):
+    """sum_g lgamma(x + theta) - lgamma(theta) - x log(theta) - lgamma(x + 1) of every cell (n,).
+
+    What the likelihood of x (n, G) has of neither the mean nor the particle: computed once for all particles. For
+    whole counts the first three are sum_{j < x} log(1 + j / theta), which a table of the small counts holds.
+    """
+
+    TABLE = 64  # counts; above it the gamma functions themselves
+
     @staticmethod
-    def forward(ctx, mean: Tensor, theta: Tensor, x: Tensor) -> Tensor:
-        x_theta = x + theta
-        gammas = torch.lgamma(x_theta) - torch.lgamma(theta) - torch.lgamma(x + 1.0) - x * torch.log(theta)
-        spread = torch.log1p(mean / theta)
-        ctx.save_for_backward(mean, theta, x, spread)
-        return gammas.sum(-1) + torch.log(mean).mul_(x).addcmul_(x_theta, spread, value=-1.0).sum(-1)
+    def forward(ctx, theta: Tensor, x: Tensor) -> Tensor:
+        index = _GammaTerms.index(x)
+        ctx.save_for_backward(theta, x, index)
+        if index is None:
+            return _gammas(theta, x).sum(-1)
+        j = torch.arange(_GammaTerms.TABLE + 1, dtype=theta.dtype, device=theta.device)[:, None]
+        table = _GammaTerms.below(torch.log1p(j / theta)) - torch.lgamma(j + 1.0)
+        return _GammaTerms.look_up(table, index, theta, x, _gammas).sum(-1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mean, theta, x, spread = ctx.saved_tensors
-        total, grad, x_theta = mean + theta, grad[..., None], x + theta
-        d_mean = d_theta = None
-        if ctx.needs_input_grad[0]:
-            d_mean = (x / mean).sub_(x_theta / total).mul_(grad)
-        if ctx.needs_input_grad[1]:
-            shared = grad.sum_to_size(*([1] * (grad.ndim - x.ndim)), *x.shape[:-1], 1).reshape(*x.shape[:-1], 1)
-            d_gammas = (torch.digamma(x_theta).sub_(torch.digamma(theta)) * shared).sum(0)
-            d_rest = (mean - x).div_(total).sub_(spread).mul_(grad).flatten(0, -2).sum(0)
-            d_theta = d_gammas + d_rest
-        return d_mean, d_theta, None
+        theta, x, index = ctx.saved_tensors
+        if index is None:
+            return grad @ _d_gammas(theta, x), None
+        j = torch.arange(_GammaTerms.TABLE + 1, dtype=theta.dtype, device=theta.device)[:, None]
+        table = _GammaTerms.below(-j / (theta * (theta + j)))
+        return grad @ _GammaTerms.look_up(table, index, theta, x, _d_gammas), None
+
+    @staticmethod
+    def index(x: Tensor) -> Tensor | None:
+        """The place in the table of every count (n G,), of whole counts on a CPU; None elsewhere.
+
+        A GPU spends less on the gamma functions than on a look at the counts.
+        """
+        if x.is_cuda or not torch.equal(x, x.floor()):
+            return None
+        genes = x.shape[-1]
+        return (x.clamp(max=_GammaTerms.TABLE).int() * genes + torch.arange(genes, dtype=torch.int32)).flatten().long()
+
+    @staticmethod
+    def below(terms: Tensor) -> Tensor:
+        """Sums over the rows above each row."""
+        return F.pad(terms[:-1].cumsum(0), (0, 0, 1, 0))
+
+    @staticmethod
+    def look_up(table: Tensor, index: Tensor, theta: Tensor, x: Tensor, formula: Callable) -> Tensor:
+        found = table.flatten().index_select(0, index).view(x.shape)
+        large = (x > _GammaTerms.TABLE).nonzero(as_tuple=True)
+        found[large] = formula(theta[large[1]], x[large])
+        return found
+
+
+def _gammas(theta: Tensor, x: Tensor) -> Tensor:
+    return torch.lgamma(x + theta) - torch.lgamma(theta) - x * torch.log(theta) - torch.lgamma(x + 1.0)
+
+
+def _d_gammas(theta: Tensor, x: Tensor) -> Tensor:
+    return torch.digamma(x + theta) - torch.digamma(theta) - x / theta
+
+
+class _MeanTerms(torch.autograd.Function):
+    """sum_g x log(m) - (x + theta) log(1 + m / theta), m = l softmax(logits) + 1e-4: (K, n), gradients by hand.
+
+    d/dm = x / m - (x + theta) / (m + theta); d/dtheta = (1 + x / theta) m / (m + theta) - log(1 + m / theta).
+    Cells are taken in blocks that a CPU's cache holds, and each number is read while it is there.
+    """
+
+    BLOCK = 2**17  # numbers of a block of logits
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:
+        particles, n, genes = logits.shape
+        cells = n if logits.is_cuda else max(1, _MeanTerms.BLOCK // (particles * genes))
+        out = logits.new_empty(particles, n)
+        slopes = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        spreads = torch.empty_like(logits) if ctx.needs_input_grad[2] else None
+        for start in range(0, n, cells):
+            at = slice(start, start + cells)
+            size, count = library[at, None], x[at]
+            count_theta = count + theta
+            share = torch.softmax(logits[:, at], -1).mul_(size)
+            mean = share + FLOOR
+            spread = torch.log1p(mean / theta)
+            out[:, at] = torch.log(mean).mul_(count).addcmul_(count_theta, spread, value=-1.0).sum(-1)
+            if slopes is None and spreads is None:
+                continue
+            weight = (mean + theta).reciprocal_()
+            if slopes is not None:
+                slope = torch.div(count, mean).addcmul_(count_theta, weight, value=-1.0).mul_(share)
+                total = slope.sum(-1, keepdim=True).div_(size)
+                torch.addcmul(slope, share, total, value=-1.0, out=slopes[:, at])
+            if spreads is not None:
+                torch.sub(weight.mul_(mean).mul_(count_theta / theta), spread, out=spreads[:, at])
+        ctx.save_for_backward(slopes, spreads)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        slopes, spreads = ctx.saved_tensors
+        d_logits = None if slopes is None else slopes * grad[..., None]
+        d_theta = None if spreads is None else grad.flatten() @ spreads.flatten(0, 1)
+        return d_logits, None, d_theta, None
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from samsvae.data.batch import Batch
-from samsvae.distributions import Bernoulli, Beta, Normal, Point
-from samsvae.networks import FLOOR, MLP, GaussianHead, OneHot
+from samsvae.distributions import FLOOR, Bernoulli, Beta, Normal, Point
+from samsvae.networks import MLP, GaussianHead, OneHot
 
 Values = Mapping[str, Tensor]
 

@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samsvae.distributions import NegativeBinomial, Normal, Poisson
-
-#: Added to every variance and to the mean of the negative binomial.
-FLOOR = 1e-4
+from samsvae.distributions import FLOOR, Normal, Poisson, SoftmaxNegativeBinomial
 
 ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
 
@@ -117,11 +114,10 @@ class Likelihood(nn.Module):
         elif kind == "normal_fixed":
             self.log_var = nn.Parameter(torch.zeros(n_genes))
 
-    def forward(self, h: Tensor, library: Tensor) -> NegativeBinomial | Normal | Poisson:
+    def forward(self, h: Tensor, library: Tensor) -> SoftmaxNegativeBinomial | Normal | Poisson:
         out = self.mean(h)  # (..., n, G)
         if self.kind == "nb":
-            mean = library[:, None] * torch.softmax(out, dim=-1) + FLOOR
-            return NegativeBinomial(mean, torch.exp(self.log_concentration))
+            return SoftmaxNegativeBinomial(out, library, torch.exp(self.log_concentration))
         if self.kind == "poisson":
             return Poisson(F.softplus(out))
         log_var = self.log_var(h) if self.kind == "normal" else self.log_var

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from samsvae.checkpoint import read
+from samsvae.cpu import fast_cpu
 from samsvae.data.batch import Batch, Cells
 from samsvae.errors import CheckpointError, ConfigError, Interrupted, NumericalError, some
 from samsvae.files import atomic
@@ -86,6 +87,7 @@ def _weight(term: str, config: TrainingConfig, warmup: float) -> float:
     return config.kl_weight * warmup * weights.get(term, config.weight_z)
 
 
+@fast_cpu()
 def train(
     model: Model,
     train_cells: Cells,
@@ -114,6 +116,8 @@ def train(
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
     steps = config.steps if config.epochs is None else config.epochs * math.ceil(n / size)
     scale = float(n) if config.loss_scale == "n_cells" else 1.0  # matters to Adam through its eps and weight decay
+    # terms of perturbations that a batch has no cell of are left out, where the loss reads none of them
+    own = device.type == "cpu" and config.plate != "every_step" and not config.mask_penalty
     run = _Run(model, config, device)
     if keep is not None and keep.load(run):
         log.info("resumed at step %d of %d", run.step, steps)
@@ -138,7 +142,7 @@ def train(
             for at in run.permutation.to(device).split(size)[len(run.losses) :]:
                 if run.step == steps:
                     break
-                batch = train_cells.batch(at)
+                batch = train_cells.batch(at, own=own)
                 draw = model.draw(batch, run.noise, config.particles)
                 loss, terms = objective(model, batch, draw, config, n_cells=n, warmup=warmup)
                 run.losses.append(loss.item())

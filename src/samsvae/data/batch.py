@@ -180,11 +180,21 @@ class Cells:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def batch(self, at: Tensor | slice) -> Batch:
-        """The cells at some positions (n',), with the plate weights of the whole split."""
-        index = self.index[at]
+    def batch(self, at: Tensor | slice, *, own: bool = False) -> Batch:
+        """The cells at some positions (n',), with the plate weights of the whole split.
+
+        ``own``: with rows for the perturbations that these cells received, and for no others.
+        """
+        index, share, rows = self.index[at], self.share, None
         dose = (index < self.n_perturbations).to(self.library.dtype)
-        return Batch(self.counts[at].to(self.library.dtype), self.library[at], OneHot(index, dose), self.share)
+        if own:
+            position = torch.zeros(self.n_perturbations + 1, dtype=torch.long, device=index.device)
+            position[index.flatten()] = 1
+            rows = position[:-1].nonzero()[:, 0]
+            position[rows] = torch.arange(len(rows), device=index.device)
+            position[-1] = len(rows)
+            index, share = position[index], share[rows]
+        return Batch(self.counts[at].to(self.library.dtype), self.library[at], OneHot(index, dose), share, rows)
 
 
 def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.device | str = "cpu") -> Cells:

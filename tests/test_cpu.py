@@ -1,0 +1,49 @@
+"""Products by oneDNN: taken where they are exact, and nothing of the setting is left behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from samsvae import cpu
+
+SETTINGS = torch.backends.mkldnn.matmul
+
+
+@pytest.fixture(autouse=True)
+def measured_anew():
+    cpu.exact_products.cache_clear()
+    yield
+    cpu.exact_products.cache_clear()
+
+
+def test_products_are_those_of_float64_to_float32s_rounding():
+    a, b = torch.randn(300, 400), torch.randn(400, 200)
+    before = SETTINGS.fp32_precision
+    with cpu.fast_cpu():
+        ours = a @ b
+    exact = a.double() @ b.double()
+    assert ((ours - exact).norm() / exact.norm()).item() < 1e-6
+    assert SETTINGS.fp32_precision == before
+
+
+def test_a_cpu_that_would_round_to_bf16_is_left_as_it_is(monkeypatch):
+    rounded = torch.Tensor.__matmul__
+
+    def bf16(a, b):
+        return rounded(a.bfloat16().float(), b.bfloat16().float()) if a.dtype == torch.float32 else rounded(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", bf16)
+    before = SETTINGS.fp32_precision
+    assert not cpu.exact_products()
+    with cpu.fast_cpu():
+        assert SETTINGS.fp32_precision == before
+
+
+def test_the_setting_is_put_back_after_an_error(monkeypatch):
+    monkeypatch.setattr(cpu, "exact_products", lambda: True)
+    before = SETTINGS.fp32_precision
+    with pytest.raises(ZeroDivisionError), cpu.fast_cpu():
+        assert SETTINGS.fp32_precision == "bf16"
+        1 / 0  # noqa: B018
+    assert SETTINGS.fp32_precision == before
