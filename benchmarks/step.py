@@ -1,0 +1,599 @@
+"""Cost of a training step: samsvae beside plain PyTorch (plain.py), after a check that both compute the same.
+
+    python benchmarks/step.py                                    # the Replogle shape, CPU, one thread
+    python benchmarks/step.py --shape norman --repeats 5
+    python benchmarks/step.py --device cuda --matmul tf32 --record
+
+From a checkout, with torch and numpy alone. (1) Same weights, batch and noise: relative errors of the loss and of every
+gradient; above 1e-4 or 1e-3 nothing is timed and the exit status is 1. (2) A calibration by one float32
+product. (3) Interleaved repeats, as CPU time of the process or between CUDA events; peak memory of each variant in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
+
+import plain  # noqa: E402
+
+#: what torch calls the arithmetic of float32 products, by device; nothing before torch 2.9
+HOLDERS = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}
+SETTABLE = hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision")
+
+
+def arithmetic(device: str) -> str | None:
+    """The arithmetic of float32 products that is set: none, ieee, tf32 or bf16."""
+    return HOLDERS[device].matmul.fp32_precision if SETTABLE else None
+
+
+def set_arithmetic(device: str, value: str | None) -> None:
+    if value is not None:
+        HOLDERS[device].matmul.fp32_precision = value
+
+
+DEFAULT = {device: arithmetic(device) for device in HOLDERS}  # before samsvae is imported, which may choose for itself
+
+from samsvae.data.batch import Cells, Screen, cells_of, encode  # noqa: E402
+from samsvae.model import Model, Streams  # noqa: E402
+from samsvae.settings import ModelConfig, TrainingConfig  # noqa: E402
+from samsvae.training import Adam, objective, train  # noqa: E402
+from samsvae.zoo import TABLE_1, row  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+HEADING = "## The training step: `step.py`"
+LOSS, GRADIENT = 1e-4, 1e-3  # the largest relative errors allowed
+ARITHMETIC = {"cpu": ("ieee", "tf32", "bf16"), "cuda": ("ieee", "tf32")}  # cuBLAS takes no bf16 for float32
+PRODUCT = (2560, 400, 1187)  # the calibration: particles x cells, width, genes of the Replogle shape
+VARIANTS = {
+    "plain": "plain PyTorch",
+    "step": "samsvae, its public functions",
+    "train": "samsvae, `train()`",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the data and settings of the model (those of config/config.yaml)."""
+
+    genes: int
+    perturbations: int
+    cells: int
+    model: dict
+    training: dict = field(default_factory=dict)
+    pairs: int = 0
+    controls: float = 0.0  # share of the cells
+    library: float = 1e4  # mean count of a cell
+
+
+SHAPES = {
+    "replogle": Shape(1187, 680, 10_240, {}, controls=0.017),
+    "norman": Shape(
+        5000,
+        105,
+        5_120,
+        {"n_latent": 200, "embedding_layers": 4, "embedding_width": 400},
+        {"gradient_clip": 100.0},
+        pairs=131,
+        controls=0.1,
+    ),
+    "simulation": Shape(
+        100,
+        100,
+        12_800,
+        {"n_latent": 15, "n_layers": 2, "width": 100, "embedding_width": 100, "mask_prior": 2 / 15, "beta_b": 5.0},
+        {"batch_size": 128, "learning_rate": 1e-3},
+        library=1e3,
+    ),
+    "toy": Shape(
+        12,
+        5,
+        96,
+        {"n_latent": 4, "n_layers": 2, "width": 16, "embedding_width": 8, "mask_prior": 0.2, "embedding_scale": 2.0},
+        {"batch_size": 24, "particles": 3, "gradient_clip": 100.0},
+        pairs=3,
+        controls=0.1,
+        library=100,
+    ),
+}
+MODELS = TABLE_1[1:]  # plain.py has no conditional VAE
+
+
+# ---- data and models -----------------------------------------------------------------------------------------------
+
+
+def made_screen(shape: Shape, model: str, seed: int = 0) -> Screen:
+    """Counts like those of Perturb-seq: negative binomial of concentration 1, 40 % not zero, uneven library sizes.
+
+    For SVAE+, which reads one perturbation a cell, without pairs.
+    """
+    rng = np.random.default_rng(seed)
+    n_pairs = 0 if model == "svae_plus" else shape.pairs
+    names = np.array([f"p{t}" for t in range(shape.perturbations)])
+    members = np.full((shape.perturbations + n_pairs + 1, 2 if n_pairs else 1), -1)
+    members[: len(names), 0] = range(len(names))
+    for c in range(n_pairs):
+        members[len(names) + c] = rng.choice(len(names), 2, replace=False)
+    treated = len(members) - 1
+    condition = np.where(rng.random(shape.cells) < shape.controls, treated, rng.integers(treated, size=shape.cells))
+
+    profile = _profile(shape)
+    library = shape.library * rng.lognormal(-0.06, 0.35, (shape.cells, 1))
+    counts = np.empty((shape.cells, shape.genes), np.int16)
+    for start in range(0, shape.cells, 512):  # in parts, so that the peak of memory is that of the steps
+        mean = library[start : start + 512] * profile
+        counts[start : start + 512] = np.minimum(rng.poisson(mean * rng.exponential(size=mean.shape)), 32_767)
+    return Screen(
+        counts=counts,
+        library=counts.sum(1).astype(np.float32),
+        cells=np.array([f"cell{i}" for i in range(shape.cells)]),
+        genes=np.array([f"gene{g}" for g in range(shape.genes)]),
+        condition=condition,
+        conditions=np.array([*("+".join(names[m[m >= 0]]) for m in members[:-1]), "control"]),
+        members=members,
+        perturbations=names,
+    )
+
+
+def _profile(shape: Shape) -> np.ndarray:
+    """Shares of the genes (G,): lognormal, as wide as leaves 40 % of the counts above 0."""
+    normal = statistics.NormalDist()
+    score = np.array([normal.inv_cdf((g + 0.5) / shape.genes) for g in range(shape.genes)])
+    low, high = 0.0, 10.0
+    for _ in range(40):
+        sigma = (low + high) / 2
+        share = np.exp(sigma * score - (sigma * score).max())
+        share /= share.sum()
+        mean = shape.library * share
+        low, high = (sigma, high) if (mean / (1 + mean)).mean() > 0.4 else (low, sigma)
+    return share
+
+
+def dense(screen: Screen) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts (n, G) and dosages (n, T) in float32."""
+    dosage = np.zeros((len(screen.cells), len(screen.perturbations) + 1), np.float32)
+    np.put_along_axis(dosage, screen.members[screen.condition], 1.0, axis=1)  # -1 is the last column
+    return torch.from_numpy(screen.counts.astype(np.float32)), torch.from_numpy(dosage[:, :-1].copy())
+
+
+def settings(shape: Shape, model: str) -> tuple[ModelConfig, TrainingConfig]:
+    return ModelConfig(**{**row(model).model, **shape.model}), TrainingConfig(**shape.training)
+
+
+def product_model(shape: Shape, model: str, cells: Cells) -> Model:
+    made = Model(settings(shape, model)[0], shape.genes, shape.perturbations).to(cells.counts.device)
+    made.fit_inputs(cells)
+    return made
+
+
+def plain_model(shape: Shape, model: str, x: torch.Tensor, d: torch.Tensor) -> plain.VAE:
+    config = settings(shape, model)[0]
+    log = torch.log1p(x)
+    sd = log.std(0)
+    moments = log.mean(0), torch.where(sd == 0, 1.0, sd), d.sum(0)
+    sizes = {name: getattr(config, name) for name in ("n_latent", "width", "n_layers", "temperature")}
+    if model == "svae_plus":
+        return plain.SVAEPlus(*moments, **sizes, beta_a=config.beta_a, beta_b=config.beta_b)
+    for name in ("embedding_width", "embedding_layers", "mask_prior", "embedding_scale"):
+        sizes[name] = getattr(config, name)
+    return plain.SAMSVAE(
+        *moments,
+        **sizes,
+        mask=config.mask == "bernoulli",
+        correlated_e=config.guide_embedding == "given_mask",
+        correlated_z=config.encoder_reads == "x_offset",
+    )
+
+
+# ---- the check -----------------------------------------------------------------------------------------------------
+
+
+def plain_names(model: Model) -> dict[str, str]:
+    """Name of every weight of samsvae -> its name in plain.py."""
+    learned = model.config.embedding == "learned"
+    own = {
+        "mask.logits": "mask_logits",
+        "mask_prob.logits": "mask_logits",
+        "embedding.loc": "embedding" if learned else "embedding_loc",
+        "embedding.log_scale": "embedding_log_scale",
+    }
+    begins = {
+        "embedding.network.": "embedding_network.network.",
+        "embedding.head.": "embedding_network.",
+        "z.network.": "encoder.network.",
+        "z.head.": "encoder.",
+        "z_basal.network.": "encoder.network.",
+        "z_basal.head.": "encoder.",
+        "decoder.": "decoder.network.",
+        "likelihood.mean.": "decoder.out.",
+        "likelihood.": "decoder.",
+    }
+    names = {}
+    for name in model.state_dict():
+        plainly = name
+        if name.startswith("latents."):
+            _, at, rest = name.split(".", 2)
+            plainly = f"{model.names[int(at)]}.{rest}"
+        start = next((s for s in begins if plainly.startswith(s)), None)
+        names[name] = own.get(plainly, plainly if start is None else begins[start] + plainly.removeprefix(start))
+    return names
+
+
+def noise_of(model: Model, config: TrainingConfig, n: int, device: str) -> dict[str, torch.Tensor]:
+    """Standard noise of every latent, by name: (K, T, L), or (K, n, L) of a cell's."""
+    stream, noise = Streams("check", device), {}
+    for latent in model.latents:
+        kind = "logistic" if latent.name == "mask" else "normal"
+        rows = n if latent.plate == "cell" else model.n_perturbations
+        noise[latent.name] = stream(latent.name, kind, (config.particles, rows, model.config.n_latent))
+    return noise
+
+
+def errors(shape: Shape, model: str, device: str = "cpu", chosen: str | None = None) -> dict[str, float]:
+    """Relative errors of samsvae against plain.py under the same weights, batch and noise.
+
+    ``loss``; of every weight the gradient, |g - g'| / |g'|; ``update``, the largest of a change by Adam along one and
+    the same gradient. Weights are moved off their starting values, where some gradients vanish. ``chosen``: arithmetic
+    of float32 products for samsvae; its own by default.
+    """
+    own = arithmetic(device)
+    screen = made_screen(shape, model)
+    cells = cells_of(screen, np.arange(shape.cells), encode(screen, "sum"), device)
+    x, d = dense(screen)
+    ours, theirs = product_model(shape, model, cells), plain_model(shape, model, x, d).to(device)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in ours.named_parameters():
+            free = name.endswith(("logits", ".loc", "log_scale", "log_concentration"))
+            p += ((0.5 if free else 0.01) * torch.randn(p.shape, generator=generator)).to(device)
+    names = plain_names(ours)
+    moments = [theirs.input_mean.clone(), theirs.input_sd.clone()]
+    theirs.load_state_dict({names[k]: v for k, v in ours.state_dict().items()}, strict=False)
+    found = {
+        "input_mean": _relative(ours.input_mean, moments[0]),
+        "input_sd": _relative(ours.input_sd, moments[1]),
+    }
+
+    config = settings(shape, model)[1]
+    at = torch.randperm(shape.cells, generator=generator)[: config.batch_size]
+    noise = noise_of(ours, config, len(at), device)
+    batch = cells.batch(at.to(device))
+
+    def given(name: str, kind: str, needed: tuple[int, ...]) -> torch.Tensor:
+        """The noise of the perturbations that the batch asks for."""
+        every = noise[name]
+        return every if every.shape == needed else every[:, batch.rows]
+
+    set_arithmetic(device, chosen or own)
+    loss, _ = objective(ours, batch, ours.draw(batch, given, config.particles), config, n_cells=shape.cells)
+    loss.backward()
+    set_arithmetic(device, DEFAULT[device])
+    expected = theirs.loss(x[at].to(device), d[at].to(device), config.particles, noise)
+    expected.backward()
+    set_arithmetic(device, own)
+    found["loss"] = _relative(loss, expected)
+    weights, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    if {names[name] for name in weights} != set(other):
+        raise SystemExit(f"weights differ: {sorted({names[name] for name in weights} ^ set(other))}")
+    for name, p in weights.items():
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        found[names[name]] = _relative(p.grad, other[names[name]].grad)
+        other[names[name]].grad = p.grad.clone()  # Adam magnifies what differs in a gradient near 0
+    before = {name: p.detach().clone() for name, p in weights.items()}
+    Adam(ours, config).step()
+    plain.optimiser(theirs, config.learning_rate, config.weight_decay).step()
+    changes = [(p - before[name], other[names[name]] - before[name]) for name, p in weights.items()]
+    found["update"] = max(_relative(*change) for change in changes)
+    return found
+
+
+def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.detach().double(), b.detach().double()
+    return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
+
+
+def within(found: dict[str, float]) -> bool:
+    """Whether the errors are allowed; those of moments and of the update count as a gradient's."""
+    return all(e <= (LOSS if name == "loss" else GRADIENT) for name, e in found.items())
+
+
+def told(found: dict[str, float]) -> str:
+    worst = max((name for name in found if name not in ("loss", "update")), key=found.get)
+    return (
+        f"relative error of the loss {found['loss']:.1e}, of a gradient {found[worst]:.1e} or less ({worst}), "
+        f"of Adam's update {found['update']:.1e}"
+    )
+
+
+# ---- what is timed -------------------------------------------------------------------------------------------------
+
+
+def plain_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
+    """A function that takes some steps of plain.py, reading of the batches included."""
+    x, d = dense(made_screen(shape, model))
+    config = settings(shape, model)[1]
+    made = plain_model(shape, model, x, d).to(device)
+    stream = plain.steps(
+        made,
+        plain.loader(x, d, config.batch_size, pin_memory=device == "cuda"),
+        particles=config.particles,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        gradient_clip=config.gradient_clip,
+    )
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            next(stream)
+
+    return take
+
+
+def product_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
+    """The same of samsvae, by its public functions in the order of `training.train`."""
+    screen = made_screen(shape, model)
+    cells = cells_of(screen, np.arange(shape.cells), encode(screen, "sum"), device)
+    config = settings(shape, model)[1]
+    made = product_model(shape, model, cells)
+    optimiser, noise = Adam(made, config), Streams(config.seed, device)
+    order = Streams(config.seed, "cpu").generator("order")
+
+    def batches() -> Iterator[torch.Tensor]:
+        while True:
+            yield from torch.randperm(shape.cells, generator=order).to(device).split(config.batch_size)
+
+    stream = batches()
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            batch = cells.batch(next(stream))
+            draw = made.draw(batch, noise, config.particles)
+            loss, _ = objective(made, batch, draw, config, n_cells=shape.cells)
+            if not math.isfinite(loss.item()):
+                raise SystemExit("the loss is not finite")
+            made.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(made.parameters(), config.gradient_clip)
+            optimiser.step()
+
+    return take
+
+
+def train_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
+    """A call of `train` for so many steps; what it costs beside them does not depend on their number."""
+    screen = made_screen(shape, model)
+    dosage = encode(screen, "sum")
+    cells, few = (cells_of(screen, np.arange(n), dosage, device) for n in (shape.cells, 2))
+    config = replace(settings(shape, model)[1], validation_every=10**9)
+    made = product_model(shape, model, cells)
+    return lambda count: train(made, cells, few, replace(config, steps=count))
+
+
+STEPS = {"plain": plain_steps, "step": product_steps, "train": train_steps}
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def cost(work: Callable[[], object], device: str) -> float:
+    """Milliseconds of some work: CPU time of the process, or between CUDA events."""
+    if device == "cpu":
+        start = time.process_time()
+        work()
+        return (time.process_time() - start) * 1e3
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    before.record()
+    work()
+    after.record()
+    torch.cuda.synchronize()
+    return before.elapsed_time(after)
+
+
+def calibrate(device: str, repeats: int = 9) -> dict[str, tuple[float, float]]:
+    """Milliseconds and relative error against float64 of one float32 product, by the arithmetic asked for."""
+    m, k, n = PRODUCT
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(m, k, generator=generator).to(device), torch.randn(k, n, generator=generator).to(device)
+    exact = a.double() @ b.double()
+    own, found, times = arithmetic(device), {}, {}
+    kinds = {"default": DEFAULT[device]} | {x: x for x in ARITHMETIC[device] if SETTABLE}
+    count = 1 if device == "cpu" else 200
+    for _ in range(repeats + 1):  # interleaved; the first of each warms up
+        for kind, value in kinds.items():
+            set_arithmetic(device, value)
+            times.setdefault(kind, []).append(cost(lambda: [a @ b for _ in range(count)], device) / count)
+    for kind, value in kinds.items():
+        set_arithmetic(device, value)
+        found[kind] = statistics.median(times[kind][1:]), _relative(a @ b, exact)
+    set_arithmetic(device, own)
+    return found
+
+
+def gflop(shape: Shape, model: str) -> float:
+    """GFLOP of the matrix products that a step cannot do without, forward and backward.
+
+    x enters the encoder once a batch; one-hot inputs are read as rows; the embedding network sees the perturbations
+    of the batch.
+    """
+    config, training = settings(shape, model)
+    screen = made_screen(replace(shape, genes=2), model)
+    groups = screen.members[screen.condition].reshape(shape.cells // training.batch_size, -1)
+    present = float(np.mean([len(set(group) - {-1}) for group in groups]))
+    n, width, latent = training.batch_size, config.width, config.n_latent
+    each = training.particles * n
+    deep = (config.n_layers - 1) * width
+    read = each if config.encoder_reads == "x_offset" else n
+    # (rows, inputs, outputs, products): forward, by the weight, and by the input where that has a gradient
+    products = [(n, shape.genes, width, 2), (read, width, deep + 2 * latent, 3)]
+    products += [(each, latent, width, 3)] * (2 if read == each else 1) + [(each, width, deep + shape.genes, 3)]
+    if config.guide_embedding == "given_mask":
+        drawn, hidden = training.particles * present, config.embedding_width
+        outputs = (config.embedding_layers - 1) * hidden + 2 * latent
+        products += [(drawn, latent, hidden, 3), (drawn, hidden, outputs, 3)]
+    return sum(2 * a * b * c * times for a, b, c, times in products) / 1e9
+
+
+def measure(shape: Shape, model: str, device: str, repeats: int, chosen: str | None) -> dict[str, list]:
+    """Milliseconds a step of every variant, of interleaved repeats."""
+    works = {name: make(shape, model, device) for name, make in STEPS.items()}
+    own = dict.fromkeys(works, chosen or arithmetic(device)) | {"plain": DEFAULT[device]}
+    found = {name: [] for name in works}
+
+    def run(name: str, count: int) -> float:
+        """Some steps under the arithmetic of the variant, and what it makes of it; of a training the steps alone."""
+        set_arithmetic(device, own[name])
+        outside = cost(lambda: works[name](1), device) if name == "train" else 0.0
+        ms = cost(lambda: works[name](count + (name == "train")), device)
+        own[name] = own[name] if chosen else arithmetic(device)
+        return ms - outside
+
+    counts = dict.fromkeys(works, 2)
+    for name in works:
+        run(name, 1)
+        while run(name, counts[name]) < 200.0:  # a repeat takes a fifth of a second or more
+            counts[name] *= 2
+    for repeat in range(repeats):
+        for name in list(works)[:: 1 if repeat % 2 else -1]:
+            found[name].append(run(name, counts[name]) / counts[name])
+    return found
+
+
+def alone(variant: str, options: argparse.Namespace) -> float:
+    """Peak memory, MiB, of some steps of a variant in a process of its own: resident, or allocated on the card."""
+    command = [sys.executable, __file__, "--alone", variant, "--shape", options.shape, "--model", options.model]
+    command += ["--device", options.device, "--threads", str(options.threads)]
+    command += ["--matmul", options.matmul] if options.matmul else []
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def _alone(variant: str, shape: Shape, model: str, device: str, chosen: str | None) -> None:
+    take = STEPS[variant](shape, model, device)
+    set_arithmetic(device, DEFAULT[device] if variant == "plain" else chosen)
+    take(4)
+    if device == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**20)
+    else:
+        status = Path("/proc/self/status").read_text().split()
+        print(int(status[status.index("VmHWM:") + 1]) / 2**10)
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+
+def machine(device: str, threads: int) -> str:
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    facts = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    name = facts.get("model name", "unknown CPU").strip()
+    detail = ", ".join(f"{key} {facts[key].strip()}" for key in ("cpu family", "model") if key in facts)
+    threads = f"{threads} thread{'s' if threads > 1 else ''}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{name} ({detail}), {capability}, {threads}, torch {torch.__version__}"
+
+
+def table(found: dict[str, list[float]], memory: dict[str, float], floor: float) -> str:
+    base = statistics.median(found["plain"])
+    lines = [
+        "| variant | ms a step, median | quartiles | plain / variant | of the floor | peak, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, values in found.items():
+        middle = statistics.median(values)
+        low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (middle,) * 3
+        lines.append(
+            f"| {VARIANTS[name]} | {middle:.4g} | {low:.4g} - {high:.4g} | {base / middle:.2f} | {floor / middle:.2f} "
+            f"| {memory[name]:.0f} |"
+        )
+    return "\n".join([*lines, f"| floor | {floor:.4g} | | {base / floor:.2f} | 1 | |"])
+
+
+def record(text: str, results: Path = RESULTS) -> None:
+    """Put a section below the heading of this benchmark, newest first."""
+    before = results.read_text() if results.is_file() else "# Results\n"
+    if HEADING not in before:
+        before = f"{before.rstrip()}\n\n{HEADING}\n"
+    head, rest = before.split(HEADING + "\n", 1)
+    results.write_text(f"{head}{HEADING}\n\n{text.strip()}\n" + (f"\n{rest.lstrip()}" if rest.strip() else ""))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="replogle")
+    parser.add_argument("--model", choices=MODELS, default=MODELS[-1])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument(
+        "--matmul",
+        choices=("ieee", "tf32", "bf16"),
+        help="torch's fp32_precision for samsvae (plain PyTorch keeps the default); what it chooses itself by default",
+    )
+    parser.add_argument("--check", action="store_true", help="the check alone")
+    parser.add_argument("--record", action="store_true", help="put the table into RESULTS.md")
+    parser.add_argument("--alone", choices=STEPS, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.matmul and options.matmul not in ARITHMETIC[options.device]:
+        parser.error(f"--matmul {options.matmul} is not for {options.device}: {', '.join(ARITHMETIC[options.device])}")
+    if options.matmul and not SETTABLE:
+        parser.error(f"--matmul needs torch 2.9 or newer; this is {torch.__version__}")
+    torch.set_num_threads(options.threads)
+    shape, device = SHAPES[options.shape], options.device
+    chosen = options.matmul
+    if options.alone:
+        _alone(options.alone, shape, options.model, device, chosen)
+        return 0
+
+    found = errors(shape, options.model, device)
+    print(f"check, {options.shape}, {options.model}: {told(found)}", flush=True)
+    if not within(found):
+        print(f"allowed are {LOSS} and {GRADIENT}: nothing is timed", file=sys.stderr)
+        return 1
+    if options.check:
+        return 0
+    lines = [
+        f"### {options.shape}, {options.model}: {datetime.date.today()}, {machine(device, options.threads)}\n",
+        f"{shape.genes:,} genes, {shape.perturbations} perturbations, {shape.cells:,} made cells. "
+        f"Check: {told(found)}.",
+    ]
+    if chosen:
+        off = told(errors(shape, options.model, device, chosen))
+        lines.append(f"Float32 products of samsvae by {chosen}: {off}.")
+    rates = calibrate(device)
+    # tf32 is what a card offers for float32; on a CPU only true float32 counts
+    best = min((x for x in rates if device == "cuda" or rates[x][1] < 2e-6), key=lambda x: rates[x][0])
+    work = 2 * math.prod(PRODUCT) / 1e9
+    floor = gflop(shape, options.model) / work * rates[best][0]
+    lines.append(
+        f"One product {PRODUCT[0]} x {PRODUCT[1]} x {PRODUCT[2]} ({work:.2f} GFLOP): "
+        + ", ".join(f"{kind} {ms:.3g} ms (error {error:.0e})" for kind, (ms, error) in rates.items())
+        + f". The floor is {gflop(shape, options.model):.3g} GFLOP at the rate of {best}.\n"
+    )
+    memory = {name: alone(name, options) for name in STEPS}
+    times = measure(shape, options.model, device, options.repeats, chosen)
+    lines.append(table(times, memory, floor))
+    print("\n".join(lines))
+    if options.record:
+        record("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
