@@ -414,10 +414,15 @@ def calibrate(device: str, repeats: int = 9) -> dict[str, tuple[float, float]]:
     own, found, times = arithmetic(device), {}, {}
     kinds = {"default": DEFAULT[device]} | {x: x for x in ARITHMETIC[device] if SETTABLE}
     count = 1 if device == "cpu" else 200
+
+    def multiply() -> None:
+        for _ in range(count):
+            a @ b
+
     for _ in range(repeats + 1):  # interleaved; the first of each warms up
         for kind, value in kinds.items():
             set_arithmetic(device, value)
-            times.setdefault(kind, []).append(cost(lambda: [a @ b for _ in range(count)], device) / count)
+            times.setdefault(kind, []).append(cost(multiply, device) / count)
     for kind, value in kinds.items():
         set_arithmetic(device, value)
         found[kind] = statistics.median(times[kind][1:]), _relative(a @ b, exact)
