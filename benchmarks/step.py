@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -61,7 +61,6 @@ ARITHMETIC = {"cpu": ("ieee", "tf32", "bf16"), "cuda": ("ieee", "tf32")}  # cuBL
 PRODUCT = (2560, 400, 1187)  # the calibration: particles x cells, width, genes of the Replogle shape
 VARIANTS = {
     "plain": "plain PyTorch",
-    "step": "samsvae, its public functions",
     "train": "samsvae, `train()`",
 }
 
@@ -343,37 +342,6 @@ def plain_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
     return take
 
 
-def product_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
-    """The same of samsvae, by its public functions in the order of `training.train`."""
-    screen = made_screen(shape, model)
-    cells = cells_of(screen, np.arange(shape.cells), encode(screen, "sum"), device)
-    config = settings(shape, model)[1]
-    made = product_model(shape, model, cells)
-    optimiser, noise = Adam(made, config), Streams(config.seed, device)
-    order = Streams(config.seed, "cpu").generator("order")
-
-    def batches() -> Iterator[torch.Tensor]:
-        while True:
-            yield from torch.randperm(shape.cells, generator=order).to(device).split(config.batch_size)
-
-    stream = batches()
-
-    def take(count: int) -> None:
-        for _ in range(count):
-            batch = cells.batch(next(stream))
-            draw = made.draw(batch, noise, config.particles)
-            loss, _ = objective(made, batch, draw, config, n_cells=shape.cells)
-            if not math.isfinite(loss.item()):
-                raise SystemExit("the loss is not finite")
-            made.zero_grad(set_to_none=True)
-            loss.backward()
-            if config.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(made.parameters(), config.gradient_clip)
-            optimiser.step()
-
-    return take
-
-
 def train_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
     """A call of `train` for so many steps; what it costs beside them does not depend on their number."""
     screen = made_screen(shape, model)
@@ -384,7 +352,7 @@ def train_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
     return lambda count: train(made, cells, few, replace(config, steps=count))
 
 
-STEPS = {"plain": plain_steps, "step": product_steps, "train": train_steps}
+STEPS = {"plain": plain_steps, "train": train_steps}
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
