@@ -1,4 +1,5 @@
 # The map: configuration, rules, and one target per figure and table (snakemake --list-rules).
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +29,10 @@ include: "rules/simulate.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/figures.smk"
+
+
+# For what a failed run says about how to try it again; the Snakemake of a submission keeps what it was handed.
+os.environ.setdefault(CALL, call_of(sys.argv[1:]))
 
 
 onstart:

@@ -6,6 +6,8 @@ from samsvae.config import Study, batches, build, grid_table, run_settings, runs
 from samsvae.devices import notice
 from samsvae.digest import code_of as digest_of
 from samsvae.errors import SamsvaeError, nearest
+from samsvae.job import failed_in
+from samsvae.session import CALL, call_of
 
 try:
     STUDY = build(Study, config)
@@ -17,6 +19,8 @@ BATCHES = {name: batches(found.values(), STUDY.runs_per_job) for name, found in 
 BATCH = {(name, run.id): batch for name in BATCHES for batch, found in BATCHES[name].items() for run in found}
 DATASETS = {run.dataset: run.screen for found in RUNS.values() for run in found.values()}
 SCREENS = {run.dataset: STUDY.settings[name].screen for name in RUNS for run in RUNS[name].values()}
+
+RESULTS, BENCHMARKS = (Path(workflow.pathvars.apply(name)) for name in ("<results>", "<benchmarks>"))
 
 #: Figures, and the experiments that each draws.
 FIGURES = {
@@ -44,6 +48,13 @@ IMPORTED = r".*-from_.*"
 #: The row without which a figure has nothing to show.
 NEEDED = dict.fromkeys(["replogle_masks", "replogle_effects", "replogle_de", "norman_ood", "norman_efficiency"], SHOWN)
 
+#: Runs that failed where they were trained together. From then on each has a job of its own, which a later call starts.
+FAILED = {
+    run
+    for name in BATCHES
+    for batch in BATCHES[name]
+    for run in failed_in(RESULTS / name / "together" / f"{batch}.tsv")
+}
 
 #: Digests of the code that trains a run and of that which scores it.
 RUN_CODES = {
@@ -60,6 +71,10 @@ def code_of(script):
 def alternatives(names):
     """A wildcard constraint that matches these names and nothing else."""
     return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
+
+
+#: Runs with a job of their own, as a wildcard constraint: all, or those that failed together.
+ALONE = alternatives(FAILED) if STUDY.runs_per_job > 1 else r"[\w.-]+"
 
 
 def of_kind(kind):
@@ -92,10 +107,23 @@ def batch_of(wildcards):
     return found[wildcards.batch]
 
 
+def minutes_together(wildcards):
+    """The time that a batch asks for: that of its runs one after the other."""
+    return 120 * len(batch_of(wildcards))
+
+
 def together_of(wildcards):
     """The mark that the batch of a run was worked through, where it is in one."""
     batch = BATCH.get((wildcards.experiment, wildcards.run))
     return [f"<results>/{wildcards.experiment}/together/{batch}.tsv"] if batch else []
+
+
+def benchmarks_of(wildcards):
+    """The benchmark of the job that trained each run; several runs may have had one job."""
+    name = wildcards.experiment
+    own = {run: f"{BENCHMARKS}/{name}/train/{run}.tsv" for run in RUNS[name]}
+    shared = {run: f"{BENCHMARKS}/{name}/together/{BATCH[name, run]}.tsv" for run in own if (name, run) in BATCH}
+    return own | {run: path for run, path in shared.items() if run not in FAILED}
 
 
 def run_of(wildcards):

@@ -21,8 +21,7 @@ rule write_grid:
 rule train_together:
     """Train and score several runs of the same data in one process, which pays for its start once (runs_per_job).
 
-    What they make is kept beside the runs (samsvae.job) for the rule train to take; of a run that fails here, train
-    makes its own attempt and says why.
+    What they make is kept beside the runs (samsvae.job) for the rule take. A run that fails leaves the others alone.
     """
     input:
         arrays=arrays_of,
@@ -42,7 +41,7 @@ rule train_together:
     resources:
         gpu=1,
         mem_mb=16000,
-        runtime=lambda wildcards: 120 * len(batch_of(wildcards)),
+        runtime=minutes_together,
     params:
         runs=trainings_of,
         evaluation=evaluation_of,
@@ -78,7 +77,7 @@ rule train:
     benchmark:
         "<benchmarks>/{experiment}/train/{run}.tsv"
     wildcard_constraints:
-        run=rf"(?!{IMPORTED})[\w.-]+",
+        run=rf"(?!{IMPORTED})(?:{ALONE})",
     priority: 10
     conda:
         "../envs/samsvae.yaml"
@@ -95,6 +94,45 @@ rule train:
         code=code_of("train"),
     script:
         "../workflow/scripts/train.py"
+
+
+rule take:
+    """Take a run from those that were trained together (runs_per_job): links, made where Snakemake runs.
+
+    Of a run that failed there it says why; the next call trains that one by the rule train.
+    """
+    input:
+        arrays=arrays_of,
+        split=split_of,
+        screen=screen_of,
+        reference=reference_of,
+        together=together_of,
+    output:
+        model="<results>/{experiment}/runs/{run}/model.pt",
+        history="<results>/{experiment}/runs/{run}/history.tsv",
+        run="<results>/{experiment}/runs/{run}/run.json",
+        scores="<results>/{experiment}/runs/{run}/scores.tsv",
+        per_condition="<results>/{experiment}/runs/{run}/per_condition.tsv",
+        effects="<results>/{experiment}/runs/{run}/effects.h5ad",
+        perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
+    log:
+        "<logs>/{experiment}/train/{run}.log",
+    wildcard_constraints:
+        run=rf"(?!{IMPORTED}|(?:{ALONE})/)[\w.-]+",
+    priority: 10
+    retries: 0
+    localrule: True
+    conda:
+        "../envs/samsvae.yaml"
+    # the same as those of train: which of the two has made a run is no reason to make it again
+    params:
+        settings=training_of,
+        evaluation=evaluation_of,
+        simulated=is_simulated,
+        codes=RUN_CODES,
+        code=code_of("train"),
+    script:
+        "../workflow/scripts/take.py"
 
 
 rule import_checkpoint:

@@ -16,9 +16,12 @@ from small import screen
 from small_files import settings
 from small_jobs import FILES, PLACE, SAME, SCORES, data
 
-from samsvae.errors import ConfigError
-from samsvae.job import TRAINED, Data, run_one, run_together
+from samsvae import job as job_module
+from samsvae import training
+from samsvae.errors import ConfigError, SamsvaeError
+from samsvae.job import TRAINED, Data, failed_in, run_one, run_together, take_one
 from samsvae.kept import Kept, stamp_of
+from samsvae.session import CALL
 from samsvae.tables import read
 
 
@@ -89,37 +92,111 @@ def test_a_job_that_fails_leaves_what_was_kept(tmp_path, caplog):
     assert (folder / "model.pt").read_bytes() == first
 
 
+def test_a_run_that_fails_says_how_to_try_it_again_and_from_where_it_would_go_on(tmp_path, caplog, monkeypatch):
+    """At step 5 the card fails; the state of step 4 is kept."""
+    monkeypatch.setenv(CALL, "snakemake --cores 8 --configfile config/core.yaml")
+    found, folder = data(tmp_path), tmp_path / "run"
+    real, calls = training.objective, []
+
+    def fails(model, *arguments, **named):
+        calls.append(model.training)
+        if sum(calls) == 5:
+            raise RuntimeError("CUDA error: out of memory")
+        return real(model, *arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory") as raised:
+        patch.setattr(training, "objective", fails)
+        run_one(settings(), found, folder, replace(PLACE, keep_every=1e-9))
+    (note,) = raised.value.__notes__
+    assert note == (
+        f"{folder} failed. To try it again by itself, from step 4 on: "
+        f"snakemake --cores 8 --configfile config/core.yaml -- {folder}/scores.tsv"
+    )
+    with pytest.raises(ConfigError) as raised:  # other settings: that state is of no use to them
+        run_one(settings("svae_plus"), found, folder, PLACE)
+    assert raised.value.__notes__ == [note.replace(", from step 4 on", "")]
+    caplog.set_level("INFO")
+    run_one(settings(), found, folder, PLACE)
+    assert "resumed at step 4 of" in caplog.text
+
+
 def test_runs_in_one_process_are_those_of_their_own_jobs(tmp_path, caplog):
-    """The same bytes; a run that fails is told and leaves the others alone; its own job says why."""
+    """The same bytes; a run that fails is told and leaves the others alone; who comes for it is told why."""
     caplog.set_level("INFO")
     found, names = data(tmp_path), ("sams_vae_corr", "svae_plus", "cpa_vae_mf")
     runs = [settings(name) for name in names]  # svae_plus does not accept pairs in the summed encoding
     ids = [asked["run"] for asked in runs]
     folders = {run: tmp_path / "together" / "runs" / run for run in ids}
     logs = {run: tmp_path / "logs" / f"{run}.log" for run in ids}
+    assert failed_in(tmp_path / "batch.tsv") == {}
     run_together(runs, found, folders, logs, PLACE, tmp_path / "batch.tsv")
     table = read(tmp_path / "batch.tsv").set_index("run")
     assert table["state"].to_dict() == dict(zip(ids, ("done", "failed", "done"), strict=True))
     assert "ConfigError: encoding: 'sum' is not allowed" in table.loc[ids[1], "reason"]
     assert "ERROR encoding: 'sum'" in logs[ids[1]].read_text()
+    assert f"by itself: snakemake --cores 1 -- {folders[ids[1]]}/scores.tsv" in logs[ids[1]].read_text()
     assert "best validation loss" in logs[ids[0]].read_text() and "svae_plus" not in logs[ids[0]].read_text()
+    assert failed_in(tmp_path / "batch.tsv") == {ids[1]: table.loc[ids[1], "reason"]}
     for asked in (runs[0], runs[2]):
         run = asked["run"]
-        assert not (folders[run] / "model.pt").exists()  # the outputs are those of the run's own job
+        assert not (folders[run] / "model.pt").exists()  # the outputs are those of another job
+        take_one(asked, found, folders[run], tmp_path / "batch.tsv")
         assert job(asked, found, folders[run], caplog) == (False, False)
         assert job(asked, found, tmp_path / "alone" / run, caplog) == (True, True)
         for name in SAME:
             assert (folders[run] / name).read_bytes() == (tmp_path / "alone" / run / name).read_bytes(), name
-    with pytest.raises(ConfigError, match="encoding: 'sum'"):
-        run_one(runs[1], found, folders[ids[1]], PLACE)
+    with pytest.raises(SamsvaeError, match=r"failed where it was trained together with others: .*encoding: 'sum'"):
+        take_one(runs[1], found, folders[ids[1]], tmp_path / "batch.tsv")
+    os.truncate(folders[ids[0]] / ".trained" / "model.pt", 100)
+    with pytest.raises(SamsvaeError, match=r"\.trained: not whole any more\. Remove .*batch\.tsv"):
+        take_one(runs[0], found, folders[ids[0]], tmp_path / "batch.tsv")
     # a new seed comes along: the others are not trained again
     more = [runs[0], settings(seed=4), runs[2]]
     folders["sams_vae_corr-seed4"] = tmp_path / "together" / "runs" / "new"
     logs["sams_vae_corr-seed4"] = tmp_path / "logs" / "new.log"
     run_together(more, found, folders, logs, PLACE, tmp_path / "batch.tsv")
     assert read(tmp_path / "batch.tsv").set_index("run")["state"].to_dict() == {
-        ids[0]: "kept", "sams_vae_corr-seed4": "done", ids[2]: "kept"
+        ids[0]: "done", "sams_vae_corr-seed4": "done", ids[2]: "kept"
     }  # fmt: skip
+
+
+def test_a_run_whose_folder_cannot_be_used_leaves_the_others_alone(tmp_path):
+    found, runs = data(tmp_path), [settings("sams_vae_corr"), settings("cpa_vae_mf")]
+    ids = [asked["run"] for asked in runs]
+    folders, logs = {run: tmp_path / run for run in ids}, {run: tmp_path / f"{run}.log" for run in ids}
+    folders[ids[0]].mkdir()
+    (folders[ids[0]] / ".trained").touch()
+    run_together(runs, found, folders, logs, PLACE, tmp_path / "batch.tsv")
+    assert read(tmp_path / "batch.tsv")["state"].to_list() == ["failed", "done"]
+    with pytest.raises(SamsvaeError, match=r"together with others: NotADirectoryError: .*\.trained"):
+        take_one(runs[0], found, folders[ids[0]], tmp_path / "batch.tsv")
+
+
+def test_a_run_that_was_broken_off_comes_last_in_the_next_try(tmp_path, monkeypatch):
+    """It may be the one that takes the process down each time: then the others are made by the second try."""
+    found, runs = data(tmp_path), [settings("sams_vae_corr"), settings("cpa_vae_mf")]
+    ids = [asked["run"] for asked in runs]
+    folders, logs = {run: tmp_path / run for run in ids}, {run: tmp_path / f"{run}.log" for run in ids}
+    real = job_module._make
+
+    class Down(BaseException):
+        """As a process that is killed: nothing in it answers."""
+
+    def make(asked, *rest):
+        real(asked, *rest)
+        if asked is runs[0]:
+            (folders[ids[0]] / ".trained" / "stamp").unlink()
+            raise Down
+
+    monkeypatch.setattr(job_module, "_make", make)
+    for _ in range(2):
+        with pytest.raises(Down):
+            run_together(runs, found, folders, logs, PLACE, tmp_path / "batch.tsv")
+    assert not (tmp_path / "batch.tsv").exists() and (folders[ids[1]] / ".scored" / "stamp").is_file()
+    monkeypatch.undo()
+    run_together(runs, found, folders, logs, PLACE, tmp_path / "batch.tsv")
+    table = read(tmp_path / "batch.tsv")
+    assert dict(zip(table["run"], table["state"], strict=True)) == {ids[0]: "done", ids[1]: "kept"}
 
 
 def test_a_stamp_is_of_values_and_content(tmp_path):

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 
 import pytest
 import yaml
 
+from samsvae.errors import DataError
+from samsvae.job import _told
+from samsvae.kept import Kept
 from samsvae.progress import SILENT, Standing, main, report, standing, time_left
+from samsvae.session import CALL
 
 
 def made(root, run: str, *, log: str | None = None, age: float = 0.0, seconds: float | None = None):
@@ -40,10 +45,29 @@ STEPS = "10:00:00 INFO step 100/1000  10.0 steps/s  loss 3.000\n10:00:10 INFO st
         ({"log": STEPS, "seconds": 42.0}, "done", 42.0, ""),
         ({"log": STEPS + "10:00:11 ERROR Step 7: not finite\n"}, "failed", None, "Step 7: not finite"),
         ({"log": STEPS + "10:00:11 ERROR stopped by SIGTERM\n"}, "stopped", None, "stopped by SIGTERM"),
+        ({"log": STEPS + "10:00:11 ERROR no\n10:00:11 INFO e/r failed.\n"}, "failed", None, "no"),
     ],
 )  # fmt: skip
 def test_the_state_of_a_run(tmp_path, how, state, seconds, reason):
     assert made(tmp_path, "r", **how) == Standing("e", "r", state, seconds, reason)
+
+
+def test_a_failed_run_says_how_to_try_it_again(tmp_path, monkeypatch, capsys):
+    """What its job has written is what is shown, also at the end of a traceback."""
+    monkeypatch.setenv(CALL, "snakemake --cores 8 --configfile config/core.yaml")
+    log, kept = tmp_path / "logs" / "e" / "train" / "r.log", Kept(tmp_path / "e" / "runs" / "r" / ".trained", "s")
+    command = f"snakemake --cores 8 --configfile config/core.yaml -- {tmp_path}/e/runs/r/scores.tsv"
+    for error in (DataError("bad."), KeyError("lost")):
+        with pytest.raises(type(error)), _told(kept, {"scored": {"scores": kept.folder.parent / "scores.tsv"}}):
+            raise error
+        text = f"10:00:01 ERROR not expected\n{''.join(traceback.format_exception(error))}"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(
+            text if isinstance(error, KeyError) else f"10:00:01 ERROR bad.\n10:00:01 INFO {error.__notes__[0]}\n"
+        )
+        found = standing(tmp_path, "e", "r", now=time.time())
+        assert found.state == "failed" and found.again == f"To try it again by itself: {command}"
+        assert report([found]).splitlines()[3] == f"  To try it again by itself: {command}"
 
 
 def test_time_left_by_hand():

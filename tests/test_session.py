@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from samsvae.session import STOP, _stops
+from samsvae.session import CALL, STOP, _stops, again, call_of
 
 
 def script(body: str, tmp_path, root, interrupt=signal.SIG_DFL) -> subprocess.Popen:
@@ -48,6 +49,38 @@ def test_a_mistake_of_the_user_s_is_one_sentence(tmp_path, root, kind):
     assert status == 1
     assert screen == f"{kind}: cells.tsv: no column 'split', 100 % wrong.\n"
     assert log.endswith("ERROR cells.tsv: no column 'split', 100 % wrong.\n") and log.count("\n") == 1
+
+
+def test_notes_of_an_error_follow_it(tmp_path, root):
+    """What a job adds to whatever error it is, as how to try again."""
+    for raised, said in (("DataError('bad.')", "DataError: bad.\nTry x.\n"), ("KeyError('lost')", "Traceback")):
+        body = f"from samsvae.errors import DataError\nerror = {raised}\nerror.add_note('Try x.')\nraise error"
+        _, screen, log = finished(body, tmp_path, root)
+        assert screen.startswith(said) and screen.endswith("Try x.\n") and "Try x." in log
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("", "snakemake --cores 1"),
+        ("--cores 8 all report", "snakemake --cores 8"),
+        ("-c8 -F --sdm conda --configfile a.yaml b.yaml -- all",
+         "snakemake --cores 8 --configfile a.yaml b.yaml --sdm conda"),
+        ("-n --workflow-profile profiles/slurm --config runs_per_job=3 title=x -R train -- a -j 2",
+         "snakemake --workflow-profile profiles/slurm --config runs_per_job=3 title=x"),
+        ("--resources gpu=2 --directory 'my folder' --jobs 4 --keep-going",
+         "snakemake --directory 'my folder' --jobs 4 --resources gpu=2"),
+    ],
+)  # fmt: skip
+def test_the_call_without_its_targets(given, said):
+    assert call_of(shlex.split(given)) == said
+
+
+def test_a_target_is_tried_again_with_the_settings_of_the_call(monkeypatch):
+    monkeypatch.delenv(CALL, raising=False)
+    assert again("results/a/scores.tsv") == "snakemake --cores 1 -- results/a/scores.tsv"
+    monkeypatch.setenv(CALL, "snakemake --workflow-profile profiles/slurm")
+    assert again("my results/a") == "snakemake --workflow-profile profiles/slurm -- 'my results/a'"
 
 
 def test_an_error_within_an_error_is_a_sentence_all_the_same(tmp_path, root):

@@ -384,20 +384,21 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
 
 
 def batches(found: typing.Iterable[Run], size: int) -> dict[str, list[Run]]:
-    """Runs that read the same data and split, at most ``size`` together, by a name; a run without company is in none.
+    """Runs that read the same data and split, at most ``size`` together, by a name. {} where ``size`` is 1.
 
-    In the order of the grid, so that runs of one model come together. {} where ``size`` is 1.
+    In the order of the grid, so that runs of one model come together.
     """
+    if size == 1:
+        return {}
     alike: dict[tuple[str, str], list[Run]] = {}
     for run in found:
         if run.checkpoint is None:
             alike.setdefault((run.dataset, run.split), []).append(run)
-    cut = {
+    return {
         f"{dataset}.{split}.{at // size}": same[at : at + size]
         for (dataset, split), same in alike.items()
         for at in range(0, len(same), size)
     }
-    return {name: together for name, together in cut.items() if len(together) > 1}
 
 
 def grid_table(runs: list[Run]) -> list[dict[str, SCALAR]]:

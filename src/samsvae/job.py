@@ -5,18 +5,20 @@ torch is imported only where there is something to train or to score, and after 
 
 from __future__ import annotations
 
+import csv
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from samsvae.devices import hold_device
-from samsvae.errors import Interrupted
+from samsvae.errors import Interrupted, SamsvaeError
 from samsvae.files import remove_left, write_table
 from samsvae.kept import Kept, stamp_of
+from samsvae.session import again
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +63,36 @@ def run_one(settings: Mapping, data: Data, folder: str | Path, place: Place) -> 
         log.info("%s: trained before, on the same data; remove %s to train anew", settings["run"], trained.folder)
         _drop_state(trained)
     if not (trained.whole(files["trained"]) and scored.whole(files["scored"])):
-        with hold_device(place.device, place.jobs_per_gpu) as device:
+        with _told(trained, files), hold_device(place.device, place.jobs_per_gpu) as device:
             _make(settings, data, trained, scored, files, device, place.keep_every)
     trained.take(files["trained"])
     scored.take(files["scored"])
+
+
+def take_one(settings: Mapping, data: Data, folder: str | Path, mark: str | Path) -> None:
+    """The files of one run in its folder from what `run_together` has kept of it; SamsvaeError where it failed.
+
+    ``mark``: the table that `run_together` wrote.
+    """
+    trained, scored, files = _kept(settings, data, Path(folder))
+    with _told(trained, files):
+        if settings["run"] in (failed := failed_in(mark)):
+            raise SamsvaeError(f"failed where it was trained together with others: {failed[settings['run']]}")
+        if not (trained.whole(files["trained"]) and scored.whole(files["scored"])):
+            raise SamsvaeError(f"{trained.folder}: not whole any more. Remove {mark}, so that it is made again.")
+        log.info("%s: taken as it was trained together with others (%s)", settings["run"], mark)
+        trained.take(files["trained"])
+        scored.take(files["scored"])
+
+
+def failed_in(mark: str | Path) -> dict[str, str]:
+    """The runs that failed in `run_together`, with the reasons, by the table that it wrote; {} before there is one."""
+    try:
+        with open(mark, newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except FileNotFoundError:
+        return {}
+    return {row["run"]: row["reason"] for row in rows if row["state"] == "failed"}
 
 
 def run_together(
@@ -78,17 +106,21 @@ def run_together(
     """Train and score several runs of the same data in one process, and keep the results in the folders of the runs.
 
     ``folders`` and ``logs``: by the id of the run. A run that fails is written to ``out`` (TSV: run, state, seconds,
-    reason) and leaves the others alone; its own job then fails with its own message.
+    reason) and leaves the others alone.
     """
     rows = []
     todo = []
     for settings in runs:
         trained, scored, files = _kept(settings, data, Path(folders[settings["run"]]))
-        done = trained.whole(files["trained"]) and scored.whole(files["scored"])
+        try:
+            done = trained.whole(files["trained"]) and scored.whole(files["scored"])
+        except OSError:  # of this run alone: it comes again where it is told
+            done = False
         if done:
             rows.append({"run": settings["run"], "state": "kept", "seconds": 0.0, "reason": ""})
         else:
             todo.append((settings, trained, scored, files))
+    todo.sort(key=lambda each: each[1].begun)  # one that takes the process down shall not do so before the others
     if todo:
         with hold_device(place.device, place.jobs_per_gpu) as device:
             rows += [_one_of_several(*each, data, logs, device, place.keep_every) for each in todo]
@@ -100,12 +132,15 @@ def _one_of_several(settings, trained, scored, files, data, logs, device, keep_e
     start, state, reason = time.perf_counter(), "done", ""
     with _logged(logs[settings["run"]]):
         try:
-            _make(settings, data, trained, scored, files, device, keep_every)
-        except Interrupted:
-            raise
-        except Exception as error:  # whatever it is, the other runs go on; the run's own job says it again
-            state, reason = "failed", f"{type(error).__name__}: {error}"
+            with _told(trained, files):
+                _make(settings, data, trained, scored, files, device, keep_every)
+        except Interrupted as error:
             log.error("%s", error)
+            raise
+        except Exception as error:  # whatever it is, the other runs go on
+            state, reason = "failed", f"{type(error).__name__}: {error}"
+            log.error("%s", error, exc_info=not isinstance(error, SamsvaeError))
+            log.info("%s", *error.__notes__)
     log.info("%s: %s %s", settings["run"], state, reason)
     return {"run": settings["run"], "state": state, "seconds": time.perf_counter() - start, "reason": reason}
 
@@ -141,6 +176,33 @@ def _make(settings, data: Data, trained: Kept, scored: Kept, files: dict, device
     )
 
 
+@contextmanager
+def _told(trained: Kept, files: Mapping[str, Mapping[str, Path]]) -> Iterator[None]:
+    """Whatever fails gets a note: which run it is, from where it would go on, and how to try it again by itself."""
+    try:
+        yield
+    except Interrupted:  # says so itself
+        raise
+    except Exception as error:
+        scores = files["scored"]["scores"]
+        error.add_note(f"{scores.parent} failed. To try it again by itself{_from_where(trained)}: {again(scores)}")
+        raise
+
+
+def _from_where(trained: Kept) -> str:
+    """What is kept of a training that has not ended, in words."""
+    if not (trained.folder / STATE).is_file():
+        return ""
+    from samsvae.checkpoint import read
+
+    try:
+        state = read(trained.folder / STATE)
+        # the stamp of a state has the device behind that of the training
+        return f", from step {state['step']} on" if state["stamp"].startswith(f"{trained.stamp} ") else ""
+    except Exception:  # this is about another error: it must not take its place
+        return ""
+
+
 def _drop_state(trained: Kept) -> None:
     """Remove the state of a training that has ended, also where a kill came between its end and this."""
     (trained.folder / STATE).unlink(missing_ok=True)
@@ -148,7 +210,7 @@ def _drop_state(trained: Kept) -> None:
 
 
 @contextmanager
-def _logged(path: str | Path):
+def _logged(path: str | Path) -> Iterator[None]:
     """The log of the package in a file of its own as well."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w")

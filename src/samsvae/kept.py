@@ -51,6 +51,11 @@ class Kept:
         except FileNotFoundError:
             return False
 
+    @property
+    def begun(self) -> bool:
+        """Whether something was on its way here and did not come to its end."""
+        return self.folder.is_dir() and not (self.folder / "stamp").is_file()
+
     def _text(self, out: Mapping[str, Path]) -> str:
         """The stamp, and a digest of every file."""
         lines = [self.stamp]

@@ -26,18 +26,21 @@ STATES = ("done", "running", "stopped", "failed", "waiting")
 #: A training writes to its log at least this often (seconds), evaluation aside.
 SILENT = 300.0
 
+#: What a failed run says of itself (samsvae.job), with the command of the call that it belonged to.
+AGAIN = re.compile(r"To try it again by itself.*")
 STEP = re.compile(r"step (\d+)/(\d+)  ([\d.]+) steps/s")
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands: its state, the seconds it took or has left (None: not known), and why it failed."""
+    """Where a run stands: its state, the seconds it took or has left (None: not known), why it failed, what to do."""
 
     experiment: str
     run: str
     state: str
     seconds: float | None = None
     reason: str = ""
+    again: str = ""
 
 
 def standing(results: Path, experiment: str, run: str, *, now: float) -> Standing:
@@ -53,7 +56,9 @@ def standing(results: Path, experiment: str, run: str, *, now: float) -> Standin
     lines = log.read_text(errors="replace").splitlines()
     if errors := [line for line in lines if " ERROR " in line]:
         reason = errors[-1].partition(" ERROR ")[2]
-        return Standing(experiment, run, "stopped" if reason.startswith("stopped by") else "failed", reason=reason)
+        state = "stopped" if reason.startswith("stopped by") else "failed"
+        again = [match[0] for line in lines if (match := AGAIN.search(line))]
+        return Standing(experiment, run, state, reason=reason, again=again[-1] if again else "")
     if now - log.stat().st_mtime > SILENT:
         return Standing(experiment, run, "stopped")
     steps = [match for line in lines if (match := STEP.search(line))]
@@ -87,7 +92,7 @@ def time_left(found: Sequence[Standing]) -> float | None:
 
 
 def report(found: Sequence[Standing]) -> str:
-    """A table of states by experiment, the failed runs with their reasons, and the time left."""
+    """A table of states by experiment, the failed runs, each with its reason and how to try it again, the time left."""
     names = list(dict.fromkeys(x.experiment for x in found))
     rows = [("experiment", *STATES, "all")]
     for name in [*names, "all"] if len(names) > 1 else names:
@@ -98,6 +103,7 @@ def report(found: Sequence[Standing]) -> str:
     for x in found:
         if x.state == "failed":
             lines.append(f"failed: {x.experiment}/runs/{x.run}: {x.reason}")
+            lines += [f"  {x.again}"] if x.again else []
     if any(x.state != "done" for x in found):
         left = time_left(found)
         told = "not known before a training is done" if left is None else f"{_span(left)} (trainings alone)"

@@ -1,0 +1,12 @@
+"""Take what was made of a run among several in one process."""
+
+from pathlib import Path
+
+from samsvae.job import Data, take_one
+from samsvae.session import session
+
+found, params = snakemake.input, snakemake.params
+data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)
+
+with session(snakemake.log[0]):
+    take_one(params.settings, data, Path(snakemake.output.model).parent, found.together[0])
