@@ -60,7 +60,9 @@ rule collect:
         "<logs>/{experiment}/collect.log",
     conda:
         "../envs/samsvae.yaml"
+    # no inputs: without them, as in results from elsewhere, no training is to be repeated
     params:
+        benchmarks=benchmarks_of,
         code=code_of("collect"),
     script:
         "../workflow/scripts/collect.py"

@@ -209,10 +209,32 @@ def test_histories_and_cost(grid, tmp_path):
     assert found[["run", "model", "step"]].to_numpy().tolist() == [
         ["cpa-1", "cpa", 1], ["cpa-1", "cpa", 4], ["000", "sams", 1], ["000", "sams", 9],
     ]  # fmt: skip
-    cost = collect_cost(grid, [tmp_path / run / "run.json" for run in ("cpa-1", "000")])
+    cost = collect_cost(grid, [tmp_path / run / "run.json" for run in ("cpa-1", "000")], {})
     assert cost[["run", "method", "steps", "parameters"]].to_numpy().tolist() == [
         ["cpa-1", "CPA-VAE", 4, 10], ["000", "SAMS-VAE", 9, 10],
     ]  # fmt: skip
+
+
+def test_the_cost_has_what_snakemake_measured_of_the_job(grid, tmp_path):
+    """Two runs of one job, one whose job was too short, one without a table."""
+    runs = ["a", "b", "000", "cpa-1"]
+    grid = pd.concat([grid, grid.iloc[[0, 0]].assign(run=["a", "b"])], ignore_index=True)
+    record = dict.fromkeys(
+        ["device", "steps", "seconds", "steps_per_second", "peak_memory_mb", "parameters", "threads", "torch"], 1
+    )
+    for run in runs:
+        write_json(record | {"run": run}, tmp_path / f"{run}.json")
+    head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    (tmp_path / "together").mkdir()
+    (tmp_path / "together" / "x.0.tsv").write_text(head + "90.5\t0:01:30\t399.07\t872\t290\t320\t0\t1\t50\t46.5\n")
+    (tmp_path / "000.tsv").write_text(head + "0.2\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA\n")
+    benchmarks = dict.fromkeys(["a", "b"], str(tmp_path / "together" / "x.0.tsv"))
+    benchmarks |= {"000": str(tmp_path / "000.tsv"), "cpa-1": str(tmp_path / "none.tsv")}
+    cost = collect_cost(grid, [tmp_path / f"{run}.json" for run in runs], benchmarks).set_index("run")
+    shared = {"job": "together/x.0", "job_seconds": 90.5, "job_cpu_seconds": 46.5, "job_memory_mb": 399.07}
+    assert cost.loc["a", list(shared)].to_dict() == cost.loc["b", list(shared)].to_dict() == shared
+    assert cost.loc["000", "job_seconds"] == 0.2 and np.isnan(cost.loc["000", "job_memory_mb"])
+    assert cost.loc["cpa-1", list(shared)].isna().all()
 
 
 # ---- pathways from masks -------------------------------------------------------------------------------------------

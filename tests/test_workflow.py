@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -265,7 +266,7 @@ def test_runs_that_share_a_process_are_those_of_jobs_of_their_own(checkout, stud
     path.write_text(yaml.safe_dump(config))
     target = "batched/replogle/scores.tsv"
     plan = planned(snakemake(checkout, study, "--dry-run", "--", target, config=path))
-    assert plan["train_together"] == 2 and plan["train"] == 5
+    assert plan["train_together"] == 2 and plan["take"] == 5 and "train" not in plan
     snakemake(checkout, study, "--", target, config=path)
     assert (study / target).read_bytes() == (study / "results/replogle/scores.tsv").read_bytes()
     states = pd.concat([read(file) for file in (study / "batched/replogle/together").glob("*.tsv")])
@@ -280,7 +281,22 @@ def test_runs_that_share_a_process_are_those_of_jobs_of_their_own(checkout, stud
     assert states.set_index("run")["state"].value_counts().to_dict() == {"done": 4, "kept": 2}
     logs = study / "batched/logs/replogle"
     assert "best validation loss" in (logs / "together/svae_plus-b5-seed1.log").read_text()
-    assert "trained before" in (logs / "train/svae_plus-b5-seed1.log").read_text()
+    assert "taken as it was trained together" in (logs / "train/svae_plus-b5-seed1.log").read_text()
+    cost = read(study / "batched/replogle/cost.tsv").set_index("run")
+    assert cost["job"].nunique() == 2 and cost.loc["svae_plus-b5-seed1", "job"].startswith("together/")
+    assert (cost["job_seconds"] > cost["seconds"]).all()
+    # one that failed there is trained by the next call, alone
+    mark = next((study / "batched/replogle/together").glob("*.1.tsv"))
+    state = mark.stat()
+    mark.write_text(mark.read_text().replace("svae_plus-b5-seed1\tdone", "svae_plus-b5-seed1\tfailed"))
+    os.utime(mark, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert planned(snakemake(checkout, study, "--dry-run", "--", target, config=path)) == {}
+    run = "batched/replogle/runs/svae_plus-b5-seed1/scores.tsv"
+    (study / run).unlink()
+    assert planned(snakemake(checkout, study, "--dry-run", "--", run, config=path)) == {"train": 1}
+    run = "batched/replogle/runs/svae_plus-b5-seed0/scores.tsv"
+    (study / run).unlink()
+    assert planned(snakemake(checkout, study, "--dry-run", "--", run, config=path)) == {"take": 1}
 
 
 @pytest.mark.slow

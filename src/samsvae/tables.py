@@ -97,8 +97,16 @@ def collect_histories(grid: pd.DataFrame, histories: Iterable[str]) -> pd.DataFr
     return grid[["run", "model", "method", "inference"]].merge(table, on="run", how="right", validate="one_to_many")
 
 
-def collect_cost(grid: pd.DataFrame, records: Iterable[str]) -> pd.DataFrame:
-    """What every run cost: device, steps, seconds, speed, memory, parameters."""
+#: Columns of Snakemake's benchmark tables that are kept, as they are called in the cost table.
+BENCHMARK = {"s": "job_seconds", "cpu_time": "job_cpu_seconds", "max_rss": "job_memory_mb"}
+
+
+def collect_cost(grid: pd.DataFrame, records: Iterable[str], benchmarks: Mapping[str, str]) -> pd.DataFrame:
+    """What every run cost: device, steps, seconds, speed, memory, parameters, and what Snakemake measured of its job.
+
+    ``benchmarks``: the table of the job, by the run. Runs that had one job have its name and its numbers in common; a
+    run whose table is not there (an imported one) has none.
+    """
     import json
 
     columns = [
@@ -114,7 +122,16 @@ def collect_cost(grid: pd.DataFrame, records: Iterable[str]) -> pd.DataFrame:
     ]
     found = [json.loads(Path(path).read_text()) for path in records]
     table = pd.DataFrame([{column: record[column] for column in columns} for record in found])
+    jobs = [{"run": run, **_benchmark(Path(path))} for run, path in benchmarks.items() if Path(path).is_file()]
+    table = table.merge(pd.DataFrame(jobs, columns=["run", "job", *BENCHMARK.values()]), on="run", how="left")
     return grid[["run", "model", "method", "inference"]].merge(table, on="run", how="right", validate="one_to_one")
+
+
+def _benchmark(path: Path) -> dict[str, object]:
+    """The name of a job (``train/RUN``, ``together/BATCH``) and its numbers; NaN for one too short to be measured."""
+    row = read(path).iloc[-1]
+    numbers = {name: pd.to_numeric(row[column], errors="coerce") for column, name in BENCHMARK.items()}
+    return {"job": f"{path.parent.name}/{path.stem}", **numbers}
 
 
 def of_experiments(paths: Iterable[str]) -> pd.DataFrame:

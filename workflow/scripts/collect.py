@@ -9,4 +9,4 @@ with session(snakemake.log[0]):
     found = snakemake.input
     write(collect_scores(grid, found.scores, found.pathways, found.baselines), snakemake.output.scores)
     write(collect_histories(grid, found.histories), snakemake.output.histories)
-    write(collect_cost(grid, found.records), snakemake.output.cost)
+    write(collect_cost(grid, found.records, snakemake.params.benchmarks), snakemake.output.cost)
