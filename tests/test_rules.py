@@ -1,0 +1,91 @@
+"""Rules and scripts hold no logic: a rule names files and a script, a script reads what it is given and calls."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+#: What decides, repeats or computes.
+LOGIC = (
+    ast.If,
+    ast.IfExp,
+    ast.BoolOp,
+    ast.Compare,
+    ast.For,
+    ast.While,
+    ast.Try,
+    ast.FunctionDef,
+    ast.ClassDef,
+    ast.Lambda,
+)
+#: What a look-up is made of: names, attributes, subscripts, calls of named functions, lists.
+LOOK_UP = (
+    ast.Expression, ast.Name, ast.Load, ast.Store, ast.Attribute, ast.Subscript, ast.Call, ast.keyword, ast.Constant,
+    ast.List, ast.ListComp, ast.comprehension,
+)  # fmt: skip
+
+
+def too_much(code: str) -> list[str]:
+    """What in an expression of a rule is more than a look-up."""
+    tree = ast.parse(code.strip(), mode="eval")
+    found = [type(node).__name__ for node in ast.walk(tree) if not isinstance(node, LOOK_UP)]
+    return found + ["if" for node in ast.walk(tree) if isinstance(node, ast.comprehension) and node.ifs]
+
+
+def test_the_measure_itself():
+    assert too_much('run_files(selected("a", [SHOWN], masked=True), "b.tsv")') == []
+    assert too_much("DATASETS[wildcards.dataset].options.tables") == []
+    assert too_much("120 * len(batch_of(wildcards))") == ["BinOp", "Mult"]
+    assert too_much("[run for run in found if run.row]") == ["if"]
+    assert too_much('f"{a}"')[0] == "JoinedStr"
+
+
+def rule_files(root):
+    return [path for path in sorted((root / "rules").glob("*.smk")) if path.name != "common.smk"]
+
+
+def test_a_rule_names_files_and_a_script(root):
+    rules = 0
+    for path in rule_files(root):
+        for body in re.split(r"^rule \w+:$", path.read_text(), flags=re.M)[1:]:
+            rules += 1
+            does = re.findall(r"^    (run|shell|script|notebook|wrapper|exec\w*):", body, flags=re.M)
+            assert does == ["script"] * ("    output:\n" in body), body  # a rule without output is a target
+            for code in re.findall(r"lambda \w+: (.+?),?$", body, flags=re.M):
+                assert too_much(code) == [], f"{path.name}: {code}"
+    assert rules >= 30
+
+
+def test_functions_of_rules_are_in_one_file(root):
+    for path in (root / "Snakefile", *rule_files(root)):
+        assert not re.search(r"^\s*(def|if|for|while|try|class)\b.*:$", path.read_text(), flags=re.M), path.name
+
+
+def scripts(root):
+    return sorted((root / "workflow" / "scripts").glob("*.py"))
+
+
+def test_a_script_is_a_session_around_calls(root):
+    assert len(scripts(root)) >= 30
+    for path in scripts(root):
+        tree = ast.parse(path.read_text())
+        logic = [type(node).__name__ for node in ast.walk(tree) if isinstance(node, LOGIC)]
+        assert not logic, f"{path.name}: {logic}"
+        assert isinstance(tree.body[-1], ast.With), path.name
+        assert ast.unparse(tree.body[-1].items[0]) == "session(snakemake.log[0])", path.name
+        assert len(path.read_text().splitlines()) <= 30, path.name
+
+
+def test_every_script_is_a_rule_s_and_follows_its_code(root):
+    """The script's name in the rule, and its digest in the rule's params, so that an edit is noticed."""
+    text = "".join(path.read_text() for path in rule_files(root))
+    for path in scripts(root):
+        assert f'"../workflow/scripts/{path.name}"' in text, path.name
+    bodies = re.split(r"^rule (\w+):$", text, flags=re.M)
+    for name, body in zip(bodies[1::2], bodies[2::2], strict=True):
+        if "    output:\n" not in body:
+            continue
+        (script,) = re.findall(r"workflow/scripts/(\w+)\.py", body)
+        # take makes what train would have made, by the same code; no edit of code downloads again
+        followed = {"take": "train", "download_source": ""}.get(name, script)
+        assert not followed or f'code_of("{followed}")' in body, name
