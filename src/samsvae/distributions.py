@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samsvae.sampling import negative_binomial
+
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 #: Added to every variance and to the mean of the negative binomial.
@@ -208,9 +210,7 @@ class NegativeBinomial:
         return (gammas - value * torch.log(theta)) + value * torch.log(self.mean) - (value + theta) * spread
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        theta = self.concentration.expand(self.mean.shape)
-        rate = torch._standard_gamma(theta, generator=generator) * (self.mean / theta)
-        return torch.poisson(rate, generator=generator)
+        return negative_binomial(self.mean, self.concentration, generator)
 
 
 @dataclass(frozen=True)

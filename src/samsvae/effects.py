@@ -5,6 +5,8 @@ Letters: S samples, C conditions, P most perturbations in a condition, T perturb
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,8 +15,8 @@ from samsvae.data.batch import Batch
 from samsvae.model import Model, Streams
 from samsvae.networks import OneHot
 
-#: Floats of the largest array (S, c, G) held at once.
-BUDGET = {"cpu": 2**22, "cuda": 2**28}
+#: Floats of the largest array (s, c, G) held at once: small enough for a CPU's cache, large enough for a GPU.
+BUDGET = {"cpu": 2**19, "cuda": 2**28}
 
 
 def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
@@ -59,17 +61,25 @@ def condition_means(
     """
     device = model.input_mean.device
     noise = Streams(f"{seed}/effects", device)
-    at_once = max(1, BUDGET[device.type] // (samples * model.n_genes))
+    cells = max(1, BUDGET[device.type] // model.n_genes)
+    at_once = max(1, cells // samples)
     out = []
     for start in range(0, len(members), at_once):
-        likelihood = model.predict(dosage_batch(model, members[start : start + at_once], library), noise, samples)
-        x = likelihood.mean if closed_form else likelihood.sample(noise.generator("x"))
-        out.append(_transformed(x, transform).double().mean(0))
+        batch = dosage_batch(model, members[start : start + at_once], library)
+        total = torch.zeros(len(batch.library), model.n_genes, dtype=torch.float64, device=device)
+        for first in range(0, samples, cells):
+            likelihood = model.predict(batch, noise, min(cells, samples - first))
+            x = likelihood.mean if closed_form else likelihood.sample(noise.generator("x"))
+            total += _transformed(x, transform).sum(0)
+        out.append(total / samples)
     return torch.cat(out).cpu().numpy()
 
 
 def _transformed(x: Tensor, transform: str) -> Tensor:
-    return torch.log2(1.0 + 1e4 * x / x.sum(-1, keepdim=True).clamp(min=1.0)) if transform == "log2" else x
+    """``x``, which may be overwritten, as effects compare it."""
+    if transform != "log2":
+        return x
+    return torch.log1p_(x.mul_(1e4 / x.sum(-1, keepdim=True).clamp_(min=1.0))).div_(math.log(2.0))
 
 
 @torch.no_grad()
