@@ -16,7 +16,7 @@ from samsvae.model import Model, Streams
 from samsvae.networks import OneHot
 
 #: Floats of the largest array (s, c, G) held at once: small enough for a CPU's cache, large enough for a GPU.
-BUDGET = {"cpu": 2**19, "cuda": 2**28}
+BUDGET = {"cpu": 2**20, "cuda": 2**28}
 
 
 def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:

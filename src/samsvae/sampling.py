@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Values drawn at once: they and what is made on the way stay in a core's cache.
-BLOCK = 2**17
+#: Values drawn at once: enough to hide the cost of calls, few enough for a cache.
+BLOCK = 2**18
 
 #: Genes below this mean, and with a tail (m / theta) not longer than this, are drawn by inversion.
 LOW, LONG = 4.0, 8.0
