@@ -1,0 +1,104 @@
+"""A fused kernel for cards: the softmax of the decoder and the negative binomial of it, forwards and backwards.
+
+Letters: K particles, n cells, G genes. Plain operations write the mean, its logarithm and more at (K, n, G) to
+memory, and read them back; here the logits are read twice forwards (the second time from the cache) and once
+backwards. Triton comes with the CUDA builds of torch and is imported at the first use; without it, or off a card, the
+same function is made of torch's own operations.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from samsvae.networks import FLOOR
+
+#: Most genes that a program reads at a time, forwards and backwards, and cells whose gradients in theta it adds up.
+FORWARD_GENES, BACKWARD_GENES, CELLS = 1024, 256, 2
+
+
+def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:
+    """What the mean has a part in of log NB(x; m, theta), summed over genes, at m = l softmax(logits) + 1e-4 (eq. 2).
+
+    sum_g x_g log m_g - (x_g + theta_g) log(1 + m_g / theta_g): to be added to the gamma terms
+    lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log theta, which no particle changes.
+
+    Parameters
+    ----------
+    logits
+        (..., n, G), float32 or bfloat16; the arithmetic is float32 (float64 where they are).
+    library, theta, x
+        (n,), (G,) and (n, G), x of integers or of floats. Gradients go to ``logits`` and ``theta``.
+
+    Returns
+    -------
+    Tensor
+        (..., n), in the dtype of ``theta``.
+    """
+    kind = torch.promote_types(logits.dtype, theta.dtype)
+    if kind == torch.float32 and has_triton(logits.device.type):
+        rows = logits.reshape(-1, *logits.shape[-2:]).contiguous()
+        return _SoftmaxNB.apply(rows, library.contiguous(), theta.contiguous(), x.contiguous()).view(logits.shape[:-1])
+    mean = library[:, None] * torch.softmax(logits, -1, dtype=kind) + FLOOR
+    return (x * torch.log(mean) - (x + theta) * torch.log1p(mean / theta)).sum(-1)
+
+
+@cache
+def has_triton(device: str) -> bool:
+    """Whether the kernels can run on a kind of device: on cards with Triton, anywhere under its interpreter."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return (device == "cuda" or interpreted) and importlib.util.find_spec("triton") is not None
+
+
+class _SoftmaxNB(torch.autograd.Function):
+    """Forwards leaves two numbers a row beside the logits: log sum exp, and s of the backward pass.
+
+    With p = softmax and c_g = x / m - (x + theta) / (m + theta) = theta (x - m) / (m (m + theta)), the derivative in m:
+    d/dlogits_g = l p_g (c_g - s), s = sum_g p_g c_g; d/dtheta_g = x / theta - c_g m / theta - log(1 + m / theta).
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:
+        particles, cells, genes = logits.shape
+        out, lse, dot = (theta.new_empty(particles, cells) for _ in range(3))
+        block = _block(genes, FORWARD_GENES)
+        if out.numel():
+            from samsvae import triton_nb
+
+            triton_nb.forward[(particles * cells,)](
+                logits, library, theta, x, out, lse, dot, cells, genes, FLOOR, block, num_warps=_warps(block)
+            )
+        ctx.save_for_backward(logits, library, theta, x, lse, dot)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, library, theta, x, lse, dot = ctx.saved_tensors
+        particles, cells, genes = logits.shape
+        block = _block(genes, BACKWARD_GENES)
+        groups = -(-cells // CELLS)
+        d_logits = torch.empty_like(logits)
+        d_theta = theta.new_empty(groups, genes)  # a row per group of cells: added up below, in one order
+        if lse.numel():
+            from samsvae import triton_nb
+
+            triton_nb.backward[(groups, -(-genes // block))](
+                grad.contiguous(), logits, library, theta, x, lse, dot, d_logits, d_theta,
+                particles, cells, genes, FLOOR, CELLS, block, num_warps=_warps(block),
+            )  # fmt: skip
+        return d_logits, None, d_theta.sum(0), None
+
+
+def _block(genes: int, most: int) -> int:
+    """The block size that leaves the fewest lanes idle, the larger of equals."""
+    return min((most, most // 2, most // 4), key=lambda block: -(-genes // block) * block)
+
+
+def _warps(block: int) -> int:
+    """Warps of a program: four values a thread."""
+    return max(block // 128, 1)

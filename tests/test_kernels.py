@@ -1,0 +1,128 @@
+"""The fused softmax and negative binomial: Triton's interpreter and torch's operations against torch.distributions."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from samsvae.kernels import softmax_nb
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+# particles, cells, genes, dtype of the logits, dtype of the counts; one, two and several blocks of genes
+CASES = {
+    "one block": (3, 5, 9, torch.float32, torch.int16),
+    "several blocks": (2, 3, 1187, torch.float32, torch.float32),
+    "one cell": (5, 1, 256, torch.float32, torch.int32),
+    "many genes": (1, 3, 2100, torch.float32, torch.int16),
+    "bf16": (2, 4, 300, torch.bfloat16, torch.int16),
+}
+
+
+def made(particles, cells, genes, kind, counts):
+    """logits, library, theta (from 1e-2 to 1e6), x (0 to some hundred) and weights of a sum."""
+    stream = torch.Generator().manual_seed(genes)
+    logits = (3.0 * torch.randn(particles, cells, genes, generator=stream)).to(kind)
+    library = 100.0 + 1e4 * torch.rand(cells, generator=stream)
+    theta = 10.0 ** (8.0 * torch.rand(genes, generator=stream) - 2.0)
+    x = torch.poisson(10.0 ** (4.0 * torch.rand(cells, genes, generator=stream) - 2.0), generator=stream)
+    return logits, library, theta, x.to(counts), torch.rand(particles, cells, generator=stream) + 0.5
+
+
+def truth(logits, library, theta, x, weight):
+    """Value and gradients in float64, by way of torch.distributions, less the terms that no mean is part of."""
+    logits, theta = (value.double().requires_grad_() for value in (logits, theta))
+    x = x.double()
+    mean = library.double()[:, None] * torch.softmax(logits, -1) + 1e-4
+    whole = torch.distributions.NegativeBinomial(theta, logits=torch.log(mean) - torch.log(theta)).log_prob(x)
+    gammas = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1.0) - x * torch.log(theta)
+    value = (whole - gammas).sum(-1)
+    return value.detach(), *torch.autograd.grad((value * weight.double()).sum(), (logits, theta))
+
+
+def check(found, case):
+    rough = 1e-2 if case[0].dtype == torch.bfloat16 else 1e-5  # bf16 gradients have three digits
+    for ours, true, most in zip(found, truth(*case), (1e-6, rough, 1e-5), strict=True):
+        assert ours.shape == true.shape and torch.isfinite(ours).all()
+        assert ((ours.double() - true).norm() / true.norm()).item() < most
+    # by gene, on the scale that training sees: d/dlog theta, beside the largest
+    ours, true = found[2].double() * case[2], truth(*case)[2] * case[2]
+    assert ((ours - true).abs().max() / true.abs().max()).item() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    """What the kernels give under the interpreter, by case; the interpreter is chosen when Triton is imported."""
+    folder = tmp_path_factory.mktemp("kernels")
+    cases = {name: made(*sizes) for name, sizes in CASES.items()}
+    torch.save(list(cases.values()), folder / "cases.pt")
+    script = [sys.executable, str(Path(__file__).with_name("interpreted.py")), folder / "cases.pt", folder / "found.pt"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {
+        name: (case, found) for (name, case), found in zip(cases.items(), torch.load(folder / "found.pt"), strict=True)
+    }
+
+
+@needs_triton
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_against_torch_distributions(interpreted, name):
+    case, found = interpreted[name]
+    check(found, case)
+    assert (found[0].dtype, found[1].dtype, found[2].dtype) == (torch.float32, case[0].dtype, torch.float32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_without_triton(name):
+    case = made(*CASES[name])
+    logits, theta = case[0].requires_grad_(), case[2].requires_grad_()
+    value = softmax_nb(logits, case[1], theta, case[3])
+    found = value.detach(), *torch.autograd.grad((value * case[4]).sum(), (logits, theta))
+    check(found, tuple(part.detach() for part in case))
+
+
+def test_gradients_by_differences():
+    logits, library, theta, x, _ = made(2, 3, 5, torch.float64, torch.int16)
+    theta = (theta.double() % 10 + 0.5).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda a, b: softmax_nb(a, library.double(), b, x), (logits.requires_grad_(), theta)
+    )
+
+
+COMPILE = """
+import re
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from samsvae import triton_nb
+
+pointers = {{"logits_at": "*{kind}", "d_logits_at": "*{kind}", "x_at": "*{counts}"}}
+for kernel, fixed in ((triton_nb.forward, {{"BLOCK": 1024}}), (triton_nb.backward, {{"CELLS": 2, "BLOCK": 256}})):
+    names = kernel.arg_names
+    kinds = {{name: pointers.get(name, "*fp32" if name.endswith("_at") else "i32") for name in names}}
+    kinds |= {{"floor": "fp32"}} | dict.fromkeys(fixed, "constexpr")
+    made = triton.compile(ASTSource(kernel, kinds, constexprs=fixed), target=GPUTarget("cuda", 90, 32))
+    assert "sm_90" in made.asm["ptx"] and made.asm["cubin"]
+    assert "lg2.approx" not in made.asm["ptx"]  # whose error near log 1 = 0 would be multiplied by theta
+"""
+
+
+@needs_triton
+@pytest.mark.parametrize(("kind", "counts"), [("fp32", "i16"), ("bf16", "fp32")])
+def test_the_kernel_compiles_for_a_card_that_is_not_here(kind, counts, tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "TRITON_CACHE_DIR": str(tmp_path),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    script = tmp_path / "compile.py"
+    script.write_text(COMPILE.format(kind=kind, counts=counts))
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
