@@ -105,6 +105,8 @@ class TrainingConfig:
     plate: Literal["epoch", "every_step"] = "epoch"
     loss_scale: Literal["one", "n_cells"] = "one"
     patience: int | None = None
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    capture: Literal["auto", "never"] = "auto"
     seed: int = 0
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,16 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from samsvae.capture import Steps, graphs, on_one_stream
 from samsvae.checkpoint import read
 from samsvae.cpu import fast_cpu
 from samsvae.data.batch import Batch, Cells
+from samsvae.data.streaming import batches
 from samsvae.errors import CheckpointError, ConfigError, Interrupted, NumericalError, some
 from samsvae.files import atomic
 from samsvae.latents import Embedding, LearnedEmbedding, Mask, MaskProbability
 from samsvae.model import Draw, Model, Noise, Streams
+from samsvae.precision import precision
 from samsvae.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
@@ -60,11 +63,12 @@ def check(model: Model, *splits: Cells) -> None:
 
 
 def objective(
-    model: Model, batch: Batch, draw: Draw, config: TrainingConfig, *, n_cells: int, warmup: float = 1.0
+    model: Model, batch: Batch, draw: Draw, config: TrainingConfig, *, n_cells: int, warmup: float | Tensor = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a batch per cell under given draws (eq. 11, or eq. 15 for ``iwelbo``), and the terms it is made of.
 
     Minus the mean over particles and cells. ``n_cells``: size of the split, by which ``plate: every_step`` shares out.
+    ``warmup``: a number, or a scalar of float64 that a captured step reads anew.
     """
     plate = 1.0 / n_cells if config.plate == "every_step" else None
     options = {"analytic_kl": config.analytic_kl, "plate": plate, "extra_share": config.extra_share}
@@ -78,7 +82,7 @@ def objective(
     return loss, terms
 
 
-def _weight(term: str, config: TrainingConfig, warmup: float) -> float:
+def _weight(term: str, config: TrainingConfig, warmup: float | Tensor) -> float | Tensor:
     """What a term of the ELBO counts: 1 for the reconstruction, for a latent its own weight times that of all."""
     if term == "reconstruction":
         return 1.0
@@ -112,13 +116,10 @@ def train(
             f"batch_size: {config.batch_size} leaves a last batch of one of the {len(train_cells)} training cells, "
             "which batch_norm cannot read; take another."
         )
-    device = train_cells.counts.device
+    device = train_cells.device
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
     steps = config.steps if config.epochs is None else config.epochs * math.ceil(n / size)
-    scale = float(n) if config.loss_scale == "n_cells" else 1.0  # matters to Adam through its eps and weight decay
-    # terms of perturbations that a batch has no cell of are left out, where the loss reads none of them
-    own = device.type == "cpu" and config.plate != "every_step" and not config.mask_penalty
-    run = _Run(model, config, device)
+    run = _Run(model, config, train_cells, val_cells, genes)
     if keep is not None and keep.load(run):
         log.info("resumed at step %d of %d", run.step, steps)
     result, start = run.result, clock()
@@ -128,48 +129,40 @@ def train(
     def leave_if_asked() -> None:
         """Between two batches: end here where a signal came."""
         if stopped:
+            run.read()
             if keep is not None:
                 result.seconds = before + clock() - start
                 keep.save(run)
             raise Interrupted(f"stopped by {stopped[0]} at step {run.step} of {steps}", kept=keep is not None)
 
     model.train()
-    with signals() as stopped:
+    with signals() as stopped, precision(config.precision, device), on_one_stream(device):
         while (run.step < steps or run.permutation is not None) and not run.done:
-            warmup = min(1.0, run.epoch / config.warmup_epochs) if config.warmup_epochs else 1.0
+            full = run.warm_up()
             if run.permutation is None:
                 run.permutation = torch.randperm(n, generator=run.order)
-            for at in run.permutation.to(device).split(size)[len(run.losses) :]:
+            for inputs in batches(train_cells, run.permutation, size, start=len(run.losses)):
                 if run.step == steps:
                     break
-                batch = train_cells.batch(at, own=own)
-                draw = model.draw(batch, run.noise, config.particles)
-                loss, terms = objective(model, batch, draw, config, n_cells=n, warmup=warmup)
-                run.losses.append(loss.item())
-                if not math.isfinite(run.losses[-1]):
-                    what = diagnose(model, batch, draw, terms, train_cells.names[at.cpu()], genes)
-                    raise NumericalError(f"Step {run.step + 1}: {what}")
-                model.zero_grad(set_to_none=True)
-                (loss * scale).backward()
-                if config.gradient_clip is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-                run.optimiser.step()
-                run.step += 1
+                run.advance(*inputs)
                 leave_if_asked()
                 now = clock()
                 if now - told >= report_every:
                     told = now
+                    run.read()
                     _tell(run, steps, (run.step - first) / max(now - start, 1e-9))
                 if keep is not None and now - saved >= keep.every:
+                    run.read()
                     result.seconds, saved = before + now - start, now
                     keep.save(run)
+            run.read()
             if (run.epoch + 1) % config.validation_every and run.step < steps:
                 run.end_epoch()
                 continue
-            noise = Streams(f"{config.seed}/validation/{run.step}", device)
-            loss = validation_loss(model, val_cells, config, noise, n_cells=n, between=leave_if_asked)
-            run.end_epoch(loss, full=warmup == 1.0)
+            loss = run.validate(between=leave_if_asked)
+            run.end_epoch(loss, full=full)
     model.load_state_dict(run.best)
+    model.zero_grad(set_to_none=True)
     model.eval()
     result.steps, result.seconds = run.step, before + clock() - start
     _tell(run, run.step, (run.step - first) / max(clock() - start, 1e-9))
@@ -177,12 +170,28 @@ def train(
 
 
 class _Run:
-    """A training on its way: all that the next step depends on, and what is known of it so far."""
+    """A training on its way: all that the next step depends on, and what is known of it so far.
 
-    def __init__(self, model: Model, config: TrainingConfig, device: torch.device):
-        self.model, self.config, self.device = model, config, device
+    On a card steps are launched one after another and their losses read together, when somebody asks. A loss that is
+    not finite stops all updates from its own step on, on the card, so that the weights behind it are there to be
+    looked at when it is found.
+    """
+
+    def __init__(
+        self, model: Model, config: TrainingConfig, cells: Cells, val_cells: Cells, genes: np.ndarray | None = None
+    ):
+        self.model, self.config, self.cells, self.device, self.genes = model, config, cells, cells.device, genes
         self.optimiser = Adam(model, config)
-        self.noise, self.order = Streams(config.seed, device), Streams(config.seed, "cpu").generator("order")
+        self.noise, self.order = Streams(config.seed, self.device), Streams(config.seed, "cpu").generator("order")
+        make = graphs(self.device) if config.capture == "auto" else None
+        self.at_once = make is None and self.device.type != "cuda"  # whether a loss is read as soon as it is there
+        self.steps = Steps(self._step, self.noise, make)
+        self.val_cells, self.val_noise = val_cells, Streams("", self.device)
+        self.val_steps = Steps(_evaluation(model, val_cells, config, self.val_noise, len(cells)), self.val_noise, make)
+        self.bad = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
+        self.warmup = torch.ones((), dtype=torch.float64, device=self.device) if config.warmup_epochs else 1.0
+        self.unread: list[tuple[Tensor, Tensor]] = []  # positions and loss of each step since the last reading
+        self.before: dict[str, Tensor] = {}  # the noise at the first of them
         self.permutation: Tensor | None = None  # of the epoch under way, of which len(losses) batches are done
         self.losses: list[float] = []
         self.step = self.epoch = self.stale = 0
@@ -190,6 +199,61 @@ class _Run:
         self.best: dict[str, Tensor] = {}
         self.result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0)
         torch.manual_seed(config.seed)  # dropout draws from torch's own generator
+
+    def warm_up(self) -> bool:
+        """Set the weight of the terms for the epoch; whether it is the full one."""
+        if not self.config.warmup_epochs:
+            return True
+        warmup = min(1.0, self.epoch / self.config.warmup_epochs)
+        self.warmup.fill_(warmup)
+        return warmup == 1.0
+
+    def _step(self, at: Tensor, *counts: Tensor) -> Tensor:
+        """One step of the training on the cells at some positions, and its loss."""
+        batch = self.cells.batch(at, *counts, own=_own(self.cells, self.config))
+        draw = self.model.draw(batch, self.noise, self.config.particles)
+        loss, _ = objective(self.model, batch, draw, self.config, n_cells=len(self.cells), warmup=self.warmup)
+        with torch.no_grad():
+            self.bad.copy_(torch.maximum(self.bad, (loss - loss).ne(0.0)))  # inf - inf and nan are not 0
+        self.model.zero_grad(set_to_none=True)
+        # the scale matters to Adam through its eps and weight decay
+        (loss * (float(len(self.cells)) if self.config.loss_scale == "n_cells" else 1.0)).backward()
+        if self.config.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.optimiser.step(self.bad)
+        return loss.detach()
+
+    def advance(self, at: Tensor, *counts: Tensor) -> None:
+        """The next step; where nothing is won by waiting, it is read at once."""
+        if not self.unread:
+            self.before = self._noise()
+        self.unread.append((at, self.steps(at, *counts)))
+        self.step += 1
+        if self.at_once:
+            self.read()
+
+    def read(self) -> None:
+        """Wait for the steps so far and note their losses; NumericalError at the first that is not finite."""
+        if not self.unread:
+            return
+        losses = torch.stack([loss for _, loss in self.unread]).tolist()
+        for number, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                self._set_noise(self.before)
+                parts = [at for at, _ in self.unread[: number + 1]]
+                what = culprit(self.model, self.cells, parts, self.config, self.noise, self.genes, warmup=self.warmup)
+                raise NumericalError(f"Step {self.step - len(losses) + number + 1}: {what}")
+        self.losses += losses
+        self.unread = []
+
+    def validate(self, between: Callable[[], None]) -> float:
+        """The validation loss of the weights as they are, by noise that depends on the step alone."""
+        self.val_noise.seed = f"{self.config.seed}/validation/{self.step}"
+        _set_streams(self.val_noise, {})
+        return validation_loss(
+            self.model, self.val_cells, self.config, self.val_noise,
+            n_cells=len(self.cells), between=between, steps=self.val_steps,
+        )  # fmt: skip
 
     def end_epoch(self, loss: float | None = None, *, full: bool = True) -> None:
         """Go on to the next epoch. ``loss``: of a validation; ``full``: terms had their full weight in the epoch."""
@@ -208,16 +272,27 @@ class _Run:
         if self.done:
             log.info("stopped at step %d: no better validation loss for %d epochs", self.step, self.stale)
 
+    def _noise(self) -> dict[str, Tensor]:
+        """Where the streams of noise are: those of the latents, and torch's own under the name ``torch``."""
+        cuda = self.device.type == "cuda"
+        own = torch.cuda.get_rng_state(self.device) if cuda else torch.get_rng_state()
+        return _streams(self.noise) | {"torch": own}
+
+    def _set_noise(self, states: dict[str, Tensor]) -> None:
+        _set_streams(self.noise, {name: state for name, state in states.items() if name != "torch"})
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["torch"].cpu(), self.device)
+        else:
+            torch.set_rng_state(states["torch"].cpu())
+
     def state(self) -> dict:
         """Everything, as tensors and plain values."""
-        cuda = self.device.type == "cuda"
         return {
             **{name: getattr(self, name) for name in ("permutation", "losses", "step", "epoch", "stale", "best")},
             "weights": self.model.state_dict(),
             "moments": [tensors for group in self.optimiser.groups for tensors in group[1:4]],
-            "noise": {name: generator.get_state() for name, generator in self.noise.generators.items()},
+            "noise": self._noise(),
             "order": self.order.get_state(),
-            "torch": torch.cuda.get_rng_state(self.device) if cuda else torch.get_rng_state(),
             "result": vars(self.result),
         }
 
@@ -229,13 +304,8 @@ class _Run:
         for tensors, kept in zip(own, state["moments"], strict=True):
             for tensor, value in zip(tensors, kept, strict=True):
                 tensor.copy_(value)
-        for name, value in state["noise"].items():
-            self.noise.generator(name).set_state(value.cpu())
+        self._set_noise(state["noise"])
         self.order.set_state(state["order"].cpu())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["torch"].cpu(), self.device)
-        else:
-            torch.set_rng_state(state["torch"].cpu())
         self.result = Trained(**state["result"])
 
 
@@ -291,31 +361,76 @@ def signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
+def _own(cells: Cells, config: TrainingConfig) -> bool:
+    """Whether batches leave out the perturbations that none of their cells received.
+
+    Exact where the loss reads no term of them. Not on a card, whose captured steps have one shape.
+    """
+    return cells.device.type == "cpu" and config.plate != "every_step" and not config.mask_penalty
+
+
+def _streams(noise: Streams) -> dict[str, Tensor]:
+    """Where each stream is."""
+    return {name: stream.get_state() for name, stream in noise.generators.items()}
+
+
+def _set_streams(noise: Streams, states: dict[str, Tensor]) -> None:
+    """Put streams where they were, those that were not drawn from yet to their beginning.
+
+    The generators stay the same objects: captured steps draw from them.
+    """
+    start = Streams(noise.seed, noise.device)
+    for name in {*noise.generators, *states}:
+        noise.generator(name).set_state(states[name].cpu() if name in states else start.generator(name).get_state())
+
+
+def _evaluation(
+    model: Model, cells: Cells, config: TrainingConfig, noise: Noise, n_cells: int
+) -> Callable[..., Tensor]:
+    """The loss of the cells at some positions, to be called without gradients."""
+
+    def step(at: Tensor, *counts: Tensor) -> Tensor:
+        batch = cells.batch(at, *counts, own=_own(cells, config))
+        draw = model.draw(batch, noise, config.validation_particles)
+        return objective(model, batch, draw, config, n_cells=n_cells)[0]
+
+    return step
+
+
 @torch.no_grad()
 def validation_loss(
     model: Model,
     cells: Cells,
     config: TrainingConfig,
-    noise: Noise,
+    noise: Streams,
     *,
     n_cells: int | None = None,
     between: Callable[[], None] = lambda: None,
+    steps: Steps | None = None,
 ) -> float:
     """Mean over cells of the training objective, with fresh noise, in evaluation mode, at full weight of the terms.
 
     ``n_cells``: of the training, by which ``plate: every_step`` shares out (default: the cells at hand). ``between``
-    is called after every batch.
+    is called after every batch. ``steps``: what gives the loss of a batch under this noise, where it is captured.
     """
     model.eval()
-    total = 0.0
-    for at in torch.arange(len(cells), device=cells.counts.device).split(max(config.batch_size, 512)):
-        batch = cells.batch(at)
-        draw = model.draw(batch, noise, config.validation_particles)
-        loss, terms = objective(model, batch, draw, config, n_cells=n_cells or len(cells))
-        if not torch.isfinite(loss):
-            raise NumericalError("In validation: " + diagnose(model, batch, draw, terms, cells.names[at.cpu()], None))
-        total += loss.item() * len(at)
+    n_cells = len(cells) if n_cells is None else n_cells
+    steps = Steps(_evaluation(model, cells, config, noise, n_cells), noise) if steps is None else steps
+    before = _streams(noise)
+    parts, losses = [], []
+    for at, *counts in batches(cells, torch.arange(len(cells)), max(config.batch_size, 512)):
+        parts.append(at)
+        losses.append(steps(at, *counts))
         between()
+    total = 0.0
+    for number, (at, loss) in enumerate(zip(parts, torch.stack(losses).tolist(), strict=True)):
+        if not math.isfinite(loss):
+            _set_streams(noise, before)
+            config = replace(config, particles=config.validation_particles)
+            raise NumericalError(
+                "In validation: " + culprit(model, cells, parts[: number + 1], config, noise, None, n_cells=n_cells)
+            )
+        total += loss * len(at)
     model.train()
     return total / len(cells)
 
@@ -336,8 +451,8 @@ class Adam:
             self.groups.append((parameters, *state, steps, group["lr"], group["weight_decay"]))
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One step along the gradients, which are left in place."""
+    def step(self, skip: Tensor | None = None) -> None:
+        """One step along the gradients, which are left in place; none where ``skip``, a scalar, is 1."""
         for parameters, means, squares, steps, rate, decay in self.groups:
             adam(
                 parameters,
@@ -347,6 +462,7 @@ class Adam:
                 [],
                 steps,
                 fused=True,
+                found_inf=skip,
                 amsgrad=False,
                 beta1=self.config.adam_beta1,
                 beta2=self.config.adam_beta2,
@@ -372,6 +488,26 @@ def parameter_groups(model: Model, config: TrainingConfig) -> list[dict]:
         rate = config.learning_rate if rates[kind] is None else rates[kind]
         groups += [{"params": parameters, "lr": rate, "weight_decay": decay}] if parameters else []
     return groups
+
+
+@torch.no_grad()
+def culprit(
+    model: Model,
+    cells: Cells,
+    parts: list[Tensor],
+    config: TrainingConfig,
+    noise: Noise,
+    genes: np.ndarray | None,
+    *,
+    n_cells: int | None = None,
+    warmup: float | Tensor = 1.0,
+) -> str:
+    """What ``diagnose`` says of the last of some batches, the noise being that before the first of them."""
+    for at in parts:
+        batch = cells.batch(at, own=_own(cells, config))
+        draw = model.draw(batch, noise, config.particles)
+        _, terms = objective(model, batch, draw, config, n_cells=n_cells or len(cells), warmup=warmup)
+    return diagnose(model, batch, draw, terms, cells.names[parts[-1].cpu()], genes)
 
 
 def diagnose(

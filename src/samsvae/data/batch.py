@@ -5,6 +5,7 @@ Letters: n cells, P most perturbations in a cell, T perturbations, G genes, C co
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections import Counter
@@ -35,6 +36,9 @@ class Screen:
     members: np.ndarray  # (C, P) codes into perturbations, -1 where there is none
     perturbations: np.ndarray  # (T,) names
 
+
+#: Part of the free memory of a card that the counts of a split may take; more of them are streamed.
+ROOM = 0.5
 
 #: The arrays of a screen, by name.
 FIELDS = tuple(Screen.__dataclass_fields__)
@@ -168,7 +172,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of one split, on one device, in the dtype of the file until a batch is read."""
+    """The cells of one split, on one device, in the dtype of the file until a batch is read.
+
+    Where ``streamed``, the counts stay on the host and are copied batch by batch (``samsvae.data.streaming``).
+    """
 
     counts: Tensor  # (n, G)
     library: Tensor  # (n,)
@@ -176,17 +183,26 @@ class Cells:
     n_perturbations: int
     names: np.ndarray  # (n,) cell names, for messages
     share: Tensor  # (T,) 1 / n_t, 0 where no cell of this split received t
+    streamed: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.library.device
 
     def __len__(self) -> int:
         return len(self.counts)
 
-    def batch(self, at: Tensor | slice, *, own: bool = False) -> Batch:
+    def batch(self, at: Tensor | slice, counts: Tensor | None = None, *, own: bool = False) -> Batch:
         """The cells at some positions (n',), with the plate weights of the whole split.
 
-        ``own``: with rows for the perturbations that these cells received, and for no others.
+        ``counts`` (n', G): those of the cells, where they are at hand already. ``own``: with rows for the
+        perturbations that these cells received, and for no others.
         """
         index, share, rows = self.index[at], self.share, None
         dose = (index < self.n_perturbations).to(self.library.dtype)
+        if counts is None:
+            counts = self.counts[at.to(self.counts.device) if isinstance(at, Tensor) else at]
         if own:
             position = torch.zeros(self.n_perturbations + 1, dtype=torch.long, device=index.device)
             position[index.flatten()] = 1
@@ -194,7 +210,7 @@ class Cells:
             position[rows] = torch.arange(len(rows), device=index.device)
             position[-1] = len(rows)
             index, share = position[index], share[rows]
-        return Batch(self.counts[at].to(self.library.dtype), self.library[at], OneHot(index, dose), share, rows)
+        return Batch(counts.to(self.library), self.library[at], OneHot(index, dose), share, rows)
 
 
 def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.device | str = "cpu") -> Cells:
@@ -203,14 +219,22 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
     index = torch.from_numpy(dosage.members[screen.condition[rows]].astype(np.int64))
     n_perturbations = len(dosage.names)
     n_cells = torch.bincount(index.flatten(), minlength=n_perturbations + 1)[:n_perturbations]
+    counts = torch.from_numpy(np.ascontiguousarray(screen.counts[rows]))
+    streamed = counts.nbytes > ROOM * free_memory(device)
     return Cells(
-        counts=torch.from_numpy(np.ascontiguousarray(screen.counts[rows])).to(device),
+        counts=counts if streamed else counts.to(device),
         library=torch.from_numpy(screen.library[rows].astype(np.float32)).to(device),
         index=index.to(device),
         n_perturbations=n_perturbations,
         names=screen.cells[rows],
         share=_plate_weights(n_cells, torch.float32).to(device),
+        streamed=streamed,
     )
+
+
+def free_memory(device: torch.device | str) -> float:
+    """Bytes free on a card; no bound elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else math.inf
 
 
 def _plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,50 @@
+"""How precisely the products of matrices are computed in a training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class _Bfloat16Linear(TorchFunctionMode):
+    """Linear maps of float32 in bfloat16, forwards and backwards, with results in float32; all else as it is."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.linear:
+            return func(*args, **(kwargs or {}))
+
+        def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            product = F.linear(input.to(torch.bfloat16), weight.to(torch.bfloat16)).to(weight.dtype)
+            return product if bias is None else product + bias
+
+        return linear(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def precision(name: str, device: torch.device) -> Iterator[None]:
+    """Within the block: ``float32``; ``tf32`` products on cards (elsewhere float32); ``bf16`` in all linear maps.
+
+    What is not a product of matrices, the likelihood above all, stays in float32.
+    """
+    if name == "bf16":
+        with _Bfloat16Linear():
+            yield
+        return
+    if device.type != "cuda":
+        yield
+        return
+    # torch 2.9 has a name of its own for this, and objects to a mixture of both
+    matmul = torch.backends.cuda.matmul
+    new = hasattr(matmul, "fp32_precision")
+    key, value = ("fp32_precision", "tf32" if name == "tf32" else "ieee") if new else ("allow_tf32", name == "tf32")
+    before = getattr(matmul, key)
+    setattr(matmul, key, value)
+    try:
+        yield
+    finally:
+        setattr(matmul, key, before)
