@@ -42,7 +42,8 @@ def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Ten
     kind = torch.promote_types(logits.dtype, theta.dtype)
     if kind == torch.float32 and has_triton(logits.device.type):
         rows = logits.reshape(-1, *logits.shape[-2:]).contiguous()
-        return _SoftmaxNB.apply(rows, library.contiguous(), theta.contiguous(), x.contiguous()).view(logits.shape[:-1])
+        out, _, _ = _forward(rows, library.contiguous(), theta.contiguous(), x.contiguous())
+        return out.view(logits.shape[:-1])
     mean = library[:, None] * torch.softmax(logits, -1, dtype=kind) + FLOOR
     return (x * torch.log(mean) - (x + theta) * torch.log1p(mean / theta)).sum(-1)
 
@@ -54,44 +55,69 @@ def has_triton(device: str) -> bool:
     return (device == "cuda" or interpreted) and importlib.util.find_spec("triton") is not None
 
 
-class _SoftmaxNB(torch.autograd.Function):
-    """Forwards leaves two numbers a row beside the logits: log sum exp, and s of the backward pass.
+# Operators of their own, so that torch.compile takes them as they are. Forwards leaves two numbers a row beside the
+# logits: log sum exp, and s of the backward pass. With p = softmax and
+# c_g = x / m - (x + theta) / (m + theta) = theta (x - m) / (m (m + theta)), the derivative in m:
+# d/dlogits_g = l p_g (c_g - s), s = sum_g p_g c_g; d/dtheta_g = x / theta - c_g m / theta - log(1 + m / theta).
 
-    With p = softmax and c_g = x / m - (x + theta) / (m + theta) = theta (x - m) / (m (m + theta)), the derivative in m:
-    d/dlogits_g = l p_g (c_g - s), s = sum_g p_g c_g; d/dtheta_g = x / theta - c_g m / theta - log(1 + m / theta).
-    """
 
-    @staticmethod
-    def forward(ctx, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:
-        particles, cells, genes = logits.shape
-        out, lse, dot = (theta.new_empty(particles, cells) for _ in range(3))
-        block = _block(genes, FORWARD_GENES)
-        if out.numel():
-            from samsvae import triton_nb
+@torch.library.custom_op("samsvae::softmax_nb", mutates_args=())
+def _forward(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, log sum exp and s, each (K, n), of logits (K, n, G)."""
+    from samsvae import triton_nb
 
-            triton_nb.forward[(particles * cells,)](
-                logits, library, theta, x, out, lse, dot, cells, genes, FLOOR, block, num_warps=_warps(block)
-            )
-        ctx.save_for_backward(logits, library, theta, x, lse, dot)
-        return out
+    particles, cells, genes = logits.shape
+    out, lse, dot = (theta.new_empty(particles, cells) for _ in range(3))
+    block = _block(genes, FORWARD_GENES)
+    if out.numel():
+        triton_nb.forward[(particles * cells,)](
+            logits, library, theta, x, out, lse, dot, cells, genes, FLOOR, block, num_warps=_warps(block)
+        )
+    return out, lse, dot
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, library, theta, x, lse, dot = ctx.saved_tensors
-        particles, cells, genes = logits.shape
-        block = _block(genes, BACKWARD_GENES)
-        groups = -(-cells // CELLS)
-        d_logits = torch.empty_like(logits)
-        d_theta = theta.new_empty(groups, genes)  # a row per group of cells: added up below, in one order
-        if lse.numel():
-            from samsvae import triton_nb
 
-            triton_nb.backward[(groups, -(-genes // block))](
-                grad.contiguous(), logits, library, theta, x, lse, dot, d_logits, d_theta,
-                particles, cells, genes, FLOOR, CELLS, block, num_warps=_warps(block),
-            )  # fmt: skip
-        return d_logits, None, d_theta.sum(0), None
+@torch.library.custom_op("samsvae::softmax_nb_backward", mutates_args=())
+def _backward(
+    grad: Tensor, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, lse: Tensor, dot: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients in the logits (K, n, G) and in theta (G,)."""
+    from samsvae import triton_nb
+
+    particles, cells, genes = logits.shape
+    block, groups = _block(genes, BACKWARD_GENES), -(-cells // CELLS)
+    d_logits = torch.empty_like(logits)
+    d_theta = theta.new_empty(groups, genes)  # a row per group of cells: added up below, in one order
+    if lse.numel():
+        triton_nb.backward[(groups, -(-genes // block))](
+            grad, logits, library, theta, x, lse, dot, d_logits, d_theta,
+            particles, cells, genes, FLOOR, CELLS, block, num_warps=_warps(block),
+        )  # fmt: skip
+    else:
+        d_theta.zero_()
+    return d_logits, d_theta.sum(0)
+
+
+@_forward.register_fake
+def _(logits, library, theta, x):
+    return tuple(theta.new_empty(logits.shape[:2]) for _ in range(3))
+
+
+@_backward.register_fake
+def _(grad, logits, library, theta, x, lse, dot):
+    return torch.empty_like(logits), torch.empty_like(theta)
+
+
+def _keep(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _gradients(ctx, grad, *_):
+    d_logits, d_theta = _backward(grad.contiguous(), *ctx.saved_tensors)
+    return d_logits, None, d_theta, None
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)
 
 
 def _block(genes: int, most: int) -> int:

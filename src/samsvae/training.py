@@ -185,11 +185,12 @@ class _Run:
         self.noise, self.order = Streams(config.seed, self.device), Streams(config.seed, "cpu").generator("order")
         make = graphs(self.device) if config.capture == "auto" else None
         self.at_once = make is None and self.device.type != "cuda"  # whether a loss is read as soon as it is there
-        self.steps = Steps(self._step, self.noise, make)
         self.val_cells, self.val_noise = val_cells, Streams("", self.device)
         self.val_steps = Steps(_evaluation(model, val_cells, config, self.val_noise, len(cells)), self.val_noise, make)
         self.bad = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
         self.warmup = torch.ones((), dtype=torch.float64, device=self.device) if config.warmup_epochs else 1.0
+        step = _training_step(model, cells, config, self.optimiser, self.noise, self.bad, self.warmup)
+        self.steps = Steps(step, self.noise, make)
         self.unread: list[tuple[Tensor, Tensor]] = []  # positions and loss of each step since the last reading
         self.before: dict[str, Tensor] = {}  # the noise at the first of them
         self.permutation: Tensor | None = None  # of the epoch under way, of which len(losses) batches are done
@@ -207,21 +208,6 @@ class _Run:
         warmup = min(1.0, self.epoch / self.config.warmup_epochs)
         self.warmup.fill_(warmup)
         return warmup == 1.0
-
-    def _step(self, at: Tensor, *counts: Tensor) -> Tensor:
-        """One step of the training on the cells at some positions, and its loss."""
-        batch = self.cells.batch(at, *counts, own=_own(self.cells, self.config))
-        draw = self.model.draw(batch, self.noise, self.config.particles)
-        loss, _ = objective(self.model, batch, draw, self.config, n_cells=len(self.cells), warmup=self.warmup)
-        with torch.no_grad():
-            self.bad.copy_(torch.maximum(self.bad, (loss - loss).ne(0.0)))  # inf - inf and nan are not 0
-        self.model.zero_grad(set_to_none=True)
-        # the scale matters to Adam through its eps and weight decay
-        (loss * (float(len(self.cells)) if self.config.loss_scale == "n_cells" else 1.0)).backward()
-        if self.config.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        self.optimiser.step(self.bad)
-        return loss.detach()
 
     def advance(self, at: Tensor, *counts: Tensor) -> None:
         """The next step; where nothing is won by waiting, it is read at once."""
@@ -367,6 +353,38 @@ def _own(cells: Cells, config: TrainingConfig) -> bool:
     Exact where the loss reads no term of them. Not on a card, whose captured steps have one shape.
     """
     return cells.device.type == "cpu" and config.plate != "every_step" and not config.mask_penalty
+
+
+def _training_step(
+    model: Model,
+    cells: Cells,
+    config: TrainingConfig,
+    optimiser: Adam,
+    noise: Noise,
+    bad: Tensor,
+    warmup: float | Tensor,
+) -> Callable[..., Tensor]:
+    """A step of the training on the cells at some positions, which gives its loss.
+
+    ``bad`` becomes 1 where the loss is not finite; while it is 1 no step changes a weight.
+    """
+    # the scale matters to Adam through its eps and weight decay
+    scale = float(len(cells)) if config.loss_scale == "n_cells" else 1.0
+
+    def step(at: Tensor, *counts: Tensor) -> Tensor:
+        batch = cells.batch(at, *counts, own=_own(cells, config))
+        draw = model.draw(batch, noise, config.particles)
+        loss, _ = objective(model, batch, draw, config, n_cells=len(cells), warmup=warmup)
+        with torch.no_grad():
+            bad.copy_(torch.maximum(bad, (loss - loss).ne(0.0)))  # inf - inf and nan are not 0
+        model.zero_grad(set_to_none=True)
+        (loss * scale).backward()
+        if config.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        optimiser.step(bad)
+        return loss.detach()
+
+    return step
 
 
 def _streams(noise: Streams) -> dict[str, Tensor]:

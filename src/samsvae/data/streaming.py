@@ -49,6 +49,7 @@ class _Slot:
         if self.on_card:
             self.stream = torch.cuda.Stream(cells.device)
             self.copied, self.free = torch.cuda.Event(blocking=True), torch.cuda.Event()
+            self.free.record()  # whatever had this memory before
 
     def gather(self, at: Tensor) -> None:
         """Read the cells at some positions, on the host (in the thread)."""
