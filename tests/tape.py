@@ -54,11 +54,12 @@ class Tape(TorchDispatchMode):
         if isinstance(generator := kwargs.get("generator"), torch.Generator):
             known = {each._cdata for each in self.generators}
             assert generator._cdata in known, "a generator that was not registered"
+        given = dict(zip((spec.name for spec in func._schema.arguments), args, strict=False)) | kwargs
         changes = [
             tensor
-            for spec, value in zip(func._schema.arguments, [*args, *kwargs.values()], strict=False)
+            for spec in func._schema.arguments
             if spec.alias_info is not None and spec.alias_info.is_write
-            for tensor in tensors(value)
+            for tensor in tensors(given.get(spec.name))
         ]
         if func.overloadpacket.__name__ == "native_batch_norm":  # moves its moments, and does not say so
             changes += tensors(args[3:5])

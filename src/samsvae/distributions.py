@@ -238,8 +238,18 @@ class SoftmaxNegativeBinomial:
     def log_likelihood(self, value: Tensor) -> Tensor:
         """log_prob summed over genes (..., n), with backward passes of its own."""
         logits = self.logits if self.logits.ndim == 3 else self.logits.reshape(-1, *self.logits.shape[-2:])
-        rest = _MeanTerms.apply(logits, self.library, self.concentration, value)
-        return rest.reshape(self.logits.shape[:-1]) + _GammaTerms.apply(self.concentration, value)
+        rest = _mean_terms(logits, self.library, self.concentration, value).view(self.logits.shape[:-1])
+        return rest + _GammaTerms.apply(self.concentration, value)
+
+
+def _mean_terms(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:
+    """What the mean has a part in (K, n), by the kernel where there is one for the device."""
+    if logits.is_cuda:
+        from samsvae.kernels import has_triton, softmax_nb
+
+        if has_triton("cuda"):
+            return softmax_nb(logits, library, theta, x)
+    return _MeanTerms.apply(logits, library, theta, x)
 
 
 class _GammaTerms(torch.autograd.Function):
@@ -266,10 +276,10 @@ class _GammaTerms(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         theta, x, index = ctx.saved_tensors
         if index is None:
-            return grad @ _d_gammas(theta, x), None
+            return torch.mv(_d_gammas(theta, x).T, grad), None
         j = torch.arange(_GammaTerms.TABLE + 1, dtype=theta.dtype, device=theta.device)[:, None]
         table = _GammaTerms.below(-j / (theta * (theta + j)))
-        return grad @ _GammaTerms.look_up(table, index, theta, x, _d_gammas), None
+        return torch.mv(_GammaTerms.look_up(table, index, theta, x, _d_gammas).T, grad), None
 
     @staticmethod
     def index(x: Tensor) -> Tensor | None:
@@ -344,7 +354,7 @@ class _MeanTerms(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         slopes, spreads = ctx.saved_tensors
         d_logits = None if slopes is None else slopes * grad[..., None]
-        d_theta = None if spreads is None else grad.flatten() @ spreads.flatten(0, 1)
+        d_theta = None if spreads is None else torch.mv(spreads.flatten(0, 1).T, grad.flatten())
         return d_logits, None, d_theta, None
 
 

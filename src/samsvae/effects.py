@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samsvae.cpu import fast_cpu
 from samsvae.data.batch import Batch
 from samsvae.model import Model, Streams
 from samsvae.networks import OneHot
@@ -37,6 +38,7 @@ def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
 
 
 @torch.no_grad()
+@fast_cpu()
 def sample(model: Model, members: np.ndarray, *, samples: int, library: float = 1e4, seed: int | str = 0) -> Tensor:
     """Sampled cells x (S, C, G) of each dosage: shared latents from the guide, z from its prior (eq. 14)."""
     noise = Streams(f"{seed}/samples", model.input_mean.device)
@@ -44,6 +46,7 @@ def sample(model: Model, members: np.ndarray, *, samples: int, library: float = 
 
 
 @torch.no_grad()
+@fast_cpu()
 def condition_means(
     model: Model,
     members: np.ndarray,
@@ -83,6 +86,7 @@ def _transformed(x: Tensor, transform: str) -> Tensor:
 
 
 @torch.no_grad()
+@fast_cpu()
 def effect_draws(
     model: Model,
     members: np.ndarray,

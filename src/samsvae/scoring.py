@@ -12,9 +12,9 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from samsvae.data.batch import Batch, Cells
+from samsvae.cpu import fast_cpu
+from samsvae.data.batch import Cells
 from samsvae.model import Draw, Model, Streams
-from samsvae.networks import OneHot
 
 #: Floats of the largest array (k, n', G) held at once: small enough for a CPU's cache, large enough for a GPU.
 BUDGET = {"cpu": 2**20, "cuda": 2**28}
@@ -27,6 +27,7 @@ PARTICLES = 64
 
 
 @torch.no_grad()
+@fast_cpu()
 def iwelbo(
     model: Model,
     cells: Cells,
@@ -52,21 +53,10 @@ def iwelbo(
         shared = model.draw_shared(noise, k)
         for start in range(0, len(cells), n_cells):
             at = slice(start, start + n_cells)
-            batch = _compact(cells.batch(at))
+            batch = cells.batch(at, own=True)
             weights = model.log_weights(batch, noise, k, _of_rows(shared, batch.rows), joint=joint)
             out[at] = torch.logaddexp(out[at], torch.logsumexp(weights, dim=0))
     return out - math.log(particles)
-
-
-def _compact(batch: Batch) -> Batch:
-    """The same cells with ``rows`` of the perturbations that they received alone."""
-    if batch.rows is not None:
-        return batch
-    given = batch.dosage.index < len(batch.share)
-    rows, place = torch.unique(batch.dosage.index[given], return_inverse=True)
-    index = torch.full_like(batch.dosage.index, len(rows))
-    index[given] = place
-    return replace(batch, dosage=OneHot(index, batch.dosage.dose), share=batch.share[rows], rows=rows)
 
 
 def _of_rows(shared: Draw, rows: Tensor) -> Draw:
