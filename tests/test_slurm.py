@@ -263,6 +263,7 @@ def test_one_of_several_that_fails_says_why_and_is_tried_again_alone(site, happe
     (again,) = set(re.findall(r"cpa_vae_mf-cells20-draw0 failed. To try it again by itself: (.+)", early))
     assert again.endswith(f"--configfile config.yaml -- {RUNS}/cpa_vae_mf-cells20-draw0/scores.tsv")
     assert f"snakemake --workflow-profile {where}/profile" in again
+    assert again in log_of(where, "cpa_vae_mf-*")  # so does the submission itself, which was called otherwise
     assert "1 of 1 steps (100%) done" in late
     done = {path.parent.name for path in others if path.name == "scores.tsv"}
     assert done == {"cond_vae-cells20-draw0", "sams_vae_corr-cells20-draw0"}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,10 +104,10 @@ def run_together(
 ) -> None:
     """Train and score several runs of the same data in one process, and keep the results in the folders of the runs.
 
-    ``folders`` and ``logs``: by the id of the run. A run that fails is written to ``out`` (TSV: run, state, seconds,
-    reason) and leaves the others alone.
+    ``folders`` and ``logs``: by the id of the run. A run that fails is written to ``out`` (TSV: run, state, reason) and
+    leaves the others alone.
     """
-    rows = []
+    reasons: dict[str, str] = {}
     todo = []
     for settings in runs:
         trained, scored, files = _kept(settings, data, Path(folders[settings["run"]]))
@@ -117,19 +116,23 @@ def run_together(
         except OSError:  # of this run alone: it comes again where it is told
             done = False
         if done:
-            rows.append({"run": settings["run"], "state": "kept", "seconds": 0.0, "reason": ""})
+            log.info("%s: kept from before", settings["run"])
         else:
             todo.append((settings, trained, scored, files))
     todo.sort(key=lambda each: each[1].begun)  # one that takes the process down shall not do so before the others
     if todo:
         with hold_device(place.device, place.jobs_per_gpu) as device:
-            rows += [_one_of_several(*each, data, logs, device, place.keep_every) for each in todo]
-    write_table(rows, out)
+            for settings, *rest in todo:
+                reasons[settings["run"]] = _one_of_several(settings, *rest, data, logs, device, place.keep_every)
+    ids = [settings["run"] for settings in runs]
+    # no times, and not who was kept: the same after a kill as without
+    states = {run: "failed" if reasons.get(run) else "done" for run in ids}
+    write_table([{"run": run, "state": states[run], "reason": reasons.get(run, "")} for run in ids], out)
 
 
-def _one_of_several(settings, trained, scored, files, data, logs, device, keep_every) -> dict[str, object]:
-    """A row of what became of a run."""
-    start, state, reason = time.perf_counter(), "done", ""
+def _one_of_several(settings, trained, scored, files, data, logs, device, keep_every) -> str:
+    """Make one run; the reason if it fails, else ''."""
+    reason = ""
     with _logged(logs[settings["run"]]):
         try:
             with _told(trained, files):
@@ -138,11 +141,14 @@ def _one_of_several(settings, trained, scored, files, data, logs, device, keep_e
             log.error("%s", error)
             raise
         except Exception as error:  # whatever it is, the other runs go on
-            state, reason = "failed", f"{type(error).__name__}: {error}"
-            log.error("%s", error, exc_info=not isinstance(error, SamsvaeError))
-            log.info("%s", *error.__notes__)
-    log.info("%s: %s %s", settings["run"], state, reason)
-    return {"run": settings["run"], "state": state, "seconds": time.perf_counter() - start, "reason": reason}
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, SamsvaeError):
+                log.error("%s", error)
+                log.info("%s", *error.__notes__)
+            else:
+                log.exception("%s", error)
+    log.info("%s: %s", settings["run"], reason or "done")
+    return reason
 
 
 def _kept(settings: Mapping, data: Data, folder: Path) -> tuple[Kept, Kept, dict[str, dict[str, Path]]]:
