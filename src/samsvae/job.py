@@ -58,14 +58,15 @@ class Place:
 def run_one(settings: Mapping, data: Data, folder: str | Path, place: Place) -> None:
     """The files of one run in its folder: TRAINED and SCORED, made or taken from what is kept."""
     trained, scored, files = _kept(settings, data, Path(folder))
-    if trained.whole(files["trained"]):
-        log.info("%s: trained before, on the same data; remove %s to train anew", settings["run"], trained.folder)
-        _drop_state(trained)
-    if not (trained.whole(files["trained"]) and scored.whole(files["scored"])):
-        with _told(trained, files), hold_device(place.device, place.jobs_per_gpu) as device:
-            _make(settings, data, trained, scored, files, device, place.keep_every)
-    trained.take(files["trained"])
-    scored.take(files["scored"])
+    with _told(trained, files):
+        if trained.whole(files["trained"]):
+            log.info("%s: trained before, on the same data; remove %s to train anew", settings["run"], trained.folder)
+            _drop_state(trained)
+        if not (trained.whole(files["trained"]) and scored.whole(files["scored"])):
+            with hold_device(place.device, place.jobs_per_gpu) as device:
+                _make(settings, data, trained, scored, files, device, place.keep_every)
+        trained.take(files["trained"])
+        scored.take(files["scored"])
 
 
 def take_one(settings: Mapping, data: Data, folder: str | Path, mark: str | Path) -> None:
@@ -91,7 +92,7 @@ def failed_in(mark: str | Path) -> dict[str, str]:
             rows = list(csv.DictReader(file, delimiter="\t"))
     except FileNotFoundError:
         return {}
-    return {row["run"]: row["reason"] for row in rows if row["state"] == "failed"}
+    return {row["run"]: row["reason"] for row in rows if row.get("state") == "failed"}
 
 
 def run_together(
@@ -124,10 +125,9 @@ def run_together(
         with hold_device(place.device, place.jobs_per_gpu) as device:
             for settings, *rest in todo:
                 reasons[settings["run"]] = _one_of_several(settings, *rest, data, logs, device, place.keep_every)
-    ids = [settings["run"] for settings in runs]
     # no times, and not who was kept: the same after a kill as without
-    states = {run: "failed" if reasons.get(run) else "done" for run in ids}
-    write_table([{"run": run, "state": states[run], "reason": reasons.get(run, "")} for run in ids], out)
+    told = [(settings["run"], reasons.get(settings["run"], "")) for settings in runs]
+    write_table([{"run": run, "state": "failed" if why else "done", "reason": why} for run, why in told], out)
 
 
 def _one_of_several(settings, trained, scored, files, data, logs, device, keep_every) -> str:
