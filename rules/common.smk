@@ -119,11 +119,11 @@ def together_of(wildcards):
 
 
 def benchmarks_of(wildcards):
-    """The benchmark of the job that trained each run; several runs may have had one job."""
+    """The benchmarks of the jobs that may have trained each run: its own, and one that it had with others."""
     name = wildcards.experiment
-    own = {run: f"{BENCHMARKS}/{name}/train/{run}.tsv" for run in RUNS[name]}
-    shared = {run: f"{BENCHMARKS}/{name}/together/{BATCH[name, run]}.tsv" for run in own if (name, run) in BATCH}
-    return own | {run: path for run, path in shared.items() if run not in FAILED}
+    own = {run: [f"{BENCHMARKS}/{name}/train/{run}.tsv"] for run in RUNS[name]}
+    shared = {run: [f"{BENCHMARKS}/{name}/together/{BATCH[name, run]}.tsv"] for run in own if (name, run) in BATCH}
+    return {run: own[run] + shared.get(run, []) for run in own}
 
 
 def run_of(wildcards):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import anndata as ad
 import numpy as np
@@ -216,7 +217,7 @@ def test_histories_and_cost(grid, tmp_path):
 
 
 def test_the_cost_has_what_snakemake_measured_of_the_job(grid, tmp_path):
-    """Two runs of one job, one whose job was too short, one without a table."""
+    """Two runs of one job, one that had it too and then one of its own, too short to be measured, one without."""
     runs = ["a", "b", "000", "cpa-1"]
     grid = pd.concat([grid, grid.iloc[[0, 0]].assign(run=["a", "b"])], ignore_index=True)
     record = dict.fromkeys(
@@ -228,8 +229,9 @@ def test_the_cost_has_what_snakemake_measured_of_the_job(grid, tmp_path):
     (tmp_path / "together").mkdir()
     (tmp_path / "together" / "x.0.tsv").write_text(head + "90.5\t0:01:30\t399.07\t872\t290\t320\t0\t1\t50\t46.5\n")
     (tmp_path / "000.tsv").write_text(head + "0.2\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA\n")
-    benchmarks = dict.fromkeys(["a", "b"], str(tmp_path / "together" / "x.0.tsv"))
-    benchmarks |= {"000": str(tmp_path / "000.tsv"), "cpa-1": str(tmp_path / "none.tsv")}
+    os.utime(tmp_path / "together" / "x.0.tsv", (1, 1))
+    benchmarks = {run: [tmp_path / f"{run}.tsv", tmp_path / "together" / "x.0.tsv"] for run in ("a", "000", "b")}
+    benchmarks |= {"cpa-1": [tmp_path / "none.tsv"]}
     cost = collect_cost(grid, [tmp_path / f"{run}.json" for run in runs], benchmarks).set_index("run")
     shared = {"job": "together/x.0", "job_seconds": 90.5, "job_cpu_seconds": 46.5, "job_memory_mb": 399.07}
     assert cost.loc["a", list(shared)].to_dict() == cost.loc["b", list(shared)].to_dict() == shared

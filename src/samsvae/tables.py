@@ -101,11 +101,11 @@ def collect_histories(grid: pd.DataFrame, histories: Iterable[str]) -> pd.DataFr
 BENCHMARK = {"s": "job_seconds", "cpu_time": "job_cpu_seconds", "max_rss": "job_memory_mb"}
 
 
-def collect_cost(grid: pd.DataFrame, records: Iterable[str], benchmarks: Mapping[str, str]) -> pd.DataFrame:
+def collect_cost(grid: pd.DataFrame, records: Iterable[str], benchmarks: Mapping[str, Iterable[str]]) -> pd.DataFrame:
     """What every run cost: device, steps, seconds, speed, memory, parameters, and what Snakemake measured of its job.
 
-    ``benchmarks``: the table of the job, by the run. Runs that had one job have its name and its numbers in common; a
-    run whose table is not there (an imported one) has none.
+    ``benchmarks``: the tables of the jobs that a run may have had; the newest counts. Runs that had one job have its
+    name and its numbers in common; a run that has no table (an imported one) has none.
     """
     import json
 
@@ -122,7 +122,9 @@ def collect_cost(grid: pd.DataFrame, records: Iterable[str], benchmarks: Mapping
     ]
     found = [json.loads(Path(path).read_text()) for path in records]
     table = pd.DataFrame([{column: record[column] for column in columns} for record in found])
-    jobs = [{"run": run, **_benchmark(Path(path))} for run, path in benchmarks.items() if Path(path).is_file()]
+    there = {run: [path for path in map(Path, paths) if path.is_file()] for run, paths in benchmarks.items()}
+    newest = {run: max(paths, key=lambda path: path.stat().st_mtime_ns) for run, paths in there.items() if paths}
+    jobs = [{"run": run, **_benchmark(path)} for run, path in newest.items()]
     table = table.merge(pd.DataFrame(jobs, columns=["run", "job", *BENCHMARK.values()]), on="run", how="left")
     return grid[["run", "model", "method", "inference"]].merge(table, on="run", how="right", validate="one_to_one")
 
