@@ -5,8 +5,9 @@ By hand, as it takes long::
     python tests/kill_loop.py --kills 20 --configfile tests/smoke.yaml FOLDER
 
 A killed study is started again until it is finished; if that comes before the last kill, another begins from nothing.
-Left out of the comparison is what tells times: logs, benchmarks, run.json, cost.tsv and the report. What was written
-aside and left behind is told too. Exit status 1 where anything differs, is missing or is left.
+Left out of the comparison is what tells times: logs, benchmarks, run.json and the stamp that has its digest, cost.tsv
+and the report. What was written aside and left behind is told too. Exit status 1 where anything differs, is missing
+or is left.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMES = re.compile(r"(?:.*/)?(?:(?:logs|benchmarks)/.*|run\.json|cost\.tsv|report\.html)")
+TIMES = re.compile(r"(?:.*/)?(?:(?:logs|benchmarks)/.*|run\.json|\.trained/stamp|cost\.tsv|report\.html)")
 OFTEN = "checkpoint_minutes=0.001"  # a state at every few steps, so that small trainings are resumed too
 
 
