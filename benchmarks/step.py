@@ -174,7 +174,7 @@ def settings(shape: Shape, model: str) -> tuple[ModelConfig, TrainingConfig]:
 
 
 def product_model(shape: Shape, model: str, cells: Cells) -> Model:
-    made = Model(settings(shape, model)[0], shape.genes, shape.perturbations).to(cells.counts.device)
+    made = Model(settings(shape, model)[0], shape.genes, shape.perturbations).to(cells.device)
     made.fit_inputs(cells)
     return made
 

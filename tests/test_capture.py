@@ -245,7 +245,7 @@ def test_losses_are_read_once_an_epoch(tapes, monkeypatch):
 
 @pytest.fixture
 def small_card(monkeypatch):
-    monkeypatch.setattr(data, "free_memory", lambda device: 100.0)
+    monkeypatch.setattr(data, "READ_LATE", 100)
 
 
 @pytest.mark.parametrize("captured", [False, True])
@@ -253,7 +253,7 @@ def test_streamed_counts_give_the_same_bytes(captured, monkeypatch):
     parts = halves()
     plain = fresh("sams_vae_corr", parts)
     expected = train(plain, *parts, FAST)
-    monkeypatch.setattr(data, "free_memory", lambda device: 100.0)
+    monkeypatch.setattr(data, "READ_LATE", 100)
     if captured:
         monkeypatch.setattr(training, "graphs", lambda device: Tape)
     parts = halves()

@@ -458,7 +458,7 @@ def check_moments(model: Model, cells: Cells, genes: Sequence[str], path: str | 
     """
     if model.config.input not in ("log_standardise", "standardise"):
         return
-    own = Model(model.config, model.n_genes, model.n_perturbations).to(cells.counts.device)
+    own = Model(model.config, model.n_genes, model.n_perturbations).to(cells.device)
     own.fit_inputs(cells)
     ours, theirs, sd = (x.double().cpu() for x in (own.input_mean, model.input_mean, own.input_sd))
     off = (ours - theirs).abs() / (sd * (2.0 / len(cells)) ** 0.5)

@@ -20,6 +20,9 @@ from samsvae.latents import CellState, Embedding, LearnedEmbedding, Mask, MaskPr
 from samsvae.networks import MLP, Likelihood, OneHot
 from samsvae.settings import ModelConfig
 
+#: Values of the input whose moments are taken at once: few enough for a cache.
+MOMENTS = 2**18
+
 #: (name of the latent, kind of noise, shape) -> standard noise
 Noise = Callable[[str, str, tuple[int, ...]], Tensor]
 
@@ -96,14 +99,16 @@ class Model(nn.Module):
         """Set mean and sd (n - 1) of the encoder's input over the training cells (eq. 10); sd 0 becomes 1."""
         if self.config.input not in ("log_standardise", "standardise"):
             return
-        n, total, square = len(cells), 0.0, 0.0
-        for chunk in cells.counts.split(8192):
-            values = self._transform(chunk.double())
-            total = total + values.sum(0)
-        mean = total / n
-        for chunk in cells.counts.split(8192):
-            square = square + ((self._transform(chunk.double()) - mean) ** 2).sum(0)
-        sd = torch.sqrt(square / max(n - 1, 1))
+        n, centre = len(cells), None
+        total, square = torch.zeros(2, self.n_genes, dtype=torch.float64, device=self.input_mean.device)
+        for chunk in cells.counts.split(max(1, MOMENTS // self.n_genes)):
+            values = self._transform(chunk.to(self.input_mean.device).double())
+            # one pass: about a centre near the mean nothing large cancels
+            centre = values.mean(0) if centre is None else centre
+            total += values.sub_(centre).sum(0)
+            square += values.square_().sum(0)
+        mean = centre + total / n
+        sd = torch.sqrt((square - total**2 / n).clamp(min=0.0) / max(n - 1, 1))
         self.input_mean.copy_(mean)
         # a constant gene's sd is 0 but for rounding
         self.input_sd.copy_(torch.where(sd > 1e-9 * (1.0 + mean.abs()), sd, 1.0))

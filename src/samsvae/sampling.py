@@ -19,7 +19,8 @@ BLOCK = 2**18
 #: Genes below this mean, and with a tail (m / theta) not longer than this, are drawn by inversion.
 LOW, LONG = 4.0, 8.0
 
-#: Rates from which Poisson draws are by rejection; below they are steps of GRID, with tables of WIDE counts, and rests.
+#: Rates from which Poisson draws are by rejection; below, they are steps of GRID, drawn from tables of WIDE counts,
+#: and a rest.
 HIGH, GRID, WIDE = 128.0, 1.0, 256
 
 #: Terms of a distribution function after which one looks at what is still short of it, and goes on with that alone

@@ -41,7 +41,7 @@ def iwelbo(
 
     The shared latents are drawn once per particle, the same for all cells. Memory does not grow with K.
     """
-    device = cells.counts.device
+    device = cells.device
     noise = Streams(f"{seed}/iwelbo", device)
     size = max(1, model.n_perturbations) * model.config.n_latent
     most = min(PARTICLES, BUDGET[device.type] // model.n_genes, SHARED // size)

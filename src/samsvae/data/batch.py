@@ -5,11 +5,13 @@ Letters: n cells, P most perturbations in a cell, T perturbations, G genes, C co
 
 from __future__ import annotations
 
-import math
 import os
+import warnings
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +21,14 @@ import torch
 from torch import Tensor
 
 from samsvae.errors import ConfigError, DataError, nearest, some
+from samsvae.files import atomic
 from samsvae.networks import OneHot
 from samsvae.settings import ENCODINGS, SPLITS
 
 
 @dataclass(frozen=True)
 class Screen:
-    """A filtered screen in memory, as written by ``samsvae.data.screen.write_arrays``."""
+    """A filtered screen as written by ``samsvae.data.screen.write_arrays``; large counts are a map of the file."""
 
     counts: np.ndarray  # (n, G) integers, or float32 of a real-valued simulation
     library: np.ndarray  # (n,)
@@ -42,6 +45,12 @@ ROOM = 0.5
 
 #: The arrays of a screen, by name.
 FIELDS = tuple(Screen.__dataclass_fields__)
+
+#: Bytes of counts from which they stay in the file, of which processes share the pages that they have read.
+MAPPED = 2**26
+
+#: Bytes of a split's counts above which, on a CPU, its cells are read when a batch asks for them.
+READ_LATE = 2**31
 
 
 def read_screen(path: Path | str) -> Screen:
@@ -60,9 +69,45 @@ def read_screen(path: Path | str) -> Screen:
 def _read_screen(path: str, mtime_ns: int, size: int) -> Screen:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Screen(**{name: file[name] for name in FIELDS})
+            counts = _mapped(path, file.zip) if isinstance(file, np.lib.npyio.NpzFile) else None
+            given = {} if counts is None else {"counts": counts}
+            return Screen(**given, **{name: file[name] for name in FIELDS if name not in given})
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(FIELDS)}.") from None
+
+
+def _mapped(path: str, archive: zipfile.ZipFile) -> np.memmap | None:
+    """The counts of an npz as a read-only map of the file; None where they are small, or compressed."""
+    member = archive.getinfo("counts.npy")
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size < MAPPED:
+        return None
+    with open(path, "rb") as file:
+        file.seek(member.header_offset + 26)  # where a zip's header of a member has the lengths of its two last parts
+        start = member.header_offset + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist())
+        _verify(path, file, start, member)
+        file.seek(start)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = read[np.lib.format.read_magic(file)](file)
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+
+
+def _verify(path: str, file, start: int, member: zipfile.ZipInfo) -> None:
+    """BadZipFile where a member is not what its checksum says. Done once for a file: a note beside it says so."""
+    state = os.fstat(file.fileno())
+    note, text = Path(path).with_name(f".{Path(path).name}.verified"), f"{state.st_size} {state.st_mtime_ns}\n"
+    try:
+        if note.read_text() == text:
+            return
+    except OSError:
+        pass
+    file.seek(start)
+    checksum, left = 0, member.file_size
+    while left and (block := file.read(min(left, 2**22))):
+        checksum, left = zlib.crc32(block, checksum), left - len(block)
+    if left or checksum != member.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {member.filename!r}")
+    with suppress(OSError), atomic(note) as aside:  # a folder that may not be written to: verified every time
+        aside.write_text(text)
 
 
 def read_split(path: Path | str, cells: Sequence[str]) -> np.ndarray:
@@ -171,13 +216,40 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class FileRows:
+    """Some rows of a matrix that stays in its file: indexed and split like a tensor (n, G) on the host."""
+
+    source: Tensor  # (N, G), mapped
+    rows: Tensor  # (n,) int64
+    device = torch.device("cpu")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), self.source.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.source.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: Tensor | slice) -> Tensor:
+        return self.source[self.rows[at]]
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+
+@dataclass(frozen=True)
 class Cells:
     """The cells of one split, on one device, in the dtype of the file until a batch is read.
 
-    Where ``streamed``, the counts stay on the host and are copied batch by batch (``samsvae.data.streaming``).
+    Where ``streamed``, the counts stay on the host, or in their file, and are read batch by batch
+    (``samsvae.data.streaming``).
     """
 
-    counts: Tensor  # (n, G)
+    counts: Tensor | FileRows  # (n, G)
     library: Tensor  # (n,)
     index: Tensor  # (n, P) int64, T = none
     n_perturbations: int
@@ -214,13 +286,21 @@ class Cells:
 
 
 def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.device | str = "cpu") -> Cells:
-    """Put the cells at ``rows`` (a mask or positions) on a device."""
+    """Put the cells at ``rows`` (a mask or positions) on a device; many of a mapped file stay there."""
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+    device = torch.device(device)
     index = torch.from_numpy(dosage.members[screen.condition[rows]].astype(np.int64))
     n_perturbations = len(dosage.names)
     n_cells = torch.bincount(index.flatten(), minlength=n_perturbations + 1)[:n_perturbations]
-    counts = torch.from_numpy(np.ascontiguousarray(screen.counts[rows]))
-    streamed = counts.nbytes > ROOM * free_memory(device)
+    size = len(rows) * screen.counts[:1].nbytes
+    mapped = isinstance(screen.counts, np.memmap)
+    streamed = size > (READ_LATE if device.type == "cpu" else ROOM * torch.cuda.mem_get_info(device)[0])
+    if mapped and streamed:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the file is not to be written to, which nobody does
+            counts = FileRows(torch.from_numpy(screen.counts), torch.from_numpy(rows))
+    else:
+        counts = torch.from_numpy(np.ascontiguousarray(screen.counts[rows]))
     return Cells(
         counts=counts if streamed else counts.to(device),
         library=torch.from_numpy(screen.library[rows].astype(np.float32)).to(device),
@@ -230,11 +310,6 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
         share=_plate_weights(n_cells, torch.float32).to(device),
         streamed=streamed,
     )
-
-
-def free_memory(device: torch.device | str) -> float:
-    """Bytes free on a card; no bound elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else math.inf
 
 
 def _plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:

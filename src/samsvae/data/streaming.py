@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from samsvae.data.batch import Cells
+from samsvae.data.batch import Cells, FileRows
 
 
 def batches(cells: Cells, order: Tensor, size: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
@@ -55,7 +55,9 @@ class _Slot:
         """Read the cells at some positions, on the host (in the thread)."""
         if self.on_card:
             self.copied.synchronize()  # the copy before last has left the page-locked memory
-        torch.index_select(self.counts, 0, at, out=self.host[: len(at)])
+        counts = self.counts
+        source, rows = (counts.source, counts.rows[at]) if isinstance(counts, FileRows) else (counts, at)
+        torch.index_select(source, 0, rows, out=self.host[: len(at)])
 
     def copy(self, n: int) -> Tensor:
         """What was gathered, on the device; the present stream waits for it."""

@@ -13,7 +13,7 @@ from samsvae.metrics.baselines import additive
 
 Counts = np.ndarray | sparse.spmatrix | sparse.sparray
 METHODS = ("log2", "mean")
-_BLOCK = 8192  # cells transformed at a time: memory
+_BLOCK = 2**23  # values transformed at a time: memory
 
 
 def normalised_log2(X: Counts) -> Counts:
@@ -44,8 +44,9 @@ def condition_means(
     rows = np.arange(X.shape[0]) if cells is None else np.flatnonzero(cells)
     X = X.tocsr() if sparse.issparse(X) else X
     total, number = np.zeros((n_conditions, X.shape[1])), np.zeros((n_conditions, 1))
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
+    step = max(1, _BLOCK // X.shape[1])
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
         Y = normalised_log2(X[block]) if method == "log2" else X[block]
         indicator = sparse.csr_matrix(
             (np.ones(len(block)), (condition[block], np.arange(len(block)))), (n_conditions, len(block))
