@@ -1,8 +1,10 @@
 """Differential expression against scipy's tests, and agreement against hand-worked tables."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from scipy import sparse, stats
 
 from samsvae.errors import DataError
@@ -47,6 +49,32 @@ def test_p_values_are_scipys(screen, table):
         for method in ("wilcoxon", "t-test"):
             p = rows.loc[method, "pvalue"]
             np.testing.assert_allclose(rows.loc[method, "padj"], stats.false_discovery_control(p), rtol=1e-6)
+
+
+def test_all_numbers_are_scanpys(screen, table, monkeypatch):
+    """Of genes in blocks too; a gene without counts and one that all cells have alike are among them."""
+    x, condition = screen[0].copy(), screen[1]
+    x[:, 0] += x[:, 3] + x[:, 4]  # cells of equal sums: no tie hangs on rounding
+    x[:, 3], x[:, 4] = 0, 2
+    cells = ad.AnnData(x.astype(np.float32), pd.DataFrame({"condition": pd.Categorical(condition)}))
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    monkeypatch.setattr("samsvae.metrics.de._BLOCK", 7 * 150)
+    ours = differential_expression(x, condition, GENES, control="ctrl").set_index(["condition", "method"])
+    packed = differential_expression(sparse.csc_matrix(x), condition, GENES, control="ctrl")
+    pd.testing.assert_frame_equal(packed.set_index(["condition", "method"]), ours)
+    ours = ours.sort_index(kind="stable")
+    for method in ("wilcoxon", "t-test"):
+        sc.tl.rank_genes_groups(
+            cells, "condition", groups=["A", "B"], reference="ctrl", method=method, tie_correct=method == "wilcoxon"
+        )
+        for name in ("A", "B"):
+            theirs = sc.get.rank_genes_groups_df(cells, name).set_index("names").loc[list(cells.var_names)]
+            rows = ours.xs((name, method))
+            for a, b in (("score", "scores"), ("log_fold_change", "logfoldchanges"), ("pvalue", "pvals")):
+                np.testing.assert_allclose(rows[a], theirs[b], rtol=2e-5, atol=2e-6)
+            np.testing.assert_allclose(rows["padj"], theirs["pvals_adj"], rtol=1e-4)
+            assert (rows["pvalue"].iloc[3:5] == 1).all() and (rows["score"].iloc[3:5] == 0).all()
 
 
 def test_planted_genes_are_found(table):
