@@ -1,0 +1,212 @@
+"""CPU time of evaluation at the papers' shapes: the bound, effects, tests of expression, loading, imports.
+
+    python benchmarks/evaluation.py                   # the Replogle shape
+    python benchmarks/evaluation.py --shape norman
+    python benchmarks/evaluation.py --shape toy       # correctness alone, in seconds
+
+torch and numpy alone; the rows of scipy and scikit-learn are left out where those are missing. Before any time is taken
+the bound and the sampler are checked against plain ones. Process time of one thread, medians of interleaved repeats;
+`product` is one float32 product (2560 x 400) @ (400 x 1187), by which machines can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from samsvae import data
+from samsvae.data.batch import FIELDS, Cells, Screen, cells_of, encode, read_screen, read_split
+from samsvae.effects import condition_means
+from samsvae.model import Model
+from samsvae.sampling import negative_binomial
+from samsvae.scoring import iwelbo
+from samsvae.settings import ModelConfig
+from samsvae.zoo import row
+
+#: genes, perturbations, latents, width, cells of the whole screen
+SHAPES = {
+    "replogle": (1187, 680, 100, 400, 118_641),
+    "norman": (5000, 105, 200, 400, 105_528),
+    "simulation": (100, 100, 15, 400, 100_000),
+    "toy": (30, 12, 4, 16, 2_000),
+}
+
+
+def made(genes: int, perturbations: int, cells: int, *, pool: int = 4000, seed: int = 0) -> tuple[Screen, np.ndarray]:
+    """A screen of overdispersed counts, 10,000 a cell and some 40 % of them not zero, and the genes' concentrations."""
+    rng = np.random.default_rng(seed)
+    profile = rng.lognormal(0, 2.6, genes)
+    theta = np.exp(rng.normal(0.5, 0.5, genes))
+    mean = rng.lognormal(np.log(1e4), 0.3, (min(pool, cells), 1)) * profile / profile.sum()
+    rows = rng.poisson(rng.gamma(theta, 1 / theta, mean.shape) * mean).astype(np.int16)
+    rows[:, 0] += 1
+    of = rng.integers(len(rows), size=cells) if cells > len(rows) else np.arange(cells)
+    names = np.array([f"p{t:05d}" for t in range(perturbations)])
+    screen = Screen(
+        counts=rows[of],
+        library=rows[of].sum(1).astype(np.float32),
+        cells=np.array([f"CELLCELLCELLCELL-{i}" for i in range(cells)]),
+        genes=np.array([f"gene{g}" for g in range(genes)]),
+        condition=rng.integers(perturbations + 1, size=cells).astype(np.int32),
+        conditions=np.array(["control", *names]),
+        members=np.arange(-1, perturbations, dtype=np.int32)[:, None],
+        perturbations=names,
+    )
+    return screen, theta
+
+
+def model_of(screen: Screen, theta: np.ndarray, cells: Cells, latents: int, width: int) -> Model:
+    """A SAMS-VAE (corr. z_basal and E) whose genes have the means and concentrations of the screen, few masks on."""
+    sizes = {"n_latent": latents, "width": width, "embedding_width": max(4, width // 2)}
+    model = Model(ModelConfig(**{**row("sams_vae_corr").model, **sizes}), len(screen.genes), len(screen.perturbations))
+    with torch.no_grad():
+        profile = torch.from_numpy(screen.counts.mean(0) + 1e-3)
+        model.likelihood.mean.bias.copy_(torch.log(profile / profile.sum()))
+        model.likelihood.log_concentration.copy_(torch.log(torch.from_numpy(theta)))
+        model.latents[0].logits.fill_(-3.0)
+    model.fit_inputs(cells)
+    return model.eval()
+
+
+@torch.no_grad()
+def check(model: Model, cells: Cells, members: np.ndarray) -> None:
+    """The bound and the effects against plain torch.distributions, in the mean; AssertionError where they differ."""
+    n, particles, times = min(200, len(cells)), 10, 20
+    found = torch.stack([iwelbo(model, cells, particles=particles, seed=s)[:n].mean() for s in range(times)]).double()
+    batch, generator = cells.batch(slice(0, n)), torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
+    weights = []
+    for _ in range(particles * times):
+        mask = torch.bernoulli(torch.sigmoid(model.latents[0].logits), generator=generator)
+        everyone = model.no_cells()
+        guide = model.latents[1].guide({"mask": mask}, everyone)
+        table = mask * torch.distributions.Normal(guide.loc, guide.scale).sample()
+        dense = torch.zeros(n, model.n_perturbations + 1).scatter_(1, batch.dosage.index, batch.dosage.dose)[:, :-1]
+        values = {"mask": mask, "embedding": table / mask.clamp(min=0.5)}
+        guide = model.latents[2].guide(values, batch, model.inputs(batch))
+        q = torch.distributions.Normal(guide.loc, guide.scale)
+        z = q.sample()
+        likelihood = model.likelihood(model.decoder(z + dense @ table), batch.library)
+        theta = likelihood.concentration
+        p = torch.distributions.NegativeBinomial(theta, logits=torch.log(likelihood.mean) - torch.log(theta))
+        weight = p.log_prob(batch.x).sum(-1) + (torch.distributions.Normal(0, 1).log_prob(z) - q.log_prob(z)).sum(-1)
+        weights.append(weight.double())
+    weights = torch.stack(weights).unflatten(0, (times, particles))
+    plain = (torch.logsumexp(weights, 1) - np.log(particles)).mean(1)
+    error = torch.sqrt((found.var() + plain.var()) / times)
+    assert abs(found.mean() - plain.mean()) < 5 * error, "the bound differs from the plain one"
+
+    mean = torch.full((4000, model.n_genes), 1.0) * model.likelihood.mean.bias.softmax(0) * 1e4
+    theta = model.likelihood.log_concentration.exp()
+    x = negative_binomial(mean, theta, torch.Generator().manual_seed(2)).double()
+    error = torch.sqrt((mean[0] + mean[0] ** 2 / theta) / len(mean)) + 1e-3
+    assert ((x.mean(0) - mean[0]).abs() < 6 * error).all(), "sampled counts have other means"
+    sampled, closed = (condition_means(model, members, samples=500, transform="mean", closed_form=c) for c in (0, 1))
+    assert np.abs(sampled - closed).mean() < 0.1 * closed.mean(), "sampled and closed-form means differ"
+
+
+def cpu(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def fresh(code: str) -> tuple[float, float]:
+    """CPU seconds and peak MiB of a fresh process."""
+    tail = "import time; print(time.process_time(), *(x.split()[1] for x in open('/proc/self/status') if 'VmHWM' in x))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{tail}"], capture_output=True, text=True, check=True)
+    seconds, kibibytes = map(float, done.stdout.split()[-2:])
+    return seconds, kibibytes / 1024
+
+
+def expression(screen: Screen, conditions: int, cells: int) -> Callable[[], object] | None:
+    try:
+        from samsvae.metrics.de import differential_expression
+    except ImportError:
+        return None
+    counts = screen.counts[np.resize(np.arange(len(screen.counts)), (conditions + 1) * cells)]
+    labels = np.tile(["control", *(f"c{i}" for i in range(conditions))], cells)
+    return lambda: differential_expression(counts, labels, screen.genes, control="control")
+
+
+def pathways(screen: Screen, latents: int) -> Callable[[], object] | None:
+    try:
+        from samsvae.metrics.pathways import pathway_accuracy
+    except ImportError:
+        return None
+    n = min(345, len(screen.perturbations) // 8 * 8)
+    features, labels = np.random.default_rng(0).random((n, latents)), np.arange(n) % 8
+    return lambda: pathway_accuracy(features, labels, np.arange(n), repeats=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="replogle")
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    genes, perturbations, latents, width, n = SHAPES[given.shape]
+    screen, theta = made(genes, perturbations, n)
+    dosage = encode(screen, "sum")
+    cells = cells_of(screen, np.arange(min(1000, n)), dosage)
+    model = model_of(screen, theta, cells, latents, width)
+    check(model, cells_of(screen, np.arange(200), dosage), dosage.members[:3])
+    print(f"{given.shape}: {genes} genes, {perturbations} perturbations, {latents} latents; "
+          f"{(screen.counts[:1000] > 0).mean():.0%} of counts not zero; bound and sampler agree with plain ones")  # fmt: skip
+    if given.shape == "toy":
+        return
+
+    some = dosage.members[1 : 1 + min(perturbations, 10)]
+    scale = perturbations / len(some)
+    weight, hidden = torch.randn(1187, 400), torch.randn(2560, 400)
+    every = cells_of(screen, np.arange(n), dosage)
+    rows: dict[str, tuple[float, Callable[[], object] | None, str]] = {
+        "product": (1.0, lambda: torch.nn.functional.linear(hidden, weight), ""),
+        "IWELBO, K = 100, per 1,000 cells": (1000 / len(cells), lambda: iwelbo(model, cells, particles=100), "3 s"),
+        f"ATE, {perturbations} perturbations x 2,500": (scale, lambda: condition_means(model, some), "60 s"),
+        "the same, closed form": (scale, lambda: condition_means(model, some, closed_form=True), ""),
+        f"moments of the input, {n:,} cells": (1.0, lambda: model.fit_inputs(every), ""),
+        "tests of 4 conditions x 200 cells": (1.0, expression(screen, 4, 200), ""),
+        "tests of 20 conditions x 2,500 cells": (1.0, expression(screen, 20, 2500), ""),
+        "pathway accuracy, 1 repeat": (1.0, pathways(screen, latents), ""),
+    }
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(given.repeats):
+        for name, (factor, work, _goal) in rows.items():
+            if work is not None:
+                times[name].append(factor * cpu(work))
+    print("| work | CPU s | goal |\n|---|---|---|")
+    for name, (_factor, work, goal) in rows.items():
+        if work is not None:
+            print(f"| {name} | {statistics.median(times[name]):.3g} | {goal} |")
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, table = Path(folder) / "arrays.npz", Path(folder) / "cells.tsv"
+        np.savez(path, **{name: getattr(screen, name) for name in FIELDS})
+        split = np.resize(["train", "val", "test", "train", "train"], n)
+        table.write_text("cell\tsplit\n" + "".join(f"{c}\t{s}\n" for c, s in zip(screen.cells, split, strict=True)))
+        core = "import samsvae.training, samsvae.scoring, samsvae.effects, samsvae.checkpoint, samsvae.zoo"
+        load = f"{core}\nfrom samsvae.data.batch import *\ns = read_screen({str(path)!r})\n"
+        load += f"p = read_split({str(table)!r}, s.cells)\nd = encode(s, 'sum')\n"
+        load += "c = [cells_of(s, p == x, d) for x in ('train', 'val', 'test')]"
+        first, start, again = fresh(load), fresh(core), fresh(load)
+        print(f"| import of the core | {start[0]:.3g} | 2 s |")
+        print(f"| import and loading of {screen.counts.nbytes / 2**20:.0f} MiB, first | {first[0]:.3g} | |")
+        print(f"| the same, again | {again[0]:.3g} | 3 s |")
+        print(f"\npeaks: {start[1]:.0f} MiB with the core, {again[1]:.0f} with all splits loaded, "
+              f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} here")  # fmt: skip
+    print(f"torch {torch.__version__}, {data.__name__.split('.')[0]} in {Path(data.__file__).parent.parent}")
+
+
+if __name__ == "__main__":
+    main()

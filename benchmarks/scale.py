@@ -1,0 +1,159 @@
+"""What a step of training costs, and how much memory, against cells, genes, perturbations and particles.
+
+    python benchmarks/scale.py OUT                       # OUT.tsv, OUT.md and, with matplotlib, OUT.png; all axes
+    python benchmarks/scale.py OUT --axis perturbations
+    python benchmarks/scale.py OUT --toy                 # two tiny points of each, for correctness
+
+torch and numpy alone. One size is changed at a time, from the Replogle shape; every point is a process of its own, on
+a GPU where torch sees one. The CPU's milliseconds are process time of one thread, the GPU's of the clock. `memory` is
+the peak of the process (on a GPU: what torch has taken there) above that of the imports; `data` are the counts; `dense`
+is what dosages of cells x perturbations would take as float32, which nothing here may do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from samsvae.data.batch import Screen, cells_of, encode
+from samsvae.model import Model
+from samsvae.settings import ModelConfig, TrainingConfig
+from samsvae.training import train
+from samsvae.zoo import row
+
+BASE = {"cells": 100_000, "genes": 1187, "perturbations": 680, "particles": 5}
+AXES = {
+    "cells": (10_000, 30_000, 100_000, 300_000, 1_000_000, 2_000_000),
+    "genes": (1_000, 2_000, 5_000, 10_000),
+    "perturbations": (100, 300, 1_000, 3_000, 10_000),
+    "particles": (1, 2, 5, 10, 20),
+}
+TOY = {"cells": 300, "genes": 20, "perturbations": 8, "particles": 2}
+COLUMNS = ("axis", "cells", "genes", "perturbations", "particles", "ms", "memory_mb", "data_mb", "dense_mb", "device")
+
+
+def screen_of(cells: int, genes: int, perturbations: int) -> Screen:
+    """Counts of a pool of cells, over and over, as bytes."""
+    rng = np.random.default_rng(0)
+    pool = rng.poisson(rng.lognormal(-0.5, 1, genes), (min(cells, 1000), genes)).astype(np.uint8)
+    pool[:, 0] += 1
+    counts = np.empty((cells, genes), np.uint8)
+    for start in range(0, cells, len(pool)):
+        counts[start : start + len(pool)] = pool[: cells - start]
+    names = np.array([f"p{t}" for t in range(perturbations)])
+    return Screen(
+        counts=counts,
+        library=np.resize(pool.sum(1), cells).astype(np.float32),
+        cells=np.arange(cells).astype("U7"),
+        genes=np.arange(genes).astype(str),
+        condition=rng.integers(perturbations + 1, size=cells).astype(np.int32),
+        conditions=np.array(["control", *names]),
+        members=np.arange(-1, perturbations)[:, None],
+        perturbations=names,
+    )
+
+
+def peak(device: str) -> float:
+    """MiB of the process, or of what torch has taken of the card."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1024
+
+
+def point(sizes: dict[str, int], *, batch: int, few: int, many: int) -> dict[str, object]:
+    """One row: the difference of two trainings, of a few and of many steps, leaves what is done once out."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)
+    before = peak(device)
+    screen = screen_of(sizes["cells"], sizes["genes"], sizes["perturbations"])
+    dosage = encode(screen, "sum")
+    validation = np.zeros(sizes["cells"], bool)
+    validation[:: max(1, sizes["cells"] // batch)] = True
+    train_cells, val_cells = (cells_of(screen, rows, dosage, device) for rows in (~validation, validation))
+    sizes_of = {} if sizes["genes"] > 100 else {"n_latent": 4, "width": 16, "embedding_width": 8}
+    config = ModelConfig(**{**row("sams_vae_corr").model, **sizes_of})
+    model = Model(config, sizes["genes"], sizes["perturbations"]).to(device)
+    model.fit_inputs(train_cells)
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    taken = []
+    for steps in (1, few, many):  # the first warms up
+        training = TrainingConfig(
+            steps=steps, batch_size=batch, particles=sizes["particles"], validation_every=10**6, validation_particles=1
+        )
+        start = clock()
+        found = train(model, train_cells, val_cells, training)
+        taken.append(clock() - start)
+        assert np.isfinite(found.best_loss)
+    return {
+        **sizes,
+        "ms": round(1e3 * (taken[2] - taken[1]) / (many - few), 3),
+        "memory_mb": round(peak(device) - before),
+        "data_mb": round(screen.counts.nbytes / 2**20),
+        "dense_mb": round(4 * sizes["cells"] * sizes["perturbations"] / 2**20),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Milliseconds and memory of each axis, log-log; nothing without matplotlib."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return
+    axes = list(dict.fromkeys(row["axis"] for row in rows))
+    figure, panels = plt.subplots(2, len(axes), figsize=(3 * len(axes), 5), squeeze=False, layout="constrained")
+    for column, axis in zip(panels.T, axes, strict=True):
+        own = [row for row in rows if row["axis"] == axis]
+        for panel, value, label in zip(column, ("ms", "memory_mb"), ("ms a step", "MiB"), strict=True):
+            panel.loglog([row[axis] for row in own], [row[value] for row in own], "o-", color="black")
+            panel.set(xlabel=axis, ylabel=label, ylim=(None, None))
+            panel.set_ylim(bottom=min(row[value] for row in rows) / 2, top=max(row[value] for row in rows) * 2)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--axis", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--most", type=int, default=2**63, help="leave out points of more values than this (n x G)")
+    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.point:
+        print(json.dumps(point(**given.point)))
+        return
+    base = TOY if given.toy else BASE
+    options = {"batch": 32, "few": 2, "many": 4} if given.toy else {"batch": 512, "few": 3, "many": 23}
+    if not torch.cuda.is_available():
+        options["many"] = min(options["many"], 9)
+    rows = []
+    for axis in given.axis:
+        for value in (base[axis], 2 * base[axis]) if given.toy else AXES[axis]:
+            sizes = base | {axis: value}
+            if sizes["cells"] * sizes["genes"] > given.most:
+                continue
+            asked = json.dumps({"sizes": sizes, **options})
+            command = [sys.executable, __file__, "x", "--point", asked]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{sizes}: {done.stderr}")
+            rows.append({"axis": axis} | json.loads(done.stdout.splitlines()[-1]))
+            print("\t".join(str(rows[-1][column]) for column in COLUMNS), flush=True)
+    table = [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)]
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.with_suffix(".tsv").write_text("".join("\t".join(map(str, row)) + "\n" for row in table))
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in table]
+    given.out.with_suffix(".md").write_text("\n".join([lines[0], "|---" * len(COLUMNS) + "|", *lines[1:]]) + "\n")
+    draw(rows, given.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
