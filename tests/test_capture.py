@@ -130,6 +130,29 @@ def test_steps_by_hand():
     assert torch.equal(noise("z", "normal", (3,)), untouched("z", "normal", (3,)))
 
 
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"objective": "iwelbo"}])
+@pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus"])
+def test_a_compiled_step_draws_the_same_noise(name, changes, monkeypatch):
+    """Traced and split into forwards and backwards as for any backend, without the code that one would write."""
+    compiled, calls = torch.compile, []
+
+    def trace(function, **options):
+        calls.append(options)
+        return compiled(function, backend="aot_eager", **options)
+
+    parts, config = halves(name), replace(FAST, steps=7, adam_eps=1e-3, **changes)
+    plain, net = fresh(name, parts), fresh(name, parts)
+    expected = train(plain, *parts, config)
+    assert calls == []
+    monkeypatch.setattr(torch, "compile", trace)
+    result = train(net, *parts, replace(config, compile=True))
+    assert calls == [{"dynamic": False, "fullgraph": True}] * 2  # of steps and of validations
+    for ours, true in zip(result.history, expected.history, strict=True):
+        assert ours == pytest.approx(true, rel=1e-5)
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[key], rtol=1e-3, atol=1e-4)
+
+
 # ---- losses that are not finite ------------------------------------------------------------------------------------
 
 

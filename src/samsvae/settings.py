@@ -107,6 +107,7 @@ class TrainingConfig:
     patience: int | None = None
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     capture: Literal["auto", "never"] = "auto"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self):

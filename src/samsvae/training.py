@@ -30,7 +30,7 @@ from samsvae.data.streaming import batches
 from samsvae.errors import CheckpointError, ConfigError, Interrupted, NumericalError, some
 from samsvae.files import atomic
 from samsvae.latents import Embedding, LearnedEmbedding, Mask, MaskProbability
-from samsvae.model import Draw, Model, Noise, Streams
+from samsvae.model import Draw, Model, Noise, Streams, given
 from samsvae.precision import precision
 from samsvae.settings import TrainingConfig
 
@@ -183,6 +183,8 @@ class _Run:
         self.model, self.config, self.cells, self.device, self.genes = model, config, cells, cells.device, genes
         self.optimiser = Adam(model, config)
         self.noise, self.order = Streams(config.seed, self.device), Streams(config.seed, "cpu").generator("order")
+        if config.compile:
+            torch.compiler.reset()  # drops what earlier runs of the process compiled, of which it takes a few only
         make = graphs(self.device) if config.capture == "auto" else None
         self.at_once = make is None and self.device.type != "cuda"  # whether a loss is read as soon as it is there
         self.val_cells, self.val_noise = val_cells, Streams("", self.device)
@@ -350,9 +352,49 @@ def signals() -> Iterator[list[str]]:
 def _own(cells: Cells, config: TrainingConfig) -> bool:
     """Whether batches leave out the perturbations that none of their cells received.
 
-    Exact where the loss reads no term of them. Not on a card, whose captured steps have one shape.
+    Exact where the loss reads no term of them. Not on a card, whose captured steps have one shape, nor in compiled ones.
     """
-    return cells.device.type == "cpu" and config.plate != "every_step" and not config.mask_penalty
+    host = cells.device.type == "cpu" and not config.compile
+    return host and config.plate != "every_step" and not config.mask_penalty
+
+
+def _loss(
+    model: Model,
+    cells: Cells,
+    config: TrainingConfig,
+    noise: Streams,
+    *,
+    particles: int,
+    size: int,
+    n_cells: int,
+    warmup: float | Tensor = 1.0,
+) -> Callable[..., Tensor]:
+    """The loss of the cells at some positions, as a function of these (and of their counts, where they are at hand).
+
+    Where ``compile`` is set, batches of the full ``size`` go through fewer and larger kernels. Their noise is drawn
+    beforehand, of the same streams in the same order.
+    """
+
+    def given_noise(at: Tensor, counts: tuple[Tensor, ...], noise: Noise) -> Tensor:
+        batch = cells.batch(at, *counts, own=_own(cells, config))
+        draw = model.draw(batch, noise, particles)
+        return objective(model, batch, draw, config, n_cells=n_cells, warmup=warmup)[0]
+
+    if not config.compile:
+        return lambda at, *counts: given_noise(at, counts, noise)
+    fused = torch.compile(
+        lambda at, counts, values: given_noise(at, counts, given(values)), dynamic=False, fullgraph=True
+    )
+    asked: list[tuple[str, str, tuple[int, ...]]] = []
+
+    def loss(at: Tensor, *counts: Tensor) -> Tensor:
+        if len(at) < size:
+            return given_noise(at, counts, noise)
+        if not asked:
+            asked.extend(_asked(model, cells.batch(at, *counts), particles))
+        return fused(at, counts, {name: noise(name, kind, shape) for name, kind, shape in asked})
+
+    return loss
 
 
 def _training_step(
@@ -360,7 +402,7 @@ def _training_step(
     cells: Cells,
     config: TrainingConfig,
     optimiser: Adam,
-    noise: Noise,
+    noise: Streams,
     bad: Tensor,
     warmup: float | Tensor,
 ) -> Callable[..., Tensor]:
@@ -370,11 +412,11 @@ def _training_step(
     """
     # the scale matters to Adam through its eps and weight decay
     scale = float(len(cells)) if config.loss_scale == "n_cells" else 1.0
+    sizes = {"size": min(config.batch_size, len(cells)), "n_cells": len(cells), "particles": config.particles}
+    loss_of = _loss(model, cells, config, noise, **sizes, warmup=warmup)
 
     def step(at: Tensor, *counts: Tensor) -> Tensor:
-        batch = cells.batch(at, *counts, own=_own(cells, config))
-        draw = model.draw(batch, noise, config.particles)
-        loss, _ = objective(model, batch, draw, config, n_cells=len(cells), warmup=warmup)
+        loss = loss_of(at, *counts)
         with torch.no_grad():
             bad.copy_(torch.maximum(bad, (loss - loss).ne(0.0)))  # inf - inf and nan are not 0
         model.zero_grad(set_to_none=True)
@@ -385,6 +427,34 @@ def _training_step(
         return loss.detach()
 
     return step
+
+
+def _evaluation(
+    model: Model, cells: Cells, config: TrainingConfig, noise: Streams, n_cells: int
+) -> Callable[..., Tensor]:
+    """The same of a validation, to be called without gradients."""
+    size = min(_validation_size(config), len(cells))
+    return _loss(model, cells, config, noise, particles=config.validation_particles, size=size, n_cells=n_cells)
+
+
+def _validation_size(config: TrainingConfig) -> int:
+    return max(config.batch_size, 512)
+
+
+@torch.no_grad()
+def _asked(model: Model, batch: Batch, particles: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The name, kind and shape of the noise that the model asks for, in order; no stream is drawn from."""
+    asked = []
+
+    def nothing(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+        asked.append((name, kind, tuple(shape)))
+        return torch.zeros(shape, device=batch.x.device)
+
+    mode = model.training
+    model.eval()  # no dropout, and no moments of batch norm are moved
+    model.draw(batch, nothing, particles)
+    model.train(mode)
+    return asked
 
 
 def _streams(noise: Streams) -> dict[str, Tensor]:
@@ -400,19 +470,6 @@ def _set_streams(noise: Streams, states: dict[str, Tensor]) -> None:
     start = Streams(noise.seed, noise.device)
     for name in {*noise.generators, *states}:
         noise.generator(name).set_state(states[name].cpu() if name in states else start.generator(name).get_state())
-
-
-def _evaluation(
-    model: Model, cells: Cells, config: TrainingConfig, noise: Noise, n_cells: int
-) -> Callable[..., Tensor]:
-    """The loss of the cells at some positions, to be called without gradients."""
-
-    def step(at: Tensor, *counts: Tensor) -> Tensor:
-        batch = cells.batch(at, *counts, own=_own(cells, config))
-        draw = model.draw(batch, noise, config.validation_particles)
-        return objective(model, batch, draw, config, n_cells=n_cells)[0]
-
-    return step
 
 
 @torch.no_grad()
@@ -436,7 +493,7 @@ def validation_loss(
     steps = Steps(_evaluation(model, cells, config, noise, n_cells), noise) if steps is None else steps
     before = _streams(noise)
     parts, losses = [], []
-    for at, *counts in batches(cells, torch.arange(len(cells)), max(config.batch_size, 512)):
+    for at, *counts in batches(cells, torch.arange(len(cells)), _validation_size(config)):
         parts.append(at)
         losses.append(steps(at, *counts))
         between()
