@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -354,3 +356,12 @@ def test_the_precision_of_products_on_cards_is_put_back():
 
 def test_off_a_card_nothing_is_captured():
     assert capture.graphs(torch.device("cpu")) is None
+
+
+def test_the_benchmark_goes_through_at_a_small_size(root):
+    """What it checks before it measures holds here too; the times are no test."""
+    script = [sys.executable, root / "benchmarks/card.py", "--toy", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(root / "src")}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the same bytes" in done.stdout
