@@ -36,6 +36,9 @@ from samsvae.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
 
+#: Steps after which the place of the streams of noise is noted anew, from where a step can be drawn again.
+NOISE_EVERY = 64
+
 
 @dataclass
 class Trained:
@@ -193,8 +196,9 @@ class _Run:
         self.warmup = torch.ones((), dtype=torch.float64, device=self.device) if config.warmup_epochs else 1.0
         step = _training_step(model, cells, config, self.optimiser, self.noise, self.bad, self.warmup)
         self.steps = Steps(step, self.noise, make)
-        self.unread: list[tuple[Tensor, Tensor]] = []  # positions and loss of each step since the last reading
-        self.before: dict[str, Tensor] = {}  # the noise at the first of them
+        self.unread: list[Tensor] = []  # losses since the last reading
+        self.before: dict[str, Tensor] = {}  # the noise at some step at or before the first of them
+        self.since: list[Tensor] = []  # positions of the cells of each step from that one on
         self.permutation: Tensor | None = None  # of the epoch under way, of which len(losses) batches are done
         self.losses: list[float] = []
         self.step = self.epoch = self.stale = 0
@@ -213,9 +217,10 @@ class _Run:
 
     def advance(self, at: Tensor, *counts: Tensor) -> None:
         """The next step; where nothing is won by waiting, it is read at once."""
-        if not self.unread:
-            self.before = self._noise()
-        self.unread.append((at, self.steps(at, *counts)))
+        if not self.since or (len(self.since) >= NOISE_EVERY and not self.unread):
+            self.before, self.since = self._noise(), []
+        self.unread.append(self.steps(at, *counts))
+        self.since.append(at)
         self.step += 1
         if self.at_once:
             self.read()
@@ -224,13 +229,13 @@ class _Run:
         """Wait for the steps so far and note their losses; NumericalError at the first that is not finite."""
         if not self.unread:
             return
-        losses = torch.stack([loss for _, loss in self.unread]).tolist()
-        for number, loss in enumerate(losses):
+        losses = torch.stack(self.unread).tolist()
+        for number, loss in enumerate(losses, start=1 - len(losses)):
             if not math.isfinite(loss):
                 self._set_noise(self.before)
-                parts = [at for at, _ in self.unread[: number + 1]]
+                parts = self.since[: len(self.since) + number]
                 what = culprit(self.model, self.cells, parts, self.config, self.noise, self.genes, warmup=self.warmup)
-                raise NumericalError(f"Step {self.step - len(losses) + number + 1}: {what}")
+                raise NumericalError(f"Step {self.step + number}: {what}")
         self.losses += losses
         self.unread = []
 
