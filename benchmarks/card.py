@@ -11,6 +11,8 @@ import argparse
 import contextlib
 import itertools
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -229,29 +231,72 @@ def measured(shape: Shape, cells: Cells, config: TrainingConfig) -> tuple[float,
     return us, torch.cuda.max_memory_allocated() / 2**20 if cuda else float("nan"), start
 
 
-def together(shape: Shape, cells: Cells, config: TrainingConfig) -> None:
-    """Several runs of one process, each on a stream of its own, replayed in turn."""
-    device = cells.device
-    if device.type != "cuda":
-        return
-    at = torch.arange(config.batch_size, device=device)
-    for number in (1, 2, 4, 8):
-        streams = [torch.cuda.Stream() for _ in range(number)]
-        runs = []
-        for seed, stream in enumerate(streams):
+# ---- several runs on one card --------------------------------------------------------------------------------------
+
+
+def on_streams(shape: Shape, cells: Cells, config: TrainingConfig, number: int, seconds: float) -> float:
+    """Steps a second of several runs of one process, each on a stream of its own, launched in turn."""
+    streams = [torch.cuda.Stream() for _ in range(number)]
+    runs = []
+    for seed, stream in enumerate(streams):
+        with torch.cuda.stream(stream):
+            runs.append(started(shape, cells, replace(config, seed=seed)))
+            advance(runs[-1], 4)
+    torch.cuda.synchronize()
+    at, start, done = torch.arange(config.batch_size, device=cells.device), time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        for run, stream in zip(runs, streams, strict=True):
             with torch.cuda.stream(stream):
-                runs.append(started(shape, cells, replace(config, seed=seed)))
-                advance(runs[-1], 4)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(200):
-            for run, stream in zip(runs, streams, strict=True):
-                with torch.cuda.stream(stream):
-                    run.advance(at)
-        torch.cuda.synchronize()
-        us = (time.perf_counter() - start) / 200 / number * 1e6
-        hourly = 3.6e9 / us / 30_000
-        print(f"  {number} runs side by side: {us:.1f} us a step of one, {hourly:.0f} runs of 30,000 steps an hour")
+                run.advance(at)
+        done += number
+    torch.cuda.synchronize()
+    return done / (time.perf_counter() - start)
+
+
+def in_processes(options: argparse.Namespace, shape: Shape, number: int, seconds: float) -> float:
+    """Steps a second of as many processes, that begin to count at the same moment."""
+    begin = time.time() + 60.0 if options.device == "cuda" else time.time() + 15.0
+    command = [sys.executable, __file__, "--device", options.device, "--worker", f"{shape.name} {begin} {seconds}"]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(number)]
+    return sum(float(worker.communicate()[0]) for worker in workers)
+
+
+def worker(options: argparse.Namespace) -> float:
+    """Steps a second of this process, from a moment on."""
+    name, begin, seconds = options.worker.split()
+    shape = next(shape for shape in (*SHAPES, *TOY) if shape.name == name)
+    device = torch.device(options.device)
+    config = replace(configuration(shape), precision="tf32")
+    with on_one_stream(device), precision(config.precision, device):
+        cells = made(replace(shape, cells=4 * config.batch_size), device)
+        run = started(shape, cells, config)
+        advance(run, 4)
+        run.read()
+        if (late := time.time() - float(begin)) > 0:
+            raise SystemExit(f"not ready in time, by {late:.0f} s")
+        time.sleep(-late)
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < float(seconds):
+            advance(run, 20)
+            done += 20
+        run.read()
+        return done / (time.perf_counter() - start)
+
+
+def together(options: argparse.Namespace, shape: Shape, cells: Cells, config: TrainingConfig) -> None:
+    print(f"\n{shape.name}: runs at once, tf32, steps of all in a second (runs of 30,000 steps an hour)")
+    seconds = 0.5 if options.toy else 4.0
+    for number in (1, 2) if options.toy else (1, 2, 4, 8):
+        ways = {"processes": in_processes(options, shape, number, seconds)}
+        if cells.device.type == "cuda":
+            with precision("tf32", cells.device):
+                ways["streams of one process"] = on_streams(shape, cells, config, number, seconds)
+        print(f"{number:4}  " + "   ".join(f"{way}: {rate:.0f} ({rate * 0.12:.0f})" for way, rate in ways.items()))
+
+
+def configuration(shape: Shape) -> TrainingConfig:
+    toy = shape in TOY
+    return TrainingConfig(batch_size=32 if toy else 512, particles=2 if toy else 5, gradient_clip=shape.clip)
 
 
 def main() -> None:
@@ -259,12 +304,15 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--toy", action="store_true", help="a small size")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile (minutes)")
+    parser.add_argument("--together", action="store_true", help="also several runs on the card (minutes)")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.worker:
+        print(worker(options))
+        return
     device = torch.device(options.device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"{time.strftime('%Y-%m-%d')}  {where}, torch {torch.__version__}")
-    batch = 32 if options.toy else 512
-    config = TrainingConfig(batch_size=batch, particles=2 if options.toy else 5, learning_rate=3e-4)
     variants = {"as they come": {"capture": "never"}, "captured": {}}
     variants |= {f"captured, {name}": {"precision": name} for name in ("tf32", "bf16")}
     if options.compile:
@@ -273,9 +321,11 @@ def main() -> None:
     with on_one_stream(device):
         for shape in TOY if options.toy else SHAPES:
             cells = made(shape, device)
-            likelihood(shape, cells, batch, config.particles)
-            step(shape, cells, replace(config, gradient_clip=shape.clip), variants)
-            together(shape, cells, replace(config, gradient_clip=shape.clip, precision="tf32"))
+            config = configuration(shape)
+            likelihood(shape, cells, config.batch_size, config.particles)
+            step(shape, cells, config, variants)
+            if options.together:
+                together(options, shape, cells, replace(config, precision="tf32"))
 
 
 if __name__ == "__main__":
