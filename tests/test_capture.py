@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import signal
 import subprocess
@@ -352,6 +354,38 @@ def test_the_precision_of_products_on_cards_is_put_back():
     assert matmul.fp32_precision == before
     with precision("tf32", torch.device("cpu")):
         assert matmul.fp32_precision == before
+
+
+def test_a_graph_is_captured_on_the_present_stream_with_its_generators(monkeypatch):
+    """The calls to torch.cuda, by their own signatures; what they do on a card is not tested here."""
+    calls, real = [], inspect.signature(torch.cuda.graph.__init__)
+
+    class Graph:
+        def register_generator_state(self, generator):
+            calls.append(generator)
+
+        def replay(self):
+            calls.append("replay")
+
+    @contextlib.contextmanager
+    def recording(*args, **options):
+        bound = real.bind(None, *args, **options).arguments
+        calls.append((type(bound["cuda_graph"]), bound["pool"], bound["stream"], bound["capture_error_mode"]))
+        yield
+        calls.append("end")
+
+    for name, value in {
+        "CUDAGraph": Graph,
+        "graph": recording,
+        "current_stream": lambda: "stream",
+        "graph_pool_handle": lambda: "pool",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    generators = [torch.Generator(), torch.Generator()]
+    graph = capture.graphs(torch.device("cuda"))(generators)
+    assert graph.record(lambda: calls.append("work") or 7) == 7
+    graph.replay()
+    assert calls == [*generators, (Graph, "pool", "stream", "thread_local"), "work", "end", "replay"]
 
 
 def test_off_a_card_nothing_is_captured():

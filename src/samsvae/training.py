@@ -523,12 +523,14 @@ class Adam:
 
     def __init__(self, model: Model, config: TrainingConfig):
         self.config = config
-        self.groups = []
+        alike: dict[tuple[float, float], list[Tensor]] = {}
         for group in parameter_groups(model, config):
-            parameters = group["params"]
+            alike.setdefault((group["lr"], group["weight_decay"]), []).extend(group["params"])
+        self.groups = []
+        for (rate, decay), parameters in alike.items():  # one launch each on a card
             state = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
             steps = [torch.zeros((), device=p.device) for p in parameters]
-            self.groups.append((parameters, *state, steps, group["lr"], group["weight_decay"]))
+            self.groups.append((parameters, *state, steps, rate, decay))
 
     @torch.no_grad()
     def step(self, skip: Tensor | None = None) -> None:
