@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from samsvae import data
-from samsvae.data.batch import FIELDS, Cells, Screen, cells_of, encode, read_screen, read_split
+from samsvae.data.batch import FIELDS, Cells, Screen, cells_of, encode
 from samsvae.effects import condition_means
 from samsvae.model import Model
 from samsvae.sampling import negative_binomial
@@ -161,8 +161,10 @@ def main() -> None:
     cells = cells_of(screen, np.arange(min(1000, n)), dosage)
     model = model_of(screen, theta, cells, latents, width)
     check(model, cells_of(screen, np.arange(200), dosage), dosage.members[:3])
-    print(f"{given.shape}: {genes} genes, {perturbations} perturbations, {latents} latents; "
-          f"{(screen.counts[:1000] > 0).mean():.0%} of counts not zero; bound and sampler agree with plain ones")  # fmt: skip
+    print(
+        f"{given.shape}: {genes} genes, {perturbations} perturbations, {latents} latents; "
+        f"{(screen.counts[:1000] > 0).mean():.0%} of counts not zero; bound and sampler agree with plain ones"
+    )
     if given.shape == "toy":
         return
 

@@ -236,24 +236,19 @@ class SoftmaxNegativeBinomial:
         return NegativeBinomial(self.mean, self.concentration).sample(generator)
 
     def log_likelihood(self, value: Tensor) -> Tensor:
-        """log_prob summed over genes (..., n), with backward passes of its own."""
+        """log_prob summed over genes (..., n): by a kernel on a card, by blocks and a table on a CPU."""
+        if self.logits.is_cuda or torch.compiler.is_compiling():
+            from samsvae.kernels import softmax_nb
+
+            gammas = _gammas(self.concentration, value).sum(-1)
+            return softmax_nb(self.logits, self.library, self.concentration, value) + gammas
         logits = self.logits if self.logits.ndim == 3 else self.logits.reshape(-1, *self.logits.shape[-2:])
-        rest = _mean_terms(logits, self.library, self.concentration, value).view(self.logits.shape[:-1])
+        rest = _MeanTerms.apply(logits, self.library, self.concentration, value).view(self.logits.shape[:-1])
         return rest + _GammaTerms.apply(self.concentration, value)
 
 
-def _mean_terms(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:
-    """What the mean has a part in (K, n), by the kernel where there is one for the device."""
-    if logits.is_cuda:
-        from samsvae.kernels import has_triton, softmax_nb
-
-        if has_triton("cuda"):
-            return softmax_nb(logits, library, theta, x)
-    return _MeanTerms.apply(logits, library, theta, x)
-
-
 class _GammaTerms(torch.autograd.Function):
-    """sum_g lgamma(x + theta) - lgamma(theta) - x log(theta) - lgamma(x + 1) of every cell (n,).
+    """On a CPU: sum_g lgamma(x + theta) - lgamma(theta) - x log(theta) - lgamma(x + 1) of every cell (n,).
 
     What the likelihood of x (n, G) has of neither the mean nor the particle: computed once for all particles. For
     whole counts the first three are sum_{j < x} log(1 + j / theta), which a table of the small counts holds.
@@ -283,11 +278,8 @@ class _GammaTerms(torch.autograd.Function):
 
     @staticmethod
     def index(x: Tensor) -> Tensor | None:
-        """The place in the table of every count (n G,), of whole counts on a CPU; None elsewhere.
-
-        A GPU spends less on the gamma functions than on a look at the counts.
-        """
-        if x.is_cuda or not torch.equal(x, x.floor()):
+        """The place in the table of every count (n G,); None where they are not whole."""
+        if not torch.equal(x, x.floor()):
             return None
         genes = x.shape[-1]
         return (x.clamp(max=_GammaTerms.TABLE).int() * genes + torch.arange(genes, dtype=torch.int32)).flatten().long()
@@ -314,8 +306,9 @@ def _d_gammas(theta: Tensor, x: Tensor) -> Tensor:
 
 
 class _MeanTerms(torch.autograd.Function):
-    """sum_g x log(m) - (x + theta) log(1 + m / theta), m = l softmax(logits) + 1e-4: (K, n), gradients by hand.
+    """On a CPU: sum_g x log(m) - (x + theta) log(1 + m / theta) (K, n), m = l softmax(logits) + 1e-4.
 
+    The gradients by hand:
     d/dm = x / m - (x + theta) / (m + theta); d/dtheta = (1 + x / theta) m / (m + theta) - log(1 + m / theta).
     Cells are taken in blocks that a CPU's cache holds, and each number is read while it is there.
     """
@@ -325,7 +318,7 @@ class _MeanTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:
         particles, n, genes = logits.shape
-        cells = n if logits.is_cuda else max(1, _MeanTerms.BLOCK // (particles * genes))
+        cells = max(1, _MeanTerms.BLOCK // (particles * genes))
         out = logits.new_empty(particles, n)
         slopes = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         spreads = torch.empty_like(logits) if ctx.needs_input_grad[2] else None

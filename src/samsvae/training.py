@@ -357,7 +357,7 @@ def signals() -> Iterator[list[str]]:
 def _own(cells: Cells, config: TrainingConfig) -> bool:
     """Whether batches leave out the perturbations that none of their cells received.
 
-    Exact where the loss reads no term of them. Not on a card, whose captured steps have one shape, nor in compiled ones.
+    Exact where the loss reads no term of them. Not where steps are captured or compiled, for one shape each.
     """
     host = cells.device.type == "cpu" and not config.compile
     return host and config.plate != "every_step" and not config.mask_penalty
