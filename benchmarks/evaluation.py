@@ -161,10 +161,11 @@ def main() -> None:
     cells = cells_of(screen, np.arange(min(1000, n)), dosage)
     model = model_of(screen, theta, cells, latents, width)
     check(model, cells_of(screen, np.arange(200), dosage), dosage.members[:3])
+    share = (screen.counts[:1000] > 0).mean()
     print(
-        f"{given.shape}: {genes} genes, {perturbations} perturbations, {latents} latents; "
-        f"{(screen.counts[:1000] > 0).mean():.0%} of counts not zero; bound and sampler agree with plain ones"
+        f"{given.shape}: {genes} genes, {perturbations} perturbations, {latents} latents; {share:.0%} of counts not 0"
     )
+    print("bound and sampler agree with plain ones")
     if given.shape == "toy":
         return
 

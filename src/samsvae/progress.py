@@ -1,6 +1,7 @@
 """How far a study is: which trainings are done, running, stopped or failed, and the time left.
 
     python -m samsvae.progress --configfile config/core.yaml
+    python -m samsvae.progress --configfile config/core.yaml --estimate --jobs 8    # before it is begun
 
 Reads the configuration and the files of the runs only, so that it can be asked while Snakemake works.
 """
@@ -126,12 +127,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--base", default="config/config.yaml", help="the configuration that the others are merged over"
     )
+    parser.add_argument("--estimate", action="store_true", help="how long it will take, by trial")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, for --estimate")
     given = parser.parse_args(arguments)
     merged: dict = {}
     try:
         for path in [given.base, *given.configfile]:
             update_config(merged, yaml.safe_load(Path(path).read_text()))
         study = build(Study, merged)
+        if given.estimate:
+            from samsvae.estimate import told  # torch, which the rest does without
+
+            print(told(study, max(1, given.jobs)))
+            return
         results = Path(study.pathvars.get("results", "results"))
         found = [
             standing(results, name, run.id, now=time.time()) for name in study.experiments for run in runs(study, name)

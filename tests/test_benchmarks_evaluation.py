@@ -1,0 +1,24 @@
+"""The benchmarks of evaluation and of scale at a toy size: their checks pass and their tables have rows."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+
+
+def test_evaluation(root):
+    command = [sys.executable, str(root / "benchmarks" / "evaluation.py"), "--shape", "toy"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "agree with plain ones" in done.stdout
+
+
+def test_scale(root, tmp_path):
+    out = tmp_path / "new" / "scale"
+    command = [sys.executable, str(root / "benchmarks" / "scale.py"), str(out), "--toy", "--axis", "perturbations"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(out.with_suffix(".tsv").open(), delimiter="\t"))
+    assert [row["perturbations"] for row in rows] == ["8", "16"] and all(int(row["memory_mb"]) > 0 for row in rows)
+    assert len(out.with_suffix(".md").read_text().splitlines()) == 4
