@@ -16,7 +16,7 @@ import torch
 from small import model, screen
 from tape import Tape
 
-from samsvae import capture, distributions, training
+from samsvae import capture, distributions, kernels, training
 from samsvae.capture import WARM, Steps
 from samsvae.data import batch as data
 from samsvae.data.batch import cells_of, encode
@@ -52,7 +52,7 @@ def as_on_a_card():
     """Without what a CPU does for itself: it looks at a batch's numbers, for which nothing captured can wait."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_own", lambda cells, config: False)
-        patch.setattr(distributions._GammaTerms, "index", lambda x: None)
+        patch.setattr(distributions._GammaTerms, "index", staticmethod(lambda x: None))
         yield
 
 
@@ -399,3 +399,31 @@ def test_the_benchmark_goes_through_at_a_small_size(root):
     done = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the same bytes" in done.stdout
+
+
+# ---- devices -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("triton", [True, False])
+@pytest.mark.parametrize("name", ROWS)
+def test_what_a_step_computes_stays_on_its_device(name, triton, monkeypatch):
+    """On a device that holds no values: no tensor of the host comes in, and none is asked for."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the likelihood goes the card's way
+    monkeypatch.setattr(kernels, "has_triton", lambda device: triton)
+    parts, config, asked = halves(name), replace(FAST, **own(name)), []
+    net = model(name).to("meta")
+    cells = replace(parts[0], **{k: v.to("meta") for k, v in vars(parts[0]).items() if isinstance(v, torch.Tensor)})
+
+    def noise(latent: str, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+        asked.append(latent)
+        return torch.randn(shape, device="meta")
+
+    warmup = torch.ones((), dtype=torch.float64, device="meta")
+    for mode in (True, False):
+        net.train(mode)
+        loss = training._loss(net, cells, config, noise, particles=2, size=32, n_cells=80, warmup=warmup)
+        value = loss(torch.arange(32, device="meta"))
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        assert value.is_meta and all(parameter.grad.is_meta for parameter in net.parameters())
+    assert net.names[-1] in asked

@@ -423,7 +423,7 @@ def _training_step(
     def step(at: Tensor, *counts: Tensor) -> Tensor:
         loss = loss_of(at, *counts)
         with torch.no_grad():
-            bad.copy_(torch.maximum(bad, (loss - loss).ne(0.0)))  # inf - inf and nan are not 0
+            torch.maximum(bad, (loss - loss).ne(0.0), out=bad)  # inf - inf and nan are not 0
         model.zero_grad(set_to_none=True)
         (loss * scale).backward()
         if config.gradient_clip is not None:
