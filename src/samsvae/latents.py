@@ -22,7 +22,7 @@ Values = Mapping[str, Tensor]
 
 def _rows(table: Tensor, batch: Batch) -> Tensor:
     """The rows (R, L) of a table (T, L) of one row per perturbation that a batch asks for."""
-    return table if batch.rows is None else table[batch.rows]
+    return table if batch.rows is None else table.index_select(0, batch.rows)
 
 
 def shift(values: Values) -> Tensor:

@@ -20,7 +20,7 @@ ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
 class OneHot:
     """Rows of weights to add up in place of a dense one-hot (or dosage) input.
 
-    ``index`` (..., P) names the rows, with the number of rows as padding; ``dose`` (..., P) is 0 there.
+    ``index`` (n, P) names the rows, with the number of rows as padding; ``dose`` (n, P) is 0 there.
     """
 
     index: Tensor
@@ -28,10 +28,14 @@ class OneHot:
 
     def gather(self, table: Tensor) -> Tensor:
         """sum_p dose[p] * table[..., index[p], :]; table (..., T, L) gives (..., n, L)."""
-        padded = F.pad(table, (0, 0, 0, 1))
-        if self.index.shape[-1] == 1:
-            return padded[..., self.index[..., 0], :] * self.dose
-        return (padded[..., self.index, :] * self.dose[..., None]).sum(-2)
+        n, several = self.index.shape
+        # the padding reads any row: its dose is 0
+        table = table if table.shape[-2] else F.pad(table, (0, 0, 0, 1))
+        rows = table.index_select(-2, self.index.flatten().clamp(max=table.shape[-2] - 1))
+        if several == 1:
+            return rows * self.dose
+        rows = rows.reshape(*table.shape[:-2], n, several, table.shape[-1])
+        return (rows * self.dose[..., None]).sum(-2)
 
 
 class MLP(nn.Module):
