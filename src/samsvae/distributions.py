@@ -85,7 +85,7 @@ class Bernoulli:
         return torch.sigmoid(self.logits)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return value * F.logsigmoid(self.logits) + (1.0 - value) * F.logsigmoid(-self.logits)
+        return value * self.logits + F.logsigmoid(-self.logits)
 
     def relaxed(self, noise: Tensor) -> Tensor:
         """The value before rounding, kept inside (eps, 1 - eps)."""
