@@ -23,6 +23,10 @@ WARM = 2
 AHEAD = 64
 
 
+class NotCaptured(RuntimeError):
+    """A step cannot be captured. The streams of noise are left halfway: there is no going on from here."""
+
+
 class CudaGraph:
     """The work of a function, captured on the current stream. What it returns is filled anew by each ``replay``.
 
@@ -59,7 +63,7 @@ class Steps:
     """Calls ``step(*inputs)``, which gives a scalar, on tensors of a few shapes, in any order, many times.
 
     The step may not wait for the card, and keeps what it changes at fixed addresses. ``noise``: the streams it draws
-    from. ``make``: how it is captured; without, every step runs as it comes.
+    from. ``make``: how it is captured, or NotCaptured where that fails; without, every step runs as it comes.
     """
 
     def __init__(self, step: Callable[..., Tensor], noise: Streams, make: Graphs | None = None):
@@ -80,8 +84,8 @@ class Steps:
             graph = self.make(self.noise.generators.values())
             try:
                 self.captured[shapes] = held, graph, graph.record(lambda: self.step(*held))
-            except RuntimeError as error:  # the streams of noise are left halfway: there is no going on from here
-                raise RuntimeError(f"A step could not be captured; set capture: never. ({error})") from error
+            except RuntimeError as error:
+                raise NotCaptured(f"A step could not be captured in a CUDA graph ({error}).") from error
         held, graph, out = self.captured[shapes]
         for mine, given in zip(held, inputs, strict=True):
             mine.copy_(given)

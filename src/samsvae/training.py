@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from samsvae.capture import Steps, graphs, on_one_stream
+from samsvae.capture import NotCaptured, Steps, graphs, on_one_stream
 from samsvae.checkpoint import read
 from samsvae.cpu import fast_cpu
 from samsvae.data.batch import Batch, Cells
@@ -119,6 +119,17 @@ def train(
             f"batch_size: {config.batch_size} leaves a last batch of one of the {len(train_cells)} training cells, "
             "which batch_norm cannot read; take another."
         )
+    given = copy.deepcopy(model.state_dict())
+    try:
+        return _train(model, train_cells, val_cells, config, genes, keep, report_every, clock)
+    except NotCaptured as error:
+        log.warning("%s Beginning anew without (capture: never), which is slower and gives the same.", error)
+    model.load_state_dict(given)
+    never = replace(config, capture="never")
+    return _train(model, train_cells, val_cells, never, genes, keep, report_every, clock)
+
+
+def _train(model, train_cells, val_cells, config, genes, keep, report_every, clock) -> Trained:
     device = train_cells.device
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
     steps = config.steps if config.epochs is None else config.epochs * math.ceil(n / size)
