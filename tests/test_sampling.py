@@ -65,6 +65,46 @@ def test_means_of_a_gene_that_are_far_apart():
             assert fits(x[order[:, 0] == value].numpy(), stats.nbinom(2.0, 2.0 / (2.0 + value)).cdf)
 
 
+@pytest.mark.parametrize("theta", [2.0, 20.0, 1e6])
+def test_a_mean_that_none_of_the_rows_looked_at_has(theta):
+    """Of 1,000 rows every 15th is looked at: of five conditions in turn the first alone."""
+    mean = torch.full((200, 5, 1), 0.5)
+    mean[:, 3] = 300.0
+    x = negative_binomial(mean, torch.tensor([theta]), torch.Generator().manual_seed(0))[:, 3].numpy().ravel()
+    assert stats.ks_1samp(x, stats.nbinom(theta, theta / (theta + 300.0)).cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tables_keep_the_tail_for_every_uniform_number(dtype):
+    """What is kept and what goes to another count, counted over all numbers that can be drawn."""
+    accept, other = (table.view(-1, sampling.WIDE).double().numpy() for table in sampling._tables(dtype))
+    level = sampling.WIDE * torch.finfo(dtype).eps / 2  # the part of a slot is a multiple of this
+    keep = np.clip(np.ceil(accept / level) * level, 0, 1)
+    for rate in (1, 20, 100):
+        p = keep[rate] / sampling.WIDE
+        np.add.at(p, other[rate].astype(int), (1 - keep[rate]) / sampling.WIDE)
+        assert p[int(stats.poisson(rate).isf(1e-7)) + 1 :].sum() < 3e-7
+        assert p @ np.arange(sampling.WIDE) == pytest.approx(rate, rel=2e-6)
+
+
+def test_the_last_uniform_number_gives_no_outlier():
+    """Sums in float32 may end below it: the true counts here are 15, 38 and 96."""
+    mean, theta = torch.tensor([1.0, 3.9, 3.9]), torch.tensor([3.0, 3.0, 0.5])
+    ratio = mean / (mean + theta)
+    none = torch.exp(-theta * torch.log1p(mean / theta))
+    x = sampling._inverse(torch.full((3,), 1 - 2.0**-24), none, ratio, ratio * (theta - 1))
+    assert x[0] < 70 and x[1] < 70
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("which", ["mean", "theta"])
+def test_what_is_not_finite_is_refused(which, value):
+    mean, theta = torch.full((70, 2), 3.0), torch.tensor([1.0, 2.0])
+    (mean if which == "mean" else theta)[-1] = value
+    with pytest.raises(ValueError, match="finite"):
+        negative_binomial(mean, theta, torch.Generator())
+
+
 @pytest.mark.parametrize("shape", [0.05, 0.9, 1.0, 1.7, 1e3, 1e6])
 def test_gamma_variables(shape):
     x = sampling._gamma(torch.tensor([shape]), torch.Size((50_000, 1)), torch.Generator().manual_seed(0))

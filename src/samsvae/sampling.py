@@ -1,6 +1,7 @@
-"""Exact draws of counts by vectorised arithmetic, for the CPU, where torch's own draw one value after the other.
+"""Draws of counts by vectorised arithmetic, for the CPU, where torch's own draw one value after the other.
 
-On other devices torch's own are taken.
+No approximation but that of float32, whose uniform numbers have 24 bits: single probabilities are right to 6e-8, and
+tails of less than 1e-7 are cut. On other devices torch's own draws are taken.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ BLOCK = 2**18
 #: Genes below this mean, and with a tail (m / theta) not longer than this, are drawn by inversion.
 LOW, LONG = 4.0, 8.0
 
+#: Among them, values of a mean above this are drawn as the other genes are.
+FAR = 16.0
+
 #: Rates from which Poisson draws are by rejection; below, they are steps of GRID, drawn from tables of WIDE counts,
 #: and a rest.
 HIGH, GRID, WIDE = 128.0, 1.0, 256
@@ -32,11 +36,16 @@ LEAST = 1e-10
 
 
 def negative_binomial(mean: Tensor, theta: Tensor, generator: torch.Generator) -> Tensor:
-    """Counts (..., G) of mean m (..., G) and concentration theta (G,), variance m + m^2 / theta."""
+    """Counts (..., G) of mean m (..., G) and concentration theta (G,), variance m + m^2 / theta.
+
+    ValueError where these are not finite, or theta is not above 0.
+    """
     if mean.device.type != "cpu":
         rate = torch._standard_gamma(theta.expand(mean.shape), generator=generator) * (mean / theta)
         return torch.poisson(rate, generator=generator)
     rows = mean.reshape(-1, mean.shape[-1])
+    if not (torch.isfinite(rows.sum()) and torch.isfinite(theta).all() and (theta > 0.0).all()):
+        raise ValueError("means and concentrations of a negative binomial must be finite, concentrations above 0")
     out = torch.empty_like(rows)
     if not rows.numel():
         return out.view(mean.shape)
@@ -60,7 +69,14 @@ def _by_inversion(mean: Tensor, theta: Tensor, generator: torch.Generator) -> Te
     none = torch.log1p(mean / theta).mul_(-theta).exp_()
     ratio = mean / (mean + theta)
     slope = ratio * (theta - 1.0)
-    return _inverse(*(value.flatten() for value in (u, none, ratio, slope))).view(mean.shape)
+    # of a mean far above the usual one p_0 may be 0 in float32, and the way to u is long
+    far = _where(mean.flatten() > FAR)
+    none.view(-1).index_fill_(0, far, 1.0)
+    x = _inverse(*(value.flatten() for value in (u, none, ratio, slope)))
+    if len(far):
+        own = theta.index_select(0, far % mean.shape[1])
+        x.index_copy_(0, far, _by_mixture(mean.flatten().index_select(0, far)[None], own, generator)[0])
+    return x.view(mean.shape)
 
 
 def _by_mixture(mean: Tensor, theta: Tensor, generator: torch.Generator) -> Tensor:
@@ -84,8 +100,8 @@ def _inverse(u: Tensor, p: Tensor, a: Tensor | None, b: Tensor) -> Tensor:
     count = x
     for k in count_from(1):
         if k in LOOKS or k % LOOKS[-1] == 0:
-            left = _where(u > 0.0)
-            if not len(left) or p.max() < LEAST:
+            left = _where((u > 0.0) & (p >= LEAST))
+            if not len(left):
                 break
             if len(left) < FEW * len(u):  # what is short of u so far has the count k
                 if at is not None:
@@ -184,6 +200,8 @@ def _tables(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
             share[j] -= 1.0 - share[i]
             if share[j] < 1.0:
                 less.append(more.pop())
+    # a uniform number is a multiple of eps / 2: half a step off, else 0 would accept the least probability
+    accept -= WIDE * torch.finfo(dtype).eps / 4.0
     return tuple(torch.from_numpy(table.ravel()).to(dtype) for table in (accept, other))
 
 
