@@ -242,8 +242,9 @@ def on_streams(shape: Shape, cells: Cells, config: TrainingConfig, number: int, 
         with torch.cuda.stream(stream):
             runs.append(started(shape, cells, replace(config, seed=seed)))
             advance(runs[-1], 4)
+    at = torch.arange(config.batch_size, device=cells.device)
     torch.cuda.synchronize()
-    at, start, done = torch.arange(config.batch_size, device=cells.device), time.perf_counter(), 0
+    start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         for run, stream in zip(runs, streams, strict=True):
             with torch.cuda.stream(stream):
@@ -255,10 +256,13 @@ def on_streams(shape: Shape, cells: Cells, config: TrainingConfig, number: int, 
 
 def in_processes(options: argparse.Namespace, shape: Shape, number: int, seconds: float) -> float:
     """Steps a second of as many processes, that begin to count at the same moment."""
-    begin = time.time() + 60.0 if options.device == "cuda" else time.time() + 15.0
+    begin = time.time() + 30.0 + 15.0 * number if options.device == "cuda" else time.time() + 15.0
     command = [sys.executable, __file__, "--device", options.device, "--worker", f"{shape.name} {begin} {seconds}"]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(number)]
-    return sum(float(worker.communicate()[0]) for worker in workers)
+    said = [worker.communicate()[0] for worker in workers]
+    if any(worker.returncode for worker in workers):
+        raise SystemExit(f"{number} processes: one of them failed, or was late")
+    return sum(map(float, said))
 
 
 def worker(options: argparse.Namespace) -> float:

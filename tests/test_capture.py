@@ -105,6 +105,16 @@ def test_never_means_never(tapes):
     assert tapes == []
 
 
+def test_a_state_read_onto_a_card_leaves_the_order_of_cells_on_the_host(tmp_path):
+    """Where a state is read, all its tensors go to one device; the order is split on the host."""
+    run = training._Run(fresh("cpa_vae_mf", halves()), FAST, *halves())
+    run.permutation = torch.randperm(80)
+    state = run.state()
+    state["permutation"] = state["permutation"].to("meta")  # as on any device that is not the host
+    with pytest.raises(NotImplementedError, match="meta"):  # what is meant is tried: to copy it back
+        run.restore(state)
+
+
 def test_what_cannot_be_captured_is_trained_as_it_comes(tapes, monkeypatch, caplog):
     def waits(*args, **kwargs):
         loss, terms = objective(*args, **kwargs)

@@ -20,7 +20,7 @@ def measured_anew():
 def test_products_are_those_of_float64_to_float32s_rounding():
     a, b = torch.randn(300, 400), torch.randn(400, 200)
     before = SETTINGS.fp32_precision
-    with cpu.fast_cpu():
+    with cpu.fast_products():
         ours = a @ b
     exact = a.double() @ b.double()
     assert ((ours - exact).norm() / exact.norm()).item() < 1e-6
@@ -36,14 +36,14 @@ def test_a_cpu_that_would_round_to_bf16_is_left_as_it_is(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__matmul__", bf16)
     before = SETTINGS.fp32_precision
     assert not cpu.exact_products()
-    with cpu.fast_cpu():
+    with cpu.fast_products():
         assert SETTINGS.fp32_precision == before
 
 
 def test_the_setting_is_put_back_after_an_error(monkeypatch):
     monkeypatch.setattr(cpu, "exact_products", lambda: True)
     before = SETTINGS.fp32_precision
-    with pytest.raises(ZeroDivisionError), cpu.fast_cpu():
+    with pytest.raises(ZeroDivisionError), cpu.fast_products():
         assert SETTINGS.fp32_precision == "bf16"
         1 / 0  # noqa: B018
     assert SETTINGS.fp32_precision == before

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -84,8 +84,11 @@ class Steps:
             graph = self.make(self.noise.generators.values())
             try:
                 self.captured[shapes] = held, graph, graph.record(lambda: self.step(*held))
-            except RuntimeError as error:
-                raise NotCaptured(f"A step could not be captured in a CUDA graph ({error}).") from error
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # the end of a capture that has failed raises one of its own
+                why = error.__context__ or error
+                raise NotCaptured(f"A step could not be captured in a CUDA graph ({why}).") from error
         held, graph, out = self.captured[shapes]
         for mine, given in zip(held, inputs, strict=True):
             mine.copy_(given)
@@ -103,13 +106,19 @@ class Steps:
             self.marks.popleft().synchronize()
 
 
+@cache
+def stream_of(device: torch.device, work: str) -> torch.cuda.Stream:
+    """The one stream of a kind of work on a card: torch has few, and libraries keep memory for each."""
+    return torch.cuda.Stream(device)
+
+
 @contextlib.contextmanager
 def on_one_stream(device: torch.device) -> Iterator[None]:
     """Work on one stream of its own on a card: nothing can be captured on the stream that is there by default."""
     if device.type != "cuda":
         yield
         return
-    stream, before = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream, before = stream_of(device, "steps"), torch.cuda.current_stream(device)
     stream.wait_stream(before)
     try:
         with torch.cuda.stream(stream):

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache, wraps
 
 import torch
 
 
+def fast_cpu(work: Callable) -> Callable:
+    """Decorates a function of a model, which goes first: where the model is on a CPU, all of this module is used."""
+
+    @wraps(work)
+    def fast(model, *args, **kwargs):
+        with fast_products() if model.input_mean.device.type == "cpu" else nullcontext():
+            return work(model, *args, **kwargs)
+
+    return fast
+
+
 @contextmanager
-def fast_cpu() -> Iterator[None]:
+def fast_products() -> Iterator[None]:
     """While it holds, oneDNN multiplies float32 matrices on a CPU, in place of MKL, where that is exact.
 
     torch gives the products to oneDNN under the setting that allows it bf16. Many CPUs compute in float32 all the
-    same, in half of MKL's time; where one does not, the setting is left. Also a decorator.
+    same, in half of MKL's time; where one does not, the setting is left.
     """
     keep_memory()
     if not exact_products():

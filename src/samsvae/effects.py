@@ -38,7 +38,7 @@ def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
 
 
 @torch.no_grad()
-@fast_cpu()
+@fast_cpu
 def sample(model: Model, members: np.ndarray, *, samples: int, library: float = 1e4, seed: int | str = 0) -> Tensor:
     """Sampled cells x (S, C, G) of each dosage: shared latents from the guide, z from its prior (eq. 14)."""
     noise = Streams(f"{seed}/samples", model.input_mean.device)
@@ -46,7 +46,7 @@ def sample(model: Model, members: np.ndarray, *, samples: int, library: float = 
 
 
 @torch.no_grad()
-@fast_cpu()
+@fast_cpu
 def condition_means(
     model: Model,
     members: np.ndarray,
@@ -86,7 +86,7 @@ def _transformed(x: Tensor, transform: str) -> Tensor:
 
 
 @torch.no_grad()
-@fast_cpu()
+@fast_cpu
 def effect_draws(
     model: Model,
     members: np.ndarray,

@@ -44,6 +44,8 @@ def fit(
 
     ``keep``: where the state of the training is kept, so that an interrupted one goes on instead of beginning again.
     """
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()  # of the runs before in this process
     screen = read_screen(arrays)
     parts = read_split(split, screen.cells)
     dosage = encode(screen, settings["encoding"])

@@ -141,6 +141,8 @@ def _one_of_several(settings, trained, scored, files, data, logs, device, keep_e
             log.error("%s", error)
             raise
         except Exception as error:  # whatever it is, the other runs go on
+            if type(error).__name__ == "AcceleratorError":  # but on a card that is lost to this process
+                raise
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, SamsvaeError):
                 log.error("%s", error)

@@ -9,13 +9,20 @@ same function is made of torch's own operations.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from samsvae.networks import FLOOR
+
+log = logging.getLogger(__name__)
+
+#: Kinds of device that the kernels are for: cards with Triton, and CPUs under its interpreter.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_USABLE = {"cuda": _HAS_TRITON, "cpu": _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"}
+_TRIED: set[str] = set()
 
 #: Most genes that a program reads at a time, forwards and backwards, and cells whose gradients in theta it adds up.
 FORWARD_GENES, BACKWARD_GENES, CELLS = 1024, 256, 2
@@ -40,6 +47,8 @@ def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Ten
         (..., n), in the dtype of ``theta``.
     """
     kind = torch.promote_types(logits.dtype, theta.dtype)
+    if not torch.compiler.is_compiling():
+        try_out(logits.device)
     if kind == torch.float32 and has_triton(logits.device.type):
         rows = logits.reshape(-1, *logits.shape[-2:]).contiguous()
         out, _, _ = _forward(rows, library.contiguous(), theta.contiguous(), x.contiguous())
@@ -48,11 +57,22 @@ def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Ten
     return (x * torch.log(mean) - (x + theta) * torch.log1p(mean / theta)).sum(-1)
 
 
-@cache
 def has_triton(device: str) -> bool:
-    """Whether the kernels can run on a kind of device: on cards with Triton, anywhere under its interpreter."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return (device == "cuda" or interpreted) and importlib.util.find_spec("triton") is not None
+    """Whether the kernels run on a kind of device, as far as is known (``try_out``)."""
+    return _USABLE.get(device, False)
+
+
+def try_out(device: torch.device) -> None:
+    """Launch a kernel once in a process, to know whether it can be: Triton needs a C compiler and Python's headers."""
+    kind = device.type
+    if kind in _TRIED or not has_triton(kind):
+        return
+    _TRIED.add(kind)
+    try:
+        _forward(*(torch.ones(shape, device=device) for shape in ((1, 1, 1), (1,), (1,), (1, 1))))
+    except Exception as error:  # whatever a compiler may say
+        _USABLE[kind] = False
+        log.warning("the fused likelihood cannot be compiled here, torch's operations do it, more slowly: %s", error)
 
 
 # Operators of their own, so that torch.compile takes them as they are. Forwards leaves two numbers a row beside the

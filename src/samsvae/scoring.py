@@ -27,7 +27,7 @@ PARTICLES = 64
 
 
 @torch.no_grad()
-@fast_cpu()
+@fast_cpu
 def iwelbo(
     model: Model,
     cells: Cells,

@@ -94,7 +94,7 @@ def _weight(term: str, config: TrainingConfig, warmup: float | Tensor) -> float 
     return config.kl_weight * warmup * weights.get(term, config.weight_z)
 
 
-@fast_cpu()
+@fast_cpu
 def train(
     model: Model,
     train_cells: Cells,
@@ -131,6 +131,10 @@ def train(
 
 def _train(model, train_cells, val_cells, config, genes, keep, report_every, clock) -> Trained:
     device = train_cells.device
+    if device.type == "cuda":
+        from samsvae.kernels import try_out
+
+        try_out(device)  # before a step is compiled or captured
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
     steps = config.steps if config.epochs is None else config.epochs * math.ceil(n / size)
     run = _Run(model, config, train_cells, val_cells, genes)
@@ -303,6 +307,8 @@ class _Run:
     def restore(self, state: dict) -> None:
         for name in ("permutation", "losses", "step", "epoch", "stale", "best"):
             setattr(self, name, state[name])
+        if self.permutation is not None:
+            self.permutation = self.permutation.cpu()  # all of a state is read onto the device
         self.model.load_state_dict(state["weights"])
         own = [tensors for group in self.optimiser.groups for tensors in group[1:4]]
         for tensors, kept in zip(own, state["moments"], strict=True):

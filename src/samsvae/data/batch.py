@@ -294,7 +294,7 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
     n_cells = torch.bincount(index.flatten(), minlength=n_perturbations + 1)[:n_perturbations]
     size = len(rows) * screen.counts[:1].nbytes
     mapped = isinstance(screen.counts, np.memmap)
-    streamed = size > (READ_LATE if device.type == "cpu" else ROOM * torch.cuda.mem_get_info(device)[0])
+    streamed = size > (READ_LATE if device.type == "cpu" else ROOM * _free(device))
     if mapped and streamed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the file is not to be written to, which nobody does
@@ -310,6 +310,12 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
         share=_plate_weights(n_cells, torch.float32).to(device),
         streamed=streamed,
     )
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a card that are free, or that torch holds unused."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def _plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from samsvae.capture import stream_of
 from samsvae.data.batch import Cells, FileRows
 
 
@@ -21,6 +22,7 @@ def batches(cells: Cells, order: Tensor, size: int, *, start: int = 0) -> Iterat
     With them go the counts (n', G) where those are not on the device, good until the next batch is asked for: what
     ``Cells.batch`` takes. ``order`` (n,) are the positions, on the host.
     """
+    order = order.cpu()
     parts = order.to(cells.device).split(size)[start:]
     if not cells.streamed:
         yield from ((part,) for part in parts)
@@ -47,7 +49,7 @@ class _Slot:
         self.host = torch.empty(shape, dtype=kind, pin_memory=self.on_card)
         self.there = torch.empty(shape, dtype=kind, device=cells.device) if self.on_card else self.host
         if self.on_card:
-            self.stream = torch.cuda.Stream(cells.device)
+            self.stream = stream_of(cells.device, "copies")
             self.copied, self.free = torch.cuda.Event(blocking=True), torch.cuda.Event()
             self.free.record()  # whatever had this memory before
 
