@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from small import screen
+from small import model, screen
 from small_files import write_files
 
 from samsvae import estimate as estimates
 from samsvae.config import Study, build, runs
-from samsvae.estimate import Line, Size, estimate, measure, report, shape_of, size_of, steps_of
+from samsvae.data.batch import cells_of, encode
+from samsvae.data.simulate import sparse_shift
+from samsvae.estimate import Line, Size, estimate, measure, report, shape_of, size_of, work_of
 from samsvae.progress import main
+from samsvae.training import train
 
-RATE = {"step": 0.01, "cell": 0.002, "condition": 0.5}
+RATE = {"step": 0.01, "validation": 0.0001, "cell": 0.002, "condition": 0.5}
 
 
-def study(results: Path, **changes) -> Study:
-    """Six trainings of a simulation of 100 perturbations x (400 + 50 + 50) cells: 3 seeds x 2 priors of one shape."""
+def study(results: Path, *, split: dict | None = None, screen: dict | None = None, **changes) -> Study:
+    """Six trainings of a simulation of 100 perturbations x (400 + 50 + 50) cells, of which the last 20 are held out:
+    3 seeds x 2 priors of one shape."""
     block = {"model": "sams_vae_mf", "mask_prior": [0.1, 0.01], "seed": [0, 1, 2]} | changes
     return build(
         Study,
@@ -28,9 +33,14 @@ def study(results: Path, **changes) -> Study:
             "experiments": ["sim"],
             "device": "cpu",
             "pathvars": {"results": str(results)},
-            "screens": {"simulated": {"kind": "simulate_sparse_shift"}},
+            "screens": {"simulated": screen or {"kind": "simulate_sparse_shift"}},
             "settings": {
-                "sim": {"screen": "simulated", "training": {"steps": 1000, "batch_size": 32}, "grid": [block]}
+                "sim": {
+                    "screen": "simulated",
+                    "split": split or {"kind": "given"},
+                    "training": {"steps": 1000, "batch_size": 32},
+                    "grid": [block],
+                }
             },
         },
     )
@@ -47,9 +57,9 @@ def test_sums_by_hand_and_a_shape_is_tried_once(tmp_path):
     assert unknown == [] and len(tried) == 1
     assert (tried[0]["genes"], tried[0]["perturbations"]) == (100, 100)
     assert (line.trainings, line.done, line.steps) == (6, 0, 6000)
-    assert line.training == pytest.approx(6 * 1000 * 0.01)
-    # a fifth to test, and of the rest a fifth to validate: 36 % of 50,000 cells
-    assert line.scoring == pytest.approx(6 * (0.36 * 50_000 * 0.002 + 100 * 0.5))
+    # 32,000 cells are 1,000 batches: one epoch, and one validation of 4,000 cells
+    assert line.training == pytest.approx(6 * (1000 * 0.01 + 4000 * 0.0001))
+    assert line.scoring == pytest.approx(6 * (8000 * 0.002 + 100 * 0.5))
     assert line.left == pytest.approx(line.training + line.scoring)
     again = estimate(study(tmp_path), device="cpu", rate=lambda *_: pytest.fail("tried again"))
     assert again == ([line], [])
@@ -61,8 +71,8 @@ def test_what_is_done_corrects_the_rest(tmp_path):
         record.parent.mkdir(parents=True)
         record.write_text(json.dumps({"seconds": 15.0}))
     [line], _ = estimate(study(tmp_path), device="cpu", rate=lambda *_: RATE)
-    assert (line.done, line.foreseen, line.actual) == (2, pytest.approx(20.0), pytest.approx(30.0))
-    assert line.left == pytest.approx(4 * 10 * 1.5 + line.scoring * 4 / 6)
+    assert (line.done, line.foreseen, line.actual) == (2, pytest.approx(20.8), pytest.approx(30.0))
+    assert line.left == pytest.approx(4 * 15.0 + line.scoring * 4 / 6)
     assert Line("e", 1, 1, 10, 5.0, 1.0, 5.0, 9.0).left == 0
 
 
@@ -73,17 +83,82 @@ def test_what_changes_the_work_is_a_shape_of_its_own(tmp_path):
     assert len(tried) == 8
 
 
-def test_sizes(root, tmp_path):
+def test_sizes_of_the_papers(root, tmp_path):
+    """A quarter of 131 pairs' equal shares of 41,759 cells, and so on; a cell or a pair's rounding aside."""
     base = build(Study, yaml.safe_load((root / "config" / "config.yaml").read_text()))
-    sizes = {name: size_of(runs(base, name)[0], tmp_path) for name in base.experiments}
-    assert sizes["replogle"] == Size(118_641, 1187, 681, 680) and sizes["norman_ood"].genes == 5000
-    run = runs(study(tmp_path), "sim")[0]
+    first = {name: size_of(runs(base, name)[0], tmp_path) for name in base.experiments}
+    # 80 % of 118,641 are 94,912 (rounded down); of them 75,929
+    assert first["replogle"] == Size(75_929, 18_983, 23_729, 1187, 681, 680)
+    assert first["simulation_sams"] == Size(1000, 10_000, 10_000, 100, 100, 100)  # 10 cells each to train on
+    assert first["simulation_svae"] == Size(32_000, 4000, 4000, 100, 100, 100)
+    single, pair, share = 111_255 - 41_759, 41_759, 33 / 131
+    for name, fraction, of_train, of_val, of_test in (
+        ("norman_ood", 0, 0, 0, share),
+        ("norman_ood", 0.5, 65 / 131, 65 / 131, share),
+        ("norman_ood", 1, 1, 1, share),
+        ("norman_efficiency", 0, 0, 1, 1),
+        ("norman_efficiency", 0.25, 0.25, 1, 1),
+    ):
+        run = next(run for run in runs(base, name) if run.split_config.fraction == fraction)
+        found = size_of(run, tmp_path)
+        assert (found.genes, found.conditions, found.perturbations) == (5000, 237, 105)
+        assert found.train == pytest.approx(0.8 * single + 0.64 * pair * of_train, rel=2e-3)
+        assert found.val == pytest.approx(0.2 * single + 0.16 * pair * of_val, rel=5e-3)
+        assert found.test == pytest.approx(0.2 * pair * of_test, rel=0.03)
+
+
+def test_sizes_of_simulations_are_those_simulated(tmp_path):
+    options = {"cells": 7, "val_cells": 3, "test_cells": 2, "n_perturbations": 6, "n_held_out": 2, "n_controls": 31}
+    [run, *_] = runs(study(tmp_path, screen={"kind": "simulate_sparse_shift", "options": options}), "sim")
+    made = sparse_shift(cells=(7, 3, 2), n_perturbations=6, n_held_out=2, n_controls=31).obs
+    number = made["split"].value_counts()
+    assert size_of(run, tmp_path) == Size(
+        number["train"], number["val"], number["test"], 100, made["condition"].nunique(), 6
+    )
+    [run, *_] = runs(study(tmp_path, split={"kind": "random", "test_fraction": 0.5, "val_fraction": 0.1}), "sim")
+    assert size_of(run, tmp_path) == Size(22_500, 2500, 25_000, 100, 100, 100)
+
+
+CUSTOM = {"kind": "custom", "source": {"path": "x.h5ad"}, "options": {"separator": "+"}}
+
+
+def test_what_is_there_counts(tmp_path):
+    """The arrays, with the split made of them; then the split's table."""
+    [run, *_] = runs(study(tmp_path, screen=CUSTOM, split={"kind": "random"}), "sim")
+    assert size_of(run, tmp_path) is None
     folder = tmp_path / "data" / run.dataset
     folder.mkdir(parents=True)
-    write_files(folder, screen())
-    assert size_of(run, tmp_path) == Size(120, 9, 6, 4)  # what is there counts
-    [epochs] = {steps_of(run, Size(1000, 9, 6, 4)) for run in runs(study(tmp_path, epochs=3), "sim")}
-    assert epochs == 3 * 20  # 640 cells in batches of 32
+    made = screen()
+    write_files(folder, made)
+    assert size_of(run, tmp_path) == Size(76, 20, 24, 9, 6, 4)  # of 120 cells 96, of these 76
+    with_a = (made.members == 0).any(1)[made.condition].sum()
+    split = {"kind": "held_out", "conditions": ["a", "c+a"], "test_fraction": 0}
+    [run, *_] = runs(study(tmp_path, screen=CUSTOM, split=split), "sim")
+    assert size_of(run, tmp_path).test == with_a > 20
+    [run, *_] = runs(study(tmp_path, screen=CUSTOM, split={"kind": "given"}), "sim")
+    assert size_of(run, tmp_path) is None  # the arrays do not carry it
+    table = tmp_path / "sim" / "splits" / run.dataset / run.split / "summary.tsv"
+    table.parent.mkdir(parents=True)
+    table.write_text("split\tcells\tconditions\ntrain\t50\t6\nval\t40\t6\ntest\t20\t6\nnone\t10\t6\n")
+    assert size_of(run, tmp_path) == Size(50, 40, 20, 9, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "validations"),
+    [
+        ({"epochs": 3}, 60, 3),  # 640 cells in batches of 32: 20 an epoch
+        ({"epochs": 7, "validation_every": 3}, 140, 3),  # after 3, 6 and at the end
+        ({"steps": 41}, 41, 3),  # two epochs and a step
+        ({"steps": 40, "validation_every": 2}, 40, 1),
+    ],
+)
+def test_work_by_hand_and_as_trained(tmp_path, settings, steps, validations):
+    [run, *_] = runs(study(tmp_path, **settings), "sim")
+    assert work_of(run, Size(640, 100, 0, 9, 6, 4)) == (steps, 100 * validations)
+    made, own = screen(740), model("cond_vae")
+    cells, held_out = (cells_of(made, rows, encode(made, "sum"), "cpu") for rows in np.split(np.arange(740), [640]))
+    done = train(own, cells, held_out, replace(run.training, particles=1, validation_particles=1))
+    assert (done.steps, len(done.history)) == (steps, validations)
 
 
 def test_data_of_unknown_size_are_named(tmp_path, root, monkeypatch, capsys):
@@ -93,18 +168,39 @@ def test_data_of_unknown_size_are_named(tmp_path, root, monkeypatch, capsys):
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(demo))
     main(["--base", str(root / "config" / "config.yaml"), "--configfile", "demo.yaml", "--estimate", "--jobs", "4"])
     said = capsys.readouterr().out
-    assert "replogle: not known before its data are there" in said and "0.0 h with 4 at a time" in said
+    assert "replogle: not known before its data and splits are there" in said and "0.0 h with 4 at a time" in said
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus_lopez", "cond_vae"])
 def test_rates_of_a_tiny_shape(tmp_path, name):
-    """Three calls of a clock that ticks once each: the difference of two trainings, by steps, and so on."""
+    """A clock that says how long each piece of work took: pairs of trainings, validations, bound and effect."""
     own = study(tmp_path, model=name, mask_prior=0.1, seed=0, n_latent=3, width=8, embedding_width=8)
-    [run], ticks = runs(own, "sim"), iter(np.cumsum([0, 9, 0, 5, 0, 7, 0, 9, 0, 3, 0, 2]).tolist())
-    shape = shape_of(run, Size(500, 12, 7, 6), own.settings["sim"].evaluation)
+    took = [5, 9, 5, 7, 5, 105, 4, 1, 90, 3, 2]  # the medians: 9 - 5 and 4
+    [run], ticks = runs(own, "sim"), iter(np.cumsum([each for time in took for each in (1, time)]).tolist())
+    shape = shape_of(run, Size(400, 50, 50, 12, 7, 6), own.settings["sim"].evaluation)
     shape["evaluation"][1] = 20
     found = measure(run, shape, "cpu", steps=2, clock=lambda: next(ticks))
-    assert found == {"step": (7 - 5) / 2, "cell": 3 / 32 * 100 / 64, "condition": 2.0}
+    assert found == {"step": (9 - 5) / 2, "validation": 4 / 512, "cell": 3 / 32 * 100 / 64, "condition": 2.0}
+    assert next(ticks, None) is None
+
+
+def test_all_is_done_once_before_it_is_timed(tmp_path, monkeypatch):
+    done = []
+    for name in ("train", "validation_loss", "iwelbo", "condition_means"):
+        work = getattr(estimates, name)
+        monkeypatch.setattr(estimates, name, lambda *a, n=name, w=work, **k: (done.append(n), w(*a, **k))[1])
+
+    def clock():
+        done.append("clock")
+        return 0.0
+
+    [run] = runs(own := study(tmp_path, mask_prior=0.1, seed=0), "sim")
+    shape = shape_of(run, Size(400, 50, 50, 12, 7, 6), own.settings["sim"].evaluation)
+    shape["evaluation"][1] = 20
+    measure(run, shape, "cpu", steps=1, clock=clock)
+    for name, timed in (("train", 6), ("validation_loss", 3), ("iwelbo", 1), ("condition_means", 1)):
+        at = done.index(name)
+        assert done[at + 1 : at + 4] == ["clock", name, "clock"] and done.count(name) == 1 + timed
 
 
 def test_the_report():

@@ -2,8 +2,8 @@
 
     python -m samsvae.progress --estimate --configfile config/core.yaml
 
-A step and the scores of each shape are timed once on made counts and kept in RESULTS/.rates.json. What finished runs
-took in truth stands beside, and corrects what is said of the rest of their experiment.
+A step, a validation and the scores of each shape are timed once on made counts and kept in RESULTS/.rates.json. What
+finished runs took in truth stands beside, and corrects what is said of the rest of their experiment.
 """
 
 from __future__ import annotations
@@ -12,72 +12,128 @@ import dataclasses
 import json
 import math
 import platform
+import statistics
 import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
+from samsvae.capture import WARM, Steps, graphs, on_one_stream
 from samsvae.config import EvaluationConfig, Run, Study, runs
 from samsvae.data.batch import Screen, cells_of, encode
+from samsvae.data.splits import make_split, summary
 from samsvae.effects import condition_means
+from samsvae.errors import ConfigError, DataError
 from samsvae.files import write_json
-from samsvae.model import Model
+from samsvae.model import Model, Streams
+from samsvae.precision import precision
 from samsvae.scoring import iwelbo
-from samsvae.training import train
+from samsvae.settings import SPLITS
+from samsvae.training import _evaluation, train, validation_loss
 
 #: Settings of a model that change numbers, not the work.
 PRIORS = ("mask_prior", "embedding_scale", "beta_a", "beta_b", "temperature", "mask_logit_init", "embedding_init")
 
 #: Settings of a training that change the work of a step.
-WORK = ("batch_size", "particles", "objective", "analytic_kl")
+WORK = ("batch_size", "particles", "validation_particles", "objective", "analytic_kl")
+WORK += ("precision", "capture", "compile")
+
+#: Cells of the Norman screen, and those of its 131 pairs; the others have one of 105 genes, or are controls.
+NORMAN, PAIRS = 111_255, 41_759
 
 Rate = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a screen: n cells, G genes, C conditions and T perturbations of the sum encoding."""
+    """Of a screen and its split: train, val and test cells, G genes, C conditions, T perturbations (sum encoding)."""
 
-    cells: int
+    train: int
+    val: int
+    test: int
     genes: int
     conditions: int
     perturbations: int
 
 
 def size_of(run: Run, results: Path) -> Size | None:
-    """The size of a run's screen: of its arrays if they are there, else as published or asked for; None: not known."""
-    try:
-        with np.load(results / "data" / run.dataset / "arrays.npz", allow_pickle=False) as file:
-            names = ("library", "genes", "conditions", "perturbations")
-            return Size(*(len(file[name]) for name in names))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass
-    options, source = run.screen.options, run.screen.source
-    if source is not None and source.sort == "miniature":
+    """The size of a run's screen and split: of its files if they are there, else as published or asked for.
+
+    A split that is not there yet is made of the cells that are known. None: not known.
+    """
+    found = None
+    if not run.screen.kind.startswith("simulate"):  # whose options say all, the split too
+        found = _there(results / "data" / run.dataset / "arrays.npz")
+    found = found or _foreseen(run)
+    if found is None:
         return None
-    if run.screen.kind == "replogle":
-        return Size(118_641, 1187, 681, 680) if options.published_counts else None
-    if run.screen.kind == "norman":
-        return Size(105_528, 5000, 237, 105)
+    obs, *sizes = found
+    table = results / run.experiment / "splits" / run.dataset / run.split / "summary.tsv"
+    try:
+        cells = pd.read_csv(table, sep="\t", index_col="split")["cells"]
+    except (OSError, ValueError, KeyError):
+        separator = "+" if run.screen.kind == "norman" else getattr(run.screen.options, "separator", "")
+        try:
+            cells = summary(make_split(obs, separator=separator, **vars(run.split_config))).set_index("split")["cells"]
+        except (ConfigError, DataError):  # it names conditions or cells that are not known before the screen is there
+            return None
+    return Size(*(int(cells[name]) for name in SPLITS), *sizes)
+
+
+Known = tuple[pd.DataFrame, int, int, int]  # obs as splits read it, G, C, T
+
+
+def _there(arrays: Path) -> Known | None:
+    try:
+        with np.load(arrays, allow_pickle=False) as file:
+            names, members, code = file["conditions"], file["members"], file["condition"]
+            obs = _obs(names[code], (members >= 0).sum(1)[code], index=file["cells"])
+            return obs, len(file["genes"]), len(names), len(file["perturbations"])
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
+        return None
+
+
+def _foreseen(run: Run) -> Known | None:
+    options, source = run.screen.options, run.screen.source
     if run.screen.kind.startswith("simulate"):
-        each = options.cells + options.val_cells + options.test_cells
-        return Size(
-            each * options.n_perturbations, options.n_features, options.n_perturbations, options.n_perturbations
-        )
+        T, each = options.n_perturbations, (options.cells, options.val_cells, options.test_cells)
+        controls, out = getattr(options, "n_controls", 0), getattr(options, "n_held_out", 0)
+        code = np.repeat(np.arange(T), sum(each))
+        split = np.tile(np.repeat(SPLITS, each), T).astype(object)
+        split[code >= T - out] = "none"
+        ends = np.cumsum(each[:2]) * controls // sum(each)
+        split = np.append(split, np.repeat(SPLITS, np.diff([0, *ends, controls])))
+        code = np.append(code, np.full(controls, T))
+        return _obs(code, code < T, split=split), options.n_features, T + (controls > 0), T
+    if source.sort == "miniature":
+        return None
+    if run.screen.kind == "replogle" and options.published_counts:
+        return _obs(np.arange(118_641) % 681, 1), 1187, 681, 680
+    if run.screen.kind == "norman":
+        others = NORMAN - PAIRS
+        code = np.append(np.arange(others) % 106, 106 + np.arange(PAIRS) % 131)
+        return _obs(code, np.repeat([1, 2], [others, PAIRS])), 5000, 237, 105
     return None
 
 
-def steps_of(run: Run, size: Size) -> int:
-    """Steps of a training, at most: patience may end it before."""
-    training, split = run.training, run.split_config
-    if training.epochs is None:
-        return training.steps
-    share = (1 - split.test_fraction) * (1 - split.val_fraction) if split.kind == "random" else 1.0
-    return training.epochs * math.ceil(round(share * size.cells) / training.batch_size)
+def _obs(condition: np.ndarray, n_targets: np.ndarray | int, *, index: np.ndarray | None = None, **columns):
+    names = condition.astype(str)
+    return pd.DataFrame({"condition": names, "guide_identity": names, "n_targets": n_targets} | columns, index=index)
+
+
+def work_of(run: Run, size: Size) -> tuple[int, int]:
+    """Steps of a training, and cells that its validations go through, at most: patience may end it before."""
+    training = run.training
+    epoch = math.ceil(size.train / training.batch_size)
+    steps = training.steps if training.epochs is None else training.epochs * epoch
+    validations = math.ceil(math.ceil(steps / epoch) / training.validation_every)  # the last epoch has one always
+    return steps, validations * size.val
 
 
 def shape_of(run: Run, size: Size, evaluation: EvaluationConfig) -> dict:
@@ -94,13 +150,15 @@ def shape_of(run: Run, size: Size, evaluation: EvaluationConfig) -> dict:
 
 
 def measure(run: Run, shape: dict, device: str, *, steps: int = 4, clock: Callable[[], float] | None = None) -> Rate:
-    """Seconds of a step, of the bound of a cell and of the effect of a condition, on made counts of this shape.
+    """Seconds of a step, of a cell's validation and bound and of a condition's effect, on made counts of this shape.
 
-    Of process time on the CPU, where other work would count otherwise.
+    Of process time on the CPU, where other work would count otherwise. Everything is done once before it is timed; a
+    step and a validation are medians of three.
     """
-    clock = clock or (time.perf_counter if device == "cuda" else time.process_time)
+    card = device == "cuda"
+    clock = clock or (time.perf_counter if card else time.process_time)
     genes, perturbations = shape["genes"], shape["perturbations"]
-    n = 2 * run.training.batch_size
+    n = max(2 * run.training.batch_size, 512)  # a whole batch of a validation
     rng = np.random.default_rng(0)
     names = np.array([f"p{t}" for t in range(perturbations)])
     real = run.model.likelihood in ("normal", "normal_fixed")
@@ -120,29 +178,43 @@ def measure(run: Run, shape: dict, device: str, *, steps: int = 4, clock: Callab
     few = cells_of(screen, np.arange(min(n, 32)), dosage, device)
     model = Model(run.model, genes, perturbations).to(device)
 
-    def trained(number: int) -> float:
-        training = dataclasses.replace(run.training, steps=number, epochs=None, validation_every=10**9)
-        start = clock()
-        train(model, cells, few, training)
-        return clock() - start
-
-    def scored(work: Callable[[], object]) -> float:
+    def seconds(work: Callable[[], object]) -> float:
         start = clock()
         work()
         return clock() - start
 
-    trained(1)
-    first = trained(1)
-    step = (trained(1 + steps) - first) / steps
+    def trained(number: int) -> float:
+        training = dataclasses.replace(run.training, steps=number, epochs=None, validation_every=10**9)
+        return seconds(lambda: train(model, cells, few, training))
+
+    # a card's first steps and their capture are no part of a step, of which it does many in the time of one here
+    least, more = (1 + WARM, 50 * steps) if card else (1, steps)
+
+    def longer() -> float:
+        first = trained(least)
+        return trained(least + more) - first
+
+    train(model, cells, few, dataclasses.replace(run.training, steps=1, epochs=None))
+    step = statistics.median([longer() for _ in range(3)]) / more
+
+    make = graphs(cells.device) if run.training.capture == "auto" else None
+    noise = Streams("validation", cells.device)
+    captured = Steps(_evaluation(model, cells, run.training, noise, n), noise, make)
+    validate = partial(validation_loss, model, cells, run.training, noise, n_cells=n, steps=captured)
+    with precision(run.training.precision, cells.device), on_one_stream(cells.device):
+        for _ in range(1 + WARM if card else 1):
+            validate()
+        validation = statistics.median([seconds(validate) for _ in range(3)]) / n
+    model.eval()
+
     particles, samples, closed = shape["evaluation"]
     k, s = min(particles, 64), min(samples, 1000)
-    scored(lambda: iwelbo(model, few, particles=2))
-    bound = scored(lambda: iwelbo(model, few, particles=k)) / len(few) * particles / k
-    chosen = dosage.members[:1]
-    effect = (
-        scored(lambda: condition_means(model, chosen, samples=s, closed_form=closed, transform="mean")) * samples / s
-    )
-    return {"step": max(step, 0.0), "cell": bound, "condition": effect}
+    iwelbo(model, few, particles=2)
+    bound = seconds(lambda: iwelbo(model, few, particles=k)) / len(few) * particles / k
+    means = partial(condition_means, model, dosage.members[:1], closed_form=closed, transform="mean")
+    means(samples=2)
+    effect = seconds(lambda: means(samples=s)) * samples / s
+    return {"step": max(step, 0.0), "validation": validation, "cell": bound, "condition": effect}
 
 
 def machine(device: str) -> str:
@@ -175,7 +247,7 @@ class Line:
 def estimate(
     study: Study, *, device: str, rate: Callable[[Run, dict, str], Rate] = measure
 ) -> tuple[list[Line], list[str]]:
-    """A line per experiment, and the names of those whose data have no known size yet."""
+    """A line per experiment, and the names of those whose data or splits have no known size yet."""
     results = Path(study.pathvars.get("results", "results"))
     kept = results / ".rates.json"
     try:
@@ -185,28 +257,28 @@ def estimate(
     lines, unknown = [], []
     for name in study.experiments:
         trained = [run for run in runs(study, name) if run.checkpoint is None]
-        sizes = {run.dataset: size_of(run, results) for run in trained}
+        splits = {(run.dataset, run.split): run for run in trained}
+        sizes = {key: size_of(run, results) for key, run in splits.items()}
         if None in sizes.values():
             unknown.append(name)
             continue
         steps, done = 0, 0
         training = scoring = foreseen = actual = 0.0
         for run in trained:
-            size, evaluation = sizes[run.dataset], study.settings[name].evaluation
+            size, evaluation = sizes[run.dataset, run.split], study.settings[name].evaluation
             shape = shape_of(run, size, evaluation)
             key = json.dumps({"machine": machine(device), **shape}, sort_keys=True)
             if key not in rates:
                 rates[key] = rate(run, shape, device)
                 write_json(rates, kept)
-            own, number = rates[key], steps_of(run, size)
-            split = run.split_config
-            held_out = 1 - (1 - split.test_fraction) * (1 - split.val_fraction)
+            own, (number, validated) = rates[key], work_of(run, size)
+            needed = number * own["step"] + validated * own["validation"]
             steps += number
-            training += number * own["step"]
-            scoring += held_out * size.cells * own["cell"] + size.conditions * own["condition"]
+            training += needed
+            scoring += (size.val + size.test) * own["cell"] + size.conditions * own["condition"]
             took = _seconds(results / name / "runs" / run.id / "run.json")
             if took is not None:
-                done, foreseen, actual = done + 1, foreseen + number * own["step"], actual + took
+                done, foreseen, actual = done + 1, foreseen + needed, actual + took
         lines.append(Line(name, len(trained), done, steps, training, scoring, foreseen, actual))
     return lines, unknown
 
@@ -227,7 +299,7 @@ def report(lines: Sequence[Line], unknown: Sequence[str], *, device: str, jobs: 
         rows.append((x.experiment, str(x.trainings), str(x.done), f"{step:.1f}", *(f"{h / 3600:.2f}" for h in hours)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     out = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    out += [f"{name}: not known before its data are there" for name in unknown]
+    out += [f"{name}: not known before its data and splits are there" for name in unknown]
     left = sum(x.left for x in lines)
     out.append(f"left: {left / 3600:.1f} h one after the other; {left / 3600 / jobs:.1f} h with {jobs} at a time")
     out.append(f"({machine(device)}; downloads, figures and what jobs that share a machine lose to each other aside)")
