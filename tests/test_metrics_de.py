@@ -97,6 +97,38 @@ def test_control_is_needed(screen):
         differential_expression(*screen, GENES, control="ctr")
 
 
+@pytest.mark.parametrize("control", [3, 101])  # 101: the sums of squares do not cancel to the bit
+def test_groups_that_are_constant_but_differ(control):
+    """No spread within either group: Welch's t is undefined, as scanpy has it; the ranks are not."""
+    x = np.array([[5, 0, 5]] * control + [[0, 5, 5]] * 2 + [[2, 1, 7]])
+    condition = ["ctrl"] * control + ["A"] * 2 + ["lone"]
+    found = differential_expression(x, np.array(condition), GENES[:3], control="ctrl").set_index("method")
+    cells = ad.AnnData(x[:-1].astype(np.float32), pd.DataFrame({"condition": pd.Categorical(condition[:-1])}))
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    sc.tl.rank_genes_groups(cells, "condition", groups=["A"], reference="ctrl", method="t-test")
+    theirs = sc.get.rank_genes_groups_df(cells, "A").set_index("names").loc[list(cells.var_names)]
+    ours = found.loc["t-test"]
+    for a, b in (
+        ("score", "scores"),
+        ("log_fold_change", "logfoldchanges"),
+        ("pvalue", "pvals"),
+        ("padj", "pvals_adj"),
+    ):
+        np.testing.assert_allclose(ours[a], theirs[b], rtol=1e-5)
+    assert ours["score"].tolist() == [0, 0, 0] and ours["padj"].tolist() == [1, 1, 1]
+    exact = stats.mannwhitneyu(x[control:-1], x[:control], use_continuity=False, method="asymptotic").pvalue
+    np.testing.assert_allclose(found.loc["wilcoxon", "pvalue"][:2], exact[:2])
+    assert np.isfinite(found.drop(columns=["condition", "gene"])).all(axis=None)
+
+
+def test_conditions_that_cannot_be_tested_are_named(screen):
+    with pytest.raises(DataError, match=r"no cell has 'b', 'C'\..*Allowed: A, B, ctrl, lone\."):
+        differential_expression(*screen, GENES, control="ctrl", conditions=["b", "A", "C"])
+    with pytest.raises(DataError, match="'ctrl' is the control"):
+        differential_expression(*screen, GENES, control="ctrl", conditions=["A", "ctrl"])
+
+
 def tables(scores, padj, fold=None):
     fold = scores if fold is None else fold
     genes = [f"g{i}" for i in range(len(scores))]

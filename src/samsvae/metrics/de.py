@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, special, stats
 
-from samsvae.errors import DataError, nearest
+from samsvae.errors import DataError, nearest, some
 
 METHODS = ("wilcoxon", "t-test")
 COLUMNS = ["condition", "gene", "method", "score", "log_fold_change", "pvalue", "padj"]
@@ -32,13 +32,18 @@ def differential_expression(
     The numbers are those of scanpy's rank_genes_groups. Wilcoxon corrects for ties, which rule in counts (scanpy's
     default does not); t-test is Welch's. Columns: condition, gene, method, score, log_fold_change (log2 of the ratio of
     expm1 of the means), pvalue, padj (Benjamini-Hochberg within a condition); rows in the order condition, method, gene
-    of the arguments. Conditions with fewer than two cells cannot be tested and have no rows. DataError without two
-    control cells.
+    of the arguments. Conditions with fewer than two cells cannot be tested and have no rows. A gene that is constant
+    in both groups has score 0 and p 1, for Wilcoxon only if it is the same in both. DataError without two control
+    cells, or where ``conditions`` names the control or what no cell has.
     """
     sizes = pd.Series(condition).value_counts()
     if sizes.get(control, 0) < 2:
         raise DataError(f"Differential expression needs two cells of {control!r}.{nearest(control, sizes.index)}")
     named = sorted(set(sizes.index) - {control}) if conditions is None else list(conditions)
+    if control in named:
+        raise DataError(f"conditions: {control!r} is the control, against which the others are tested.")
+    if unknown := [name for name in named if name not in sizes.index]:
+        raise DataError(f"conditions: no cell has {some(unknown)}.{nearest(unknown[0], sorted(sizes.index))}")
     tested = [name for name in named if sizes.get(name, 0) > 1]
     if not tested:
         return pd.DataFrame(columns=COLUMNS)
@@ -89,8 +94,10 @@ def _tests(Y: np.ndarray, group: np.ndarray, number: np.ndarray, methods: Sequen
             if method == "t-test":
                 # centred first: nothing large cancels
                 centre = Z.mean(0)
-                square = (indicator @ (Z - centre) ** 2).T - number * (mean - centre[:, None]) ** 2
-                error = np.maximum(square, 0.0) / (number - 1) / number
+                shift = number * (mean - centre[:, None]) ** 2
+                square = (indicator @ (Z - centre) ** 2).T - shift
+                square = np.where(square > 1e-12 * shift, square, 0.0)  # else constant, but for rounding
+                error = square / (number - 1) / number
                 score = (mean[:, 1:] - mean[:, :1]) / np.sqrt(error[:, 1:] + error[:, :1])
                 freedom = (error[:, 1:] + error[:, :1]) ** 2 / (
                     error[:, 1:] ** 2 / (number[1:] - 1) + error[:, :1] ** 2 / (number[0] - 1)
@@ -101,8 +108,8 @@ def _tests(Y: np.ndarray, group: np.ndarray, number: np.ndarray, methods: Sequen
                 p = 2 * special.ndtr(-np.abs(score))
             else:
                 raise ValueError(f"method {method!r}; allowed: {', '.join(METHODS)}.")
-        # a gene that is one value everywhere says nothing
-        undefined = np.isnan(score)
+        # a gene that is constant in both groups says nothing, of one value or (t-test) of two
+        undefined = np.isnan(score) | np.isnan(p)
         found[method], found[f"{method} p"] = np.where(undefined, 0.0, score), np.where(undefined, 1.0, p)
     return found
 
