@@ -15,6 +15,8 @@ from samsvae.metrics.effects import (
     condition_scores,
     interactions,
     normalised_log2,
+    pearson,
+    r2,
 )
 
 RNG = np.random.default_rng(0)
@@ -90,6 +92,15 @@ def test_perfect_and_constant_predictions():
     assert np.isnan(nothing["ate_pearson"])
     assert nothing["ate_r2"] == pytest.approx(r2_score(data.ravel(), np.zeros(30)))
     assert np.isnan(condition_scores(data, np.zeros_like(data))["ate_pearson"]).all()
+
+
+def test_a_constant_has_no_correlation_whatever_its_mean_rounds_to():
+    constant, other = np.full(7, 0.1), RNG.standard_normal(7)
+    assert (constant - constant.mean()).any()  # the mean of seven 0.1 is not 0.1
+    assert np.isnan([pearson(constant, other), pearson(other, constant), r2(constant, other)]).all()
+    rows = pearson(np.stack([constant, other]), np.stack([other, 2 * other]))
+    assert np.isnan(rows[0]) and rows[1] == pytest.approx(1)
+    assert r2(np.stack([constant, other]), np.stack([other, other]))[1] == 1
 
 
 def test_scores_refuse_what_cannot_be_scored():

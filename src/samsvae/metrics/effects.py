@@ -123,16 +123,17 @@ def interactions(effects: np.ndarray, members: np.ndarray, *, singles: np.ndarra
 
 def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Correlation along the last axis; NaN where one side is constant."""
+    varied = (np.ptp(a, -1) > 0) & (np.ptp(b, -1) > 0)  # a constant less its mean need not be 0
     a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
     product = np.asarray(np.sqrt((a**2).sum(-1) * (b**2).sum(-1)))
-    return np.divide((a * b).sum(-1), product, out=np.full_like(product, np.nan), where=product > 0)
+    return np.divide((a * b).sum(-1), product, out=np.full_like(product, np.nan), where=varied & (product > 0))
 
 
 def r2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Coefficient of determination along the last axis; NaN where the truth is constant."""
     total = np.asarray(((true - true.mean(-1, keepdims=True)) ** 2).sum(-1))
     residual = ((true - predicted) ** 2).sum(-1)
-    return 1 - np.divide(residual, total, out=np.full_like(total, np.nan), where=total > 0)
+    return 1 - np.divide(residual, total, out=np.full_like(total, np.nan), where=(np.ptp(true, -1) > 0) & (total > 0))
 
 
 def _effects(data: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
