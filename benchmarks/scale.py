@@ -106,6 +106,7 @@ def draw(rows: list[dict], path: Path) -> None:
     """Milliseconds and memory of each axis, log-log; nothing without matplotlib."""
     try:
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import LogLocator
     except ImportError:
         return
     axes = list(dict.fromkeys(row["axis"] for row in rows))
@@ -114,8 +115,11 @@ def draw(rows: list[dict], path: Path) -> None:
         own = [row for row in rows if row["axis"] == axis]
         for panel, value, label in zip(column, ("ms", "memory_mb"), ("ms a step", "MiB"), strict=True):
             panel.loglog([row[axis] for row in own], [row[value] for row in own], "o-", color="black")
-            panel.set(xlabel=axis, ylabel=label, ylim=(None, None))
+            panel.set(xlabel=axis, ylabel=label if axis == axes[0] else "")
             panel.set_ylim(bottom=min(row[value] for row in rows) / 2, top=max(row[value] for row in rows) * 2)
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            panel.yaxis.set_major_formatter("{x:,g}")
+            panel.yaxis.set_minor_formatter("")
     figure.savefig(path, dpi=150)
 
 
