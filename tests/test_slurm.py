@@ -32,6 +32,7 @@ pytestmark = [
 
 RUNS = Path("results/simulation_sams/runs")
 CONFIG = {
+    "checkpoint_minutes": 0.005,
     "title": "Slurm",
     "experiments": ["simulation_sams"],
     "pathvars": {"results": "results"},
@@ -127,7 +128,7 @@ class Site:
                     continue
             return None
 
-        until(lambda: "training and" in log_of(where))
+        until(lambda: "state kept" in log_of(where))  # steps are being taken, and signals heard between them
         return until(found)
 
 
