@@ -168,7 +168,7 @@ def test_data_of_unknown_size_are_named(tmp_path, root, monkeypatch, capsys):
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(demo))
     main(["--base", str(root / "config" / "config.yaml"), "--configfile", "demo.yaml", "--estimate", "--jobs", "4"])
     said = capsys.readouterr().out
-    assert "replogle: not known before its data and splits are there" in said and "0.0 h with 4 at a time" in said
+    assert "replogle: not known before its data and splits are there" in said and "0:00:00 with 4 at a time" in said
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus_lopez", "cond_vae"])
@@ -206,5 +206,7 @@ def test_all_is_done_once_before_it_is_timed(tmp_path, monkeypatch):
 def test_the_report():
     lines = [Line("a", 10, 2, 1000, 7200.0, 3600.0, 1440.0, 1440.0), Line("b", 1, 0, 0, 0.0, 0.0, 0.0, 0.0)]
     said = report(lines, ["c"], device="cpu", jobs=4).splitlines()
-    assert said[1].split() == ["a", "10", "2", "7200.0", "2.00", "1.00", "0.40", "0.40"]
-    assert said[3].startswith("c: not known") and said[4].startswith("left: 2.4 h") and "0.6 h with 4" in said[4]
+    assert said[1].split() == ["a", "10", "2", "7200.0", "2:00:00", "1:00:00", "0:24:00", "0:24:00"]
+    assert (
+        said[3].startswith("c: not known") and said[4].startswith("left: 2:24:00 one") and "0:36:00 with 4" in said[4]
+    )

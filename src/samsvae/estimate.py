@@ -291,19 +291,24 @@ def _seconds(record: Path) -> float | None:
 
 
 def report(lines: Sequence[Line], unknown: Sequence[str], *, device: str, jobs: int) -> str:
-    """A table in hours, and the whole with so many trainings at a time."""
-    rows = [("experiment", "trainings", "done", "ms a step", "training h", "scoring h", "done: foreseen", "actual h")]
+    """A table in hours, minutes and seconds, and the whole with so many trainings at a time."""
+    rows = [("experiment", "trainings", "done", "ms a step", "training", "scoring", "done: foreseen", "actual")]
     for x in lines:
-        hours = (x.training, x.scoring, x.foreseen, x.actual)
-        step = 1e3 * x.training / max(x.steps, 1)
-        rows.append((x.experiment, str(x.trainings), str(x.done), f"{step:.1f}", *(f"{h / 3600:.2f}" for h in hours)))
+        times = map(span, (x.training, x.scoring, x.foreseen, x.actual))
+        rows.append((x.experiment, str(x.trainings), str(x.done), f"{1e3 * x.training / max(x.steps, 1):.1f}", *times))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     out = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     out += [f"{name}: not known before its data and splits are there" for name in unknown]
     left = sum(x.left for x in lines)
-    out.append(f"left: {left / 3600:.1f} h one after the other; {left / 3600 / jobs:.1f} h with {jobs} at a time")
+    out.append(f"left: {span(left)} one after the other; {span(left / jobs)} with {jobs} at a time")
     out.append(f"({machine(device)}; downloads, figures and what jobs that share a machine lose to each other aside)")
     return "\n".join(out)
+
+
+def span(seconds: float) -> str:
+    """H:MM:SS, of as many hours as there are."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:,}:{minutes % 60:02}:{rest:02}"
 
 
 def told(study: Study, jobs: int) -> str:
