@@ -31,14 +31,13 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 import plain  # noqa: E402
 
-#: what torch calls the arithmetic of float32 products, by device; nothing before torch 2.9
+#: what torch calls the arithmetic of float32 products, by device
 HOLDERS = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}
-SETTABLE = hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision")
 
 
-def arithmetic(device: str) -> str | None:
+def arithmetic(device: str) -> str:
     """The arithmetic of float32 products that is set: none, ieee, tf32 or bf16."""
-    return HOLDERS[device].matmul.fp32_precision if SETTABLE else None
+    return HOLDERS[device].matmul.fp32_precision
 
 
 def set_arithmetic(device: str, value: str | None) -> None:
@@ -380,7 +379,7 @@ def calibrate(device: str, repeats: int = 9) -> dict[str, tuple[float, float]]:
     a, b = torch.randn(m, k, generator=generator).to(device), torch.randn(k, n, generator=generator).to(device)
     exact = a.double() @ b.double()
     own, found, times = arithmetic(device), {}, {}
-    kinds = {"default": DEFAULT[device]} | {x: x for x in ARITHMETIC[device] if SETTABLE}
+    kinds = {"default": DEFAULT[device], **{kind: kind for kind in ARITHMETIC[device]}}
     count = 1 if device == "cpu" else 200
 
     def multiply() -> None:
@@ -525,8 +524,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.matmul and options.matmul not in ARITHMETIC[options.device]:
         parser.error(f"--matmul {options.matmul} is not for {options.device}: {', '.join(ARITHMETIC[options.device])}")
-    if options.matmul and not SETTABLE:
-        parser.error(f"--matmul needs torch 2.9 or newer; this is {torch.__version__}")
     torch.set_num_threads(options.threads)
     shape, device = SHAPES[options.shape], options.device
     chosen = options.matmul

@@ -44,7 +44,8 @@ PRIORS = ("mask_prior", "embedding_scale", "beta_a", "beta_b", "temperature", "m
 WORK = ("batch_size", "particles", "validation_particles", "objective", "analytic_kl")
 WORK += ("precision", "capture", "compile")
 
-#: Cells of the Norman screen, and those of its 131 pairs; the others have one of 105 genes, or are controls.
+#: Cells of the Norman screen as published, and how many of them are foreseen to have one of its 131 pairs: that number
+#: is no published one, and the files, once they are there, stand in its place.
 NORMAN, PAIRS = 111_255, 41_759
 
 Rate = dict[str, float]

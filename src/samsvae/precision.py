@@ -38,13 +38,9 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    # torch 2.9 has a name of its own for this, and objects to a mixture of both
     matmul = torch.backends.cuda.matmul
-    new = hasattr(matmul, "fp32_precision")
-    key, value = ("fp32_precision", "tf32" if name == "tf32" else "ieee") if new else ("allow_tf32", name == "tf32")
-    before = getattr(matmul, key)
-    setattr(matmul, key, value)
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32" if name == "tf32" else "ieee"
     try:
         yield
     finally:
-        setattr(matmul, key, before)
+        matmul.fp32_precision = before

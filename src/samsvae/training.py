@@ -119,17 +119,27 @@ def train(
             f"batch_size: {config.batch_size} leaves a last batch of one of the {len(train_cells)} training cells, "
             "which batch_norm cannot read; take another."
         )
-    given = copy.deepcopy(model.state_dict())
+    beginning = copy.deepcopy(model.state_dict())
     try:
         return _train(model, train_cells, val_cells, config, genes, keep, report_every, clock)
     except NotCaptured as error:
         log.warning("%s Beginning anew without (capture: never), which is slower and gives the same.", error)
-    model.load_state_dict(given)
+    model.load_state_dict(beginning)
     never = replace(config, capture="never")
     return _train(model, train_cells, val_cells, never, genes, keep, report_every, clock)
 
 
-def _train(model, train_cells, val_cells, config, genes, keep, report_every, clock) -> Trained:
+def _train(
+    model: Model,
+    train_cells: Cells,
+    val_cells: Cells,
+    config: TrainingConfig,
+    genes: np.ndarray | None,
+    keep: Keep | None,
+    report_every: float,
+    clock: Callable[[], float],
+) -> Trained:
+    """The training of ``train``; NotCaptured where its steps should be captured and cannot be."""
     device = train_cells.device
     if device.type == "cuda":
         from samsvae.kernels import try_out

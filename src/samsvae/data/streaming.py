@@ -22,7 +22,6 @@ def batches(cells: Cells, order: Tensor, size: int, *, start: int = 0) -> Iterat
     With them go the counts (n', G) where those are not on the device, good until the next batch is asked for: what
     ``Cells.batch`` takes. ``order`` (n,) are the positions, on the host.
     """
-    order = order.cpu()
     parts = order.to(cells.device).split(size)[start:]
     if not cells.streamed:
         yield from ((part,) for part in parts)
