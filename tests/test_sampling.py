@@ -29,9 +29,10 @@ def fits(draws: np.ndarray, cdf) -> bool:
     return len(expected) == 1 or stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-4
 
 
-#: mean and concentration: inversion, long tails, gamma shapes below and above 1, table and rejection, Poisson's limit
+#: mean and concentration: clusters, inversion, long tails, gamma shapes below and above 1, table, rejection, Poisson
 CASES = [
-    (1e-4, 1.0), (0.05, 2.0), (0.8, 0.3), (3.5, 1.5), (3.9, 50.0), (2.0, 1e6), (0.5, 1e-3), (2.0, 0.1), (6.0, 0.5),
+    (1e-4, 1.0), (0.05, 2.0), (0.3, 0.05), (0.5, 1e6), (0.6, 4.0), (0.8, 0.3), (3.5, 1.5), (5.9, 2.0),
+    (3.9, 50.0), (2.0, 1e6), (0.5, 1e-3), (2.0, 0.1), (6.0, 0.5),
     (6.0, 3.0), (40.0, 0.4), (40.0, 30.0), (127.0, 1e6), (129.0, 1e6), (300.0, 2.0), (300.0, 1e6), (20_000.0, 1e5),
 ]  # fmt: skip
 
@@ -54,6 +55,15 @@ def test_genes_and_cells_keep_their_places():
     error = torch.sqrt((mean + mean**2 / theta) / 20_000)
     assert x.shape == (20_000, 3, 30) and (x == x.round()).all() and (x >= 0).all()
     assert ((x.mean(0) - mean).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("theta", [0.1, 1.0, 1e5])
+def test_rare_counts_of_cells_of_many_means(theta):
+    """Clusters come as often as the largest mean wants them; the other cells drop some."""
+    means = torch.tensor([0.0, 0.01, 0.1, 0.3, 0.5])
+    x = negative_binomial(means.repeat(N)[:, None], torch.tensor([theta]), torch.Generator().manual_seed(4))
+    for mean, own in zip(means.tolist(), x.view(N, -1).T.numpy(), strict=True):
+        assert fits(own, stats.nbinom(theta, theta / (theta + mean)).cdf) if mean else not own.any()
 
 
 def test_means_of_a_gene_that_are_far_apart():
@@ -109,6 +119,12 @@ def test_what_is_not_finite_is_refused(which, value):
 def test_gamma_variables(shape):
     x = sampling._gamma(torch.tensor([shape]), torch.Size((50_000, 1)), torch.Generator().manual_seed(0))
     assert stats.kstest(x.double().numpy().ravel(), stats.gamma(shape).cdf).pvalue > 1e-4
+
+
+def test_means_with_a_gradient_give_counts_without():
+    theta = torch.ones(2, requires_grad=True)
+    x = negative_binomial(torch.rand(70, 2) * torch.tensor([0.1, 90.0]) * theta, theta, torch.Generator())
+    assert not x.requires_grad and (x == x.round()).all()
 
 
 def test_seeds_dtypes_and_no_cells():

@@ -227,7 +227,7 @@ class SoftmaxNegativeBinomial:
 
     @property
     def mean(self) -> Tensor:
-        return self.library[:, None] * torch.softmax(self.logits, dim=-1) + FLOOR
+        return (self.library[:, None] * torch.softmax(self.logits, dim=-1)).add_(FLOOR)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return NegativeBinomial(self.mean, self.concentration).log_prob(value)

@@ -16,8 +16,8 @@ from samsvae.data.batch import Batch
 from samsvae.model import Model, Streams
 from samsvae.networks import OneHot
 
-#: Floats of the largest array (s, c, G) held at once: small enough for a CPU's cache, large enough for a GPU.
-BUDGET = {"cpu": 2**20, "cuda": 2**28}
+#: Floats of the largest array (s, c, G) held at once: enough to hide the cost of calls.
+BUDGET = {"cpu": 2**22, "cuda": 2**28}
 
 
 def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
