@@ -17,7 +17,23 @@ torch.save(found, sys.argv[2])
 
 # the operators say of themselves what torch.compile needs to know, and a compiled function calls them
 logits, library, theta, x, weight = cases[0]
-torch.library.opcheck(_forward, (logits.detach().requires_grad_(), library, theta.detach().requires_grad_(), x))
+logits, theta = (part.detach().requires_grad_() for part in (logits, theta))
+torch.library.opcheck(_forward, (logits[None], library[None], theta[None], x[None]))
 value = torch.compile(softmax_nb, backend="aot_eager", fullgraph=True)(logits, library, theta, x)
 again = value.detach(), *torch.autograd.grad((value * weight).sum(), (logits, theta))
 assert all(torch.equal(a, b) for a, b in zip(again, found[0], strict=True))
+
+# runs in one launch, by torch.func.vmap, are those alone
+logits, library, theta, x, weight = cases[1]
+stack = torch.stack([logits.detach(), logits.detach().flip(0)]).requires_grad_()
+thetas = torch.stack([theta.detach(), theta.detach() + 1.0]).requires_grad_()
+runs = torch.func.vmap(softmax_nb, (0, None, 0, None))(stack, library, thetas, x)
+again = torch.func.vmap(torch.func.vmap(softmax_nb, (0, None, 0, None)), (0, None, 0, None))
+assert torch.equal(again(stack[None], library, thetas[None], x)[0], runs)
+gradients = torch.autograd.grad((runs * weight).sum(), (stack, thetas))
+for run in range(2):
+    value = softmax_nb(stack[run], library, thetas[run], x)
+    alone = torch.autograd.grad((value * weight).sum(), (stack, thetas))
+    assert torch.equal(value, runs[run]) and all(
+        torch.equal(a[run], b[run]) for a, b in zip(gradients, alone, strict=True)
+    )

@@ -1,6 +1,6 @@
 """A fused kernel for cards: the softmax of the decoder and the negative binomial of it, forwards and backwards.
 
-Letters: K particles, n cells, G genes. Plain operations write the mean, its logarithm and more at (K, n, G) to
+Letters: S runs, K particles, n cells, G genes. Plain operations write the mean, its logarithm and more at (K, n, G) to
 memory, and read them back; here the logits are read twice forwards (the second time from the cache) and once
 backwards. Triton comes with the CUDA builds of torch and is imported at the first use; without it, or off a card, the
 same function is made of torch's own operations.
@@ -50,8 +50,8 @@ def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Ten
     if not torch.compiler.is_compiling():
         try_out(logits.device)
     if kind == torch.float32 and has_triton(logits.device.type):
-        rows = logits.reshape(-1, *logits.shape[-2:]).contiguous()
-        out, _, _ = _forward(rows, library.contiguous(), theta.contiguous(), x.contiguous())
+        rows = logits.reshape(1, -1, *logits.shape[-2:])
+        out, _, _ = _forward(*(part.contiguous() for part in (rows, library[None], theta[None], x[None])))
         return out.view(logits.shape[:-1])
     mean = library[:, None] * torch.softmax(logits, -1, dtype=kind) + FLOOR
     return (x * torch.log(mean) - (x + theta) * torch.log1p(mean / theta)).sum(-1)
@@ -69,7 +69,7 @@ def try_out(device: torch.device) -> None:
         return
     _TRIED.add(kind)
     try:
-        _forward(*(torch.ones(shape, device=device) for shape in ((1, 1, 1), (1,), (1,), (1, 1))))
+        _forward(*(torch.ones(shape, device=device) for shape in ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1, 1))))
     except Exception as error:  # whatever a compiler may say
         _USABLE[kind] = False
         log.warning("the fused likelihood cannot be compiled here, torch's operations do it, more slowly: %s", error)
@@ -83,15 +83,15 @@ def try_out(device: torch.device) -> None:
 
 @torch.library.custom_op("samsvae::softmax_nb", mutates_args=())
 def _forward(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, log sum exp and s, each (K, n), of logits (K, n, G)."""
+    """Value, log sum exp and s, each (S, K, n), of logits (S, K, n, G), theta (S, G) and x (S, n, G)."""
     from samsvae import triton_nb
 
-    particles, cells, genes = logits.shape
-    out, lse, dot = (theta.new_empty(particles, cells) for _ in range(3))
+    _, particles, cells, genes = logits.shape
+    out, lse, dot = (theta.new_empty(logits.shape[:-1]) for _ in range(3))
     block = _block(genes, FORWARD_GENES)
     if out.numel():
-        triton_nb.forward[(particles * cells,)](
-            logits, library, theta, x, out, lse, dot, cells, genes, FLOOR, block, num_warps=_warps(block)
+        triton_nb.forward[(out.numel(),)](
+            logits, library, theta, x, out, lse, dot, particles, cells, genes, FLOOR, block, num_warps=_warps(block)
         )
     return out, lse, dot
 
@@ -100,26 +100,26 @@ def _forward(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> tuple
 def _backward(
     grad: Tensor, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, lse: Tensor, dot: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients in the logits (K, n, G) and in theta (G,)."""
+    """Gradients in the logits (S, K, n, G) and in theta (S, G)."""
     from samsvae import triton_nb
 
-    particles, cells, genes = logits.shape
+    runs, particles, cells, genes = logits.shape
     block, groups = _block(genes, BACKWARD_GENES), -(-cells // CELLS)
     d_logits = torch.empty_like(logits)
-    d_theta = theta.new_empty(groups, genes)  # a row per group of cells: added up below, in one order
+    d_theta = theta.new_empty(runs, groups, genes)  # a row per group of cells: added up below, in one order
     if lse.numel():
-        triton_nb.backward[(groups, -(-genes // block))](
+        triton_nb.backward[(groups, -(-genes // block), runs)](
             grad, logits, library, theta, x, lse, dot, d_logits, d_theta,
             particles, cells, genes, FLOOR, CELLS, block, num_warps=_warps(block),
         )  # fmt: skip
     else:
         d_theta.zero_()
-    return d_logits, d_theta.sum(0)
+    return d_logits, d_theta.sum(1)
 
 
 @_forward.register_fake
 def _(logits, library, theta, x):
-    return tuple(theta.new_empty(logits.shape[:2]) for _ in range(3))
+    return tuple(theta.new_empty(logits.shape[:-1]) for _ in range(3))
 
 
 @_backward.register_fake
@@ -138,6 +138,14 @@ def _gradients(ctx, grad, *_):
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+
+
+@_forward.register_vmap
+def _(info, dims, *given):
+    """Under torch.func.vmap: one launch for all runs. Gradients are asked for outside of it, of the longer stack."""
+    each = (part[None] if at is None else part.movedim(at, 0) for part, at in zip(given, dims, strict=True))
+    runs = (part.expand(info.batch_size, *part.shape[1:]).flatten(0, 1).contiguous() for part in each)
+    return tuple(part.unflatten(0, (info.batch_size, -1)) for part in _forward(*runs)), (0, 0, 0)
 
 
 def _block(genes: int, most: int) -> int:

@@ -45,10 +45,15 @@ def log1p(u):
 
 
 @triton.jit
-def forward(logits_at, library_at, theta_at, x_at, out_at, lse_at, dot_at, cells, genes, floor, BLOCK: tl.constexpr):
-    """One particle of one cell: log sum exp as it goes, then the sums over genes."""
+def forward(
+    logits_at, library_at, theta_at, x_at, out_at, lse_at, dot_at,
+    particles, cells, genes, floor, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One particle of one cell of one run: log sum exp as it goes, then the sums over genes."""
     row = tl.program_id(0).to(tl.int64)
-    cell = row % cells
+    run = row // (particles * cells)
+    cell = run * cells + row % cells
+    theta_at += run * genes
     library = tl.load(library_at + cell)
     top = -float("inf")
     total = 0.0
@@ -81,8 +86,12 @@ def backward(
     grad_at, logits_at, library_at, theta_at, x_at, lse_at, dot_at, d_logits_at, d_theta_at,
     particles, cells, genes, floor, CELLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Some genes of some cells, in all particles."""
+    """Some genes of some cells of one run, in all particles."""
     group = tl.program_id(0).to(tl.int64)
+    run = tl.program_id(2).to(tl.int64)
+    library_at += run * cells
+    x_at += run * cells * genes
+    theta_at += run * genes
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = at < genes
     theta = tl.load(theta_at + at, mask=there, other=1.0)
@@ -94,7 +103,7 @@ def backward(
             library = tl.load(library_at + cell)
             x = tl.load(x_at + cell * genes + at, mask=there, other=0).to(tl.float32)
             for particle in range(particles):
-                row = cell + particle * cells
+                row = cell + (run * particles + particle) * cells
                 grad = tl.load(grad_at + row)
                 a = tl.load(logits_at + row * genes + at, mask=there, other=-float("inf")).to(tl.float32)
                 p = tl.exp(a - tl.load(lse_at + row))
@@ -104,4 +113,4 @@ def backward(
                 tl.store(d_logits_at + row * genes + at, d_logits, mask=there)
                 u = m * inverse
                 d_theta += grad * (x * inverse - slope * u - log1p(u))
-    tl.store(d_theta_at + group * genes + at, d_theta, mask=there)
+    tl.store(d_theta_at + (run * tl.num_programs(0) + group) * genes + at, d_theta, mask=there)
