@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from shapes import SHAPES, Shape, made_screen
 
 from samsvae import data
 from samsvae.data.batch import FIELDS, Cells, Screen, cells_of, encode
@@ -30,49 +31,15 @@ from samsvae.effects import condition_means
 from samsvae.model import Model
 from samsvae.sampling import negative_binomial
 from samsvae.scoring import iwelbo
-from samsvae.settings import ModelConfig
-from samsvae.zoo import row
-
-#: genes, perturbations, latents, width, cells of the whole screen
-SHAPES = {
-    "replogle": (1187, 680, 100, 400, 118_641),
-    "norman": (5000, 105, 200, 400, 105_528),
-    "simulation": (100, 100, 15, 400, 100_000),
-    "toy": (30, 12, 4, 16, 2_000),
-}
 
 
-def made(genes: int, perturbations: int, cells: int, *, pool: int = 4000, seed: int = 0) -> tuple[Screen, np.ndarray]:
-    """A screen of overdispersed counts, 10,000 a cell and some 40 % of them not zero, and the genes' concentrations."""
-    rng = np.random.default_rng(seed)
-    profile = rng.lognormal(0, 2.6, genes)
-    theta = np.exp(rng.normal(0.5, 0.5, genes))
-    mean = rng.lognormal(np.log(1e4), 0.3, (min(pool, cells), 1)) * profile / profile.sum()
-    rows = rng.poisson(rng.gamma(theta, 1 / theta, mean.shape) * mean).astype(np.int16)
-    rows[:, 0] += 1
-    of = rng.integers(len(rows), size=cells) if cells > len(rows) else np.arange(cells)
-    names = np.array([f"p{t:05d}" for t in range(perturbations)])
-    screen = Screen(
-        counts=rows[of],
-        library=rows[of].sum(1).astype(np.float32),
-        cells=np.array([f"CELLCELLCELLCELL-{i}" for i in range(cells)]),
-        genes=np.array([f"gene{g}" for g in range(genes)]),
-        condition=rng.integers(perturbations + 1, size=cells).astype(np.int32),
-        conditions=np.array(["control", *names]),
-        members=np.arange(-1, perturbations, dtype=np.int32)[:, None],
-        perturbations=names,
-    )
-    return screen, theta
-
-
-def model_of(screen: Screen, theta: np.ndarray, cells: Cells, latents: int, width: int) -> Model:
-    """A SAMS-VAE (corr. z_basal and E) whose genes have the means and concentrations of the screen, few masks on."""
-    sizes = {"n_latent": latents, "width": width, "embedding_width": max(4, width // 2)}
-    model = Model(ModelConfig(**{**row("sams_vae_corr").model, **sizes}), len(screen.genes), len(screen.perturbations))
+def model_of(shape: Shape, screen: Screen, cells: Cells) -> Model:
+    """A SAMS-VAE (corr. z_basal and E) whose genes have the means of the screen, few masks on."""
+    model = Model(shape.settings("sams_vae_corr")[0], shape.genes, shape.perturbations)
     with torch.no_grad():
         profile = torch.from_numpy(screen.counts.mean(0) + 1e-3)
         model.likelihood.mean.bias.copy_(torch.log(profile / profile.sum()))
-        model.likelihood.log_concentration.copy_(torch.log(torch.from_numpy(theta)))
+        model.likelihood.log_concentration.normal_(0.5, 0.5, generator=torch.Generator().manual_seed(0))
         model.latents[0].logits.fill_(-3.0)
     model.fit_inputs(cells)
     return model.eval()
@@ -155,13 +122,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    genes, perturbations, latents, width, n = SHAPES[given.shape]
-    screen, theta = made(genes, perturbations, n)
+    shape = SHAPES[given.shape]
+    genes, perturbations, n = shape.genes, shape.perturbations, shape.whole
+    screen = made_screen(shape, n, pool=4000)
     dosage = encode(screen, "sum")
     cells = cells_of(screen, np.arange(min(1000, n)), dosage)
-    model = model_of(screen, theta, cells, latents, width)
+    model = model_of(shape, screen, cells)
     check(model, cells_of(screen, np.arange(200), dosage), dosage.members[:3])
-    share = (screen.counts[:1000] > 0).mean()
+    share, latents = (screen.counts[:1000] > 0).mean(), model.config.n_latent
     print(
         f"{given.shape}: {genes} genes, {perturbations} perturbations, {latents} latents; {share:.0%} of counts not 0"
     )
@@ -169,7 +137,7 @@ def main() -> None:
     if given.shape == "toy":
         return
 
-    some = dosage.members[1 : 1 + min(perturbations, 10)]
+    some = dosage.members[: min(perturbations, 10)]
     scale = perturbations / len(some)
     weight, hidden = torch.randn(1187, 400), torch.randn(2560, 400)
     every = cells_of(screen, np.arange(n), dosage)

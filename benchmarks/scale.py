@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from shapes import Shape, made_screen
 
-from samsvae.data.batch import Screen, cells_of, encode
+from samsvae.data.batch import cells_of, encode
 from samsvae.model import Model
 from samsvae.settings import ModelConfig, TrainingConfig
 from samsvae.training import train
@@ -39,27 +40,6 @@ TOY = {"cells": 300, "genes": 20, "perturbations": 8, "particles": 2}
 COLUMNS = ("axis", "cells", "genes", "perturbations", "particles", "ms", "memory_mb", "data_mb", "dense_mb", "device")
 
 
-def screen_of(cells: int, genes: int, perturbations: int) -> Screen:
-    """Counts of a pool of cells, over and over, as bytes."""
-    rng = np.random.default_rng(0)
-    pool = rng.poisson(rng.lognormal(-0.5, 1, genes), (min(cells, 1000), genes)).astype(np.uint8)
-    pool[:, 0] += 1
-    counts = np.empty((cells, genes), np.uint8)
-    for start in range(0, cells, len(pool)):
-        counts[start : start + len(pool)] = pool[: cells - start]
-    names = np.array([f"p{t}" for t in range(perturbations)])
-    return Screen(
-        counts=counts,
-        library=np.resize(pool.sum(1), cells).astype(np.float32),
-        cells=np.arange(cells).astype("U7"),
-        genes=np.arange(genes).astype(str),
-        condition=rng.integers(perturbations + 1, size=cells).astype(np.int32),
-        conditions=np.array(["control", *names]),
-        members=np.arange(-1, perturbations)[:, None],
-        perturbations=names,
-    )
-
-
 def peak(device: str) -> float:
     """MiB of the process, or of what torch has taken of the card."""
     if device == "cuda":
@@ -73,14 +53,16 @@ def point(sizes: dict[str, int], *, batch: int, few: int, many: int) -> dict[str
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     before = peak(device)
-    screen = screen_of(sizes["cells"], sizes["genes"], sizes["perturbations"])
+    genes, perturbations = sizes["genes"], sizes["perturbations"]
+    shape = Shape(genes, perturbations, sizes["cells"], library=genes)  # counts that a byte holds
+    screen = made_screen(shape, pool=1000, dtype=np.uint8)
     dosage = encode(screen, "sum")
     validation = np.zeros(sizes["cells"], bool)
     validation[:: max(1, sizes["cells"] // batch)] = True
     train_cells, val_cells = (cells_of(screen, rows, dosage, device) for rows in (~validation, validation))
-    sizes_of = {} if sizes["genes"] > 100 else {"n_latent": 4, "width": 16, "embedding_width": 8}
+    sizes_of = {} if genes > 100 else {"n_latent": 4, "width": 16, "embedding_width": 8}
     config = ModelConfig(**{**row("sams_vae_corr").model, **sizes_of})
-    model = Model(config, sizes["genes"], sizes["perturbations"]).to(device)
+    model = Model(config, genes, perturbations).to(device)
     model.fit_inputs(train_cells)
     clock = time.perf_counter if device == "cuda" else time.process_time
     taken = []

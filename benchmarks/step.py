@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +47,13 @@ def set_arithmetic(device: str, value: str | None) -> None:
 
 DEFAULT = {device: arithmetic(device) for device in HOLDERS}  # before samsvae is imported, which may choose for itself
 
+from shapes import SHAPES, Shape, made_screen  # noqa: E402
+
 from samsvae.data.batch import Cells, Screen, cells_of, encode  # noqa: E402
 from samsvae.model import Model, Streams  # noqa: E402
-from samsvae.settings import ModelConfig, TrainingConfig  # noqa: E402
+from samsvae.settings import TrainingConfig  # noqa: E402
 from samsvae.training import Adam, objective, train  # noqa: E402
-from samsvae.zoo import TABLE_1, row  # noqa: E402
+from samsvae.zoo import TABLE_1  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEADING = "## The training step: `step.py`"
@@ -64,101 +66,15 @@ VARIANTS = {
 }
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of the data and settings of the model (those of config/config.yaml)."""
-
-    genes: int
-    perturbations: int
-    cells: int
-    model: dict
-    training: dict = field(default_factory=dict)
-    pairs: int = 0
-    controls: float = 0.0  # share of the cells
-    library: float = 1e4  # mean count of a cell
-
-
-SHAPES = {
-    "replogle": Shape(1187, 680, 10_240, {}, controls=0.017),
-    "norman": Shape(
-        5000,
-        105,
-        5_120,
-        {"n_latent": 200, "embedding_layers": 4, "embedding_width": 400},
-        {"gradient_clip": 100.0},
-        pairs=131,
-        controls=0.1,
-    ),
-    "simulation": Shape(
-        100,
-        100,
-        12_800,
-        {"n_latent": 15, "n_layers": 2, "width": 100, "embedding_width": 100, "mask_prior": 2 / 15, "beta_b": 5.0},
-        {"batch_size": 128, "learning_rate": 1e-3},
-        library=1e3,
-    ),
-    "toy": Shape(
-        12,
-        5,
-        96,
-        {"n_latent": 4, "n_layers": 2, "width": 16, "embedding_width": 8, "mask_prior": 0.2, "embedding_scale": 2.0},
-        {"batch_size": 24, "particles": 3, "gradient_clip": 100.0},
-        pairs=3,
-        controls=0.1,
-        library=100,
-    ),
-}
 MODELS = TABLE_1[1:]  # plain.py has no conditional VAE
 
 
 # ---- data and models -----------------------------------------------------------------------------------------------
 
 
-def made_screen(shape: Shape, model: str, seed: int = 0) -> Screen:
-    """Counts like those of Perturb-seq: negative binomial of concentration 1, 40 % not zero, uneven library sizes.
-
-    For SVAE+, which reads one perturbation a cell, without pairs.
-    """
-    rng = np.random.default_rng(seed)
-    n_pairs = 0 if model == "svae_plus" else shape.pairs
-    names = np.array([f"p{t}" for t in range(shape.perturbations)])
-    members = np.full((shape.perturbations + n_pairs + 1, 2 if n_pairs else 1), -1)
-    members[: len(names), 0] = range(len(names))
-    for c in range(n_pairs):
-        members[len(names) + c] = rng.choice(len(names), 2, replace=False)
-    treated = len(members) - 1
-    condition = np.where(rng.random(shape.cells) < shape.controls, treated, rng.integers(treated, size=shape.cells))
-
-    profile = _profile(shape)
-    library = shape.library * rng.lognormal(-0.06, 0.35, (shape.cells, 1))
-    counts = np.empty((shape.cells, shape.genes), np.int16)
-    for start in range(0, shape.cells, 512):  # in parts, so that the peak of memory is that of the steps
-        mean = library[start : start + 512] * profile
-        counts[start : start + 512] = np.minimum(rng.poisson(mean * rng.exponential(size=mean.shape)), 32_767)
-    return Screen(
-        counts=counts,
-        library=counts.sum(1).astype(np.float32),
-        cells=np.array([f"cell{i}" for i in range(shape.cells)]),
-        genes=np.array([f"gene{g}" for g in range(shape.genes)]),
-        condition=condition,
-        conditions=np.array([*("+".join(names[m[m >= 0]]) for m in members[:-1]), "control"]),
-        members=members,
-        perturbations=names,
-    )
-
-
-def _profile(shape: Shape) -> np.ndarray:
-    """Shares of the genes (G,): lognormal, as wide as leaves 40 % of the counts above 0."""
-    normal = statistics.NormalDist()
-    score = np.array([normal.inv_cdf((g + 0.5) / shape.genes) for g in range(shape.genes)])
-    low, high = 0.0, 10.0
-    for _ in range(40):
-        sigma = (low + high) / 2
-        share = np.exp(sigma * score - (sigma * score).max())
-        share /= share.sum()
-        mean = shape.library * share
-        low, high = (sigma, high) if (mean / (1 + mean)).mean() > 0.4 else (low, sigma)
-    return share
+def screen_of(shape: Shape, model: str) -> Screen:
+    """Made cells; for SVAE+, which reads one perturbation a cell, without pairs."""
+    return made_screen(replace(shape, pairs=0) if model == "svae_plus" else shape)
 
 
 def dense(screen: Screen) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,18 +84,14 @@ def dense(screen: Screen) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(screen.counts.astype(np.float32)), torch.from_numpy(dosage[:, :-1].copy())
 
 
-def settings(shape: Shape, model: str) -> tuple[ModelConfig, TrainingConfig]:
-    return ModelConfig(**{**row(model).model, **shape.model}), TrainingConfig(**shape.training)
-
-
 def product_model(shape: Shape, model: str, cells: Cells) -> Model:
-    made = Model(settings(shape, model)[0], shape.genes, shape.perturbations).to(cells.device)
+    made = Model(shape.settings(model)[0], shape.genes, shape.perturbations).to(cells.device)
     made.fit_inputs(cells)
     return made
 
 
 def plain_model(shape: Shape, model: str, x: torch.Tensor, d: torch.Tensor) -> plain.VAE:
-    config = settings(shape, model)[0]
+    config = shape.settings(model)[0]
     log = torch.log1p(x)
     sd = log.std(0)
     moments = log.mean(0), torch.where(sd == 0, 1.0, sd), d.sum(0)
@@ -249,7 +161,7 @@ def errors(shape: Shape, model: str, device: str = "cpu", chosen: str | None = N
     of float32 products for samsvae; its own by default.
     """
     own = arithmetic(device)
-    screen = made_screen(shape, model)
+    screen = screen_of(shape, model)
     cells = cells_of(screen, np.arange(shape.cells), encode(screen, "sum"), device)
     x, d = dense(screen)
     ours, theirs = product_model(shape, model, cells), plain_model(shape, model, x, d).to(device)
@@ -266,7 +178,7 @@ def errors(shape: Shape, model: str, device: str = "cpu", chosen: str | None = N
         "input_sd": _relative(ours.input_sd, moments[1]),
     }
 
-    config = settings(shape, model)[1]
+    config = shape.settings(model)[1]
     at = torch.randperm(shape.cells, generator=generator)[: config.batch_size]
     noise = noise_of(ours, config, len(at), device)
     batch = cells.batch(at.to(device))
@@ -322,8 +234,8 @@ def told(found: dict[str, float]) -> str:
 
 def plain_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
     """A function that takes some steps of plain.py, reading of the batches included."""
-    x, d = dense(made_screen(shape, model))
-    config = settings(shape, model)[1]
+    x, d = dense(screen_of(shape, model))
+    config = shape.settings(model)[1]
     made = plain_model(shape, model, x, d).to(device)
     stream = plain.steps(
         made,
@@ -343,10 +255,10 @@ def plain_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
 
 def train_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
     """A call of `train` for so many steps; what it costs beside them does not depend on their number."""
-    screen = made_screen(shape, model)
+    screen = screen_of(shape, model)
     dosage = encode(screen, "sum")
     cells, few = (cells_of(screen, np.arange(n), dosage, device) for n in (shape.cells, 2))
-    config = replace(settings(shape, model)[1], validation_every=10**9)
+    config = replace(shape.settings(model)[1], validation_every=10**9)
     made = product_model(shape, model, cells)
     return lambda count: train(made, cells, few, replace(config, steps=count))
 
@@ -403,8 +315,8 @@ def gflop(shape: Shape, model: str) -> float:
     x enters the encoder once a batch; one-hot inputs are read as rows; the embedding network sees the perturbations
     of the batch.
     """
-    config, training = settings(shape, model)
-    screen = made_screen(replace(shape, genes=2), model)
+    config, training = shape.settings(model)
+    screen = screen_of(replace(shape, genes=2), model)
     groups = screen.members[screen.condition].reshape(shape.cells // training.batch_size, -1)
     present = float(np.mean([len(set(group) - {-1}) for group in groups]))
     n, width, latent = training.batch_size, config.width, config.n_latent

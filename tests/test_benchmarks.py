@@ -50,7 +50,7 @@ def test_plain_pytorch_imports_torch_alone(root):
 def test_plain_pytorch_learns_on_its_own_noise(step):
     torch.manual_seed(0)
     shape = step.SHAPES["toy"]
-    x, d = step.dense(step.made_screen(shape, "sams_vae_corr"))
+    x, d = step.dense(step.screen_of(shape, "sams_vae_corr"))
     model = step.plain_model(shape, "sams_vae_corr", x, d)
     losses = step.plain.steps(model, step.plain.loader(x, d, 24), learning_rate=0.01)
     losses = [next(losses) for _ in range(200)]
@@ -59,11 +59,14 @@ def test_plain_pytorch_learns_on_its_own_noise(step):
 
 def test_made_counts_are_like_those_of_a_screen(step):
     shape = step.SHAPES["replogle"]
-    screen = step.made_screen(step.replace(shape, cells=1024), "sams_vae_corr")
+    screen = step.made_screen(shape, 1024)
     assert 0.36 < (screen.counts > 0).mean() < 0.44
     assert 8_000 < np.median(screen.library) < 12_000
-    _, d = step.dense(step.made_screen(step.SHAPES["toy"], "sams_vae_corr"))
+    _, d = step.dense(step.screen_of(step.SHAPES["toy"], "sams_vae_corr"))
     assert set(d.sum(1).unique().tolist()) == {0.0, 1.0, 2.0} and d.max() == 1.0
+    again = step.made_screen(shape, 300, pool=100, dtype=np.uint8)
+    assert again.counts.dtype == np.uint8 and (again.counts[:100] == again.counts[200:]).all()
+    assert (again.library == again.counts.sum(1)).all() and len(set(again.condition)) > 100
 
 
 def test_the_floor_is_that_of_the_design(step):
