@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,8 @@ DEFAULT = {device: arithmetic(device) for device in HOLDERS}  # before samsvae i
 from shapes import SHAPES, Shape, made_screen  # noqa: E402
 
 from samsvae.data.batch import Cells, Screen, cells_of, encode  # noqa: E402
-from samsvae.model import Model, Streams  # noqa: E402
+from samsvae.model import Model, Streams, given  # noqa: E402
+from samsvae.precision import precision  # noqa: E402
 from samsvae.settings import TrainingConfig  # noqa: E402
 from samsvae.training import Adam, objective, train  # noqa: E402
 from samsvae.zoo import TABLE_1  # noqa: E402
@@ -63,9 +65,8 @@ PRODUCT = (2560, 400, 1187)  # the calibration: particles x cells, width, genes 
 VARIANTS = {
     "plain": "plain PyTorch",
     "train": "samsvae, `train()`",
+    "bf16": "samsvae, `train()`, bf16",
 }
-
-
 MODELS = TABLE_1[1:]  # plain.py has no conditional VAE
 
 
@@ -211,6 +212,27 @@ def errors(shape: Shape, model: str, device: str = "cpu", chosen: str | None = N
     return found
 
 
+def bf16_errors(shape: Shape, model: str, device: str = "cpu", steps: int = 40) -> dict[str, float]:
+    """Relative errors of the loss and of every gradient of `precision: bf16`, against float32 under the same noise.
+
+    After some steps of training, on the cells of one batch.
+    """
+    screen, config = screen_of(shape, model), shape.settings(model)[1]
+    cells, few = (cells_of(screen, np.arange(n), encode(screen, "sum"), device) for n in (shape.cells, 2))
+    made = product_model(shape, model, cells)
+    train(made, cells, few, replace(config, steps=steps, validation_every=10**9))
+    batch = cells.batch(torch.arange(config.batch_size, device=device))
+    noise, found = noise_of(made, config, config.batch_size, device), []
+    for name in ("float32", "bf16"):
+        with precision(name, batch.x.device):
+            loss, _ = objective(
+                made, batch, made.draw(batch, given(noise), config.particles), config, n_cells=len(cells)
+            )
+            found.append((loss, *torch.autograd.grad(loss, list(made.parameters()))))
+    names = ["loss", *(plain_names(made)[name] for name, _ in made.named_parameters())]
+    return {name: _relative(rough, exact) for name, exact, rough in zip(names, *found, strict=True)}
+
+
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
     a, b = a.detach().double(), b.detach().double()
     return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
@@ -223,10 +245,8 @@ def within(found: dict[str, float]) -> bool:
 
 def told(found: dict[str, float]) -> str:
     worst = max((name for name in found if name not in ("loss", "update")), key=found.get)
-    return (
-        f"relative error of the loss {found['loss']:.1e}, of a gradient {found[worst]:.1e} or less ({worst}), "
-        f"of Adam's update {found['update']:.1e}"
-    )
+    text = f"relative error of the loss {found['loss']:.1e}, of a gradient {found[worst]:.1e} or less ({worst})"
+    return f"{text}, of Adam's update {found['update']:.1e}" if "update" in found else text
 
 
 # ---- what is timed -------------------------------------------------------------------------------------------------
@@ -253,17 +273,17 @@ def plain_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
     return take
 
 
-def train_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
+def train_steps(shape: Shape, model: str, device: str, precision: str = "float32") -> Callable[[int], None]:
     """A call of `train` for so many steps; what it costs beside them does not depend on their number."""
     screen = screen_of(shape, model)
     dosage = encode(screen, "sum")
     cells, few = (cells_of(screen, np.arange(n), dosage, device) for n in (shape.cells, 2))
-    config = replace(shape.settings(model)[1], validation_every=10**9)
+    config = replace(shape.settings(model)[1], validation_every=10**9, precision=precision)
     made = product_model(shape, model, cells)
     return lambda count: train(made, cells, few, replace(config, steps=count))
 
 
-STEPS = {"plain": plain_steps, "train": train_steps}
+STEPS = {"plain": plain_steps, "train": train_steps, "bf16": partial(train_steps, precision="bf16")}
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -342,8 +362,8 @@ def measure(shape: Shape, model: str, device: str, repeats: int, chosen: str | N
     def run(name: str, count: int) -> float:
         """Some steps under the arithmetic of the variant, and what it makes of it; of a training the steps alone."""
         set_arithmetic(device, own[name])
-        outside = cost(lambda: works[name](1), device) if name == "train" else 0.0
-        ms = cost(lambda: works[name](count + (name == "train")), device)
+        outside = cost(lambda: works[name](1), device) if name != "plain" else 0.0
+        ms = cost(lambda: works[name](count + (name != "plain")), device)
         own[name] = own[name] if chosen else arithmetic(device)
         return ms - outside
 
@@ -448,12 +468,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not within(found):
         print(f"allowed are {LOSS} and {GRADIENT}: nothing is timed", file=sys.stderr)
         return 1
+    rough = told(bf16_errors(shape, options.model, device))
+    print(f"bf16 against float32, after 40 steps: {rough}", flush=True)
     if options.check:
         return 0
     lines = [
         f"### {options.shape}, {options.model}: {datetime.date.today()}, {machine(device, options.threads)}\n",
         f"{shape.genes:,} genes, {shape.perturbations} perturbations, {shape.cells:,} made cells. "
-        f"Check: {told(found)}.",
+        f"Check: {told(found)}. bf16 against float32, after 40 steps: {rough}.",
     ]
     if chosen:
         off = told(errors(shape, options.model, device, chosen))
