@@ -1,7 +1,8 @@
 """What a step costs on a graphics card, part by part: `PYTHONPATH=src python benchmarks/card.py` prints it all.
 
 Needs torch (a CUDA build, which brings Triton) and numpy. First the fused kernel is held against float64 and captured
-steps against steps as they come; then times, as medians of CUDA events over rounds of replays. `--toy --device cpu`
+steps against steps as they come; then times, as medians of CUDA events over rounds of replays. `--together` lets
+several runs share the card, as processes, on streams of one process, and stacked into one step. `--toy --device cpu`
 goes the same way at a small size, for correctness alone.
 """
 
@@ -9,60 +10,39 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import itertools
+import math
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
+from shapes import SHAPES, made_screen
+from stacked import Stacked
 
 from samsvae import kernels
 from samsvae.capture import on_one_stream
-from samsvae.data.batch import Cells
+from samsvae.data.batch import Cells, cells_of, encode
 from samsvae.model import Model
 from samsvae.precision import precision
-from samsvae.settings import ModelConfig, TrainingConfig
+from samsvae.settings import TrainingConfig
 from samsvae.training import _Run
-from samsvae.zoo import row
+
+MODEL = "sams_vae_corr"
+
+#: Microseconds that a step should take at most.
+GOALS = {"replogle": 250.0, "norman": 600.0}
 
 
-@dataclass(frozen=True)
-class Shape:
-    name: str
-    genes: int
-    perturbations: int
-    received: int  # most in a cell
-    clip: float | None
-    goal: float  # us
-    cells: int = 20_480
-
-
-SHAPES = (Shape("Replogle", 1187, 680, 1, None, 250.0), Shape("Norman", 5000, 105, 2, 100.0, 600.0))
-TOY = (Shape("toy", 60, 8, 2, 100.0, float("nan"), cells=320),)
-
-
-def made(shape: Shape, device: torch.device) -> Cells:
-    """Cells of made counts, overdispersed and mostly small, as those of a screen."""
-    rng = np.random.default_rng(0)
-    level = rng.gamma(0.3, 1.0, size=shape.genes)
-    depth = rng.gamma(4.0, 10_000.0 / level.sum() / 4.0, size=(shape.cells, 1))
-    counts = np.empty((shape.cells, shape.genes), np.int16)
-    for part in np.array_split(np.arange(shape.cells), 20):
-        counts[part] = np.minimum(rng.poisson(depth[part] * level), 30_000)
-    counts[:, 0] += 1
-    index = np.sort(rng.integers(0, shape.perturbations + 1, size=(shape.cells, shape.received)), axis=1)
-    number = np.bincount(index.ravel(), minlength=shape.perturbations + 1)[: shape.perturbations]
-    return Cells(
-        counts=torch.from_numpy(counts).to(device),
-        library=torch.from_numpy(counts.sum(1, dtype=np.float32)).to(device),
-        index=torch.from_numpy(index).to(device),
-        n_perturbations=shape.perturbations,
-        names=np.arange(shape.cells).astype(str),
-        share=torch.from_numpy(np.where(number, 1.0 / np.maximum(number, 1), 0.0).astype(np.float32)).to(device),
-    )
+def made(name: str, device: torch.device) -> Cells:
+    """Cells of a shape, 2,000 of them different."""
+    screen = made_screen(SHAPES[name], min(SHAPES[name].whole, 20_480), pool=2000)
+    return cells_of(screen, np.arange(len(screen.cells)), encode(screen, "sum"), device)
 
 
 def timed(work, device: torch.device, *, rounds: int = 15, calls: int = 20) -> float:
@@ -102,12 +82,12 @@ def replayed(work, device: torch.device):
 # ---- the kernel ----------------------------------------------------------------------------------------------------
 
 
-def likelihood(shape: Shape, cells: Cells, n: int, particles: int) -> None:
+def likelihood(name: str, cells: Cells, n: int, particles: int) -> None:
     """Errors against float64, and times of value and gradients."""
-    device = cells.device
+    device, genes = cells.device, cells.counts.shape[1]
     stream = torch.Generator(device).manual_seed(1)
-    logits = torch.randn(particles, n, shape.genes, generator=stream, device=device) * 2.0
-    theta = 10.0 ** (6.0 * torch.rand(shape.genes, generator=stream, device=device) - 2.0)
+    logits = torch.randn(particles, n, genes, generator=stream, device=device) * 2.0
+    theta = 10.0 ** (6.0 * torch.rand(genes, generator=stream, device=device) - 2.0)
     x, library = cells.counts[:n], cells.library[:n]
 
     def both(kind: torch.dtype, function):
@@ -126,21 +106,21 @@ def likelihood(shape: Shape, cells: Cells, n: int, particles: int) -> None:
             return kernels.softmax_nb(*arguments)
 
     true = both(torch.float64, plain)()
-    print(f"\n{shape.name}: softmax and negative binomial, {particles} x {n} x {shape.genes}")
+    print(f"\n{name}: softmax and negative binomial, {particles} x {n} x {genes}")
     print(f"{'':34}{'value':>10}{'d logits':>10}{'d theta':>10}{'us':>10}   relative errors against float64; time")
     variants = [("torch's operations, float32", torch.float32, plain), ("kernel, float32", torch.float32, None)]
     variants += [("kernel, bf16 logits", torch.bfloat16, None)]
-    for name, kind, function in variants:
+    for label, kind, function in variants:
         if function is None and not kernels.has_triton(device.type):
-            print(f"{name:34}{'no Triton here':>40}")
+            print(f"{label:34}{'no Triton here':>40}")
             continue
         work = both(kind, function or kernels.softmax_nb)
         found = work()
         exact = true if kind != torch.bfloat16 else both(torch.float64, rounded(plain))()
         errors = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
-        assert all(error < (0.01 if kind == torch.bfloat16 else 1e-4) for error in errors), (name, errors)
+        assert all(error < (0.01 if kind == torch.bfloat16 else 1e-4) for error in errors), (label, errors)
         print(
-            f"{name:34}"
+            f"{label:34}"
             + "".join(f"{error:10.1e}" for error in errors)
             + f"{timed(replayed(work, device), device):10.1f}"
         )
@@ -178,11 +158,15 @@ def sweep(work, device: torch.device) -> None:
 # ---- the step ------------------------------------------------------------------------------------------------------
 
 
-def started(shape: Shape, cells: Cells, config: TrainingConfig) -> _Run:
-    model = Model(ModelConfig(**row("sams_vae_corr").model), shape.genes, shape.perturbations, seed=0).to(cells.device)
+def model_of(name: str, cells: Cells, seed: int = 0) -> Model:
+    shape = SHAPES[name]
+    model = Model(shape.settings(MODEL)[0], shape.genes, shape.perturbations, seed=seed).to(cells.device)
     model.fit_inputs(cells)
-    model.train()
-    return _Run(model, config, cells, cells)
+    return model.train()
+
+
+def started(name: str, cells: Cells, config: TrainingConfig) -> _Run:
+    return _Run(model_of(name, cells, config.seed), config, cells, cells)
 
 
 def advance(run: _Run, steps: int) -> None:
@@ -192,11 +176,11 @@ def advance(run: _Run, steps: int) -> None:
         run.advance(torch.arange(start, start + size, device=run.device))
 
 
-def same(shape: Shape, cells: Cells, config: TrainingConfig) -> str:
+def same(name: str, cells: Cells, config: TrainingConfig) -> str:
     """Weights of ten captured steps beside those of ten as they come."""
     weights = []
     for capture in ("auto", "never"):
-        run = started(shape, cells, replace(config, capture=capture))
+        run = started(name, cells, replace(config, capture=capture))
         advance(run, 10)
         run.read()
         weights.append(torch.cat([p.detach().double().flatten() for p in run.model.parameters()]))
@@ -205,23 +189,33 @@ def same(shape: Shape, cells: Cells, config: TrainingConfig) -> str:
     return "the same bytes" if difference == 0 else f"relative difference {difference:.1e}"
 
 
-def step(shape: Shape, cells: Cells, config: TrainingConfig, variants: dict[str, dict]) -> None:
-    print(f"\n{shape.name}: a step of sams_vae_corr, batch {config.batch_size}, K = {config.particles}")
-    print(f"  captured against as they come, after ten steps: {same(shape, cells, config)}")
+def step(name: str, cells: Cells, config: TrainingConfig, variants: dict[str, dict]) -> None:
+    print(f"\n{name}: a step of {MODEL}, batch {config.batch_size}, K = {config.particles}")
+    both = "captured against as they come" if cells.device.type == "cuda" else "twice as they come"
+    print(f"  {both}, after ten steps: {same(name, cells, config)}")
     print(f"{'':34}{'us':>10}{'of goal':>10}{'MB':>10}{'start s':>10}")
-    for name, changes in variants.items():
-        us, memory, start = measured(shape, cells, replace(config, **changes))
-        print(f"{name:34}{us:10.1f}{us / shape.goal:10.2f}{memory:10.0f}{start:10.1f}")
+    for label, changes in variants.items():
+        us, memory, start = measured(name, cells, replace(config, **changes))
+        print(f"{label:34}{us:10.1f}{us / GOALS.get(name, math.nan):10.2f}{memory:10.0f}{start:10.1f}")
 
 
-def measured(shape: Shape, cells: Cells, config: TrainingConfig) -> tuple[float, float, float]:
+def rows(cuda: bool, compiled: bool) -> dict[str, dict]:
+    """What is changed for each row of times. Off a card nothing is captured, and tf32 is float32."""
+    way, names = ("captured", ("tf32", "bf16")) if cuda else ("as they come", ("bf16",))
+    found = {"as they come": {"capture": "never"}, way: {}} | {f"{way}, {name}": {"precision": name} for name in names}
+    for label in [label for label in found if compiled and label.startswith(way)]:
+        found[f"{label}, compiled"] = found[label] | {"compile": True}
+    return found
+
+
+def measured(name: str, cells: Cells, config: TrainingConfig) -> tuple[float, float, float]:
     """Microseconds of a step, the most memory in MB, and seconds to the fourth step."""
     device, cuda = cells.device, cells.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     with precision(config.precision, device):
         start = time.perf_counter()
-        run = started(shape, cells, config)
+        run = started(name, cells, config)
         advance(run, 4)
         run.read()
         start = time.perf_counter() - start
@@ -234,73 +228,109 @@ def measured(shape: Shape, cells: Cells, config: TrainingConfig) -> tuple[float,
 # ---- several runs on one card --------------------------------------------------------------------------------------
 
 
-def on_streams(shape: Shape, cells: Cells, config: TrainingConfig, number: int, seconds: float) -> float:
-    """Steps a second of several runs of one process, each on a stream of its own, launched in turn."""
-    streams = [torch.cuda.Stream() for _ in range(number)]
-    runs = []
-    for seed, stream in enumerate(streams):
-        with torch.cuda.stream(stream):
-            runs.append(started(shape, cells, replace(config, seed=seed)))
-            advance(runs[-1], 4)
-    at = torch.arange(config.batch_size, device=cells.device)
-    torch.cuda.synchronize()
+def rate(work: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """Times a second that some work is done."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        for run, stream in zip(runs, streams, strict=True):
-            with torch.cuda.stream(stream):
-                run.advance(at)
-        done += number
-    torch.cuda.synchronize()
+        work()
+        done += 1
+    wait()
     return done / (time.perf_counter() - start)
 
 
-def in_processes(options: argparse.Namespace, shape: Shape, number: int, seconds: float) -> float:
-    """Steps a second of as many processes, that begin to count at the same moment."""
-    begin = time.time() + 30.0 + 15.0 * number if options.device == "cuda" else time.time() + 15.0
-    command = [sys.executable, __file__, "--device", options.device, "--worker", f"{shape.name} {begin} {seconds}"]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(number)]
-    said = [worker.communicate()[0] for worker in workers]
-    if any(worker.returncode for worker in workers):
-        raise SystemExit(f"{number} processes: one of them failed, or was late")
-    return sum(map(float, said))
+def some_cells(cells: Cells, config: TrainingConfig, number: int) -> torch.Tensor:
+    """Positions of a batch for each of some runs."""
+    return torch.stack([torch.randperm(len(cells))[: config.batch_size] for _ in range(number)]).to(cells.device)
 
 
-def worker(options: argparse.Namespace) -> float:
-    """Steps a second of this process, from a moment on."""
-    name, begin, seconds = options.worker.split()
-    shape = next(shape for shape in (*SHAPES, *TOY) if shape.name == name)
-    device = torch.device(options.device)
-    config = replace(configuration(shape), precision="tf32")
-    with on_one_stream(device), precision(config.precision, device):
-        cells = made(replace(shape, cells=4 * config.batch_size), device)
-        run = started(shape, cells, config)
+def in_processes(name: str, cells: Cells, config: TrainingConfig, number: int, seconds: float) -> float:
+    """Steps a second of as many processes, which begin to count when all are ready."""
+    command = [sys.executable, __file__, "--device", cells.device.type, "--worker", f"{name} {seconds}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+
+    def heard() -> list[str]:
+        lines = [worker.stdout.readline() for worker in workers]
+        if not all(lines):
+            raise RuntimeError("a process has ended; it said why above")
+        return lines
+
+    with contextlib.ExitStack() as held:
+        workers = [held.enter_context(subprocess.Popen(command, **pipes)) for _ in range(number)]
+        heard()
+        for worker in workers:
+            print(file=worker.stdin, flush=True)
+        return sum(map(float, heard()))
+
+
+def worker(device: torch.device, name: str, seconds: float) -> None:
+    """Says when it is ready; prints its steps a second once it is told to begin."""
+    cells, config = made(name, device), shared(name, device)
+    with precision(config.precision, device):
+        run = started(name, cells, config)
         advance(run, 4)
         run.read()
-        if (late := time.time() - float(begin)) > 0:
-            raise SystemExit(f"not ready in time, by {late:.0f} s")
-        time.sleep(-late)
-        start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < float(seconds):
-            advance(run, 20)
-            done += 20
-        run.read()
-        return done / (time.perf_counter() - start)
+        print("ready", flush=True)
+        if sys.stdin.readline():
+            print(20 * rate(lambda: advance(run, 20), seconds, device), flush=True)
 
 
-def together(options: argparse.Namespace, shape: Shape, cells: Cells, config: TrainingConfig) -> None:
-    print(f"\n{shape.name}: runs at once, tf32, steps of all in a second (runs of 30,000 steps an hour)")
-    seconds = 0.5 if options.toy else 4.0
-    for number in (1, 2) if options.toy else (1, 2, 4, 8):
-        ways = {"processes": in_processes(options, shape, number, seconds)}
-        if cells.device.type == "cuda":
-            with precision("tf32", cells.device):
-                ways["streams of one process"] = on_streams(shape, cells, config, number, seconds)
-        print(f"{number:4}  " + "   ".join(f"{way}: {rate:.0f} ({rate * 0.12:.0f})" for way, rate in ways.items()))
+def on_streams(name: str, cells: Cells, config: TrainingConfig, number: int, seconds: float) -> float:
+    """Steps a second of several runs of one process, each on a stream of its own, launched in turn."""
+    at, runs = some_cells(cells, config, number), []
+    for seed in range(number):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            runs.append((started(name, cells, replace(config, seed=seed)), stream))
+            advance(runs[-1][0], 4)
+
+    def one_of_each() -> None:
+        for own, (run, stream) in zip(at, runs, strict=True):
+            with torch.cuda.stream(stream):
+                run.advance(own)
+
+    return number * rate(one_of_each, seconds, cells.device)
 
 
-def configuration(shape: Shape) -> TrainingConfig:
-    toy = shape in TOY
-    return TrainingConfig(batch_size=32 if toy else 512, particles=2 if toy else 5, gradient_clip=shape.clip)
+def stacked(name: str, cells: Cells, config: TrainingConfig, number: int, seconds: float) -> float:
+    """Steps a second of several runs that are one step."""
+    models = [model_of(name, cells, seed) for seed in range(number)]
+    run, at = Stacked(models, list(range(number)), cells, config), some_cells(cells, config, number)
+    for _ in range(4):
+        run.advance(at)
+    return number * rate(lambda: run.advance(at), seconds, cells.device)
+
+
+def together(name: str, cells: Cells, config: TrainingConfig) -> None:
+    """Every way of sharing; one that fails has its reason in the place of its number."""
+    print(f"\n{name}, runs at once, {config.precision}: steps of all a second (runs of {config.steps:,} steps an hour)")
+    ways = {"processes": in_processes, "streams of one process": on_streams, "stacked": stacked}
+    if cells.device.type != "cuda":
+        del ways["streams of one process"]
+    toy, found = name == "toy", {}
+    for number in (1, 2) if toy else (1, 2, 4, 8):
+        said = []
+        for way, measure in ways.items():
+            gc.collect()
+            torch.cuda.empty_cache()  # for the processes
+            try:
+                with precision(config.precision, cells.device):
+                    each = measure(name, cells, config, number, 0.5 if toy else 4.0)
+            except Exception as error:  # whatever a card may say
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                said.append(f"{way}: failed ({reason})")
+                continue
+            found[f"{number} {way}"] = each
+            said.append(f"{way}: {each:.0f} ({each * 3600 / config.steps:.1f})")
+        print(f"{number:4}  " + "   ".join(said), flush=True)
+    print(f"  the most: {max(found, key=found.get, default='none')}")
+
+
+def shared(name: str, device: torch.device) -> TrainingConfig:
+    """The training of runs that share a device."""
+    return replace(SHAPES[name].settings(MODEL)[1], precision="tf32" if device.type == "cuda" else "float32")
 
 
 def main() -> None:
@@ -311,25 +341,20 @@ def main() -> None:
     parser.add_argument("--together", action="store_true", help="also several runs on the card (minutes)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        print(worker(options))
-        return
     device = torch.device(options.device)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{time.strftime('%Y-%m-%d')}  {where}, torch {torch.__version__}")
-    variants = {"as they come": {"capture": "never"}, "captured": {}}
-    variants |= {f"captured, {name}": {"precision": name} for name in ("tf32", "bf16")}
-    if options.compile:
-        variants |= {"captured, compiled": {"compile": True}}
-        variants |= {f"captured, compiled, {name}": {"compile": True, "precision": name} for name in ("tf32", "bf16")}
     with on_one_stream(device):
-        for shape in TOY if options.toy else SHAPES:
-            cells = made(shape, device)
-            config = configuration(shape)
-            likelihood(shape, cells, config.batch_size, config.particles)
-            step(shape, cells, config, variants)
+        if options.worker:
+            name, seconds = options.worker.split()
+            worker(device, name, float(seconds))
+            return
+        where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+        print(f"{time.strftime('%Y-%m-%d')}  {where}, torch {torch.__version__}")
+        for name in [name for name in SHAPES if (name == "toy") == options.toy]:
+            cells, config = made(name, device), SHAPES[name].settings(MODEL)[1]
+            likelihood(name, cells, config.batch_size, config.particles)
+            step(name, cells, config, rows(device.type == "cuda", options.compile))
             if options.together:
-                together(options, shape, cells, replace(config, precision="tf32"))
+                together(name, cells, shared(name, device))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
     python benchmarks/step.py --device cuda --matmul tf32 --record
 
 From a checkout, with torch and numpy alone. (1) Same weights, batch and noise: relative errors of the loss and of every
-gradient; above 1e-4 or 1e-3 nothing is timed and the exit status is 1. (2) A calibration by one float32
-product. (3) Interleaved repeats, as CPU time of the process or between CUDA events; peak memory of each variant in a
-process of its own.
+gradient; above 1e-4 or 1e-3 nothing is timed and the exit status is 1. Then those of bf16 against float32. (2) A
+calibration by one float32 product. (3) Interleaved repeats, as CPU time of the process or between CUDA events; peak
+memory of each variant in a process of its own.
 """
 
 from __future__ import annotations
@@ -184,13 +184,13 @@ def errors(shape: Shape, model: str, device: str = "cpu", chosen: str | None = N
     noise = noise_of(ours, config, len(at), device)
     batch = cells.batch(at.to(device))
 
-    def given(name: str, kind: str, needed: tuple[int, ...]) -> torch.Tensor:
+    def of_batch(name: str, kind: str, needed: tuple[int, ...]) -> torch.Tensor:
         """The noise of the perturbations that the batch asks for."""
         every = noise[name]
         return every if every.shape == needed else every[:, batch.rows]
 
     set_arithmetic(device, chosen or own)
-    loss, _ = objective(ours, batch, ours.draw(batch, given, config.particles), config, n_cells=shape.cells)
+    loss, _ = objective(ours, batch, ours.draw(batch, of_batch, config.particles), config, n_cells=shape.cells)
     loss.backward()
     set_arithmetic(device, DEFAULT[device])
     expected = theirs.loss(x[at].to(device), d[at].to(device), config.particles, noise)
@@ -225,9 +225,8 @@ def bf16_errors(shape: Shape, model: str, device: str = "cpu", steps: int = 40) 
     noise, found = noise_of(made, config, config.batch_size, device), []
     for name in ("float32", "bf16"):
         with precision(name, batch.x.device):
-            loss, _ = objective(
-                made, batch, made.draw(batch, given(noise), config.particles), config, n_cells=len(cells)
-            )
+            draw = made.draw(batch, given(noise), config.particles)
+            loss, _ = objective(made, batch, draw, config, n_cells=len(cells))
             found.append((loss, *torch.autograd.grad(loss, list(made.parameters()))))
     names = ["loss", *(plain_names(made)[name] for name, _ in made.named_parameters())]
     return {name: _relative(rough, exact) for name, exact, rough in zip(names, *found, strict=True)}

@@ -1,0 +1,84 @@
+"""Several runs of one shape as one: each weight has the runs as its first axis, and a step of all is one step.
+
+Seeds, starting weights, batches and what a model keeps as buffers (its priors) are a run's own; sizes and the settings
+of training are shared. A step is `torch.func.vmap` of the objective: S products of matrices are one batch of them, and
+what was too small for a card grows S times. One Adam moves them all.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from functools import partial
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from samsvae.capture import Steps, graphs
+from samsvae.data.batch import Cells
+from samsvae.model import Model, Streams, given
+from samsvae.settings import TrainingConfig
+from samsvae.training import Adam, _asked, objective
+
+
+class Stacked:
+    """Runs of some models on the same cells, each with the noise that it would draw alone under its seed.
+
+    Row s of every weight, gradient and buffer of ``model`` is that of run s. A loss that is not finite stops all runs.
+    """
+
+    def __init__(self, models: list[Model], seeds: list[int], cells: Cells, config: TrainingConfig):
+        self.config, self.device = config, cells.device
+        self.streams = [Streams(seed, self.device) for seed in seeds]
+        some = cells.batch(torch.arange(config.batch_size, device=self.device))
+        self.asked = _asked(models[0], some, config.particles)
+        self.model = copy.deepcopy(models[0])
+        weights, buffers = stack_module_state(models)
+        for name, value in weights.items():
+            self.model.get_parameter(name).data = value.detach()
+        for name, value in buffers.items():
+            self.model.get_buffer(name).data = value
+        self.optimiser = Adam(self.model, config)
+        loss = _Loss(self.model, cells, config)
+        state = dict(loss.named_parameters()) | dict(loss.named_buffers())
+        self.losses = partial(vmap(lambda state, *given: functional_call(loss, state, given)), state)
+        self.bad = torch.zeros((), device=self.device)
+        self.advance = Steps(self._step, self, graphs(self.device) if config.capture == "auto" else None)
+
+    @property
+    def generators(self) -> dict[str, torch.Generator]:
+        """Those of all runs, for a capture."""
+        return {f"{run}/{name}": g for run, own in enumerate(self.streams) for name, g in own.generators.items()}
+
+    def _step(self, at: Tensor) -> Tensor:
+        """A step on the cells at some positions (S, n); the losses (S,). What `samsvae.training` does for one run."""
+        noise = {name: torch.stack([own(name, *rest) for own in self.streams]) for name, *rest in self.asked}
+        losses = self.losses(at, noise)
+        with torch.no_grad():
+            torch.maximum(self.bad, (losses - losses).ne(0.0).any(), out=self.bad)
+        self.model.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        if self.config.gradient_clip is not None:
+            for run in range(len(at)):
+                own = [p.grad[run] for p in self.model.parameters()]
+                norm = torch.nn.utils.get_total_norm(own)
+                torch._foreach_mul_(own, (self.config.gradient_clip / (norm + 1e-6)).clamp(max=1.0))
+        self.optimiser.step(self.bad)
+        return losses.detach()
+
+
+class _Loss(nn.Module):
+    """The objective as a module, which functional_call can give the weights of a run."""
+
+    def __init__(self, model: Model, cells: Cells, config: TrainingConfig):
+        super().__init__()
+        self.model, self.cells, self.config = model, cells, config
+
+    def forward(self, at: Tensor, noise: dict[str, Tensor]) -> Tensor:
+        batch = self.cells.batch(at)
+        # vmap has no rules for the likelihood that a CPU has of its own: it takes the card's
+        with nullcontext() if at.is_cuda else patch("torch.compiler.is_compiling", return_value=True):
+            draw = self.model.draw(batch, given(noise), self.config.particles)
+            return objective(self.model, batch, draw, self.config, n_cells=len(self.cells))[0]
