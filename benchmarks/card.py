@@ -313,9 +313,9 @@ def together(name: str, cells: Cells, config: TrainingConfig) -> None:
     for number in (1, 2) if toy else (1, 2, 4, 8):
         said = []
         for way, measure in ways.items():
-            gc.collect()
-            torch.cuda.empty_cache()  # for the processes
             try:
+                gc.collect()
+                torch.cuda.empty_cache()  # for the processes
                 with precision(config.precision, cells.device):
                     each = measure(name, cells, config, number, 0.5 if toy else 4.0)
             except Exception as error:  # whatever a card may say
