@@ -48,6 +48,20 @@ def test_published_sampler_and_closed_form_agree_in_the_mean():
     np.testing.assert_allclose(sampled, closed, rtol=0.12)
 
 
+@pytest.mark.parametrize("library", [30.0, 1e4])
+def test_the_expectation_is_that_of_the_sampled_counts_at_every_depth(library):
+    """The logarithm of the mean would be off by 0.5 where counts are few."""
+    net = model("sams_vae_corr").eval()
+    torch.nn.init.constant_(net.likelihood.log_concentration, 3.0)  # nine genes add up to much the same in each cell
+    members = encode(screen(), "sum").members
+    sampled, closed = (
+        condition_means(net, members, samples=40_000, library=library, closed_form=closed) for closed in (False, True)
+    )
+    np.testing.assert_allclose(sampled, closed, atol=0.08)
+    draws = effect_draws(net, members[:1], against=members[-1], draws=400, cells=50, library=library)
+    np.testing.assert_allclose(draws.mean(0)[0], closed[0] - closed[-1], atol=0.06)
+
+
 def test_conditions_that_share_a_perturbation_have_draws_of_their_own():
     net = model("sams_vae_corr")
     batch = dosage_batch(net, np.array([[0, 2], [0, 4], [4, 4]]), 1e4)

@@ -1,4 +1,4 @@
-"""Effects of perturbations as a model predicts them, by the published sampler or by the likelihood's mean.
+"""Effects of perturbations as a model predicts them, by the published sampler or by the likelihood's expectation.
 
 Letters: S samples, C conditions, P most perturbations in a condition, T perturbations, G genes.
 """
@@ -6,6 +6,7 @@ Letters: S samples, C conditions, P most perturbations in a condition, T perturb
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from samsvae.cpu import fast_cpu
 from samsvae.data.batch import Batch
+from samsvae.expectation import Log2Mean
 from samsvae.model import Model, Streams
-from samsvae.networks import OneHot
+from samsvae.networks import FLOOR, OneHot
 
 #: Floats of the largest array (s, c, G) held at once: enough to hide the cost of calls.
 BUDGET = {"cpu": 2**22, "cuda": 2**28}
@@ -59,11 +61,12 @@ def condition_means(
 ) -> np.ndarray:
     """Mean of the transformed samples of every condition, float64 (C, G): the published ATE is a difference of two.
 
-    ``transform``: ``log2`` is log2(1 + 1e4 x_g / sum_g x), ``mean`` none. ``closed_form`` puts the mean of the
-    likelihood in the place of each sampled cell, which lowers the variance of the estimate.
+    ``transform``: ``log2`` is log2(1 + 1e4 x_g / sum_g x), ``mean`` none. ``closed_form`` puts the expectation under
+    the likelihood in the place of each sampled cell, which lowers the variance of the estimate.
     """
     device = model.input_mean.device
     noise = Streams(f"{seed}/effects", device)
+    expectation = _expectation(model, library, transform) if closed_form else None
     cells = max(1, BUDGET[device.type] // model.n_genes)
     at_once = max(1, cells // samples)
     out = []
@@ -72,8 +75,10 @@ def condition_means(
         total = torch.zeros(len(batch.library), model.n_genes, dtype=torch.float64, device=device)
         for first in range(0, samples, cells):
             likelihood = model.predict(batch, noise, min(cells, samples - first))
-            x = likelihood.mean if closed_form else likelihood.sample(noise.generator("x"))
-            total += _transformed(x, transform).sum(0)
+            if expectation is None:
+                total += _transformed(likelihood.sample(noise.generator("x")), transform).sum(0)
+            else:
+                total += expectation(likelihood).sum(0)
         out.append(total / samples)
     return torch.cat(out).cpu().numpy()
 
@@ -83,6 +88,19 @@ def _transformed(x: Tensor, transform: str) -> Tensor:
     if transform != "log2":
         return x
     return torch.log1p_(x.mul_(1e4 / x.sum(-1, keepdim=True).clamp_(min=1.0))).div_(math.log(2.0))
+
+
+def _expectation(model: Model, library: float, transform: str) -> Callable[[object], Tensor]:
+    """The expectation of transformed cells (s, C, G), as a function of their likelihood.
+
+    The sum over genes is taken to be what it is in the mean. Likelihoods of other kinds than counts of the negative
+    binomial have their mean transformed, which is not the same under a logarithm.
+    """
+    if model.config.likelihood != "nb" or transform != "log2":
+        return lambda likelihood: _transformed(likelihood.mean, transform)
+    whole = library + FLOOR * model.n_genes
+    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), 1e4 / whole, whole)
+    return lambda likelihood: log2(likelihood.mean)
 
 
 @torch.no_grad()
@@ -100,7 +118,7 @@ def effect_draws(
 ) -> np.ndarray:
     """Effects of conditions under draws of the perturbations' latents from the guide, float32 (S, C, G).
 
-    One effect is the mean over ``cells`` of the transformed likelihood's mean, minus the same under the dosage
+    One effect is the mean over ``cells`` of the transformed counts' expectation, minus the same under the dosage
     ``against`` (P,). A condition and what it is held against share the noise of their cells, so that the spread over
     draws is that of the perturbations' latents and hardly that of cells.
     """
@@ -112,10 +130,10 @@ def effect_draws(
     def noise(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
         return common[name].expand(shape) if name in common else streams(name, kind, shape)
 
-    out = []
+    out, expectation = [], _expectation(model, library, transform)
     for row in members:
         batch = dosage_batch(model, np.stack([row, against]), library)
-        x = _transformed(model.predict(batch, noise, draws * cells, repeats=cells).mean, transform)
+        x = expectation(model.predict(batch, noise, draws * cells, repeats=cells))
         x = x.unflatten(0, (draws, cells)).mean(1)  # (S, 2, G)
         out.append((x[:, 0] - x[:, 1]).cpu())
     return torch.stack(out, 1).numpy()
