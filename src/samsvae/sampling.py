@@ -45,9 +45,8 @@ def negative_binomial(mean: Tensor, theta: Tensor, generator: torch.Generator) -
     rows = mean.reshape(-1, mean.shape[-1])
     if not (torch.isfinite(rows.sum()) and torch.isfinite(theta).all() and (theta > 0.0).all()):
         raise ValueError("means and concentrations of a negative binomial must be finite, concentrations above 0")
-    out = torch.empty_like(rows)
     if not rows.numel():
-        return out.view(mean.shape)
+        return torch.empty_like(mean)
     # by gene, not by value: the means of a gene are much alike, and columns cost less to take apart
     some = rows[:: max(1, len(rows) // 64)]
     usual, most = some.mean(0), some.amax(0)
@@ -55,16 +54,19 @@ def negative_binomial(mean: Tensor, theta: Tensor, generator: torch.Generator) -
     rare = short & (theta * torch.log1p(most / theta) < RARE)
     low = short & ~rare & (usual < LOW)
     most = torch.where(rare, most, torch.where(low, FAR, math.inf))
-    near = torch.minimum(rows, most)
-    for genes, draw in ((rare, _by_clusters), (low, _by_inversion), (~(rare | low), _by_mixture)):
-        genes = genes.nonzero()[:, 0]
-        if not len(genes):
+    ways = {_by_clusters: rare, _by_inversion: low, _by_mixture: ~(rare | low)}
+    order = torch.cat([genes.nonzero()[:, 0] for genes in ways.values()])
+    out = torch.minimum(rows, most).index_select(1, order)  # the genes of a way side by side
+    last = 0
+    for draw, genes in ways.items():
+        first, last = last, last + int(genes.sum())
+        if first == last:
             continue
-        own, step = theta[genes], max(1, BLOCK // len(genes))
+        own, step = theta[genes], max(1, BLOCK // (last - first))
         for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            x = draw(near[part].index_select(1, genes), own, generator)
-            out[part].numpy()[:, genes.numpy()] = x.numpy()  # three times as fast as torch's
+            block = out[start : start + step, first:last]
+            block.copy_(draw(block.contiguous(), own, generator))
+    out = out.index_select(1, order.argsort())
     far = _where(rows.numpy() > most.numpy())
     if len(far):
         own = theta.index_select(0, far % rows.shape[1])
