@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import itertools
 import json
+import operator
 import re
 import subprocess
 import sys
@@ -17,6 +20,9 @@ from snakemake.utils import update_config
 from samsvae.config import (
     OPTIONS,
     EvaluationConfig,
+    NormanMiniature,
+    PathVars,
+    ReplogleMiniature,
     SplitConfig,
     Study,
     batches,
@@ -25,6 +31,7 @@ from samsvae.config import (
     run_settings,
     runs,
 )
+from samsvae.data.miniature import norman_source, replogle_source
 from samsvae.errors import ConfigError
 from samsvae.settings import ModelConfig, TrainingConfig
 from samsvae.zoo import TABLE_1
@@ -221,10 +228,10 @@ def test_data_and_splits_of_other_settings_have_other_names():
     """Also where a block sets them by a single value: files of one name must have one content."""
     found = runs_of(
         gridded(
-            {"model": ["vae"], "cells": 10, "fraction": 0.5},
-            {"model": ["ivae"], "cells": 20, "fraction": 1},
+            {"model": ["vae"], "cells": 10, "split_seed": 5},
+            {"model": ["ivae"], "cells": 20, "split_seed": 0},
             {"model": ["cond_vae"]},
-            {"model": ["svae"], "cells": [10], "fraction": [0.5]},
+            {"model": ["svae"], "cells": [10], "split_seed": [5]},
         )
     ).values()
     for name, settings in (("dataset", "screen"), ("split", "split_config")):
@@ -290,6 +297,9 @@ URLS = {"urls": ["https://x.org/a.h5ad"]}
     ("config", "said"),
     [
         (small(titel="x"), ["'titel'", "Did you mean 'title'"]),
+        (small(pathvars={"result": "results/bb"}), ["config.pathvars", "'result'", "Did you mean 'results'"]),
+        (small(pathvars={"scratch": "x"}), ["config.pathvars", "'scratch'", "Allowed: benchmarks, logs, results"]),
+        (small(pathvars={"results": ""}), ["config.pathvars", "results: ''", "folder"]),
         (small(device="gpu"), ["device", "'gpu'", "auto, cpu, cuda"]),
         (small(jobs_per_gpu="two"), ["jobs_per_gpu", "'two'", "whole number"]),
         (small(experiments=["f"]), ["experiments", "no settings for 'f'", "Allowed: e"]),
@@ -300,7 +310,8 @@ URLS = {"urls": ["https://x.org/a.h5ad"]}
         (small(settings={"e": {"screen": "sim"}}), ["settings.e", "'grid' is missing"]),
         (small(settings=["e"]), ["settings", "['e']"]),
         (small(settings={"e": 3}), ["settings.e", "3"]),
-        (gridded({"model": ["sams_vae_cor"]}), ["model", "'sams_vae_cor'", "Did you mean 'sams_vae_corr'"]),
+        (gridded({"model": ["sams_vae_cor"]}),
+         ["settings.e.grid[0].model", "'sams_vae_cor'", "Did you mean 'sams_vae_corr'"]),
         (gridded({"model": [["vae"]]}), ["model", "['vae']"]),
         (gridded({"model": {"name": "vae"}}), ["model", "{'name': 'vae'}"]),
         (gridded({"modle": ["vae"]}), ["settings.e.grid[0]", "'modle'", "Did you mean 'model'"]),
@@ -324,6 +335,12 @@ URLS = {"urls": ["https://x.org/a.h5ad"]}
         (gridded({"model": ["vae"], "encoding": "uniqe"}), ["encoding", "'uniqe'", "Did you mean 'unique'"]),
         (gridded({"model": ["vae"], "encoding": ["sum", 1]}), ["encoding", "1", "Allowed: sum, unique"]),
         (gridded({"model": ["vae"], "fraction": [1.5]}), ["grid[0]", "fraction", "1.5", "0 to 1"]),
+        (gridded({"model": ["vae"], "fraction": [0.5]}), ["grid[0]", "fraction", "'random'", "'norman_efficiency'"]),
+        (gridded({"model": ["vae"]}, split={"kind": "norman_efficiency", "test_pairs": 0.5}),
+         ["settings.e.split", "test_pairs", "'norman_efficiency'", "with 'norman_ood'"]),
+        (gridded({"model": ["vae"], "seed": [-1]}), ["settings.e.grid[0]", "seed: -1", "0 or more"]),
+        (gridded({"model": ["vae"], "cells": [0]}), ["settings.e.grid[0]", "cells: 0", "1 or more"]),
+        (gridded({"model": ["vae"], "sim_mask_prob": 2}), ["settings.e.grid[0]", "sim_mask_prob: 2", "0 to 1"]),
         (gridded({"model": ["vae"]}, split={"test_fraction": -0.1}), ["settings.e.split", "test_fraction", "-0.1"]),
         (gridded({"model": ["vae"]}, split={"test_fracton": 0}), ["settings.e.split", "Did you mean 'test_fraction'"]),
         (gridded({"model": ["vae"]}, split={"kind": "radnom"}), ["settings.e.split.kind", "Did you mean 'random'"]),
@@ -354,6 +371,17 @@ URLS = {"urls": ["https://x.org/a.h5ad"]}
             small(screens={"sim": {"kind": "norman", "source": {"path": "a", "checksum": f"md5:{0:032}"}}}),
             ["source", "size"],
         ),
+        (small(screens={"sim": {"kind": "norman", "source": URLS | {"size": -5}}}), ["screens.sim.source", "size: -5"]),
+        (small(screens={"sim": {"kind": "norman", "source": {"miniature": {"n_targets": 5}}}}),
+         ["screens.sim: source.miniature", "'n_targets'", "cells_per_condition"]),
+        (small(screens={"sim": {"kind": "replogle", "source": {"miniature": {"n_target": 5}}}}),
+         ["screens.sim: source.miniature", "'n_target'", "Did you mean 'n_targets'"]),
+        (small(screens={"sim": {"kind": "replogle", "source": {"miniature": {"n_genes": "many"}}}}),
+         ["source.miniature.n_genes", "'many'", "whole number"]),
+        (small(screens={"sim": {"kind": "custom", "source": {"miniature": {}}}}),
+         ["screens.sim", "source.miniature", "'custom'", "replogle and norman"]),
+        (small(screens={"sim": {"kind": "custom", "source": {"path": "a"}, "options": {"genes": -3}}}),
+         ["screens.sim", "options", "genes: -3"]),
         (small(screens={"sim": {"kind": "norman", "source": {"pth": "a"}}}),
          ["screens.sim.source", "'pth'", "Did you mean 'path'"]),
     ],
@@ -368,8 +396,74 @@ def test_errors_name_key_value_and_what_is_allowed(config, said):
 @pytest.mark.parametrize("value", ["a/b.tsv", ["a/b.tsv", "c.tsv"]])
 def test_a_value_that_cannot_be_part_of_a_file_name_is_refused(value):
     config = small(settings={"e": {"screen": "own", "grid": [{"model": ["vae"], "annotation": value}]}})
-    with pytest.raises(ConfigError, match=r"annotation: 'a/b\.tsv'.*file names"):
+    with pytest.raises(ConfigError, match=r"settings\.e\.grid\[0\]\.annotation: 'a/b\.tsv'.*file names"):
         runs_of(config)
+
+
+#: Texts that may be any, in the files of the test below.
+FREE = r"title|pathvars|urls|path|control|perturbation_column|counts|genes|library_size"
+
+
+def places(part, path=()):
+    """The way to every key and every value of a configuration; of a list to the first two."""
+    for key in part if isinstance(part, dict) else range(min(len(part), 2)):
+        yield (*path, key)
+        if isinstance(part[key], dict | list):
+            yield from places(part[key], (*path, key))
+
+
+def wrongs(value, path) -> list:
+    """What a value must not be: a flag no text, a number no text, no flag and not negative, a word no other one."""
+    if isinstance(value, bool):
+        return ["yes"]
+    if isinstance(value, int | float):
+        return ["many", True, -value or -1]
+    return [f"{value}x", True] if isinstance(value, str) and value and not re.search(FREE, str(path)) else []
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "custom.example.yaml"])
+def test_no_typo_passes(configuration, name):
+    """Each key of a file with a letter more, and each value by wrong ones: an error that names the key."""
+    whole, passed = configuration("config.yaml"), []
+    for *way, last in places(file := configuration(name)):
+        of = functools.reduce(operator.getitem, way, file)
+        changes = [(last, wrong) for wrong in wrongs(of[last], (*way, last))]
+        changes += [(f"{last}x", of[last])] if isinstance(last, str) else []
+        for key, value in changes:
+            over, merged = configuration(name), copy.deepcopy(whole)
+            at = functools.reduce(operator.getitem, way, over)
+            if key != last:
+                del at[last]
+            at[key] = value
+            update_config(merged, over)
+            try:
+                study = build(Study, merged)
+                for experiment in study.experiments:
+                    runs(study, experiment)
+                passed.append((*way, key, value))
+            except ConfigError as error:
+                assert [name for name in (*way, key) if isinstance(name, str)][-1] in str(error)
+    assert passed == []
+
+
+def test_settings_of_a_miniature_are_the_arguments_of_what_makes_it():
+    for kind, of in ((ReplogleMiniature, replogle_source), (NormanMiniature, norman_source)):
+        known = {item.name: (item.type, item.default) for item in fields(kind)}
+        arguments = inspect.signature(of).parameters.values()
+        assert known == {a.name: (a.annotation, a.default) for a in arguments if a.default is not a.empty}
+
+
+def test_of_a_miniature_only_what_is_given_is_handed_on():
+    """A default that a later version adds is no reason to make it anew. YAML 1.1 reads 2e3 as text."""
+    mini = {"seed": 3, "median_umi": "2e3"}
+    study = build(Study, small(screens={"sim": {"kind": "norman", "source": {"miniature": mini}}}))
+    assert study.screens["sim"].source.miniature == {"seed": 3, "median_umi": 2000.0}
+
+
+def test_folders():
+    assert [PathVars().folder(name) for name in ("results", "logs")] == ["results", "results/logs"]
+    other = build(Study, small(pathvars={"results": "a", "benchmarks": "b/<results>"})).pathvars
+    assert [other.folder(name) for name in ("logs", "benchmarks")] == ["a/logs", "b/a"]
 
 
 # ---- what is imported ----------------------------------------------------------------------------------------------

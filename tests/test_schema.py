@@ -6,7 +6,18 @@ import json
 
 import pytest
 
-from samsvae.config import OPTIONS, EvaluationConfig, Experiment, ScreenConfig, Source, SplitConfig, Study, schema
+from samsvae.config import (
+    MINIATURES,
+    OPTIONS,
+    EvaluationConfig,
+    Experiment,
+    PathVars,
+    ScreenConfig,
+    Source,
+    SplitConfig,
+    Study,
+    schema,
+)
 from samsvae.settings import ModelConfig, TrainingConfig
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -14,7 +25,8 @@ yaml = pytest.importorskip("yaml")
 utils = pytest.importorskip("snakemake.utils")
 
 CONFIGS = ("config.yaml", "core.yaml", "demo.yaml", "custom.example.yaml")
-CLASSES = (Study, Experiment, ScreenConfig, Source, *OPTIONS.values(), SplitConfig, ModelConfig, TrainingConfig)
+CLASSES = (Study, PathVars, Experiment, ScreenConfig, Source, *MINIATURES.values(), *OPTIONS.values())
+CLASSES += (SplitConfig, ModelConfig, TrainingConfig)
 
 
 def configuration(root, name):
@@ -46,6 +58,7 @@ def test_configurations_fit(root, validator, name):
     "place",
     [
         (),
+        ("pathvars",),
         ("settings", "replogle"),
         ("settings", "replogle", "split"),
         ("settings", "replogle", "evaluation"),

@@ -18,7 +18,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from samsvae.errors import ConfigError, nearest
-from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
+from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig, at_least
 from samsvae.zoo import row
 
 SCALAR = str | int | float | bool | None
@@ -37,6 +37,7 @@ class Source:
     def __post_init__(self):
         if self.path is None and self.miniature is None and not self.urls:
             raise ConfigError("source: give one of path, urls or miniature.")
+        at_least(1, self, "size")
         if self.sort == "urls" and not (self.checksum and self.size):
             raise ConfigError("source: a download needs its size and its checksum, as md5:... or sha256:...")
         if self.sort == "path" and self.checksum and not self.size:
@@ -56,6 +57,45 @@ class Source:
 
 
 @dataclass(frozen=True)
+class ReplogleMiniature:
+    """A made screen in the form of Replogle's (``samsvae.data.miniature.replogle_source``)."""
+
+    seed: int = 0
+    n_targets: int = 50
+    cells_per_perturbation: int = 45
+    n_controls_in_file: int = 500
+    n_genes: int = 400
+    n_measured: int = 200
+    median_umi: float = 2000.0
+    effect_size: float = 1.0
+
+    def __post_init__(self):
+        at_least(0, self, "seed", "effect_size")
+        at_least(1, self, "n_targets", "cells_per_perturbation", "n_controls_in_file", "n_genes", "median_umi")
+        at_least(2, self, "n_measured")  # one symbol labels two genes
+
+
+@dataclass(frozen=True)
+class NormanMiniature:
+    """A made screen in the form of Norman's (``samsvae.data.miniature.norman_source``)."""
+
+    seed: int = 0
+    cells_per_condition: int = 40
+    n_controls: int = 300
+    n_genes: int = 400
+    n_variable: int = 250
+    median_umi: float = 3000.0
+    effect_size: float = 1.0
+
+    def __post_init__(self):
+        at_least(0, self, "seed", "effect_size")
+        at_least(1, self, "cells_per_condition", "n_controls", "n_genes", "n_variable", "median_umi")
+
+
+MINIATURES = {"replogle": ReplogleMiniature, "norman": NormanMiniature}
+
+
+@dataclass(frozen=True)
 class ReplogleOptions:
     """Filter of a Replogle screen; ``keep``: the listed cells, controls and genes of the papers, or all of the file."""
 
@@ -63,6 +103,10 @@ class ReplogleOptions:
     n_controls: int = 2000
     control_seed: int = 0
     published_counts: bool = False
+
+    def __post_init__(self):
+        at_least(0, self, "control_seed")
+        at_least(1, self, "n_controls")
 
 
 @dataclass(frozen=True)
@@ -96,6 +140,11 @@ class CustomOptions:
     cell_table: str | None = None
     keep_obs: tuple[str, ...] | None = None
 
+    def __post_init__(self):
+        at_least(0, self, "min_cells")
+        if isinstance(self.genes, int):
+            at_least(1, self, "genes")
+
     @property
     def tables(self) -> list[str]:
         """The files that the filter reads beside the counts."""
@@ -117,6 +166,12 @@ class SamsOptions:
     sim_mask_prob: float = 2 / 15
     data_seed: int = 0
 
+    def __post_init__(self):
+        at_least(1, self, "cells", "n_perturbations", "n_features", "sim_latents")
+        at_least(0, self, "val_cells", "test_cells", "data_seed")
+        if not 0.0 <= self.sim_mask_prob <= 1.0:
+            raise ConfigError(f"sim_mask_prob: {self.sim_mask_prob} is not a share. Allowed: 0 to 1.")
+
 
 @dataclass(frozen=True)
 class SparseShiftOptions:
@@ -132,6 +187,10 @@ class SparseShiftOptions:
     n_controls: int = 0
     normalisation: Literal["published", "per_cell"] = "published"
     data_seed: int = 0
+
+    def __post_init__(self):
+        at_least(1, self, "cells", "n_perturbations", "n_features", "sim_latents")
+        at_least(0, self, "val_cells", "test_cells", "n_held_out", "n_controls", "data_seed")
 
 
 OPTIONS = {
@@ -157,6 +216,14 @@ class ScreenConfig:
             raise ConfigError(
                 f"source: {'not allowed' if self.source else 'needed'} for a screen of kind {self.kind!r}."
             )
+        if self.source and self.source.sort == "miniature":
+            if self.kind not in MINIATURES:
+                allowed = " and ".join(MINIATURES)
+                raise ConfigError(f"source.miniature: not allowed for kind {self.kind!r}. Allowed: for {allowed}.")
+            given = self.source.miniature
+            made = _plain(build(MINIATURES[self.kind], given, "source.miniature"))
+            # no more than what is given: a default is no reason to make it anew
+            object.__setattr__(self, "source", replace(self.source, miniature={key: made[key] for key in given}))
 
 
 @dataclass(frozen=True)
@@ -174,9 +241,14 @@ class SplitConfig:
     split_seed: int = 0
 
     def __post_init__(self):
+        at_least(0, self, "split_seed")
         for name in ("test_fraction", "val_fraction", "fraction", "test_pairs"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not a fraction. Allowed: 0 to 1.")
+        for name, kinds in (("fraction", ("norman_ood", "norman_efficiency")), ("test_pairs", ("norman_ood",))):
+            if getattr(self, name) != getattr(SplitConfig, name) and self.kind not in kinds:
+                allowed = " and ".join(map(repr, kinds))
+                raise ConfigError(f"{name}: a split of kind {self.kind!r} does not read it. Allowed: with {allowed}.")
         if (self.kind == "file") != (self.path is not None):
             raise ConfigError("path: needed for a split of kind 'file', and only there.")
         if (self.kind == "held_out") != bool(self.conditions or self.combinations_of):
@@ -216,6 +288,24 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class PathVars:
+    """The folders of all that is made, which Snakemake puts in the place of <results>, <logs> and <benchmarks>."""
+
+    results: str = "results"
+    logs: str = "<results>/logs"
+    benchmarks: str = "<results>/benchmarks"
+
+    def __post_init__(self):
+        for name in _names(PathVars):
+            if not getattr(self, name):
+                raise ConfigError(f"{name}: '' is not allowed. Needed: a folder.")
+
+    def folder(self, name: str) -> str:
+        """The path of one of them."""
+        return getattr(self, name).replace("<results>", self.results)
+
+
+@dataclass(frozen=True)
 class Study:
     """The whole configuration: which experiments to run, their settings, and the screens they read."""
 
@@ -227,14 +317,12 @@ class Study:
     jobs_per_gpu: int = 1
     runs_per_job: int = 1
     checkpoint_minutes: float = 5.0
-    pathvars: dict[str, str] = field(default_factory=dict)
+    pathvars: PathVars = field(default_factory=PathVars)
 
     def __post_init__(self):
         if not self.checkpoint_minutes > 0:
             raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is not allowed; it must be above 0.")
-        for name in ("jobs_per_gpu", "runs_per_job"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
+        at_least(1, self, "jobs_per_gpu", "runs_per_job")
         if not self.experiments:
             raise ConfigError(f"experiments: none chosen.{nearest('', self.settings)}")
         for name in self.experiments:
@@ -289,11 +377,13 @@ def _names(cls: type) -> set[str]:
     return {item.name for item in dataclasses.fields(cls)}
 
 
-def _word(key: str, value: SCALAR) -> str:
+def _word(key: str, value: SCALAR, where: str) -> str:
     if key == "checkpoint":
         return f"{WORDS[key]}{re.sub(r'[^A-Za-z0-9_.]+', '_', PurePath(value).stem)}"
     if "/" in str(value):
-        raise ConfigError(f"{key}: {value!r} is not allowed in a grid, whose values become parts of file names.")
+        raise ConfigError(
+            f"{where}.{key}: {value!r} is not allowed in a grid, whose values become parts of file names."
+        )
     return f"{WORDS.get(key, key)}{value}"
 
 
@@ -351,7 +441,11 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
     experiment = study.settings[name]
     screen = study.screens[experiment.screen]
     every = {**fixed, **chosen}
-    model = row(_checked(every["model"], str, f"{where}.model"))
+    named = _checked(every["model"], str, f"{where}.model")
+    try:
+        model = row(named)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
 
     def picked(home: str) -> dict:
         return {key: value for key, value in every.items() if key in homes[home] and key != "model"}
@@ -362,10 +456,11 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
     if encoding not in ENCODINGS:
         raise ConfigError(f"{where}.encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
     axes = {key: chosen[key] for key in _ordered(chosen) if key != "model"}
-    words = [_word(key, value) for key, value in axes.items()]
+    words = [_word(key, value, where) for key, value in axes.items()]
     # files of one name have one content, so that a block's single values are in the names of data and splits too
     data_words, split_words = (
-        [_word(key, every[key]) for key in _ordered(every) if key in homes[home]] for home in ("options", "split")
+        [_word(key, every[key], where) for key in _ordered(every) if key in homes[home]]
+        for home in ("options", "split")
     )
     return Run(
         id="-".join([every["model"], *words]),
@@ -547,6 +642,8 @@ def _schema_of(hint: Any) -> dict[str, Any]:
             elif item.default_factory is dataclasses.MISSING:
                 required.append(item.name)
         text = {"description": " ".join((hint.__doc__ or "").split())}
+        if hint is Source:
+            properties["miniature"]["anyOf"] = [_schema_of(kind) for kind in (*MINIATURES.values(), types.NoneType)]
         if hint is ScreenConfig:
             properties["options"] = {"anyOf": [_schema_of(option) for option in OPTIONS.values()]}
         return {"type": "object", **text, "properties": properties, "required": required, "additionalProperties": False}

@@ -249,7 +249,7 @@ def estimate(
     study: Study, *, device: str, rate: Callable[[Run, dict, str], Rate] = measure
 ) -> tuple[list[Line], list[str]]:
     """A line per experiment, and the names of those whose data or splits have no known size yet."""
-    results = Path(study.pathvars.get("results", "results"))
+    results = Path(study.pathvars.folder("results"))
     kept = results / ".rates.json"
     try:
         rates: dict[str, Rate] = json.loads(kept.read_text())

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             print(told(study, max(1, given.jobs)))
             return
-        results = Path(study.pathvars.get("results", "results"))
+        results = Path(study.pathvars.folder("results"))
         found = [
             standing(results, name, run.id, now=time.time()) for name in study.experiments for run in runs(study, name)
         ]

@@ -15,6 +15,14 @@ SPLITS = ("train", "val", "test")
 ENCODINGS = ("sum", "unique")
 
 
+def at_least(least: int, settings: object, *names: str) -> None:
+    """ConfigError where one of these settings is less; one that may be None and is has no least."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{name}: {value} is not allowed; it must be {least} or more.")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The four switches of the family and their sizes; defaults are those of SAMS-VAE's paper."""
@@ -46,9 +54,8 @@ class ModelConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        for name in ("n_latent", "n_layers", "width", "embedding_layers", "embedding_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
+        at_least(1, self, "n_latent", "n_layers", "width", "embedding_layers", "embedding_width")
+        at_least(0, self, "embedding_init")
         for name in ("embedding_scale", "beta_a", "beta_b", "temperature"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
@@ -111,12 +118,8 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "particles", "validation_particles", "validation_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more.")
-        for name in ("epochs", "patience"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 1 or more, or nothing.")
+        at_least(1, self, "steps", "batch_size", "particles", "validation_particles", "validation_every")
+        at_least(1, self, "epochs", "patience")
         if self.objective == "iwelbo" and self.analytic_kl:
             raise ConfigError("analytic_kl: true is not allowed with objective: iwelbo, which weighs draws.")
         if self.extra_share and self.plate == "every_step":
@@ -126,7 +129,8 @@ class TrainingConfig:
             if value is not None and not 0.0 < value < math.inf:
                 raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
         weights = ("kl_weight", "weight_z", "weight_embedding", "weight_mask", "weight_mask_prob", "extra_share")
-        for name in (*weights, "weight_decay", "mask_penalty", "warmup_epochs"):
+        at_least(0, self, "seed", "warmup_epochs")
+        for name in (*weights, "weight_decay", "mask_penalty"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 0 or more.")
         for name in ("adam_beta1", "adam_beta2"):
