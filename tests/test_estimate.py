@@ -13,7 +13,7 @@ from small import model, screen
 from small_files import write_files
 
 from samsvae import estimate as estimates
-from samsvae.config import Study, build, runs
+from samsvae.config import Study, build, run_settings, runs
 from samsvae.data.batch import cells_of, encode
 from samsvae.data.simulate import sparse_shift
 from samsvae.estimate import Line, Size, estimate, measure, report, shape_of, size_of, work_of
@@ -66,10 +66,11 @@ def test_sums_by_hand_and_a_shape_is_tried_once(tmp_path):
 
 
 def test_what_is_done_corrects_the_rest(tmp_path):
-    for run in runs(study(tmp_path), "sim")[:2]:
+    for number, run in enumerate(runs(study(tmp_path), "sim")[:3]):
         record = tmp_path / "sim" / "runs" / run.id / "run.json"
         record.parent.mkdir(parents=True)
-        record.write_text(json.dumps({"seconds": 15.0}))
+        other = {"encoding": "unique"} if number == 2 else {}  # of other settings than today's: to be done anew
+        record.write_text(json.dumps(run_settings(run) | other | {"seconds": 15.0}))
     [line], _ = estimate(study(tmp_path), device="cpu", rate=lambda *_: RATE)
     assert (line.done, line.foreseen, line.actual) == (2, pytest.approx(20.8), pytest.approx(30.0))
     assert line.left == pytest.approx(4 * 15.0 + line.scoring * 4 / 6)

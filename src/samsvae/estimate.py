@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import platform
 import statistics
 import time
 import zipfile
@@ -25,7 +24,8 @@ import pandas as pd
 import torch
 
 from samsvae.capture import WARM, Steps, graphs, on_one_stream
-from samsvae.config import EvaluationConfig, Run, Study, runs
+from samsvae.config import EvaluationConfig, Run, Study, run_settings, runs
+from samsvae.cost import cpu_model, seconds_of, span
 from samsvae.data.batch import Screen, cells_of, encode
 from samsvae.data.splits import make_split, summary
 from samsvae.effects import condition_means
@@ -220,7 +220,7 @@ def measure(run: Run, shape: dict, device: str, *, steps: int = 4, clock: Callab
 
 def machine(device: str) -> str:
     """What a rate was measured on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_model()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
@@ -277,18 +277,11 @@ def estimate(
             steps += number
             training += needed
             scoring += (size.val + size.test) * own["cell"] + size.conditions * own["condition"]
-            took = _seconds(results / name / "runs" / run.id / "run.json")
+            took = seconds_of(results / name / "runs" / run.id / "run.json", run_settings(run))
             if took is not None:
                 done, foreseen, actual = done + 1, foreseen + needed, actual + took
         lines.append(Line(name, len(trained), done, steps, training, scoring, foreseen, actual))
     return lines, unknown
-
-
-def _seconds(record: Path) -> float | None:
-    try:
-        return float(json.loads(record.read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def report(lines: Sequence[Line], unknown: Sequence[str], *, device: str, jobs: int) -> str:
@@ -304,12 +297,6 @@ def report(lines: Sequence[Line], unknown: Sequence[str], *, device: str, jobs: 
     out.append(f"left: {span(left)} one after the other; {span(left / jobs)} with {jobs} at a time")
     out.append(f"({machine(device)}; downloads, figures and what jobs that share a machine lose to each other aside)")
     return "\n".join(out)
-
-
-def span(seconds: float) -> str:
-    """H:MM:SS, of as many hours as there are."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60:,}:{minutes % 60:02}:{rest:02}"
 
 
 def told(study: Study, jobs: int) -> str:

@@ -14,6 +14,7 @@ import torch
 import samsvae
 from samsvae.checkpoint import Checkpoint, save
 from samsvae.config import build
+from samsvae.cost import cpu_model
 from samsvae.data.batch import Cells, Dosage, Screen, cells_of, encode, read_screen, read_split
 from samsvae.errors import DataError
 from samsvae.files import write_json, write_table
@@ -75,7 +76,7 @@ def record(settings: dict, result: Trained, device: str, n_parameters: int) -> d
     return {
         **settings,
         "commit": _commit(),
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if cuda else cpu_model(),
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "parameters": n_parameters,
         "peak_memory_mb": round(memory / 2**20, 1),

@@ -24,6 +24,7 @@ from torch.optim.adam import adam
 
 from samsvae.capture import NotCaptured, Steps, graphs, on_one_stream
 from samsvae.checkpoint import read
+from samsvae.cost import span
 from samsvae.cpu import fast_cpu
 from samsvae.data.batch import Batch, Cells
 from samsvae.data.streaming import batches
@@ -647,7 +648,7 @@ def diagnose(
 
 
 def _tell(run: _Run, steps: int, speed: float) -> None:
-    left = time.strftime("%H:%M:%S", time.gmtime((steps - run.step) / max(speed, 1e-9)))
+    left = span((steps - run.step) / max(speed, 1e-9))
     loss = run.losses[-1] if run.losses else run.result.history[-1]["train_loss"]
     log.info(
         "step %d/%d  %.1f steps/s  loss %.3f  best validation loss %.3f at step %d  time left %s",

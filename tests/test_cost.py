@@ -1,0 +1,66 @@
+"""How time is told, what a run took, and on which CPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from types import SimpleNamespace
+
+import pytest
+
+from samsvae.cost import cpu_model, seconds_of, span
+from samsvae.estimate import machine
+from samsvae.fit import record
+from samsvae.training import Trained, _tell
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (30 * 3600, "30:00:00"), (1e7, "2,777:46:40")],
+)
+def test_hours_are_as_many_as_there_are(seconds, said):
+    assert span(seconds) == said
+
+
+def test_a_training_of_more_than_a_day_says_so(caplog):
+    run = SimpleNamespace(step=0, losses=[1.0], result=SimpleNamespace(best_loss=1.0, best_step=0))
+    with caplog.at_level(logging.INFO):
+        _tell(run, 108_000, 1.0)
+    assert caplog.text.endswith("time left 30:00:00\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "took"),
+    [
+        ({"run": "a", "training": {"steps": 5, "rate": 0.1}, "seconds": 3, "device": "x"}, 3.0),
+        ({"run": "a", "training": {"steps": 6, "rate": 0.1}, "seconds": 3}, None),
+        ({"run": "a", "training": {"steps": 5}, "seconds": 3}, None),  # a setting that is new
+        ({"run": "a", "seconds": 3}, None),
+        ({"run": "a", "training": {"steps": 5, "rate": 0.1}}, None),
+        ([1], None),
+        (None, None),
+    ],
+)
+def test_a_record_counts_under_the_settings_of_today(tmp_path, written, took):
+    if written is not None:
+        (tmp_path / "run.json").write_text(json.dumps(written))
+    assert seconds_of(tmp_path / "run.json", {"run": "a", "training": {"steps": 5, "rate": 0.1}}) == took
+
+
+def test_the_cpu_goes_by_its_name(tmp_path):
+    """Two models of one architecture give other bytes and other speeds."""
+    told = tmp_path / "cpuinfo"
+    told.write_text(
+        "processor\t: 0\nmodel\t\t: 85\nmodel name\t: A CPU @ 2.5GHz\nprocessor\t: 1\nmodel name\t: other\n"
+    )
+    assert cpu_model(told) == "A CPU @ 2.5GHz"
+    told = tmp_path / "of another architecture"
+    told.write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
+    for path in (told, tmp_path / "none"):
+        assert cpu_model(path) == (platform.processor() or platform.machine())
+
+
+def test_rates_and_records_name_the_cpu():
+    done = record({"run": "a"}, Trained(best_step=1, best_loss=1.0, steps=1, seconds=1.0), "cpu", 3)
+    assert done["device"] == cpu_model() and machine("cpu").startswith(f"{cpu_model()}, ")
