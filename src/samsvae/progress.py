@@ -1,15 +1,16 @@
-"""How far a study is: which trainings are done, running, stopped or failed, and the time left.
+"""How far a study is: which trainings are done, outdated, running, stopped or failed, and the time left.
 
     python -m samsvae.progress --configfile config/core.yaml
     python -m samsvae.progress --configfile config/core.yaml --estimate --jobs 8    # before it is begun
 
-Reads the configuration and the files of the runs only, so that it can be asked while Snakemake works.
+Reads the configuration and the files of the runs only, so that it can be asked while Snakemake works. A run is
+outdated where its own settings were others than today's. Whether its data, its evaluation or the code have changed is
+not looked at, which would mean to read them all: `snakemake -n` knows, and may plan a run anew that is done here.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -19,10 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samsvae.config import Study, build, runs
+from samsvae.config import Run, Study, build, run_settings, runs
+from samsvae.cost import seconds_of, span
 from samsvae.errors import SamsvaeError
 
-STATES = ("done", "running", "stopped", "failed", "waiting")
+STATES = ("done", "outdated", "running", "stopped", "failed", "waiting")
 
 #: A training writes to its log at least this often (seconds), evaluation aside.
 SILENT = 300.0
@@ -44,35 +46,30 @@ class Standing:
     again: str = ""
 
 
-def standing(results: Path, experiment: str, run: str, *, now: float) -> Standing:
+def standing(run: Run, results: Path, logs: Path, *, now: float) -> Standing:
     """The state of one run, from its folder and its log."""
-    folder = results / experiment / "runs" / run
-    if (folder / "scores.tsv").is_file():
-        return Standing(experiment, run, "done", _seconds(folder / "run.json"))
-    logs = [results / "logs" / experiment / kind / f"{run}.log" for kind in ("train", "together", "import")]
-    logs = [path for path in logs if path.is_file()]
-    if not logs:
-        return Standing(experiment, run, "waiting")
-    log = max(logs, key=lambda path: path.stat().st_mtime)
+    name, folder = run.experiment, results / run.experiment / "runs" / run.id
+    scored = (folder / "scores.tsv").is_file()
+    if scored and (took := seconds_of(folder / "run.json", run_settings(run))) is not None:
+        return Standing(name, run.id, "done", took)
+    found = [logs / name / kind / f"{run.id}.log" for kind in ("train", "together", "import")]
+    log = max((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
+    # a job of its own begins by deleting what was there; one with others leaves it till they are all done
+    if scored and (log is None or log.parent.name != "together"):
+        return Standing(name, run.id, "outdated")
+    if log is None:
+        return Standing(name, run.id, "waiting")
     lines = log.read_text(errors="replace").splitlines()
     if errors := [line for line in lines if " ERROR " in line]:
         reason = errors[-1].partition(" ERROR ")[2]
         state = "stopped" if reason.startswith("stopped by") else "failed"
         again = [match[0] for line in lines if (match := AGAIN.search(line))]
-        return Standing(experiment, run, state, reason=reason, again=again[-1] if again else "")
+        return Standing(name, run.id, state, reason=reason, again=again[-1] if again else "")
     if now - log.stat().st_mtime > SILENT:
-        return Standing(experiment, run, "stopped")
+        return Standing(name, run.id, "stopped")
     steps = [match for line in lines if (match := STEP.search(line))]
     left = (int(steps[-1][2]) - int(steps[-1][1])) / max(float(steps[-1][3]), 1e-9) if steps else None
-    return Standing(experiment, run, "running", left)
-
-
-def _seconds(record: Path) -> float | None:
-    """Seconds that a finished training took."""
-    try:
-        return float(json.loads(record.read_text())["seconds"])
-    except (OSError, ValueError, KeyError):
-        return None
+    return Standing(name, run.id, "running", left)
 
 
 def time_left(found: Sequence[Standing]) -> float | None:
@@ -101,20 +98,17 @@ def report(found: Sequence[Standing]) -> str:
         rows.append((name, *(str(count[state]) for state in STATES), str(count.total())))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    if any(x.state == "outdated" for x in found):
+        lines.append("outdated: made with other settings than today's; the next call makes them anew")
     for x in found:
         if x.state == "failed":
             lines.append(f"failed: {x.experiment}/runs/{x.run}: {x.reason}")
             lines += [f"  {x.again}"] if x.again else []
     if any(x.state != "done" for x in found):
         left = time_left(found)
-        told = "not known before a training is done" if left is None else f"{_span(left)} (trainings alone)"
+        told = "not known before a training is done" if left is None else f"{span(left)} (trainings alone)"
         lines.append(f"time left: {told}")
     return "\n".join(lines)
-
-
-def _span(seconds: float) -> str:
-    days, rest = divmod(round(seconds), 86_400)
-    return (f"{days} d " if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,10 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             print(told(study, max(1, given.jobs)))
             return
-        results = Path(study.pathvars.folder("results"))
-        found = [
-            standing(results, name, run.id, now=time.time()) for name in study.experiments for run in runs(study, name)
-        ]
+        results, logs = (Path(study.pathvars.folder(kind)) for kind in ("results", "logs"))
+        every = [run for name in study.experiments for run in runs(study, name)]
+        found = [standing(run, results, logs, now=time.time()) for run in every]
     except (SamsvaeError, OSError, yaml.YAMLError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(report(found))
