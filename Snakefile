@@ -1,4 +1,4 @@
-# The map: configuration, rules, and one target per figure and table (snakemake --list-rules).
+# The map: configuration, rules, and one target per figure and table (snakemake --list-target-rules).
 import os
 import sys
 from pathlib import Path

@@ -35,7 +35,7 @@ from samsvae.model import Model, Streams
 from samsvae.precision import precision
 from samsvae.scoring import iwelbo
 from samsvae.settings import SPLITS
-from samsvae.training import _evaluation, train, validation_loss
+from samsvae.training import train, validation_loss, validation_step
 
 #: Settings of a model that change numbers, not the work.
 PRIORS = ("mask_prior", "embedding_scale", "beta_a", "beta_b", "temperature", "mask_logit_init", "embedding_init")
@@ -200,7 +200,7 @@ def measure(run: Run, shape: dict, device: str, *, steps: int = 4, clock: Callab
 
     make = graphs(cells.device) if run.training.capture == "auto" else None
     noise = Streams("validation", cells.device)
-    captured = Steps(_evaluation(model, cells, run.training, noise, n), noise, make)
+    captured = Steps(validation_step(model, cells, run.training, noise, n), noise, make)
     validate = partial(validation_loss, model, cells, run.training, noise, n_cells=n, steps=captured)
     with precision(run.training.precision, cells.device), on_one_stream(cells.device):
         for _ in range(1 + WARM if card else 1):

@@ -217,7 +217,9 @@ class _Run:
         make = graphs(self.device) if config.capture == "auto" else None
         self.at_once = make is None and self.device.type != "cuda"  # whether a loss is read as soon as it is there
         self.val_cells, self.val_noise = val_cells, Streams("", self.device)
-        self.val_steps = Steps(_evaluation(model, val_cells, config, self.val_noise, len(cells)), self.val_noise, make)
+        self.val_steps = Steps(
+            validation_step(model, val_cells, config, self.val_noise, len(cells)), self.val_noise, make
+        )
         self.bad = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
         self.warmup = torch.ones((), dtype=torch.float64, device=self.device) if config.warmup_epochs else 1.0
         step = _training_step(model, cells, config, self.optimiser, self.noise, self.bad, self.warmup)
@@ -462,10 +464,10 @@ def _training_step(
     return step
 
 
-def _evaluation(
+def validation_step(
     model: Model, cells: Cells, config: TrainingConfig, noise: Streams, n_cells: int
 ) -> Callable[..., Tensor]:
-    """The same of a validation, to be called without gradients."""
+    """The loss of a validation's cells at some positions, as a function of these; to be called without gradients."""
     size = min(_validation_size(config), len(cells))
     return _loss(model, cells, config, noise, particles=config.validation_particles, size=size, n_cells=n_cells)
 
@@ -523,7 +525,7 @@ def validation_loss(
     """
     model.eval()
     n_cells = len(cells) if n_cells is None else n_cells
-    steps = Steps(_evaluation(model, cells, config, noise, n_cells), noise) if steps is None else steps
+    steps = Steps(validation_step(model, cells, config, noise, n_cells), noise) if steps is None else steps
     before = _streams(noise)
     parts, losses = [], []
     for at, *counts in batches(cells, torch.arange(len(cells)), _validation_size(config)):
