@@ -34,6 +34,8 @@ def screen(n: int = 120, genes: int = 9, *, pairs: bool = True, seed: int = 0) -
         conditions=np.array(conditions),
         members=members,
         perturbations=np.array(["a", "b", "c", "d"]),
+        controls=("control",),
+        separator="+" if pairs else "",
     )
 
 

@@ -17,8 +17,9 @@ from small import model, screen
 from samsvae.checkpoint import Checkpoint, load, save
 from samsvae.config import build
 from samsvae.data.batch import cells_of, encode
+from samsvae.devices import usable
 from samsvae.effects import condition_means
-from samsvae.errors import CheckpointError
+from samsvae.errors import CheckpointError, ConfigError
 from samsvae.model import Model
 from samsvae.scoring import iwelbo
 from samsvae.settings import ModelConfig
@@ -177,6 +178,23 @@ def test_weights_that_do_not_fit_are_refused(change, said, tmp_path):
     with pytest.raises(CheckpointError) as error:
         load(path)
     assert str(path) in str(error.value) and said in str(error.value)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu", torch.device("cuda")])
+def test_a_device_that_is_not_there_is_no_damage(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    save(checkpoint(), tmp_path / "model.pt")
+    with pytest.raises(ConfigError, match=rf"device: '{device}' is not allowed.*Allowed: cpu\.") as error:
+        load(tmp_path / "model.pt", device)
+    assert "damaged" not in str(error.value)
+
+
+def test_devices_that_are_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [usable(name) for name in ("cpu", "cuda", torch.device("cuda", 1))] == ["cpu", "cuda", "cuda:1"]
+    with pytest.raises(ConfigError, match=r"device: .cuda:2. is not allowed\. Allowed: cpu, cuda, cuda:0, cuda:1"):
+        usable("cuda:2")
 
 
 def test_other_content_than_a_dict_is_refused(tmp_path):

@@ -57,6 +57,8 @@ def test_what_a_run_leaves(files, tmp_path):
         key: asked[key] for key in ("run", "model", "encoding", "training")
     }
     assert found.facts["validation_loss"] == pytest.approx(min(losses), rel=1e-8)
+    assert found.facts["controls"] == ["control"] and found.facts["control"] == "control"
+    assert sum(found.facts["training_cells"].values()) >= 40
     assert found.facts["best_step"] == 3 * (1 + int(np.argmin(losses)))
 
     record = json.loads(Path(out["run"]).read_text())
@@ -117,6 +119,26 @@ def test_cells_of_no_split_change_nothing(tmp_path):
     files = write_files(tmp_path, made, split), write_files(tmp_path / "changed", replace(made, counts=other), split)
     runs = [trained(of, tmp_path / str(i))["model"].read_bytes() for i, of in enumerate(files)]
     assert runs[0] == runs[1]
+
+
+def test_perturbations_without_a_training_cell_are_kept_and_said(tmp_path, caplog):
+    made = replace(screen(), controls=("control", "NT"), separator="+")
+    split = np.where(np.isin(made.condition, (1, 4)), "val", np.resize(["train", "val", "test"], 120))
+    found = load(trained(write_files(tmp_path, made, split), tmp_path / "run")["model"])
+    assert found.untrained == ("b",) and "no training cell received 'b'" in caplog.text
+    train = made.members[made.condition[split == "train"]]
+    assert found.facts["training_cells"] == {name: int((train == t).sum()) for t, name in enumerate("abcd")}
+    assert {key: found.facts[key] for key in ("control", "controls", "separator")} == {
+        "control": "control", "controls": ["control", "NT"], "separator": "+",
+    }  # fmt: skip
+
+
+def test_arrays_of_before_that_do_not_say_how_labels_are_read(files, tmp_path):
+    for name in ("controls", "separator"):
+        without(files[0], name)
+    found = read_screen(files[0])
+    assert (found.controls, found.separator) == (("control",), "")
+    assert load(trained(files, tmp_path / "run")["model"]).facts["control"] == "control"
 
 
 def test_the_unique_encoding_has_a_perturbation_per_condition(files, tmp_path):

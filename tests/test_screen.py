@@ -243,6 +243,7 @@ def test_real_values_have_to_be_declared(tmp_path):
     assert arrays["counts"].dtype == np.float32
     np.testing.assert_array_equal(arrays["counts"], values.astype(np.float32))
     np.testing.assert_array_equal(arrays["members"], np.arange(5)[:, None])
+    assert not len(arrays["controls"])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not HDF5"])
@@ -271,6 +272,7 @@ def test_arrays(tmp_path, top, dtype):
     assert arrays["members"].tolist() == [[0, -1], [1, 0], [2, -1], [-1, -1]]
     assert arrays["cells"].tolist() == [f"cell{i}" for i in range(5)]
     assert arrays["genes"].tolist() == ["g1", "g2", "g3"]
+    assert (arrays["controls"].tolist(), str(arrays["separator"])) == (["ctrl"], "+")
     np.savez(tmp_path / "numpy.npz", **arrays)
     assert (tmp_path / "numpy.npz").read_bytes() == (tmp_path / "s.npz").read_bytes()
 

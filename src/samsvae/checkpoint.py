@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import sys
 import zipfile
 from collections.abc import Callable
@@ -14,10 +15,14 @@ from typing import Any
 import torch
 
 from samsvae.config import build
+from samsvae.data.batch import Cells, Dosage, Screen
+from samsvae.devices import usable
 from samsvae.errors import CheckpointError, SamsvaeError, some
 from samsvae.files import atomic
 from samsvae.model import Model
 from samsvae.settings import ModelConfig
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -26,13 +31,37 @@ FORMAT = 1
 class Checkpoint:
     """A trained model with the names of its genes (G) and perturbations (T), and how it came about.
 
-    ``facts``: row, encoding, best step and validation loss, training settings; plain values.
+    ``facts``: row, encoding, best step and validation loss, training settings, how labels are read and how many
+    training cells received each perturbation (``screen_facts``); plain values. Files of before lack some of them.
     """
 
     model: Model
     genes: tuple[str, ...]
     perturbations: tuple[str, ...]
     facts: dict
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """The perturbations that no training cell received; () where the file does not say."""
+        return tuple(name for name, n in self.facts.get("training_cells", {}).items() if n == 0)
+
+
+def label_facts(screen: Screen) -> dict:
+    """How a checkpoint reads the labels of its screen: ``control``, ``controls`` and ``separator``."""
+    control = screen.controls[0] if screen.controls else ""
+    return {"control": control, "controls": list(screen.controls), "separator": screen.separator}
+
+
+def screen_facts(screen: Screen, dosage: Dosage, train_cells: Cells) -> dict:
+    """What a checkpoint knows of its screen; the log warns of perturbations that no training cell received.
+
+    Beside ``label_facts``, ``training_cells``: how many training cells received each perturbation of the model.
+    """
+    each = torch.bincount(train_cells.index.flatten(), minlength=len(dosage.names) + 1)[:-1].tolist()
+    cells = dict(zip(dosage.names, each, strict=True))
+    if never := [name for name, n in cells.items() if n == 0]:
+        log.warning("no training cell received %s, whose effects the model cannot learn", some(never))
+    return label_facts(screen) | {"training_cells": cells}
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
@@ -91,8 +120,12 @@ def read(
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint without running any code from it; CheckpointError where it is damaged or not of ours."""
-    content = read(path, device)
+    """Read a checkpoint without running any code from it; CheckpointError where it is damaged or not of ours.
+
+    ConfigError where ``device`` is none that torch can use here.
+    """
+    device = usable(device)
+    content = read(path)
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {content.get('format')!r} is not known. Allowed: {FORMAT}.")
     try:

@@ -133,6 +133,18 @@ def notice(device: str = "auto", jobs_per_gpu: int = 1) -> str:
     return f"{many} visible: pass {wanted}, so that no more trainings start than find a card."
 
 
+def usable(device: object) -> str:
+    """The name of a device of torch; ConfigError, with what is allowed here, where torch cannot use it."""
+    import torch  # only now: CUDA reads its environment once
+
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    allowed = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{card}" for card in range(cards))]
+    if str(device) not in allowed:
+        why = "" if cards or not str(device).startswith("cuda") else " (torch sees no card here)"
+        raise ConfigError(f"device: {str(device)!r} is not allowed{why}. Allowed: {', '.join(allowed)}.")
+    return str(device)
+
+
 def granted(env: Mapping[str, str], uuids: Mapping[str, str]) -> dict[str, str]:
     """Name for CUDA_VISIBLE_DEVICES -> name of the lock, for each card that this process may use.
 

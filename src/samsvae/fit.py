@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import samsvae
-from samsvae.checkpoint import Checkpoint, save
+from samsvae.checkpoint import Checkpoint, save, screen_facts
 from samsvae.config import build
 from samsvae.cost import cpu_model
 from samsvae.data.batch import Cells, Dosage, Screen, cells_of, encode, read_screen, read_split
@@ -61,8 +61,9 @@ def fit(
         "%s: %d training and %d validation cells, %d genes, %d perturbations, %d parameters, on %s",
         settings["run"], len(train_cells), len(val_cells), len(screen.genes), len(dosage.names), n_parameters, device,
     )  # fmt: skip
+    names = screen_facts(screen, dosage, train_cells)
     result = train(model, train_cells, val_cells, training, genes=screen.genes, keep=keep)
-    facts = {key: settings[key] for key in ("run", "model", "encoding", "training")}
+    facts = {key: settings[key] for key in ("run", "model", "encoding", "training")} | names
     facts |= {"best_step": result.best_step, "validation_loss": result.best_loss, "samsvae": samsvae.__version__}
     save(Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, facts), out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samsvae.checkpoint import Checkpoint, read, save
+from samsvae.checkpoint import Checkpoint, label_facts, read, save, screen_facts
 from samsvae.config import build
 from samsvae.data.batch import Cells, Screen, cells_of, encode, read_screen, read_split
 from samsvae.errors import CheckpointError, ConfigError, SamsvaeError, nearest, some
@@ -496,6 +496,7 @@ def import_checkpoint(
     }
     model.eval()
     facts = {key: settings[key] for key in ("run", "model", "encoding", "training")}
+    facts |= screen_facts(screen, dosage, train_cells)
     facts |= {"checkpoint": Path(path).name, "validation_loss": losses["val_loss"]}
     save(Checkpoint(model, made.genes, made.perturbations, facts), out["model"])
     write_table([{"run": settings["run"], "step": 0, "epoch": 0, **losses}], out["history"])
@@ -517,7 +518,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         every = cells_of(screen, np.arange(len(screen.cells)), encode(screen, given.encoding))
         check_moments(made.model, every, made.genes, given.checkpoint)
         path = Path(given.checkpoint)
-        facts = made.facts | {"run": path.stem, "model": row_of(vars(made.model.config)), "checkpoint": path.name}
+        facts = made.facts | label_facts(screen)
+        facts |= {"run": path.stem, "model": row_of(vars(made.model.config)), "checkpoint": path.name}
         save(Checkpoint(made.model, made.genes, made.perturbations, facts), given.out)
     except (SamsvaeError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -10,9 +10,9 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,13 +38,15 @@ class Screen:
     conditions: np.ndarray  # (C,) names, the control among them
     members: np.ndarray  # (C, P) codes into perturbations, -1 where there is none
     perturbations: np.ndarray  # (T,) names
+    controls: tuple[str, ...] = ()  # the labels that mean the control, its name first; () where there is none
+    separator: str = ""  # what joins the labels of a combination
 
 
 #: Part of the free memory of a card that the counts of a split may take; more of them are streamed.
 ROOM = 0.5
 
-#: The arrays of a screen, by name.
-FIELDS = tuple(Screen.__dataclass_fields__)
+#: The arrays that a screen needs, by name.
+FIELDS = tuple(item.name for item in fields(Screen) if item.default is MISSING)
 
 #: Bytes of counts from which they stay in the file, of which processes share the pages that they have read.
 MAPPED = 2**26
@@ -70,10 +72,18 @@ def _read_screen(path: str, mtime_ns: int, size: int) -> Screen:
     try:
         with np.load(path, allow_pickle=False) as file:
             counts = _mapped(path, file.zip) if isinstance(file, np.lib.npyio.NpzFile) else None
-            given = {} if counts is None else {"counts": counts}
-            return Screen(**given, **{name: file[name] for name in FIELDS if name not in given})
+            given: dict[str, np.ndarray] = {} if counts is None else {"counts": counts}
+            given |= {name: file[name] for name in FIELDS if name not in given}
+            return Screen(**given, **_labels(file, given))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(FIELDS)}.") from None
+
+
+def _labels(file: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> dict:
+    """How labels are read; files of before the version that wrote it know the control's name alone."""
+    if "controls" in file:
+        return {"controls": tuple(file["controls"].tolist()), "separator": str(file["separator"])}
+    return {"controls": tuple(given["conditions"][(given["members"] < 0).all(1)].tolist())}
 
 
 def _mapped(path: str, archive: zipfile.ZipFile) -> np.memmap | None:

@@ -1,7 +1,8 @@
 """The one form in which a screen travels through the workflow, and the arrays that training reads.
 
 X is CSR int32 counts (or dense float32 in a real-valued simulation); obs has `condition` and `library_size`;
-uns has `control`, `separator`, `perturbations` (gene, pathway, n_cells; sorted by name) and `provenance`.
+uns has `control`, `separator`, `perturbations` (gene, pathway, n_cells; sorted by name) and `provenance`, and, where
+the source has several labels for the control, all of them in `controls`.
 Letters: n cells, G genes, T single perturbations, C conditions, P most perturbations in one condition.
 """
 
@@ -289,7 +290,8 @@ def write_arrays(h5ad: str | Path, npz: str | Path, *, block_bytes: int = BLOCK_
 
     counts (n, G) in the smallest of uint8, int16, int32 that holds them, or float32; library (n) float32;
     cells (n); genes (G); condition (n) into conditions (C, sorted, control included); members (C, P) into
-    perturbations (T), -1 = none. Memory: the tables and one block of counts.
+    perturbations (T), -1 = none; controls, the labels that mean the control (its name first), and separator. Memory:
+    the tables and one block of counts.
     """
     arrays = _names(read_tables(h5ad))
     shape = len(arrays["cells"]), len(arrays["genes"])
@@ -311,6 +313,7 @@ def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
     conditions, place = np.unique(label.categories.to_numpy(str), return_inverse=True)
     each = [[number[name] for name in members(c, separator, control)] for c in conditions]
     width = max(map(len, each))
+    controls = [control, *(name for name in screen.uns.get("controls", ()) if name != control)] if control else []
     return {
         "library": screen.obs["library_size"].to_numpy(np.float32),
         "cells": screen.obs_names.to_numpy(str),
@@ -319,6 +322,8 @@ def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
         "conditions": conditions,
         "members": np.array([m + [-1] * (width - len(m)) for m in each], np.int32),
         "perturbations": np.array(perturbations, str),
+        "controls": np.array(controls, str),
+        "separator": np.array(separator),
     }
 
 
@@ -330,7 +335,9 @@ def arrays_of(screen: ad.AnnData):
     if sp.issparse(x):
         top = x.max()
         x = x.astype(next(t for t in COUNT_TYPES if top <= np.iinfo(t).max)).toarray()
-    return Screen(counts=x, **_names(screen))
+    names = _names(screen)
+    controls, separator = names.pop("controls"), names.pop("separator")
+    return Screen(counts=x, **names, controls=tuple(controls.tolist()), separator=str(separator))
 
 
 def _add(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype, blocks: Iterable[np.ndarray]) -> None:
