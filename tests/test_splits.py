@@ -207,6 +207,16 @@ def test_a_split_in_the_screen_that_is_not_looked_at_is_said(norman, caplog):
     assert "obs has a column 'split', which a split of kind 'random' does not look at" in caplog.text
 
 
+def test_perturbations_without_a_training_cell_are_said(norman, caplog):
+    """A combination that is held out is no such thing, as long as each of its parts is trained on."""
+    pair = next(name for name in norman["condition"] if name.count("+") == 1)
+    splits.make_split(norman, kind="held_out", conditions=[pair], separator="+")
+    assert not caplog.text
+    with_it = [name for name in set(norman["condition"]) if "G3" in name.split("+")]
+    splits.make_split(norman, kind="held_out", conditions=with_it, separator="+")
+    assert "the split 'held_out' has no training cell of 'G3', whose effects no model can learn" in caplog.text
+
+
 def test_given(norman):
     obs = norman.assign(split=np.where(norman["n_targets"] == 2, "test", "train"))
     assert splits.given(obs)["split"].tolist() == obs["split"].tolist()

@@ -167,7 +167,18 @@ def make_split(
         if not (split["split"] == name).any():
             hint = {"given": "change the column", "file": "name some in the table"}.get(kind, "change its fractions")
             raise DataError(f"the split {kind!r} of {len(obs)} cells leaves no {name!r} cell; {hint}.")
+    if never := untrained(split, separator):
+        log.warning("the split %r has no training cell of %s, whose effects no model can learn", kind, some(never))
     return split
+
+
+def untrained(split: pd.DataFrame, separator: str = "") -> list[str]:
+    """The parts of the conditions, perturbations and the control, that no training cell received."""
+
+    def parts(conditions: pd.Series) -> set[str]:
+        return {part for name in conditions.unique() for part in (name.split(separator) if separator else [name])}
+
+    return sorted(parts(split["condition"]) - parts(split["condition"][split["split"] == "train"]))
 
 
 def summary(split: pd.DataFrame) -> pd.DataFrame:
