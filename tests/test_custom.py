@@ -8,7 +8,7 @@ import pytest
 import scipy.io
 import scipy.sparse as sp
 
-from samsvae.data import splits
+from samsvae.data import batch, splits
 from samsvae.data.custom import Counts, filter_screen, most_variable
 from samsvae.data.screen import read_screen, write_arrays
 from samsvae.errors import ConfigError, DataError
@@ -184,8 +184,46 @@ def test_rare_conditions_and_empty_cells_may_be_dropped(tmp_path):
     assert (facts["dropped_zero_cells"], facts["dropped_rare_cells"], facts["dropped_rare_conditions"]) == (1, 1, 1)
     with pytest.raises(DataError, match=r"1 labels with fewer than min_cells = 2 cells: 'A .1.'"):
         run(adata, tmp_path, zero_cells="drop", min_cells=2)
-    with pytest.raises(DataError, match=r"the control cannot be dropped"):
+    with pytest.raises(
+        DataError, match=r"2 cells of the control 'ctrl', fewer than min_cells = 3; .*cannot be dropped"
+    ):
         run(adata, tmp_path, zero_cells="drop", min_cells=3, rare="drop")
+
+
+def test_nothing_that_is_left_is_said_of_the_source(tmp_path):
+    """Not of the file that was to be written, and with the number to change."""
+    many = small()
+    many.obs["target"] = ["ctrl"] * 5 + ["A"] * 3 + ["B"] * 2
+    with pytest.raises(DataError, match=r"in\.h5ad: .*'target' has no perturbed .*min_cells = 4 .*'A' \(3\)"):
+        run(many, tmp_path, min_cells=4, rare="drop")
+    many.obs["target"] = "ctrl"
+    with pytest.raises(DataError, match=r"in\.h5ad: .*'target' has no perturbed cell"):
+        run(many, tmp_path)
+    empty = small()
+    empty.X = empty.X * 0
+    with pytest.raises(DataError, match=r"in\.h5ad: X: no cell has counts"):
+        run(empty, tmp_path, zero_cells="drop")
+
+
+def test_labels_that_may_be_mistakes_are_said(tmp_path, caplog):
+    adata = small()
+    adata.obs["target"] = ["ctrl", "ctrl", "Ctrl", "nan", "A+nan", "NA", "A", "A", "CTRL+A", "A"]
+    screen = run(adata, tmp_path)
+    assert {"nan", "NA", "Ctrl", "CTRL"} < set(screen.uns["perturbations"].index), "said, not mended"
+    assert "'NA (1 cells)', 'nan (2 cells)': a perturbation here, but it looks like a missing label" in caplog.text
+    assert "'CTRL (1 cells)', 'Ctrl (1 cells)': a perturbation here, but it looks like a control" in caplog.text
+    caplog.clear()
+    adata.obs["target"] = ["none"] * 5 + ["A"] * 5
+    run(adata, tmp_path, control="none")
+    assert "looks like" not in caplog.text
+
+
+def test_every_label_of_the_control_is_kept(tmp_path):
+    """For those who ask a model trained on the arrays for a control by its other name."""
+    run(small(), tmp_path)
+    write_arrays(tmp_path / "out.h5ad", tmp_path / "out.npz")
+    found = batch.read_screen(tmp_path / "out.npz")
+    assert (found.controls, found.separator) == (("ctrl", "NT"), "+")
 
 
 def test_annotation(tmp_path):
@@ -205,6 +243,7 @@ def test_annotation(tmp_path):
 
 def test_kept_columns(tmp_path):
     assert list(run(small(), tmp_path, keep_obs=["depth"]).obs) == ["depth", "condition", "library_size"]
+    assert list(run(small(), tmp_path, keep_obs="depth").obs) == ["depth", "condition", "library_size"]
     with pytest.raises(DataError, match=r"no column 'dept'. Did you mean 'depth'"):
         run(small(), tmp_path, keep_obs=["dept"])
 
@@ -406,8 +445,8 @@ def spoiled(how):
     [
         ("", {"perturbation_column": "targets"}, "obs has no column 'targets'. Did you mean 'target'"),
         ("", {"control": "controll"}, "'target' has no control cell .'controll'.. Did you mean 'ctrl'"),
-        ("", {"counts": "layer:umi"}, "no layer 'umi'"),
-        ("", {"counts": "raw"}, "the file has no raw"),
+        ("", {"counts": "layer:umi"}, "there is no 'layer:umi'.*Allowed: X"),
+        ("", {"counts": "raw"}, "there is no 'raw'"),
         ("", {"genes": ["g1", "g9"]}, "has no gene 'g9' of those asked for. Did you mean"),
         ("", {"library_size": "depht"}, "no column 'depht'. Did you mean 'depth'"),
         ("", {"library_size": "target"}, "'target' is not above 0 in 10 cells"),
@@ -441,6 +480,10 @@ def test_each_bad_input_gets_one_sentence(tmp_path, how, options, sentence):
         ({"genes": True}, "genes: True is not allowed"),
         ({"genes": 0}, "genes: 0 is not allowed"),
         ({"control": []}, "control"),
+        ({"min_cells": "many"}, "min_cells: 'many' is not allowed. Allowed: a whole number"),
+        ({"genes": 1.5}, "genes: 1.5 is not allowed"),
+        ({"genes": 3, "genes_split": {"kindd": "random"}}, "genes_split: unknown key 'kindd'. Did you mean 'kind'"),
+        ({"min_cell": 3}, "unknown key 'min_cell'. Did you mean 'min_cells'"),
     ],
 )
 def test_options_that_are_not_allowed(tmp_path, options, sentence):

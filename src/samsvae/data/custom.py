@@ -7,10 +7,12 @@ held whole. Letters: n cells, G genes.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import h5py
@@ -19,6 +21,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem
 
+from samsvae.config import CustomOptions, build
 from samsvae.data.counts import (
     BLOCK_BYTES,
     count_blocks,
@@ -33,55 +36,57 @@ from samsvae.errors import ConfigError, DataError, nearest, some
 
 log = logging.getLogger(__name__)
 
+#: What a label that was missing may have become on its way through text.
+NO_LABEL = {"nan", "none", "na", "n/a", "<na>", "null"}
+
 
 def filter_screen(
-    source: str | Path,
-    target: str | Path,
-    *,
-    counts: str = "X",
-    cell_table: str | Path | None = None,
-    checksum: str = "",
-    block_bytes: int = BLOCK_BYTES,
-    **options,
+    source: str | Path, target: str | Path, *, checksum: str = "", block_bytes: int = BLOCK_BYTES, **options
 ) -> ad.AnnData:
     """Filter the source to the screen `target`; the screen without its counts is returned.
 
-    counts: 'X', 'layer:NAME' or 'raw'. cell_table: a .tsv or .csv of cells (first column = cell name) whose columns
-    are added to obs, for the 10x forms, which carry no labels. checksum: of the source, as it was verified.
-    options: those of `select`. DataError names the file, the column and the offending values; ConfigError an option
-    that is not allowed.
+    checksum: of the source, as it was verified. options: those of `CustomOptions` (docs/own-data.md). DataError names
+    the file, the column and the offending values; ConfigError an option that is not allowed.
     """
-    with _opened(source, counts, block_bytes) as (data, obs, var):
-        if cell_table is not None:
-            obs = _joined(obs, cell_table, source)
-        screen, rows, cols = select(data, obs, var, source, counts=counts, checksum=checksum, **options)
+    chosen = checked(options)
+    with _opened(source, chosen.counts, block_bytes) as (data, obs, var):
+        screen, rows, cols = select(data, obs, var, source, chosen, checksum=checksum)
         write_screen(screen, target, blocks=data.blocks(rows, cols))
     return screen
 
 
-def screen_of(adata: ad.AnnData, *, counts: str = "X", **options) -> ad.AnnData:
-    """The screen of an AnnData in memory, which is left as it is; `options`: those of `select`."""
-    source = "the AnnData"
+def screen_of(adata: ad.AnnData, **options) -> ad.AnnData:
+    """The screen of an AnnData in memory, which is left as it is; `options`: those of `CustomOptions`."""
+    source, chosen = "the AnnData", checked(options)
     adata = adata.to_memory() if adata.isbacked else adata
-    if counts == "raw":
-        if adata.raw is None:
-            raise DataError(f"{source}: counts: 'raw' is asked for, but it has no raw.")
-        x, var = adata.raw.X, adata.raw.var
-    elif counts == "X":
-        x, var = adata.X, adata.var
-        if x is None:
-            raise DataError(f"{source} has no X.{nearest('X', [f'layer:{name}' for name in adata.layers])}")
-    else:
-        name = counts.removeprefix("layer:")
-        if name not in adata.layers:
-            raise DataError(f"{source}: no layer {name!r}.{nearest(name, adata.layers)}")
-        x, var = adata.layers[name], adata.var
+    places = {} if adata.X is None else {"X": adata.X}
+    places |= {f"layer:{name}": x for name, x in adata.layers.items()}
+    places |= {} if adata.raw is None else {"raw": adata.raw.X}
+    x = _named(places, chosen.counts, source)
     x = x.tocsr() if sp.issparse(x) else np.asarray(x)
-    data = Counts(x, adata.obs_names.astype(str), var.index.astype(str), f"{source}: {counts}")
-    screen, rows, cols = select(data, adata.obs.copy(), var, source, counts=counts, **options)
+    var = adata.raw.var if chosen.counts == "raw" else adata.var
+    data = Counts(x, adata.obs_names.astype(str), var.index.astype(str), f"{source}: {chosen.counts}")
+    screen, rows, cols = select(data, adata.obs.copy(), var, source, chosen)
     screen.X = data.read(rows, cols)
     check_screen(screen, source)
     return screen
+
+
+def checked(options: Mapping) -> CustomOptions:
+    """Options as the workflow checks them; values of numpy, pandas and pathlib may stand for plain ones."""
+    plain = {key: _plain(value) for key, value in options.items()}
+    control = plain.get("control", [])
+    if isinstance(control, int | list):  # labels may be numbers
+        plain["control"] = [str(label) for label in (control if isinstance(control, list) else [control])]
+    return build(CustomOptions, plain, "options")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | pd.Index | pd.Series | list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def select(
@@ -89,104 +94,69 @@ def select(
     obs: pd.DataFrame,
     var: pd.DataFrame,
     source: str | Path,
+    options: CustomOptions,
     *,
-    perturbation_column: str,
-    control: str | Sequence[str],
-    separator: str = "",
-    counts: str = "X",
-    genes: str | int | Sequence[str] = "all",
-    genes_split: Mapping | None = None,
-    library_size: str = "kept",
-    min_cells: int = 1,
-    unlabelled: str = "error",
-    rare: str = "error",
-    zero_cells: str = "error",
-    annotation: str | Path | None = None,
-    keep_obs: Sequence[str] | None = None,
     checksum: str = "",
 ) -> tuple[ad.AnnData, np.ndarray, np.ndarray]:
     """The screen without its counts, and the sorted numbers of the rows and columns of `data` that are kept.
 
-    perturbation_column: the obs column of labels. control: its control label(s); the first names the control
-    in the screen. separator: joins the single perturbations of a combination ('' = labels are never split);
-    parts equal to a control label are dropped and the rest sorted, so 'B+ctrl+A' is 'A+B'.
-    genes: 'all', a list of names, a file with a name on each line, or the n most variable (see `most_variable`).
-    genes_split: the settings of a split (`make_split`), on whose training cells those n are chosen; the split is
-    written to obs['split']. library_size: 'kept' (sum over the genes kept), 'all' (over all genes) or the name of an
-    obs column; the last two are scaled by one factor so that they sum to the counts kept, since the model's expected
-    counts of a cell sum to its library size.
-    min_cells: fewest cells of a condition; unlabelled, rare and zero_cells ('error' or 'drop'): what to do with the
-    cells that have no label, those of rarer conditions, and those without a count in the genes kept.
-    annotation: a .tsv or .csv with columns perturbation and pathway. keep_obs: columns of obs to keep (default: all).
+    Of several control labels the first names the control in the screen. Parts of a combination that are equal to a
+    control label are dropped and the rest sorted, so 'B+ctrl+A' is 'A+B'. A library size other than 'kept' is scaled
+    by one factor so that it sums to the counts kept, since the model's expected counts of a cell sum to its library
+    size. With genes_split the split is written to obs['split'].
     """
-    for name, value in (("unlabelled", unlabelled), ("rare", rare), ("zero_cells", zero_cells)):
-        if value not in ("error", "drop"):
-            raise ConfigError(f"{name}: {value!r} is not allowed.{nearest(value, ('error', 'drop'))}")
-    controls = [control] if isinstance(control, str | int) else [str(label) for label in control]
-    controls = [str(label) for label in controls]
+    controls, separator = list(options.control), options.separator
     if not controls or "" in controls:
-        raise ConfigError(f"control: {control!r} is not allowed; give one or more labels.")
-    genes = _asked(genes)
-    if genes_split is not None and not isinstance(genes, int):
+        raise ConfigError(f"control: {controls!r} is not allowed; give one or more labels.")
+    genes = _asked(options.genes)
+    if options.genes_split is not None and not isinstance(genes, int):
         raise ConfigError(f"genes_split: only with genes: NUMBER is there something to choose, not with {genes!r}.")
 
+    if options.cell_table is not None:
+        obs = _joined(obs, options.cell_table, source)
     for names, kind in ((obs.index, "cell"), (var.index, "gene")):
         if names.has_duplicates:
             twice = names[names.duplicated()].unique()
             raise DataError(f"{source}: {len(twice)} {kind} names occur more than once: {some(twice)}.")
-    kept_obs = _kept_columns(obs, keep_obs, source)
-    rows, condition = _conditions(obs, perturbation_column, controls, separator, unlabelled, source)
-    where = f"{source}: obs column {perturbation_column!r}"
+    kept_obs = _kept_columns(obs, options.keep_obs, source)
+    rows, condition = _conditions(obs, options, source)
+    where = f"{source}: obs column {options.perturbation_column!r}"
     no_label = len(obs) - len(rows)
 
     # A measured size is checked in the cells that count; sums over all genes cost a pass over the file.
     total = None
-    if library_size not in ("kept", "all"):
-        total = _library(obs.iloc[rows], library_size, source)
+    if options.library_size not in ("kept", "all"):
+        total = _library(obs.iloc[rows], options.library_size, source)
 
     chosen_on = rows
-    if genes_split is not None:
-        split = make_split(obs.iloc[rows].assign(condition=condition), separator=separator, **genes_split)
+    if options.genes_split is not None:
+        split = make_split(obs.iloc[rows].assign(condition=condition), separator=separator, **vars(options.genes_split))
         label = split["split"].to_numpy()
         chosen_on = rows[label == "train"]
         kept_obs = kept_obs.rename(columns={"split": "source_split"})
         kept_obs["split"] = pd.Series(label, obs.index[rows]).reindex(obs.index, fill_value="none")
     cols = _columns(data, chosen_on, genes, source)
     kept = data.totals(rows, cols)
-    if library_size == "all":
+    if options.library_size == "all":
         total = kept if len(cols) == len(var) else data.totals(rows, np.arange(len(var)))
 
     zero = kept == 0
-    if zero.any() and zero_cells == "error":
+    if zero.all():
+        raise DataError(f"{data.what}: no cell has counts ({len(rows)} cells with a label, {len(cols)} genes kept).")
+    if zero.any() and options.zero_cells == "error":
         raise DataError(
             f"{data.what} has {int(zero.sum())} cells with zero counts in the {len(cols)} genes kept: "
             f"{some(obs.index[rows[zero]])}. Keep more genes, or set zero_cells: drop."
         )
     sizes = pd.Series(pd.Categorical(condition)[~zero]).value_counts().sort_index()
-    few = sizes[sizes < min_cells]
-    if len(few) and (rare == "error" or controls[0] in few.index):
-        listed = some(f"{name} ({n})" for name, n in few.items())
-        raise DataError(
-            f"{where} has {len(few)} labels with fewer than min_cells = {min_cells} cells: {listed}. "
-            "Lower min_cells, or set rare: drop (the control cannot be dropped)."
-        )
-    rare_cells = np.isin(condition, list(few.index)) & ~zero
+    few = _too_few(sizes, controls[0], options, where)
+    rare_cells = np.isin(condition, few) & ~zero
     keep = ~(rare_cells | zero)
     rows, condition, kept = rows[keep], condition[keep], kept[keep]
     library = kept if total is None else total[keep] * (kept.sum() / total[keep].sum())
-    parameters = {
-        "perturbation_column": perturbation_column,
-        "control": controls,
-        "separator": separator,
-        "counts": counts,
-        "genes": genes,
-        "genes_split": genes_split and dict(genes_split),
-        "library_size": library_size,
-        "min_cells": min_cells,
-        "unlabelled": unlabelled,
-        "rare": rare,
-        "zero_cells": zero_cells,
-    }
+    parameters = asdict(options) | {"genes": genes}
+    for name in ("annotation", "cell_table", "keep_obs"):  # what they hold is in the screen
+        del parameters[name]
     facts = provenance(
         source,
         checksum=checksum,
@@ -209,12 +179,38 @@ def select(
         separator=separator,
         provenance=facts,
         library_size=library,
-        pathway_of=_annotation(annotation) if annotation is not None else None,
+        pathway_of=_annotation(options.annotation) if options.annotation is not None else None,
+        uns={"controls": controls} if len(controls) > 1 else None,
     )
-    if annotation is not None and not (screen.uns["perturbations"]["pathway"] != "").any():
-        raise DataError(f"{annotation}: column 'perturbation' has none of the perturbations in {source}.")
+    if options.annotation is not None and not (screen.uns["perturbations"]["pathway"] != "").any():
+        raise DataError(f"{options.annotation}: column 'perturbation' has none of the perturbations in {source}.")
     log.info("%s: kept %d of %d cells, %d of %d genes", source, len(rows), len(obs), len(cols), len(var))
     return screen, rows, cols
+
+
+def _too_few(sizes: pd.Series, control: str, options: CustomOptions, where: str) -> list[str]:
+    """Conditions with fewer cells than min_cells, to be dropped; DataError where they may not or too little is left."""
+    few = sizes[sizes < options.min_cells]
+    if len(few) and options.rare == "error":
+        listed = some(f"{name} ({n})" for name, n in few.items())
+        raise DataError(
+            f"{where} has {len(few)} labels with fewer than min_cells = {options.min_cells} cells: {listed}. "
+            "Lower min_cells, or set rare: drop (the control cannot be dropped)."
+        )
+    if control in few.index:
+        raise DataError(
+            f"{where} has {few[control]} cells of the control {control!r}, fewer than min_cells = "
+            f"{options.min_cells}; the control cannot be dropped. Lower min_cells."
+        )
+    perturbed = sizes.drop(control)
+    if not len(perturbed):
+        raise DataError(f"{where} has no perturbed cell: every label is the control's.")
+    if len(few) == len(perturbed):
+        raise DataError(
+            f"{where} has no perturbed condition with min_cells = {options.min_cells} cells or more; the largest is "
+            f"{perturbed.idxmax()!r} ({perturbed.max()}). Lower min_cells."
+        )
+    return list(few.index)
 
 
 # ---- counts in a file or in memory ---------------------------------------------------------------------------------
@@ -358,8 +354,11 @@ def _opened(source: str | Path, counts: str, block_bytes: int) -> Iterator[tuple
         raise DataError(f"{source}: no such file.")
     if source.suffix == ".h5ad" and not source.is_dir():
         with open_h5ad(source) as file:
-            x, obs, var = _parts(file, counts, source)
-            data = Counts(x, obs.index, var.index, f"{source}: {counts}", block_bytes)
+            layers = {f"layer:{name}": f"layers/{name}" for name in file.get("layers", ())}
+            places = {"X": "X", **layers, "raw": "raw/X"}
+            place = _named({name: place for name, place in places.items() if place in file}, counts, source)
+            obs, var = (_frame(file[table], source) for table in ("obs", "raw/var" if counts == "raw" else "var"))
+            data = Counts(file[place], obs.index, var.index, f"{source}: {counts}", block_bytes)
             data.check()
             yield data, obs, var
         return
@@ -386,24 +385,13 @@ def _read_10x(source: Path) -> ad.AnnData:
     return adata
 
 
-def _parts(file: h5py.File, counts: str, source: str | Path) -> tuple:
-    """The count matrix in its file, obs, and the var that belongs to it."""
-    layers = list(file["layers"]) if "layers" in file else []
-    if counts == "raw":
-        place, table = "raw/X", "raw/var"
-        if place not in file:
-            raise DataError(f"{source}: counts: 'raw' is asked for, but the file has no raw.")
-    elif counts.startswith("layer:"):
-        place, table = f"layers/{counts.removeprefix('layer:')}", "var"
-        if counts.removeprefix("layer:") not in layers:
-            raise DataError(f"{source}: no layer {counts.removeprefix('layer:')!r}.{nearest(counts[6:], layers)}")
-    elif counts == "X":
-        place, table = "X", "var"
-        if place not in file:
-            raise DataError(f"{source}: the file has no X.{nearest('X', [f'layer:{name}' for name in layers])}")
-    else:
+def _named(places: Mapping[str, Any], counts: str, source: str | Path) -> Any:
+    """The place of the counts among those that are there, by the names that the option `counts` may take."""
+    if counts in places:
+        return places[counts]
+    if counts not in ("X", "raw") and not counts.startswith("layer:"):
         raise ConfigError(f"counts: {counts!r} is not allowed; allowed: 'X', 'layer:NAME', 'raw'.")
-    return file[place], _frame(file["obs"], source), _frame(file[table], source)
+    raise DataError(f"{source}: there is no {counts!r}, where counts are asked for.{nearest(counts, places)}")
 
 
 def _frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
@@ -446,15 +434,14 @@ def _library(obs: pd.DataFrame, name: str, source: str | Path) -> np.ndarray:
     return value
 
 
-def _conditions(
-    obs: pd.DataFrame, column: str, controls: Sequence[str], separator: str, unlabelled: str, source: str | Path
-) -> tuple[np.ndarray, np.ndarray]:
+def _conditions(obs: pd.DataFrame, options: CustomOptions, source: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the cells with a label, and their conditions."""
+    column, controls, separator = options.perturbation_column, options.control, options.separator
     label = _column(obs, column, source)
     where = f"{source}: obs column {column!r}"
     label, missing = label.astype(str).str.strip(), label.isna().to_numpy()
     missing |= (label == "").to_numpy()
-    if missing.any() and unlabelled == "error":
+    if missing.any() and options.unlabelled == "error":
         raise DataError(
             f"{where} has no label in {int(missing.sum())} cells: {some(obs.index[missing])}. "
             "Label them, or set unlabelled: drop."
@@ -472,6 +459,7 @@ def _conditions(
     if controls[0] not in condition:
         raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], sorted(names))}")
 
+    _doubtful(label.value_counts(), split, controls, where)
     if separator and not any(separator in name for name in split):
         log.warning("%s: no label contains the separator %r: there are no combinations", where, separator)
     found = [members(name, separator, controls[0]) for name in set(names.values())]
@@ -483,6 +471,23 @@ def _conditions(
             *(where, len(never), some(never), separator),
         )
     return rows, condition
+
+
+def _doubtful(cells_of: pd.Series, split: Mapping[str, Sequence[str]], controls: Sequence[str], where: str) -> None:
+    """Warn of names that look like a missing label, or like a control but for upper and lower case.
+
+    cells_of: cells of each label; split: the names in each label.
+    """
+    cells: Counter[str] = Counter()
+    for label, n in cells_of.items():
+        if label not in controls:
+            cells.update({name: n for name in set(split[label]) - set(controls)})
+    for alike, what in (
+        (NO_LABEL, "a missing label that was written as text"),
+        ({name.lower() for name in controls}, "a control in other upper and lower case"),
+    ):
+        if found := [f"{name} ({n} cells)" for name, n in sorted(cells.items()) if name.lower() in alike]:
+            log.warning("%s: %s: a perturbation here, but it looks like %s", where, some(found), what)
 
 
 def _canonical(label: str, parts: Sequence[str], separator: str, controls: Sequence[str]) -> str:
