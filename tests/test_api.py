@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -9,14 +11,15 @@ import pytest
 import scipy.sparse as sp
 from small import screen
 
-from samsvae import effects
-from samsvae.api import fit, load
+from samsvae import api, effects
+from samsvae.api import Fitted, fit, load
 from samsvae.data.custom import filter_screen
 from samsvae.data.screen import write_arrays
 from samsvae.data.splits import random_split, write_split
 from samsvae.errors import ConfigError, DataError, SamsvaeError
 from samsvae.fit import fit as fit_files
 from samsvae.settings import ModelConfig, TrainingConfig
+from samsvae.training import train
 from samsvae.zoo import row
 
 SMALL = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}
@@ -57,6 +60,20 @@ def test_the_same_weights_as_by_way_of_files(cells, fitted, tmp_path):
     for name, value in fitted.checkpoint.model.state_dict().items():
         assert (other.model.state_dict()[name] == value).all(), name
     assert len(fitted.history) == 8 and fitted.history["val_loss"].notna().all()
+    # labels of a run of the workflow mean what they meant in its screen
+    assert other.facts == fitted.checkpoint.facts | {"run": "r"}
+    pd.testing.assert_frame_equal(load(out["model"]).effects(["c+a", "none"]), fitted.effects(["c+a", "none"]))
+    assert set(load(out["model"]).sample([], n=2).obs["condition"]) == {"none"}
+
+
+def test_a_file_of_before_that_knows_less_of_its_screen(fitted, tmp_path, caplog):
+    facts = dict(fitted.checkpoint.facts)
+    for name in ("control", "controls", "separator", "training_cells"):
+        del facts[name]
+    Fitted(replace(fitted.checkpoint, facts=facts), fitted.history).save(tmp_path / "old.pt")
+    old = load(tmp_path / "old.pt")
+    np.testing.assert_array_equal(old.effects([["a", "c"]])["effect"], fitted.effects(["a+c"])["effect"])
+    assert set(old.sample([], n=2).obs["condition"]) == {"control"} and not caplog.text
 
 
 def test_the_anndata_is_left_as_it_was(cells):
@@ -123,8 +140,72 @@ def test_a_split_column_and_options_of_the_screen(cells):
         n_latent=2, width=8,
     )  # fmt: skip
     assert found.genes == ("gene1", "gene5")
-    with pytest.raises(DataError, match="mask_probability: the model 'cond_vae' has none"):
+    with pytest.raises(DataError, match=r"mask_probability: the model 'cond_vae' has none\.$"):
         _ = found.mask_probability
+
+
+def test_the_split_that_genes_were_chosen_on_is_trained_on(cells, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(api, "train", lambda net, *parts, **_: seen.update(parts=parts[:2]) or train(net, *parts, **_))
+    cells.obs["split"] = np.resize(["train", "test", "train", "val"], cells.n_obs)
+    how = {**HOW, "layer": "counts", "progress": False, "n_latent": 2, "width": 8, **SHORT}
+    fit(cells, "cond_vae", genes=5, genes_split={"kind": "given"}, zero_cells="drop", **how)
+    for part, name in zip(seen["parts"], ("train", "val"), strict=True):
+        assert part.names.tolist() == cells.obs_names[cells.obs["split"] == name].tolist()
+
+
+@pytest.mark.parametrize("model", ["sams_vae_corr", "cond_vae", "svae_plus"])
+def test_effects_that_no_training_cell_showed_are_said(cells, caplog, tmp_path, model):
+    """The guide is trained on a perturbation's prior alone: its effects look like ordinary ones."""
+    unique = model == "svae_plus"
+    cells.obs["part"] = np.resize(["train", "train", "val"], cells.n_obs)
+    cells.obs.loc[cells.obs["guide"] == "b", "part"] = "val"
+    cells.obs.loc[cells.obs["guide"] == "c+a", "part"] = "none"
+    how = {**HOW, "layer": "counts", "progress": False, **SHORT, **(SMALL if model != "cond_vae" else {})}
+    found = fit(cells, model, split="part", encoding="unique" if unique else "sum", **how)
+    never = ("a+c", "b") if unique else ("b",)  # a combination of what was seen is no such thing
+    assert found.checkpoint.untrained == never
+    assert f"no training cell received {', '.join(map(repr, never))}" in caplog.text
+    found.save(tmp_path / "model.pt")
+    for asked, said in ((["a", "c"], ()), (["a", "b"], ("b",)), (["a+c"], ("a+c",) if unique else ()), (None, never)):
+        caplog.clear()
+        load(tmp_path / "model.pt").effects(asked, draws=2, cells=2)
+        assert len(caplog.records) == bool(said) and all(f"{name!r}" in caplog.text for name in said)
+    caplog.clear()
+    load(tmp_path / "model.pt").sample(["b"], n=2)
+    assert "no training cell received 'b'" in caplog.text
+
+
+def test_a_label_stands_for_one_dosage_alone(cells):
+    how = {**HOW, "layer": "counts", "progress": False, **SMALL, **SHORT, "encoding": "unique"}
+    one = fit(cells, "svae_plus", **how)
+    with pytest.raises(DataError, match=r"\['a', 'c'\] is not allowed: the model reads one perturbation a cell"):
+        one.effects(["a+c", ["a", "c"]])
+    with pytest.raises(DataError, match=r"\['a', 'b'\] is not allowed"):
+        one.sample(["a", "b"])
+    both = fit(cells, "cpa_vae_mf", **how).effects(["a+c", ["a", "c"], ["a+c"]], draws=2)
+    assert both["condition"].drop_duplicates().tolist() == ["a+c", "['a', 'c']"]
+    effect = both["effect"].to_numpy().reshape(3, -1)
+    assert (effect[0] != effect[1]).any() and (effect[0] == effect[2]).all()
+
+
+def test_a_perturbation_is_named_once(fitted):
+    for call in (fitted.sample, lambda condition: fitted.effects([condition])):
+        with pytest.raises(DataError, match=r"\['a', 'c', 'a'\] names 'a' more than once"):
+            call(["a", "c", "a"])
+
+
+def test_an_effect_does_not_depend_on_what_else_is_asked_for(fitted, monkeypatch):
+    """And the draws of one condition alone are held at once."""
+    sizes, drawn = [], effects.effect_draws
+    monkeypatch.setattr(effects, "effect_draws", lambda *a, **k: sizes.append(drawn(*a, **k).shape) or drawn(*a, **k))
+    many = fitted.effects(["b", "a+c", "a"])
+    assert sizes == [(100, 1, 9)] * 3
+    pd.testing.assert_frame_equal(many.iloc[18:].reset_index(drop=True), fitted.effects("a"))
+
+
+def test_what_it_is_in_short(fitted):
+    assert repr(fitted) == "Fitted(sams_vae_corr: 9 genes, 4 perturbations, encoding 'sum')"
 
 
 @pytest.mark.parametrize(
@@ -133,16 +214,25 @@ def test_a_split_column_and_options_of_the_screen(cells):
         ({"model": "sams_vae_cor"}, "Did you mean 'sams_vae_corr'"),
         ({"perturbation": "guides"}, "'guides'.*Did you mean 'guide'"),
         ({"control": "ctrl"}, "has no control cell"),
-        ({"layer": "count"}, "no layer 'count'. Did you mean 'counts'"),
+        ({"layer": "count"}, "no 'layer:count', where counts are asked for. Did you mean 'layer:counts'"),
         ({"layer": None}, "must hold counts"),
         ({"steps": 0}, "steps: 0"),
         ({"stepz": 3}, "'stepz'.*Did you mean 'steps'"),
         ({"encoding": "add"}, "encoding: 'add'"),
         ({"split": "batch"}, "'x'"),
         ({"split": "part"}, "no column 'part'"),
+        ({"device": "cuda"}, r"device: 'cuda' is not allowed \(torch sees no card here\). Allowed: cpu"),
+        ({"device": "gpu"}, "device: 'gpu' is not allowed. Allowed: cpu"),
+        ({"min_cells": "many"}, "min_cells: 'many' is not allowed. Allowed: a whole number"),
+        ({"genes": 1.5}, "genes: 1.5 is not allowed"),
+        ({"genes": 5, "genes_split": {"kindd": "random"}}, "unknown key 'kindd'. Did you mean 'kind'"),
+        ({"genes": 5, "genes_split": {"kind": "random"}, "split": "batch"}, "split and genes_split: give one of them"),
+        ({"keep_obs": "batches"}, "no column 'batches'. Did you mean 'batch'"),
+        ({"separator": 1}, "separator: 1 is not allowed"),
     ],
 )
-def test_errors_name_what_is_meant(cells, changes, said):
+def test_errors_name_what_is_meant(cells, monkeypatch, changes, said):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SamsvaeError, match=said):
         fit(cells, **{"model": "cpa_vae_mf", **HOW, "layer": "counts", "progress": False, **SMALL, **SHORT, **changes})
 
@@ -180,6 +270,11 @@ def test_a_label_means_what_it_meant_in_the_anndata(cells):
         (lambda f: f.effects(cells=0), "cells: 0"),
         (lambda f: f.effects(library=-1.0), "library: -1"),
         (lambda f: f.sample("a", n=0), "n: 0"),
+        (lambda f: f.sample("a", n=1.5), "n: 1.5 .*whole number"),
+        (lambda f: f.effects(draws=1.5), "draws: 1.5 .*whole number"),
+        (lambda f: f.effects(cells=True), "cells: True"),
+        (lambda f: f.effects(library="deep"), "library: 'deep'"),
+        (lambda f: f.effects(level="high"), "level: 'high'"),
     ],
 )
 def test_numbers_that_ask_for_nothing(fitted, call, said):

@@ -22,12 +22,13 @@ import torch
 
 import samsvae
 from samsvae import checkpoint, effects
-from samsvae.checkpoint import Checkpoint
+from samsvae.checkpoint import Checkpoint, screen_facts
 from samsvae.config import CustomOptions, build
 from samsvae.data.batch import cells_of, encode
 from samsvae.data.custom import screen_of
 from samsvae.data.screen import arrays_of
 from samsvae.data.splits import given, random_split
+from samsvae.devices import usable
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.model import Model
 from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
@@ -39,18 +40,24 @@ log = logging.getLogger("samsvae")
 HISTORY = ("step", "epoch", "train_loss", "val_loss")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted:
     """A trained model with its names. A condition is a label ('A', 'A+B', the control) or a list of perturbations.
 
     A label means what it meant in the AnnData: its parts in any order, control labels among them dropped. A list is a
-    dosage: its perturbations are added up, in the unique encoding too.
+    dosage: its perturbations, each once, are added up, in the unique encoding too. Models that read one perturbation a
+    cell (SVAE+, sVAE, iVAE) have no dosage of several. The log warns of perturbations without a training cell.
 
     ``history``: losses by step (step, epoch, train_loss, val_loss), with no rows after ``load``.
     """
 
     checkpoint: Checkpoint
     history: pd.DataFrame
+
+    def __repr__(self) -> str:
+        facts = self.checkpoint.facts
+        sizes = f"{len(self.genes)} genes, {len(self.perturbations)} perturbations"
+        return f"Fitted({facts.get('model', 'no row of the zoo')}: {sizes}, encoding {facts['encoding']!r})"
 
     @property
     def perturbations(self) -> tuple[str, ...]:
@@ -83,38 +90,44 @@ class Fitted:
     ) -> pd.DataFrame:
         """Effects against control with intervals: condition, gene, effect, low, high.
 
+        ``conditions`` are several: ['A', 'B'] asks for A and for B, ['A+B'] or [['A', 'B']] for both in one cell
+        (``sample`` takes one condition, where ['A', 'B'] is that). Default: every perturbation. What a condition gets
+        does not depend on the others that are asked for.
+
         An effect is a difference of means of log2(1 + counts per 10,000). The interval holds ``level`` of the effects
         under ``draws`` of the perturbations' latents from the guide, each from ``cells`` cells; it says what the
         guide does not know of the perturbation, not how well the model fits. A model without such latents (the
-        conditional VAE) has intervals of the error of simulation alone. Default: every perturbation.
+        conditional VAE) has intervals of the error of simulation alone.
         """
-        if not 0.0 < level < 1.0:
-            raise ConfigError(f"level: {level} is not allowed; it must lie inside (0, 1).")
-        _above_nothing(draws=draws, cells=cells, library=library)
+        if not (_number(level) and 0.0 < level < 1.0):
+            raise ConfigError(f"level: {level!r} is not allowed; it must lie inside (0, 1).")
+        _whole(draws=draws, cells=cells)
+        _above_nothing(library=library)
         conditions = [conditions] if isinstance(conditions, str) else conditions
         asked = list(self.perturbations) if conditions is None else list(conditions)
         if not asked:
             raise ConfigError("conditions: none is asked for; give labels or lists of perturbations.")
-        *members, control = self._members([*asked, []])
-        found = effects.effect_draws(
-            self.checkpoint.model, members, against=control, draws=draws, cells=cells, library=library, seed=seed
-        )
-        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return pd.DataFrame(
-            {
-                "condition": np.repeat([self._label(condition) for condition in asked], len(self.genes)),
-                "gene": np.tile(self.genes, len(asked)),
-                "effect": found.mean(0).ravel(),
-                "low": low.ravel(),
-                "high": high.ravel(),
-            }
-        )
+        members = self._members([*asked, []])
+        members, control = members[:-1], members[-1]
+        found = np.empty((3, len(asked), len(self.genes)))
+        how = {"against": control, "draws": draws, "cells": cells, "library": library, "seed": seed}
+        for c in range(len(asked)):  # one by one: the draws of many would not fit into memory
+            drawn = effects.effect_draws(self.checkpoint.model, members[c : c + 1], **how)[:, 0]
+            found[0, c] = drawn.mean(0)
+            found[1:, c] = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        names = {"condition": np.repeat([self._label(condition) for condition in asked], len(self.genes))}
+        names["gene"] = np.tile(self.genes, len(asked))
+        return pd.DataFrame(names | dict(zip(("effect", "low", "high"), found.reshape(3, -1), strict=True)))
 
     def sample(
         self, condition: str | Sequence[str], n: int = 100, *, library: float = 1e4, seed: int = 0
     ) -> ad.AnnData:
-        """``n`` cells that received ``condition`` ([] or the control's label: none), with counts in X (n, G)."""
-        _above_nothing(n=n, library=library)
+        """``n`` cells that received ``condition`` ([] or the control's label: none), with counts in X (n, G).
+
+        One condition: ['A', 'B'] are cells that received both (``effects`` takes several, where it would be two).
+        """
+        _whole(n=n)
+        _above_nothing(library=library)
         x = effects.sample(
             self.checkpoint.model, self._members([condition]), samples=n, library=library, seed=f"{seed}/{condition}"
         )[:, 0]
@@ -128,29 +141,47 @@ class Fitted:
     def _table(self, name: str) -> pd.DataFrame:
         tables = self.checkpoint.model.perturbation_tables()
         if name not in tables:
-            raise DataError(
-                f"{name}: the model {self.checkpoint.facts.get('model')!r} has none.{nearest(name, tables)}"
-            )
+            there = f" It has: {', '.join(tables)}." if tables else ""
+            raise DataError(f"{name}: the model {self.checkpoint.facts.get('model')!r} has none.{there}")
         return pd.DataFrame(tables[name].cpu().numpy(), index=pd.Index(self.perturbations, name="perturbation"))
 
     def _label(self, condition: str | Sequence[str]) -> str:
         if isinstance(condition, str):
             return condition
-        return (self.checkpoint.facts.get("separator") or "+").join(condition) or self._control
+        joined = (self.checkpoint.facts.get("separator") or "+").join(condition) or self._control
+        if len(condition) > 1 and (self._unique or joined in self.perturbations):
+            return str(list(condition))  # the joined label is another dosage: a perturbation of its own
+        return joined
 
     @property
     def _control(self) -> str:
-        return self.checkpoint.facts.get("control", "control")
+        return self.checkpoint.facts.get("control") or "control"
+
+    @property
+    def _unique(self) -> bool:
+        """Whether a combination is a perturbation of its own."""
+        return self.checkpoint.facts["encoding"] == "unique"
 
     def _members(self, conditions: Sequence[str | Sequence[str]]) -> np.ndarray:
         """Rows of the perturbations of each condition (C, P), T where there is none."""
         position = {name: t for t, name in enumerate(self.perturbations)}
         rows = [[self._position(name, position) for name in self._parts(c, position)] for c in conditions]
+        several = [condition for condition, row in zip(conditions, rows, strict=True) if len(row) > 1]
+        if several and self.checkpoint.model.config.effect == "prior_mean":
+            raise DataError(
+                f"condition: {several[0]!r} is not allowed: the model reads one perturbation a cell. A combination "
+                "that it was trained on, which takes the unique encoding, is asked for by its label."
+            )
+        asked = {name for row in rows for name in row}
+        if never := [name for name in self.checkpoint.untrained if position[name] in asked]:
+            log.warning("no training cell received %s, whose effects the model has not learnt", some(never))
         width = max(1, *map(len, rows)) if rows else 1
         return np.array([row + [len(position)] * (width - len(row)) for row in rows]).reshape(-1, width)
 
     def _parts(self, condition: str | Sequence[str], position: dict[str, int]) -> Sequence[str]:
         if not isinstance(condition, str):
+            if twice := sorted({name for name in condition if list(condition).count(name) > 1}):
+                raise DataError(f"condition: {list(condition)!r} names {some(twice)} more than once; name it once.")
             return condition
         separator, controls = self.checkpoint.facts.get("separator"), self.checkpoint.facts.get("controls", [])
         if condition in {self._control, *controls}:
@@ -158,7 +189,7 @@ class Fitted:
         if condition in position or not separator:
             return [condition]
         parts = sorted({part.strip() for part in condition.split(separator)} - {self._control, *controls})
-        if self.checkpoint.facts["encoding"] == "unique":  # a combination is a perturbation of its own
+        if self._unique:
             return [separator.join(parts)]
         return parts
 
@@ -187,17 +218,20 @@ def fit(
     ``perturbation``: the obs column that says what a cell received; ``control``: its label(s) for nothing;
     ``separator``: what joins combinations ('' for none); ``encoding``: ``sum`` adds the parts of a combination up,
     ``unique`` makes it a perturbation of its own. ``layer``: the layer of the counts (default X). ``split``: an obs
-    column of 'train' and 'val' (cells that are 'test' or 'none' are left out); by default 20 % of the cells, at
-    random, are for validation. ``settings``: any of ``ModelConfig`` and ``TrainingConfig``, and of the options of
-    ``samsvae.data.custom`` (``genes``, ``min_cells``, ``zero_cells`` ...). The defaults are the papers': 150,000 steps,
-    far too many for a laptop; pass ``steps``. ``device``: such as 'cuda'; by default a GPU where torch sees one.
-    ``progress``: say on stderr how far it is.
+    column of 'train' and 'val' (cells that are 'test' or 'none' are left out); by default the split of
+    ``genes_split`` where that is among the settings, else 20 % of the cells, at random, are for validation.
+    ``settings``: any of ``ModelConfig`` and ``TrainingConfig``, and of the options of a screen of one's own
+    (``samsvae.config.CustomOptions``: ``genes``, ``min_cells``, ``zero_cells`` ...). The defaults are the papers':
+    150,000 steps, far too many for a laptop; pass ``steps``. ``device``: such as 'cuda'; by default a GPU where torch
+    sees one. ``progress``: say on stderr how far it is.
 
     Nothing is changed in ``adata``. ConfigError and DataError name what does not fit.
     """
     if encoding not in ENCODINGS:
         raise ConfigError(f"encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
     chosen = row(model)
+    if split is not None and settings.get("genes_split") is not None:
+        raise ConfigError("split and genes_split: give one of them; the genes' split is the one that is trained on.")
     homes = [{item.name for item in fields(cls)} for cls in (ModelConfig, TrainingConfig)]
     own = [{key: value for key, value in settings.items() if key in home} for home in homes]
     config = build(ModelConfig, {**chosen.model, **own[0]}, "settings")
@@ -206,7 +240,8 @@ def fit(
     known = {item.name for item in fields(CustomOptions)} - {"perturbation_column", "counts", "cell_table"}
     if unknown := sorted(set(options) - known):
         raise ConfigError(f"{unknown[0]!r} is not a setting.{nearest(unknown[0], sorted(set.union(known, *homes)))}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    split = split if settings.get("genes_split") is None else "split"
 
     with _told(progress):
         screen = screen_of(
@@ -219,13 +254,12 @@ def fit(
         train_cells, val_cells = (cells_of(arrays, parts == name, dosage, device) for name in ("train", "val"))
         net = Model(config, len(arrays.genes), len(dosage.names), seed=training.seed).to(device)
         net.fit_inputs(train_cells)
+        names = screen_facts(arrays, dosage, train_cells)
         result = train(net, train_cells, val_cells, training, genes=arrays.genes)
     facts = {
         "run": model, "model": model, "encoding": encoding, "training": vars(training), "best_step": result.best_step,
-        "validation_loss": result.best_loss, "control": str(screen.uns["control"]), "separator": separator,
-        "controls": [control] if isinstance(control, str | int) else [str(label) for label in control],
-        "samsvae": samsvae.__version__,
-    }  # fmt: skip
+        "validation_loss": result.best_loss, "samsvae": samsvae.__version__,
+    } | names  # fmt: skip
     made = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, facts)
     return Fitted(made, pd.DataFrame(result.history, columns=list(HISTORY)))
 
@@ -235,10 +269,21 @@ def load(path: str | Path, device: str = "cpu") -> Fitted:
     return Fitted(checkpoint.load(path, device), pd.DataFrame(columns=list(HISTORY)))
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def _above_nothing(**numbers: float) -> None:
     for name, value in numbers.items():
-        if not value > 0:
-            raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
+        if not (_number(value) and 0 < value < np.inf):
+            raise ConfigError(f"{name}: {value!r} is not allowed; it must be a number above 0.")
+
+
+def _whole(**numbers: int) -> None:
+    _above_nothing(**numbers)
+    for name, value in numbers.items():
+        if not isinstance(value, int | np.integer):
+            raise ConfigError(f"{name}: {value!r} is not allowed; it must be a whole number.")
 
 
 def _split(screen: ad.AnnData, column: str | None, seed: int) -> np.ndarray:
