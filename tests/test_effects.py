@@ -108,5 +108,11 @@ def test_the_spread_of_draws_is_that_of_the_perturbations_latents():
         for s in (-9.0, -2.0, 0.0)
     ]
     assert spread[0] < 0.3 * spread[1] < 0.3 * spread[2]
+    net = with_spread("cpa_vae_mf", 0.0)
+    whole, kept = (
+        effect_draws(net, members, against=members[-1], draws=7, **more)
+        for more in ({}, {"summary": lambda draws: draws.max(0, keepdims=True)})
+    )
+    assert (whole.max(0, keepdims=True) == kept).all()
     control = effect_draws(with_spread("cpa_vae_mf", 0.0), members[-1:], against=members[-1], draws=5, cells=3)
     assert (control == 0).all()

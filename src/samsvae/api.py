@@ -107,14 +107,15 @@ class Fitted:
         asked = list(self.perturbations) if conditions is None else list(conditions)
         if not asked:
             raise ConfigError("conditions: none is asked for; give labels or lists of perturbations.")
-        members = self._members([*asked, []])
-        members, control = members[:-1], members[-1]
-        found = np.empty((3, len(asked), len(self.genes)))
-        how = {"against": control, "draws": draws, "cells": cells, "library": library, "seed": seed}
-        for c in range(len(asked)):  # one by one: the draws of many would not fit into memory
-            drawn = effects.effect_draws(self.checkpoint.model, members[c : c + 1], **how)[:, 0]
-            found[0, c] = drawn.mean(0)
-            found[1:, c] = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        *members, control = self._members([*asked, []])
+
+        def told(drawn: np.ndarray) -> np.ndarray:
+            return np.stack([drawn.mean(0), *np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)])
+
+        found = effects.effect_draws(
+            self.checkpoint.model, members, against=control, draws=draws, cells=cells, library=library, seed=seed,
+            summary=told,
+        )  # fmt: skip
         names = {"condition": np.repeat([self._label(condition) for condition in asked], len(self.genes))}
         names["gene"] = np.tile(self.genes, len(asked))
         return pd.DataFrame(names | dict(zip(("effect", "low", "high"), found.reshape(3, -1), strict=True)))

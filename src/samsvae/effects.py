@@ -114,26 +114,30 @@ def effect_draws(
     cells: int = 25,
     library: float = 1e4,
     transform: str = "log2",
+    summary: Callable[[np.ndarray], np.ndarray] = lambda draws: draws,
     seed: int = 0,
 ) -> np.ndarray:
     """Effects of conditions under draws of the perturbations' latents from the guide, float32 (S, C, G).
 
     One effect is the mean over ``cells`` of the transformed counts' expectation, minus the same under the dosage
     ``against`` (P,). A condition and what it is held against share the noise of their cells, so that the spread over
-    draws is that of the perturbations' latents and hardly that of cells.
+    draws is that of the perturbations' latents and hardly that of cells. A condition's draws do not depend on the
+    others asked for. ``summary``: what is kept of them, from (S, G) to (s, G).
     """
     device = model.input_mean.device
     streams = Streams(f"{seed}/effect draws", device)
     seeds = [latent.name for latent in model.latents if latent.plate == "cell"]
     common = {name: streams(name, "normal", (draws * cells, 1, model.config.n_latent)) for name in seeds}
 
-    def noise(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
-        return common[name].expand(shape) if name in common else streams(name, kind, shape)
-
     out, expectation = [], _expectation(model, library, transform)
     for row in members:
+        own = Streams(f"{seed}/effect draws", device)
+
+        def noise(name: str, kind: str, shape: tuple[int, ...], own: Streams = own) -> Tensor:
+            return common[name].expand(shape) if name in common else own(name, kind, shape)
+
         batch = dosage_batch(model, np.stack([row, against]), library)
         x = expectation(model.predict(batch, noise, draws * cells, repeats=cells))
         x = x.unflatten(0, (draws, cells)).mean(1)  # (S, 2, G)
-        out.append((x[:, 0] - x[:, 1]).cpu())
-    return torch.stack(out, 1).numpy()
+        out.append(summary((x[:, 0] - x[:, 1]).cpu().numpy()))
+    return np.stack(out, 1)
