@@ -2,11 +2,14 @@
 import dataclasses
 import json
 
+import pandas as pd
+
 from samsvae.config import Study, batches, build, grid_table, run_settings, runs
 from samsvae.devices import notice
 from samsvae.digest import code_of as digest_of
 from samsvae.errors import SamsvaeError, nearest
 from samsvae.job import failed_in
+from samsvae.metrics.selection import shown
 from samsvae.session import CALL, call_of
 
 try:
@@ -315,11 +318,10 @@ def pathway_files(wildcards):
     return run_files(masked, "pathways.tsv") if annotated else []
 
 
-def first_seeds(name, rows):
-    """The runs of some rows with the first seed of each row."""
-    found = selected(name, rows)
-    first = {row: min(run.training.seed for run in found if run.row == row) for row in {run.row for run in found}}
-    return [run for run in found if run.training.seed == first[run.row]]
+def may_be_shown(name, rows):
+    """The runs of some rows that a figure may show, one of each setting: which setting, validation scores will say."""
+    found = {run.id: run for run in selected(name, rows)}
+    return [found[run] for run in shown(pd.DataFrame(grid_table(found.values())))["run"]]
 
 
 def published_screen(name):
@@ -331,20 +333,6 @@ def published_screen(name):
 def norman_runs(name):
     """The runs of the Norman figures: one layer of encoder and decoder."""
     return [run for run in selected(name, BESIDE) if run.model.n_layers == 1]
-
-
-def _most_pairs(run):
-    return -run.split_config.fraction, run.split_config.split_seed
-
-
-def norman_shown(name):
-    """A run per model for the interactions: the first split, most pairs in training; SVAE+ in its unique encoding."""
-    found = {}
-    for run in norman_runs(name):
-        if run.encoding == ("unique" if run.row == "svae_plus" else "sum"):
-            best = found.setdefault(run.row, run)
-            found[run.row] = min(best, run, key=_most_pairs)
-    return list(found.values())
 
 
 def own_screen_file(file):
@@ -362,9 +350,9 @@ def own_screen_file(file):
     return of_split
 
 
-def first_split_file(name, file, runs=None):
-    """A file of the split that the first of some runs reads."""
-    run = next(iter(runs or experiment_runs(name).values()))
+def first_split_file(name, file):
+    """A file of the split that an experiment's first run reads."""
+    run = next(iter(experiment_runs(name).values()))
     return f"<results>/{name}/splits/{run.dataset}/{run.split}/{file}"
 
 

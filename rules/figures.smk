@@ -97,8 +97,8 @@ rule replogle_de:
         grid="<results>/replogle/grid.tsv",
         scores=lambda wildcards: run_files(selected("replogle", BESIDE), "scores.tsv"),
         effects=lambda wildcards: run_files(selected("replogle", [SHOWN]), "effects.h5ad"),
-        tests=lambda wildcards: run_files(first_seeds("replogle", BESIDE), "expression_tests.tsv"),
-        agreement=lambda wildcards: run_files(first_seeds("replogle", BESIDE), "expression_agreement.tsv"),
+        tests=lambda wildcards: run_files(may_be_shown("replogle", BESIDE), "expression_tests.tsv"),
+        agreement=lambda wildcards: run_files(may_be_shown("replogle", BESIDE), "expression_agreement.tsv"),
         data=lambda wildcards: dataset_file("replogle", "expression_tests.tsv"),
         reference=lambda wildcards: first_split_file("replogle", "effects.h5ad"),
         screen=lambda wildcards: dataset_file("replogle", "screen.h5ad"),
@@ -132,8 +132,8 @@ rule norman_ood:
         grid="<results>/norman_ood/grid.tsv",
         scores=lambda wildcards: run_files(norman_runs("norman_ood"), "scores.tsv"),
         baselines=lambda wildcards: split_files("norman_ood", "baselines.tsv"),
-        effects=lambda wildcards: run_files(norman_shown("norman_ood"), "effects.h5ad"),
-        reference=lambda wildcards: first_split_file("norman_ood", "effects.h5ad", norman_shown("norman_ood")),
+        effects=lambda wildcards: run_files(norman_runs("norman_ood"), "effects.h5ad"),
+        references=lambda wildcards: split_files("norman_ood", "effects.h5ad"),
         screen=lambda wildcards: dataset_file("norman_ood", "screen.h5ad"),
         published=RESOURCES / "published/norman_ood.csv",
     output:
@@ -152,7 +152,6 @@ rule norman_ood:
     conda:
         "../envs/samsvae.yaml"
     params:
-        models=lambda wildcards: [run.row for run in norman_shown("norman_ood")],
         comparable=published_screen("norman_ood"),
         code=code_of("norman_ood"),
     script:

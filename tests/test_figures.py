@@ -333,6 +333,26 @@ def test_custom_sorts_perturbations_by_the_best_model():
     assert shown == list(best.sort_values(ascending=False).index)
 
 
+def test_custom_masks_stand_in_the_order_of_the_effects_beside_them_and_say_whose_they_are():
+    mask, _, _, data, model = tables.screen(20)
+    scores = tables.per_condition(data.index)
+
+    def names(mask, **more):
+        found = panels(custom(tables.custom_scores(), data, model, scores, mask_probability=mask, **more))
+        ax = found["mask probability"]
+        shown = [t.get_text() for t in ax.get_yticklabels()]
+        latents, _ = latent_order(mask)
+        assert np.allclose(ax.images[0].get_array(), mask.loc[shown, latents])  # a row is what its name says
+        return ax, shown, [t.get_text() for t in found["effects data"].get_yticklabels()]
+
+    ax, shown, beside = names(mask.iloc[::-1], mask_name="SVAE+")
+    assert shown == beside and ax.get_title(loc="left").endswith("SVAE+")
+    _, shown, beside = names(mask.iloc[3:9])  # combinations have effects, but no row of a mask
+    assert shown == [row for row in beside if row in mask.index[3:9]]
+    _, shown, beside = names(mask.rename(index={mask.index[0]: "other"}))
+    assert sorted(shown) == sorted(["other", *mask.index[1:]])
+
+
 # errors and files
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from samsvae.errors import DataError
-from samsvae.metrics.selection import best_runs, best_settings, chosen, relative_to, summary
+from samsvae.metrics.selection import best_runs, best_settings, chosen, of_best_settings, relative_to, shown, summary
 
 
 def scores():
@@ -109,3 +109,19 @@ def test_summary():
 def test_unknown_metric_is_named():
     with pytest.raises(DataError, match="Did you mean 'iwelbo'"):
         best_settings(scores(), ["model"], metric="iwelb")
+
+
+def test_the_run_shown_is_the_first_seed_of_each_setting_even_where_settings_have_others():
+    runs = pd.DataFrame(
+        [("a1", 0.1, 1), ("a0", 0.1, 0), ("b3", 0.2, 3), ("b2", 0.2, 2), ("c", np.nan, 7)],
+        columns=["run", "mask_prior", "seed"],
+    ).assign(model="sams", method="SAMS-VAE", dataset="d", split_name=list("vwxyz"))
+    assert shown(runs)["run"].tolist() == ["a0", "b2", "c"]
+    assert shown(runs, ["data_seed"])["run"].tolist() == list(runs["run"])  # seeds that are no replicates are settings
+    assert shown(pd.concat([runs, runs]))["run"].tolist() == ["a0", "b2", "c"]  # a score table has many rows of a run
+
+
+def test_scores_of_the_best_settings_need_no_column_of_seeds():
+    """A grid with one seed has no such axis."""
+    table = scores()[scores()["seed"] == 0].drop(columns="seed")
+    assert sorted(of_best_settings(table)["run"].unique()) == ["cpanan0", "sams0.10"]

@@ -11,6 +11,7 @@ from samsvae import panels
 from samsvae.data.screen import assemble, write_screen
 from samsvae.errors import DataError
 from samsvae.metrics.effects import interactions
+from samsvae.metrics.selection import shown
 from samsvae.tables import of_experiments, write, write_h5ad
 
 METHODS = {"sams_vae_corr": "SAMS-VAE", "cpa_vae_corr": "CPA-VAE", "cond_vae": "Conditional VAE", "svae_plus": "SVAE+"}
@@ -64,6 +65,15 @@ def test_a_setting_with_a_seed_that_failed_is_not_shown():
     scores = SCORES[SCORES["run"] != "sams_vae_corr-0.1-1"].copy()  # the seed that is left is the best of all
     scores.loc[(scores["run"] == "sams_vae_corr-0.1-0") & (scores["split"] == "val"), "value"] = -1.0
     assert panels.best_run(scores, "sams_vae_corr") == "sams_vae_corr-0.2-0"
+
+
+def test_a_run_shown_is_among_those_that_rules_ask_for():
+    """Settings of one row with other seeds: whichever is chosen, the run shown is one that the rules may have asked for."""
+    scores = table(seeds(0.1, [-9, -9], [0, 0]), seeds(0.2, [-5, -5, -8, -9], [0] * 4))
+    scores = scores[~scores["run"].isin(["sams_vae_corr-0.2-0", "sams_vae_corr-0.2-1"])]
+    grid = scores[["run", "model", "method", "inference", "mask_prior", "seed", "dataset", "split_name"]]
+    assert panels.best_run(scores, "sams_vae_corr") == "sams_vae_corr-0.2-2"
+    assert set(shown(grid)["run"]) == {"sams_vae_corr-0.1-0", "sams_vae_corr-0.2-2"}
 
 
 def test_files_of_a_run():
@@ -152,18 +162,44 @@ def test_norman_needs_the_reference_of_every_split():
         panels.norman_summary(scores)
 
 
+DATA = np.array([[1.0, 0.0], [5.0, -1.0], [0.0, 0.0], [2.0, 1.0], [7.0, 7.0]])  # A, A+B, A+C, B, C on two genes
+PREDICTED = np.array([[1.0, 1], [2, 2], [9, 9], [1, 2], [9, 9]])
+
+
+def pair_runs():
+    """Scores of a model with two settings and of one with one, at fractions 0 and 1 of two splits."""
+    parts = []
+    for model, encoding, prior, val in (
+        ("cond_vae", "sum", 0.1, -7.0),
+        ("cond_vae", "unique", 0.1, -1.0),
+        ("sams_vae_corr", "sum", 0.1, -9.0),
+        ("sams_vae_corr", "sum", 0.2, -5.0),  # the better
+    ):
+        for split in (1, 0):
+            for fraction in (0.0, 1.0):
+                columns = {"encoding": encoding, "mask_prior": prior, "fraction": fraction, "split_seed": split}
+                run = f"{model}-{encoding}-{prior}-{split}-{fraction:g}"
+                parts.append(rows(model, run, of={("iwelbo", "val"): val, ("iwelbo", "test"): 0.0}, **columns))
+    return table(*parts)
+
+
 @pytest.fixture
 def pairs(tmp_path):
-    """Effects of data and of two models on two genes: A, B, C alone, A+B of the test cells, A+C not."""
+    """Effects of data and of every run: A, B, C alone, A+B of the test cells, A+C not."""
     names, members = ["A", "A+B", "A+C", "B", "C"], np.array([[0, -1], [0, 1], [0, 2], [1, -1], [2, -1]])
-    obs = pd.DataFrame({"n_test": [0, 3, 0, 0, 0], "n_perturbations": [1, 2, 2, 1, 1]}, index=names)
+    obs = pd.DataFrame({"n_train": [5, 0, 5, 5, 5], "n_test": [0, 3, 0, 0, 0]}, index=names)
     var = pd.DataFrame(index=["g1", "g2"])
-    data = np.array([[1.0, 0.0], [5.0, -1.0], [0.0, 0.0], [2.0, 1.0], [7.0, 7.0]])
-    paths = []
-    for number, effect in enumerate((data, np.array([[1.0, 1], [2, 2], [9, 9], [1, 2], [9, 9]]))):
-        matrix = ad.AnnData(effect, obs.copy(), var.copy(), uns={"members": members})
-        write_h5ad(matrix if number == 0 else matrix[::-1, ::-1].copy(), tmp_path / f"{number}.h5ad")
-        paths.append(str(tmp_path / f"{number}.h5ad"))
+    scores = pair_runs()
+    references, files = [], []
+    for split in ("s1", "s0"):
+        references.append(str(tmp_path / "splits" / "d" / split / "effects.h5ad"))
+        own = obs if split == "s1" else obs.assign(n_train=[5, 2, 5, 5, 5])
+        write_h5ad(ad.AnnData(DATA, own.copy(), var.copy(), uns={"members": members}), references[-1])
+    for run in scores["run"].unique():
+        files.append(str(tmp_path / "runs" / run / "effects.h5ad"))
+        best = run in ("cond_vae-sum-0.1-0-1", "sams_vae_corr-sum-0.2-0-1")
+        effect = (PREDICTED if run.startswith("cond") else DATA) if best else 100 * DATA
+        write_h5ad(ad.AnnData(effect, obs.copy(), var.copy())[::-1, ::-1].copy(), files[-1])
     cells = [*names, "ctrl"]
     screen = assemble(
         np.ones((6, 2), int),
@@ -174,29 +210,41 @@ def pairs(tmp_path):
         separator="+",
         provenance={"source": "made"},
     )
-    return paths, screen, tmp_path
+    return (scores, files, references), screen, tmp_path
 
 
 def test_norman_interactions_by_hand(pairs):
-    """A+B: data 5 - (1 + 2) = 2 and -1 - (0 + 1) = -2; model 2 - (1 + 1) = 0 and 2 - (1 + 2) = -1."""
-    (reference, predicted), screen, folder = pairs
+    """A+B: data 5 - (1 + 2) = 2 and -1 - (0 + 1) = -2; model 2 - (1 + 1) = 0 and 2 - (1 + 2) = -1.
+
+    Of each model the setting of best validation, the largest fraction and the first split, whose training has the pair.
+    """
+    inputs, screen, folder = pairs
     write_screen(screen, folder / "screen.h5ad")
-    found = panels.norman_interactions([predicted, reference], ["cond_vae", "vae"], reference, folder / "screen.h5ad")
-    assert found[["model", "pair", "gene", "observed", "predicted"]].to_numpy().tolist() == [
-        ["cond_vae", "A+B", "g1", 2.0, 0.0],
-        ["cond_vae", "A+B", "g2", -2.0, -1.0],
-        ["vae", "A+B", "g1", 2.0, 2.0],
-        ["vae", "A+B", "g2", -2.0, -2.0],
+    found = panels.norman_interactions(*inputs, folder / "screen.h5ad")
+    columns = ["model", "fraction", "pair", "seen", "gene", "observed", "predicted"]
+    assert found[columns].to_numpy().tolist() == [
+        ["cond_vae", 1.0, "A+B", True, "g1", 2.0, 0.0],
+        ["cond_vae", 1.0, "A+B", True, "g2", -2.0, -1.0],
+        ["sams_vae_corr", 1.0, "A+B", True, "g1", 2.0, 2.0],
+        ["sams_vae_corr", 1.0, "A+B", True, "g2", -2.0, -2.0],
     ]
+    assert found["run"].unique().tolist() == ["cond_vae-sum-0.1-0-1", "sams_vae_corr-sum-0.2-0-1"]
     assert "made" not in found
 
 
+def test_norman_interactions_of_one_split_say_that_the_pair_was_not_seen(pairs):
+    (scores, files, references), screen, folder = pairs
+    write_screen(screen, folder / "screen.h5ad")
+    found = panels.norman_interactions(scores[scores["split_seed"] == 1], files, references, folder / "screen.h5ad")
+    assert not found["seen"].any()
+
+
 def test_norman_interactions_beside_what_was_put_into_a_miniature(pairs):
-    (reference, predicted), screen, folder = pairs
+    (scores, files, references), screen, folder = pairs
     made = pd.DataFrame([[0.5, 0.25], [3.0, 4.0]], index=["A+B", "A+C"], columns=["g2", "g1"])
     screen.uns["miniature_truth"] = made
     write_screen(screen, folder / "screen.h5ad")
-    found = panels.norman_interactions([predicted], ["cond_vae"], reference, folder / "screen.h5ad")
+    found = panels.norman_interactions(scores[scores["model"] == "cond_vae"], files, references, folder / "screen.h5ad")
     assert found.set_index("gene")["made"].to_dict() == {"g1": 0.25, "g2": 0.5}
 
 
@@ -265,16 +313,18 @@ def test_histories_are_named_by_their_experiment(tmp_path):
     assert found[["experiment", "run"]].to_numpy().tolist() == [["replogle", "000"], ["norman_ood", "000"]]
 
 
-def test_an_own_screen_shows_the_run_of_best_validation(tmp_path):
-    """Held-out effects alone, and of the baselines those that may be compared."""
-    grid = pd.DataFrame({"run": ["one", "two"], "model": ["cond_vae", "sams_vae_corr"], "seed": [0, 0]})
-    grid = grid.assign(method=["Conditional VAE", "SAMS-VAE"], inference="", dataset="d", split_name="s")
+def test_an_own_screen_shows_the_settings_of_best_validation(tmp_path):
+    """Held-out effects alone, and of the baselines those that may be compared; no run of a setting not chosen."""
+    grid = pd.DataFrame(
+        [("one", "cond_vae", 0.1, 0), ("bad", "sams_vae_corr", 0.2, 0), ("two", "sams_vae_corr", 0.1, 1)],
+        columns=["run", "model", "mask_prior", "seed"],
+    ).assign(method="", inference="", dataset="d", split_name="s")
     obs, var = pd.DataFrame({"n_test": [2, 0]}, index=["A", "B"]), pd.DataFrame(index=["g1", "g2"])
     held_out = np.array([[1.0, 2.0], [np.nan, np.nan]])
     reference = tmp_path / "reference.h5ad"
     write_h5ad(ad.AnnData(np.full((2, 2), 50.0), obs, var, layers={"held_out": held_out}), reference)
     of = {"scores": [], "per_condition": [], "effects": [], "perturbations": []}
-    for run, val, test in (("one", -9.0, -1.0), ("two", -8.0, -99.0)):
+    for run, val, test in (("one", -7.0, -1.0), ("bad", -20.0, -50.0), ("two", -8.0, -99.0)):
         own = {"run": run, "protocol": "published", "metric": "iwelbo"}
         folder = tmp_path / "runs" / run
         write(pd.DataFrame([own | {"split": "val", "value": val}, own | {"split": "test", "value": test}]),
@@ -282,7 +332,7 @@ def test_an_own_screen_shows_the_run_of_best_validation(tmp_path):
         each = {"condition": ["A", "A"], "protocol": ["published", "held-out"], "ate_pearson": [0.9, val], "ate_r2": 0}
         write(pd.DataFrame(each).assign(run=run), folder / "per_condition.tsv")
         write_h5ad(ad.AnnData(np.full((2, 2), val), obs.copy(), var.copy()), folder / "effects.h5ad")
-        obsm = {"mask_probability": np.full((2, 3), 0.25)} if run == "two" else {}
+        obsm = {} if run == "one" else {"mask_probability": np.full((2, 3), val)}
         write_h5ad(ad.AnnData(obs=pd.DataFrame(index=["A", "B"]), obsm=obsm), folder / "perturbations.h5ad")
         for name, files in of.items():
             files.append(str(next(folder.glob(f"{name}.*"))))
@@ -302,12 +352,16 @@ def test_an_own_screen_shows_the_run_of_best_validation(tmp_path):
         grid, of["scores"], of["per_condition"], of["effects"], of["perturbations"], tmp_path / "baselines.tsv",
         tmp_path / "each.tsv", reference, tmp_path / "screen.h5ad",
     )  # fmt: skip
-    assert shown["model_effects"].to_numpy().tolist() == [[-8.0, -8.0]]  # of 'two', whose validation is best
+    # of 'one', whose validation is best; it has no masks: those of 'two', whose setting is its model's best
+    assert shown["model_effects"].to_numpy().tolist() == [[-7.0, -7.0]]
+    assert (shown["mask_probability"] == -8.0).all(None)
+    assert (shown["name"], shown["mask_name"]) == (panels.label("cond_vae"), panels.label("sams_vae_corr"))
     assert shown["data_effects"].to_numpy().tolist() == [[1.0, 2.0]] and shown["data_effects"].index.tolist() == ["A"]
     assert shown["mask_probability"].shape == (2, 3) and shown["pathway"] is None
     assert shown["per_condition"].set_index("model")["value"].to_dict() == {
-        "cond_vae": -9.0, "sams_vae_corr": -8.0, "mean_of_perturbations": 0.2,
+        "cond_vae": -7.0, "sams_vae_corr": -8.0, "mean_of_perturbations": 0.2,
     }  # fmt: skip
+    assert shown["per_condition"]["run"].tolist()[:2] == ["one", "two"]
     likelihood = shown["scores"][shown["scores"]["metric"] == "iwelbo"]
     test = likelihood[likelihood["split"] == "test"].set_index("model")["value"].to_dict()
     assert test == {"cond_vae": -1.0, "sams_vae_corr": -99.0, "intercept_nb": -12.0}

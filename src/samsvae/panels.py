@@ -12,16 +12,13 @@ import pandas as pd
 from samsvae import published
 from samsvae.data.screen import read_uns
 from samsvae.errors import DataError
+from samsvae.figures.norman import core
 from samsvae.figures.replogle_de import overlap_table
 from samsvae.figures.replogle_table1 import build_replogle_table1
 from samsvae.figures.style import look
 from samsvae.metrics.effects import interactions
-from samsvae.metrics.selection import best_settings, chosen, relative_to, summary
+from samsvae.metrics.selection import PLACE, best_settings, of_best_settings, relative_to, shown, summary
 from samsvae.tables import collect_scores, read, read_h5ad
-
-#: Columns of a grid that are no setting to choose by.
-PLACE = ("dataset", "split_name")
-
 
 def models_only(scores: pd.DataFrame) -> pd.DataFrame:
     """The published protocol's scores of models, without the baselines and the columns that name files."""
@@ -36,12 +33,15 @@ def of_table_1(scores: pd.DataFrame) -> pd.DataFrame:
     return rows[published_size] if published_size.any() else rows
 
 
+def shown_runs(scores: pd.DataFrame) -> dict[str, str]:
+    """Model -> its run to show: of the settings that are best on validation data, the first seed."""
+    return shown(of_best_settings(scores)).set_index("model")["run"].to_dict()
+
+
 def best_run(scores: pd.DataFrame, model: str) -> str:
-    """The run of a model to show: of the settings that are best on validation data, the first seed."""
+    """The run of a model that the figures beside Table 1 show."""
     rows = of_table_1(scores)
-    rows = rows[rows["model"] == model]
-    best = chosen(rows, best_settings(rows, ["model"]).drop(columns=["mean", "sd", "n"]))
-    return best.sort_values("seed", kind="stable")["run"].iloc[0] if "seed" in best else best["run"].iloc[0]
+    return shown_runs(rows[rows["model"] == model])[model]
 
 
 def of_run(paths: Iterable[str], run: str) -> str:
@@ -98,8 +98,7 @@ def masks(
     names = short_names(table["gene"].astype(str))
     pathway = table["pathway"].astype(str).rename(names)
     tables = {name: matrix.rename(index=names) for name, matrix in tables.items()}
-    rows = of_table_1(scores)
-    best = chosen(rows, best_settings(rows, ["model"]).drop(columns=["mean", "sd", "n"]))
+    best = of_best_settings(of_table_1(scores))
     runs = best[["model", "run"]].drop_duplicates().set_index("run")["model"]
     found = pd.concat(
         [read(p).assign(model=runs[Path(p).parent.name]) for p in pathways if Path(p).parent.name in runs]
@@ -151,9 +150,9 @@ def expression(
     """Arguments of the DE figure: tests of data and model, effects, overlap of the best run of every model."""
     run = best_run(scores, model)
     data, predicted = read_h5ad(reference), read_h5ad(of_run(effects_files, run))
-    shown = {best_run(scores, name): name for name in models_only(scores)["model"].unique()}
+    models = {best_run(scores, name): name for name in models_only(scores)["model"].unique()}
     overlaps = pd.concat(
-        [read(path).assign(model=shown[name]) for path in agreement if (name := Path(path).parent.name) in shown]
+        [read(path).assign(model=models[name]) for path in agreement if (name := Path(path).parent.name) in models]
     )
     return {
         "data_de": read(data_tests),
@@ -171,14 +170,17 @@ def expression(
 NORMAN_REFERENCE = {"model": "sams_vae_corr", "encoding": "sum", "fraction": 0}
 
 
+def norman_rows(scores: pd.DataFrame) -> pd.DataFrame:
+    """The models' scores, under the settings of each model and encoding that are best over all splits and fractions."""
+    return of_best_settings(models_only(scores), ["model", "encoding"], ["seed", "split_seed", "fraction"])
+
+
 def norman_summary(scores: pd.DataFrame) -> pd.DataFrame:
     """Relative IWELBO and ATE-Pearson of the test cells by model, encoding and fraction: mean and sd over splits.
 
     Of several settings of a model the best on validation data count.
     """
-    rows = models_only(scores)
-    best = best_settings(rows, ["model", "encoding"], over=["split_seed", "fraction"])
-    rows = chosen(rows, best.drop(columns=["mean", "sd", "n"]))
+    rows = norman_rows(scores)
     relative = relative_to(rows, NORMAN_REFERENCE, ["split_seed"])
     base = scores[(scores["protocol"] == "published") & (scores["method"] == "baseline")]
     ate = pd.concat([rows, base], ignore_index=True).query("metric == 'ate_pearson'")
@@ -187,25 +189,34 @@ def norman_summary(scores: pd.DataFrame) -> pd.DataFrame:
     return summary(rows, ["model", "encoding", "fraction", "metric"])
 
 
-def norman_interactions(files: Iterable[str], models: Sequence[str], reference: str, screen: str) -> pd.DataFrame:
-    """Interactions of the test pairs, observed in all cells and predicted: model, pair, gene, observed, predicted.
+def norman_interactions(
+    scores: pd.DataFrame, files: Sequence[str], references: Sequence[str], screen: str
+) -> pd.DataFrame:
+    """Interactions of the test pairs, observed in all cells and predicted by a run of each model.
 
-    An interaction is the effect of a pair minus the sum of its single effects, each side by its own singles. Where
-    the screen is a miniature, ``made`` is what was put in.
+    An interaction is the effect of a pair minus the sum of its single effects, each side by its own singles. The run
+    shown is of the model's best settings, its largest fraction and first split. Columns: model, run, fraction, pair,
+    seen (whether the pair has training cells), gene, observed, predicted, and ``made``, what was put in, where the
+    screen is a miniature. ``references``: the effects of the data for every split.
     """
-    data = read_h5ad(reference)
-    members = np.asarray(data.uns["members"])
-    pairs = (data.obs["n_test"] > 0).to_numpy() & (members >= 0).sum(1).__eq__(2)
-    observed = pd.DataFrame(interactions(data.X, members), data.obs_names, data.var_names)[pairs]
+    place = scores.drop_duplicates("run").set_index("run")["split_name"]
+    rows = core(norman_rows(scores))
+    most = rows["fraction"] == rows.groupby("model")["fraction"].transform("max")
     made = read_uns(screen, "miniature_truth")
     tables = []
-    for path, model in zip(files, models, strict=True):
-        effect = frame(read_h5ad(path)).loc[data.obs_names, data.var_names].to_numpy()
+    for model, run, fraction in shown(rows[most], ["split_seed", "seed"])[["model", "run", "fraction"]].values:
+        data = read_h5ad(of_run(references, place[run]))
+        members = np.asarray(data.uns["members"])
+        pairs = (data.obs["n_test"] > 0).to_numpy() & ((members >= 0).sum(1) == 2)
+        observed = pd.DataFrame(interactions(data.X, members), data.obs_names, data.var_names)[pairs]
+        effect = frame(read_h5ad(of_run(files, run))).loc[data.obs_names, data.var_names].to_numpy()
         predicted = pd.DataFrame(interactions(effect, members), data.obs_names, data.var_names)[pairs]
         table = pd.DataFrame({"observed": observed.stack(), "predicted": predicted.stack()})
         if made is not None:
             table["made"] = made.reindex(index=observed.index, columns=observed.columns).stack()
-        tables.append(table.rename_axis(["pair", "gene"]).reset_index().assign(model=model))
+        table = table.rename_axis(["pair", "gene"]).reset_index()
+        seen = table["pair"].map(data.obs["n_train"] > 0)
+        tables.append(table.assign(model=model, run=run, fraction=fraction, seen=seen))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -223,9 +234,7 @@ def one_setting(scores: pd.DataFrame) -> pd.DataFrame:
     Data seeds are replicates; cells per perturbation are kept apart.
     """
     rows = models_only(scores)
-    by = ["model", *([c] if (c := "cells") in rows else [])]
-    best = best_settings(rows, by, over=["data_seed"])
-    return chosen(rows, best.drop(columns=["mean", "sd", "n"]))
+    return of_best_settings(rows, ["model", *([c] if (c := "cells") in rows else [])], ["seed", "data_seed"])
 
 
 def own_screen(
@@ -239,34 +248,38 @@ def own_screen(
     reference: str,
     screen: str,
 ) -> dict:
-    """Arguments of the figure of an own screen: all held-out, the run of best validation IWELBO shown.
+    """Arguments of the figure of an own screen: all held-out, each model under its best settings on validation data.
 
-    The masks are those of the best run that has some.
+    Effects are of the model of best mean validation IWELBO, masks of the best one that has some; the run of either is
+    its first seed.
     """
     scores = collect_scores(grid, score_files, [], [])
-    means = models_only(scores)
-    best = means[(means["metric"] == "iwelbo") & (means["split"] == "val")].sort_values("value", kind="stable")
-    run, model = best.iloc[-1][["run", "model"]]
-    data, predicted = read_h5ad(reference), read_h5ad(of_run(effects_files, run))
+    best = of_best_settings(models_only(scores))
+    val = best[(best["metric"] == "iwelbo") & (best["split"] == "val")].groupby("model", sort=False)["value"].mean()
+    order, runs = val.sort_values(ascending=False, kind="stable").index, shown_runs(models_only(scores))
+    data, predicted = read_h5ad(reference), read_h5ad(of_run(effects_files, runs[order[0]]))
     base = read(baselines).replace({"metric": {"log_likelihood": "iwelbo"}})
-    names = grid.set_index("run")["model"]
-    each = [read(path).assign(model=names[Path(path).parent.name]) for path in per_condition]
+    of = best.drop_duplicates("run").set_index("run")["model"]
+    each = [read(p).assign(model=of[run], run=run) for p in per_condition if (run := Path(p).parent.name) in of]
     each = pd.concat([*each, read(baseline_conditions)], ignore_index=True)
     each = each[each["protocol"].eq("held-out") & ~each["model"].isin(["train_mean", "additive"])]
     held_out = frame(data, "held_out").dropna()
-    tables = [read_h5ad(of_run(perturbations, name)) for name in reversed(best["run"].tolist())]
-    masked = next((t for t in tables if "mask_probability" in t.obsm), None)
+    tables = ((model, read_h5ad(of_run(perturbations, runs[model]))) for model in order)
+    masked, found = next(((model, t) for model, t in tables if "mask_probability" in t.obsm), (None, None))
     table = read_uns(screen, "perturbations")
     return {
-        "scores": pd.concat([scores, base[base["model"] == "intercept_nb"]], ignore_index=True),
+        "scores": pd.concat(
+            [scores[scores["run"].isin(of.index)], base[base["model"] == "intercept_nb"]], ignore_index=True
+        ),
         "data_effects": held_out,
         "model_effects": frame(predicted).loc[held_out.index, held_out.columns],
-        "per_condition": each.rename(columns={"ate_pearson": "value"})[["model", "condition", "value"]].reset_index(
-            drop=True
-        ),
+        "per_condition": each.rename(columns={"ate_pearson": "value"})[
+            ["model", "run", "condition", "value"]
+        ].reset_index(drop=True),
         "mask_probability": None
         if masked is None
-        else pd.DataFrame(np.asarray(masked.obsm["mask_probability"]), masked.obs_names),
+        else pd.DataFrame(np.asarray(found.obsm["mask_probability"]), found.obs_names),
         "pathway": table["pathway"].astype(str) if (table["pathway"] != "").any() else None,
-        "name": label(model),
+        "name": label(order[0]),
+        "mask_name": "" if masked is None else label(masked),
     }

@@ -11,8 +11,9 @@ with session(snakemake.log[0]):
     from samsvae.tables import collect_scores, read
 
     files, params = snakemake.input, snakemake.params
-    scores = panels.norman_summary(collect_scores(read(files.grid), files.scores, [], files.baselines))
-    found = panels.norman_interactions(files.effects, params.models, files.reference, files.screen)
+    each = collect_scores(read(files.grid), files.scores, [], files.baselines)
+    scores = panels.norman_summary(each)
+    found = panels.norman_interactions(each, files.effects, files.references, files.screen)
     published = panels.norman_published(Path(files.published).parent, "ood", comparable=params.comparable)
     data = {"scores": scores, "interactions": found, "published": panels.or_empty(published)}
     save(norman(scores, found, published, "ood"), snakemake.output.png[:-4], data)

@@ -12,6 +12,7 @@ from samsvae.figures import heatmaps, style
 from samsvae.figures.replogle_masks import latent_order, mask_heatmap
 
 BASELINE = "mean_of_perturbations"
+PROTOCOL = "Held-out protocol: effects of the data from test cells. Settings chosen on validation data."
 
 
 @style.styled
@@ -24,13 +25,15 @@ def custom(
     mask_probability: pd.DataFrame | None = None,
     pathway: pd.Series | None = None,
     name: str = "model",
+    mask_name: str = "mask probability",
 ) -> Figure:
     """Held-out likelihood by model (a), effects by perturbation (b), ATE of data and model (c, d), masks (e).
 
     scores: model, metric, value (and split); the rows ``iwelbo`` (test) are drawn, those of ``intercept_nb`` as a
     line. per_condition: model, condition, value, Pearson's r of a condition's ATE (mean over runs if several; rows
     of other metrics than ``ate_pearson`` are left out); ``mean_of_perturbations`` is the grey line. Effects:
-    conditions x genes; mask_probability: perturbations x latents of the model drawn in d, if it has masks.
+    conditions x genes, of the model called ``name``; mask_probability: perturbations x latents, of that called
+    ``mask_name``, drawn in the order of c where its rows hold them all, and named where they are few.
     """
     scores = style.need(scores, ["model", "metric", "value"], "scores")
     scores = scores[(scores["metric"] == "iwelbo") & (scores.get("split", "test") == "test")]
@@ -39,13 +42,15 @@ def custom(
     style.need_matrix(("data effects", data_effects), ("model effects", model_effects))
     fig = style.figure(10.2, 8.1)
     top, bottom = fig.subfigures(2, 1, height_ratios=[1, 1.4])
+    style.note(fig, PROTOCOL)
     ax_scores, ax_conditions = top.subplots(1, 2, width_ratios=[1, 2.1])
     _likelihood(ax_scores, scores)
     _conditions(ax_conditions, per_condition)
-    if mask_probability is not None and mask_probability.size:
-        bottom, right = bottom.subfigures(1, 2, width_ratios=[2.3, 1])
-        _mask(right, mask_probability, pathway)
-    heatmaps.effects_side_by_side(bottom, data_effects, model_effects, pathway, "cd", name)
+    masked = mask_probability is not None and mask_probability.size > 0
+    left, right = bottom.subfigures(1, 2, width_ratios=[2, 1]) if masked else (bottom, None)
+    rows = heatmaps.effects_side_by_side(left, data_effects, model_effects, pathway, "cd", name)
+    if masked:
+        _mask(right, mask_probability, pathway, rows, mask_name)
     return fig
 
 
@@ -121,12 +126,16 @@ def _conditions(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_title("$\\bf{b}$  effects", loc="left", pad=13)
 
 
-def _mask(fig: Figure, mask: pd.DataFrame, pathway: pd.Series | None) -> None:
+def _mask(fig: Figure, mask: pd.DataFrame, pathway: pd.Series | None, beside: list, name: str) -> None:
+    """Masks, the rows in the order of the heatmaps ``beside`` where all are among theirs, and with their names."""
     ax = fig.subplots()
     ax.set_label("mask probability")
     group = heatmaps.annotated(mask, pathway)
     shown = mask if group is None else mask.loc[group.index]
     latents, active = latent_order(shown)
-    drawn = mask_heatmap(ax, shown.loc[heatmaps.row_order(shown, group), latents], active)
-    style.letter(ax, "e", "mask probability")
-    fig.colorbar(drawn, ax=ax, shrink=0.45, aspect=18, pad=0.02)
+    rows = [row for row in beside if row in shown.index]
+    rows = rows if len(rows) == len(shown) else heatmaps.row_order(shown, group)
+    drawn = mask_heatmap(ax, shown.loc[rows, latents], active)
+    heatmaps.rows_named(ax, rows)
+    style.letter(ax, "e", name)
+    fig.colorbar(drawn, ax=ax, shrink=0.45, aspect=18, pad=0.02).set_label("posterior mask probability")

@@ -142,8 +142,11 @@ def effects_side_by_side(
     pathway: pd.Series | None,
     letters: str,
     name: str = "model",
-) -> None:
-    """ATE heatmaps of data and model: the same order of rows and columns (the data's), the same colour limits."""
+) -> list:
+    """ATE heatmaps of data and model: the same order of rows and columns (the data's), the same colour limits.
+
+    Returns the names of the rows in their order.
+    """
     group = annotated(data, pathway)
     if group is not None:
         data = data.loc[group.index]
@@ -162,6 +165,7 @@ def effects_side_by_side(
         rows_named(axes[0], rows)
     bar = fig.colorbar(drawn, ax=list(axes[-2:]), shrink=0.45, aspect=18, pad=0.02, extend="both")
     bar.set_label("ATE (log2)")
+    return rows
 
 
 def correlations(data: pd.DataFrame, model: pd.DataFrame) -> pd.Series:

@@ -157,6 +157,11 @@ def letter(ax: Axes, text: str, title: str = "") -> None:
     ax.set_title(f"$\\bf{{{text}}}$  {title}" if text else title, loc="left", pad=5)
 
 
+def note(fig: Figure, text: str) -> None:
+    """A short grey line above all panels: the protocol that the figure's numbers follow."""
+    fig.suptitle(text, x=0.008, ha="left", fontsize=7.5, color="#5E5E5E")
+
+
 def keys(models: Iterable[str], kind: str = "marker") -> list:
     """Legend handles of models, as their marker, line or bar."""
     handles = []

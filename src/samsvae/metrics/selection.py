@@ -11,6 +11,9 @@ from samsvae.errors import DataError, nearest, some
 # Columns of a score table that describe a row and are never a hyper-parameter.
 DESCRIPTION = ("experiment", "run", "checkpoint", "method", "inference", "protocol", "metric", "split", "value")
 
+#: Columns of a grid that name files: what they differ by has columns of its own.
+PLACE = ("dataset", "split_name")
+
 
 def best_settings(
     scores: pd.DataFrame,
@@ -25,10 +28,10 @@ def best_settings(
 
     ``settings``: the columns that are chosen among; by default every column that is not in ``by``, ``over``
     or DESCRIPTION. Settings with fewer finished seeds than others of the same row do not take part: a mean of
-    the runs that survived is no fair mean. Of equal means the first setting in sorted order wins. Returns
-    ``by``, ``settings``, mean, sd, n.
+    the runs that survived is no fair mean. A column of ``over`` that the scores lack has one value for all. Of
+    equal means the first setting in sorted order wins. Returns ``by``, ``settings``, mean, sd, n.
     """
-    by, over = list(by), list(over)
+    by, over = list(by), [c for c in over if c in scores]
     table = _of(scores, metric, split)
     settings = [c for c in table if c not in {*by, *over, *DESCRIPTION}] if settings is None else list(settings)
     columns = [*by, *settings]
@@ -49,6 +52,25 @@ def chosen(scores: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
     """The scores (all metrics) of what best_settings or best_runs chose; NaN equals NaN."""
     on = [c for c in best if c in scores and c not in {"metric", "split", "value", "protocol", "experiment"}]
     return scores.merge(best[on].drop_duplicates(), on=on)
+
+
+def of_best_settings(
+    scores: pd.DataFrame, by: Sequence[str] = ("model",), over: Sequence[str] = ("seed",)
+) -> pd.DataFrame:
+    """The scores (all metrics, all seeds) of each row's best settings on validation data: what figures draw."""
+    return chosen(scores, best_settings(scores, by, over).drop(columns=["mean", "sd", "n"]))
+
+
+def shown(runs: pd.DataFrame, over: Sequence[str] = ("seed",)) -> pd.DataFrame:
+    """The run to show of each setting: of those that differ in ``over`` alone, the first in its order.
+
+    ``runs``: scores or a grid, with a column run. One row for each setting, in the order of ``runs``. It is here that
+    rules and figures alike look up which run is shown; which setting is, of_best_settings says.
+    """
+    over = [c for c in over if c in runs]
+    settings = [c for c in runs if c not in {*over, *DESCRIPTION, *PLACE}]
+    each = runs.drop_duplicates("run").reset_index(drop=True)
+    return (each.sort_values(over, kind="stable") if over else each).drop_duplicates(settings).sort_index()
 
 
 def relative_to(
