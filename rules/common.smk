@@ -280,6 +280,15 @@ def run_files(found, file):
     return [f"<results>/{run.experiment}/runs/{run.id}/{file}" for run in found]
 
 
+def table_of(found):
+    """The score table of an experiment, where a figure needs all of its runs: it is brought up to date with the figure.
+
+    A figure of some runs trains no others for the sake of the table.
+    """
+    name = found[0].experiment
+    return [f"<results>/{name}/scores.tsv"] if len(found) == len(RUNS[name]) else []
+
+
 def split_files(name, file):
     """A file of each split of an experiment, once."""
     found = dict.fromkeys((run.dataset, run.split) for run in experiment_runs(name).values())

@@ -36,6 +36,7 @@ rule replogle_masks:
     input:
         grid="<results>/replogle/grid.tsv",
         scores=lambda wildcards: run_files(selected("replogle", masked=True), "scores.tsv"),
+        table=lambda wildcards: table_of(selected("replogle", masked=True)),
         perturbations=lambda wildcards: run_files(selected("replogle", [SHOWN]), "perturbations.h5ad"),
         pathways=lambda wildcards: run_files(selected("replogle", masked=True), "pathways.tsv"),
         screen=lambda wildcards: dataset_file("replogle", "screen.h5ad"),
@@ -67,6 +68,7 @@ rule replogle_effects:
     input:
         grid="<results>/replogle/grid.tsv",
         scores=lambda wildcards: run_files(selected("replogle", [SHOWN]), "scores.tsv"),
+        table=lambda wildcards: table_of(selected("replogle", [SHOWN])),
         effects=lambda wildcards: run_files(selected("replogle", [SHOWN]), "effects.h5ad"),
         reference=lambda wildcards: first_split_file("replogle", "effects.h5ad"),
         screen=lambda wildcards: dataset_file("replogle", "screen.h5ad"),
@@ -96,6 +98,7 @@ rule replogle_de:
     input:
         grid="<results>/replogle/grid.tsv",
         scores=lambda wildcards: run_files(selected("replogle", BESIDE), "scores.tsv"),
+        table=lambda wildcards: table_of(selected("replogle", BESIDE)),
         effects=lambda wildcards: run_files(selected("replogle", [SHOWN]), "effects.h5ad"),
         tests=lambda wildcards: run_files(may_be_shown("replogle", BESIDE), "expression_tests.tsv"),
         agreement=lambda wildcards: run_files(may_be_shown("replogle", BESIDE), "expression_agreement.tsv"),
@@ -131,6 +134,7 @@ rule norman_ood:
     input:
         grid="<results>/norman_ood/grid.tsv",
         scores=lambda wildcards: run_files(norman_runs("norman_ood"), "scores.tsv"),
+        table=lambda wildcards: table_of(norman_runs("norman_ood")),
         baselines=lambda wildcards: split_files("norman_ood", "baselines.tsv"),
         effects=lambda wildcards: run_files(norman_runs("norman_ood"), "effects.h5ad"),
         references=lambda wildcards: split_files("norman_ood", "effects.h5ad"),
@@ -163,6 +167,7 @@ rule norman_efficiency:
     input:
         grid="<results>/norman_efficiency/grid.tsv",
         scores=lambda wildcards: run_files(norman_runs("norman_efficiency"), "scores.tsv"),
+        table=lambda wildcards: table_of(norman_runs("norman_efficiency")),
         baselines=lambda wildcards: split_files("norman_efficiency", "baselines.tsv"),
         published=RESOURCES / "published/norman_data_efficiency.csv",
     output:
@@ -214,12 +219,10 @@ rule simulation_recovery:
 rule custom:
     """Your own screen: held-out likelihood, effects against the data's held-out effects, masks."""
     input:
-        grid="<results>/custom/grid.tsv",
-        scores=lambda wildcards: run_files(selected("custom"), "scores.tsv"),
+        scores="<results>/custom/scores.tsv",
         per_condition=lambda wildcards: run_files(selected("custom"), "per_condition.tsv"),
         effects=lambda wildcards: run_files(selected("custom"), "effects.h5ad"),
         perturbations=lambda wildcards: run_files(selected("custom"), "perturbations.h5ad"),
-        baselines=own_screen_file("baselines.tsv"),
         baseline_conditions=own_screen_file("per_condition.tsv"),
         reference=own_screen_file("effects.h5ad"),
         screen=lambda wildcards: dataset_file("custom", "screen.h5ad"),

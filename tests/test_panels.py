@@ -12,7 +12,7 @@ from samsvae.data.screen import assemble, write_screen
 from samsvae.errors import DataError
 from samsvae.metrics.effects import interactions
 from samsvae.metrics.selection import shown
-from samsvae.tables import of_experiments, write, write_h5ad
+from samsvae.tables import collect_scores, of_experiments, write, write_h5ad
 
 METHODS = {"sams_vae_corr": "SAMS-VAE", "cpa_vae_corr": "CPA-VAE", "cond_vae": "Conditional VAE", "svae_plus": "SVAE+"}
 
@@ -323,12 +323,13 @@ def test_an_own_screen_shows_the_settings_of_best_validation(tmp_path):
     held_out = np.array([[1.0, 2.0], [np.nan, np.nan]])
     reference = tmp_path / "reference.h5ad"
     write_h5ad(ad.AnnData(np.full((2, 2), 50.0), obs, var, layers={"held_out": held_out}), reference)
-    of = {"scores": [], "per_condition": [], "effects": [], "perturbations": []}
+    of, score_files = {"per_condition": [], "effects": [], "perturbations": []}, []
     for run, val, test in (("one", -7.0, -1.0), ("bad", -20.0, -50.0), ("two", -8.0, -99.0)):
         own = {"run": run, "protocol": "published", "metric": "iwelbo"}
         folder = tmp_path / "runs" / run
         write(pd.DataFrame([own | {"split": "val", "value": val}, own | {"split": "test", "value": test}]),
               folder / "scores.tsv")  # fmt: skip
+        score_files.append(folder / "scores.tsv")
         each = {"condition": ["A", "A"], "protocol": ["published", "held-out"], "ate_pearson": [0.9, val], "ate_r2": 0}
         write(pd.DataFrame(each).assign(run=run), folder / "per_condition.tsv")
         write_h5ad(ad.AnnData(np.full((2, 2), val), obs.copy(), var.copy()), folder / "effects.h5ad")
@@ -339,7 +340,7 @@ def test_an_own_screen_shows_the_settings_of_best_validation(tmp_path):
     base = {"protocol": "held-out", "split": "test"}
     write(pd.DataFrame([base | {"model": "intercept_nb", "metric": "log_likelihood", "value": -12.0},
                         base | {"model": "train_mean", "metric": "ate_r2", "value": 0.1}]),
-          tmp_path / "baselines.tsv")  # fmt: skip
+          tmp_path / "d" / "s" / "baselines.tsv")  # fmt: skip
     each = {"condition": "A", "protocol": "held-out", "ate_pearson": [0.1, 0.2], "ate_r2": 0.0}
     write(pd.DataFrame(each).assign(model=["train_mean", "mean_of_perturbations"]), tmp_path / "each.tsv")
     screen = assemble(
@@ -349,8 +350,9 @@ def test_an_own_screen_shows_the_settings_of_best_validation(tmp_path):
     write_screen(screen, tmp_path / "screen.h5ad")
 
     shown = panels.own_screen(
-        grid, of["scores"], of["per_condition"], of["effects"], of["perturbations"], tmp_path / "baselines.tsv",
-        tmp_path / "each.tsv", reference, tmp_path / "screen.h5ad",
+        collect_scores(grid, score_files, [], [tmp_path / "d" / "s" / "baselines.tsv"]),
+        of["per_condition"], of["effects"], of["perturbations"], tmp_path / "each.tsv", reference,
+        tmp_path / "screen.h5ad",
     )  # fmt: skip
     # of 'one', whose validation is best; it has no masks: those of 'two', whose setting is its model's best
     assert shown["model_effects"].to_numpy().tolist() == [[-7.0, -7.0]]

@@ -123,6 +123,39 @@ def test_another_address_is_no_reason_to_fetch_a_source_again(root, tmp_path):
     assert plan == {"download_source": 1}
 
 
+def jobs_of(text: str, rule: str) -> set[str]:
+    """The runs that a dry run has jobs of a rule for."""
+    bodies = re.findall(rf"^rule {rule}:\n((?:    .*\n)+)", text, flags=re.M)
+    return {re.search(r"wildcards: .*run=(\S+)", body).group(1) for body in bodies}
+
+
+def test_a_figure_asks_for_the_first_seed_of_every_setting(root, tmp_path):
+    """Which setting is shown is known after training alone: each has the files that are asked for, whatever its seeds."""
+    config = yaml.safe_load((root / "tests" / "smoke.yaml").read_text())
+    config["settings"]["replogle"]["grid"] = [
+        {"model": "sams_vae_corr", "mask_prior": [0.1], "seed": [0, 1]},
+        {"model": "sams_vae_corr", "mask_prior": [0.2], "seed": [3, 2]},
+        {"model": "sams_vae_mf", "mask_prior": [0.1], "seed": [0]},
+    ]
+    (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(config))
+    text = snakemake(root, tmp_path, "--dry-run", "--", "replogle_de", config=tmp_path / "seeds.yaml")
+    expected = {"sams_vae_corr-alpha0.1-seed0", "sams_vae_corr-alpha0.2-seed2"}
+    assert jobs_of(text, "test_model_expression") == expected
+    assert len(jobs_of(text, "train")) == 4 and "collect" not in planned(text)  # no training for the table's sake
+
+
+def test_a_figure_of_all_runs_brings_the_score_table_up_to_date(root, tmp_path):
+    text = snakemake(root, tmp_path, "--dry-run", "--", "norman_ood", config=root / "tests" / "smoke.yaml")
+    assert planned(text)["collect"] == 1
+    grid = [{"model": "cond_vae", "seed": [0]}]
+    config = {"experiments": ["custom"], "settings": {"custom": {"screen": "custom", "grid": grid}}}
+    config["screens"] = {"custom": {"kind": "custom", "source": {"path": "a.h5ad"}}}
+    (tmp_path / "a.h5ad").touch()
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    plan = planned(snakemake(root, tmp_path, "--dry-run", "--", "custom", config=tmp_path / "own.yaml"))
+    assert plan["collect"] == plan["train"] == plan["custom"] == 1
+
+
 def test_an_unknown_run_is_refused_with_the_nearest(root, tmp_path):
     target = "results/replogle/runs/sams_vae_corr-latents100-alpha0.01-seed7/model.pt"
     text = snakemake(root, tmp_path, "--dry-run", "--", target, ok=False)

@@ -18,7 +18,7 @@ from samsvae.figures.replogle_table1 import build_replogle_table1
 from samsvae.figures.style import look
 from samsvae.metrics.effects import interactions
 from samsvae.metrics.selection import PLACE, best_settings, of_best_settings, relative_to, shown, summary
-from samsvae.tables import collect_scores, read, read_h5ad
+from samsvae.tables import read, read_h5ad
 
 def models_only(scores: pd.DataFrame) -> pd.DataFrame:
     """The published protocol's scores of models, without the baselines and the columns that name files."""
@@ -238,12 +238,10 @@ def one_setting(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def own_screen(
-    grid: pd.DataFrame,
-    score_files: Sequence[str],
+    scores: pd.DataFrame,
     per_condition: Sequence[str],
     effects_files: Sequence[str],
     perturbations: Sequence[str],
-    baselines: str,
     baseline_conditions: str,
     reference: str,
     screen: str,
@@ -253,12 +251,10 @@ def own_screen(
     Effects are of the model of best mean validation IWELBO, masks of the best one that has some; the run of either is
     its first seed.
     """
-    scores = collect_scores(grid, score_files, [], [])
     best = of_best_settings(models_only(scores))
     val = best[(best["metric"] == "iwelbo") & (best["split"] == "val")].groupby("model", sort=False)["value"].mean()
     order, runs = val.sort_values(ascending=False, kind="stable").index, shown_runs(models_only(scores))
     data, predicted = read_h5ad(reference), read_h5ad(of_run(effects_files, runs[order[0]]))
-    base = read(baselines).replace({"metric": {"log_likelihood": "iwelbo"}})
     of = best.drop_duplicates("run").set_index("run")["model"]
     each = [read(p).assign(model=of[run], run=run) for p in per_condition if (run := Path(p).parent.name) in of]
     each = pd.concat([*each, read(baseline_conditions)], ignore_index=True)
@@ -267,10 +263,9 @@ def own_screen(
     tables = ((model, read_h5ad(of_run(perturbations, runs[model]))) for model in order)
     masked, found = next(((model, t) for model, t in tables if "mask_probability" in t.obsm), (None, None))
     table = read_uns(screen, "perturbations")
+    drawn = scores[scores["run"].isin([*of.index, "intercept_nb"])]
     return {
-        "scores": pd.concat(
-            [scores[scores["run"].isin(of.index)], base[base["model"] == "intercept_nb"]], ignore_index=True
-        ),
+        "scores": drawn.replace({"metric": {"log_likelihood": "iwelbo"}}).reset_index(drop=True),
         "data_effects": held_out,
         "model_effects": frame(predicted).loc[held_out.index, held_out.columns],
         "per_condition": each.rename(columns={"ate_pearson": "value"})[

@@ -9,8 +9,8 @@ with session(snakemake.log[0]):
     from samsvae.tables import read
 
     files = dict(snakemake.input.items())
-    files["score_files"], files["effects_files"] = files.pop("scores"), files.pop("effects")
-    shown = panels.own_screen(read(files.pop("grid")), **files)
+    files["effects_files"] = files.pop("effects")
+    shown = panels.own_screen(read(files.pop("scores")), **files)
     data = {name: shown[name] for name in ("scores", "per_condition")}
     data |= {"data": shown["data_effects"], "model": shown["model_effects"]}
     data["masks"] = panels.or_empty(shown["mask_probability"])
