@@ -145,7 +145,7 @@ rule norman_ood:
             "<results>/figures/norman_ood.png",
             caption="../workflow/report/norman_ood.rst",
             category="2 Norman",
-            labels={"figure": "Unseen pairs", "as": "picture"},
+            labels={"figure": "Pairs, unseen and seen", "as": "picture"},
         ),
         pdf="<results>/figures/norman_ood.pdf",
         scores="<results>/figures/norman_ood.scores.tsv",
@@ -252,7 +252,8 @@ rule custom:
 rule training_curves:
     """Validation loss of every run against the step, one panel per experiment."""
     input:
-        expand("<results>/{experiment}/histories.tsv", experiment=STUDY.experiments),
+        histories=expand("<results>/{experiment}/histories.tsv", experiment=STUDY.experiments),
+        grids=expand("<results>/{experiment}/grid.tsv", experiment=STUDY.experiments),
     output:
         png=report(
             "<results>/figures/training_curves.png",

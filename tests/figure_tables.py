@@ -137,7 +137,7 @@ def interactions(pairs=33, genes=60, seed=0):
     for i, (model, _) in enumerate(NORMAN):
         predicted = 0.5 * observed * (1 - 0.25 * i) + rng.normal(0, 0.08, observed.shape)
         long = pd.DataFrame({"model": model, "pair": np.repeat([f"p{i}" for i in range(pairs)], genes)})
-        long = long.assign(gene=np.tile([f"g{g}" for g in range(genes)], pairs))
+        long = long.assign(gene=np.tile([f"g{g}" for g in range(genes)], pairs), fraction=1.0, seen=True)
         tables.append(long.assign(observed=observed.ravel(), predicted=predicted.ravel()))
     return pd.concat(tables, ignore_index=True)
 

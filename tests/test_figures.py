@@ -172,6 +172,14 @@ def test_effects_of_data_and_model_share_order_and_limits():
     assert np.array_equal(np.asarray(right.get_array()).ravel()[drawn], model.to_numpy().ravel()[flat])
 
 
+def test_effects_say_how_many_perturbations_each_panel_shows():
+    *_, pathway, data, model = tables.screen(unannotated=5)
+    found = panels(replogle_effects(data, model, pathway))
+    assert found["effects data"].get_xlabel() == "45 with a pathway × 120 genes"
+    assert "all 50 perturbations" in found["agreement"].get_title(loc="left")
+    assert "50 perturbations (median" in found["per perturbation"].get_title(loc="left")
+
+
 def test_agreement_prints_pearson():
     *_, data, model = tables.screen()
     fig = replogle_effects(data, model)
@@ -213,6 +221,15 @@ def test_table1_of_single_runs_has_no_seed_interval(numbers):
     table = build_replogle_table1(scores, best_settings(scores, ["model"]), published.replogle_table1(numbers))
     assert table["inside_seed_interval_test_iwelbo"].isna().all() and table["test_iwelbo_sd"].isna().all()
     replogle_table1(table)
+
+
+def test_table1_has_no_difference_where_nothing_may_be_compared(table1, numbers):
+    scores = tables.replogle_scores()
+    best, theirs = best_settings(scores, ["model"]), published.replogle_table1(numbers)
+    table = build_replogle_table1(scores, best, theirs, comparable=False)
+    empty = [c for c in table if c.startswith(("difference", "inside"))]
+    assert len(empty) == 6 and table[empty].isna().all(None) and table1[empty].notna().any().all()
+    pd.testing.assert_frame_equal(table.drop(columns=empty), table1.drop(columns=empty))
 
 
 def test_table1_figure_keeps_the_order_and_says_when_nothing_may_be_compared(table1):
@@ -264,6 +281,35 @@ def test_norman_interaction_correlations():
     assert f"r = {r:.3f}" in [t.get_text() for t in panels(fig)["interaction cpa_vae_corr"].texts]
 
 
+def test_norman_interactions_say_whether_their_pairs_were_in_training():
+    pairs = tables.interactions().replace({"fraction": {1.0: 0.75}})
+    pairs.loc[pairs["model"] == "cond_vae", "seen"] = False
+    pairs.loc[pairs["model"] == "svae_plus", "seen"] = pairs["pair"].isin(["p0", "p1"])
+    found = panels(norman(tables.norman_summary(), pairs))
+    said = {model: found[f"interaction {model}"].get_title(loc="left").split("\n")[1] for model in pairs["model"].unique()}
+    assert said["cond_vae"] == "fraction 0.75: no pair seen"
+    assert said["sams_vae_corr"] == "fraction 0.75: all pairs seen"
+    assert said["svae_plus"] == "fraction 0.75: 2 of 33 pairs seen"
+
+
+def test_norman_marks_the_reference_whose_bar_has_no_height():
+    summary = tables.norman_summary()
+    at = (summary["model"] == "sams_vae_corr") & (summary["fraction"] == 0) & (summary["metric"] == "iwelbo_relative")
+    summary.loc[at, ["mean", "sd"]] = 0.0
+    ax = panels(norman(summary))["iwelbo_relative"]
+    marks = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert len(marks) == 1 and marks[0].get_color() == style.look("sams_vae_corr").colour
+    (bar,) = [bar for bar in ax.patches if bar.get_height() == 0]
+    assert marks[0].get_xdata()[0] == pytest.approx(bar.get_x() + bar.get_width() / 2)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"custom_plain", "replogle_masks_plain"}))
+def test_every_figure_says_which_protocol_it_follows(name, table1):
+    said = " ".join(t.get_text() for t in texts(draw(name, table1))).lower()
+    kind = "held-out protocol" if name == "custom" else "published protocol"
+    assert kind in said or (name == "training_curves" and "protocol" in said)
+
+
 def test_mask_of_ones_line():
     """Of masks drawn as in simulation.md; the line is the F1 that all ones has there."""
     rng = np.random.default_rng(0)
@@ -286,6 +332,12 @@ def test_simulation_draws_the_primary_rule_only():
         assert ax.get_ylim() == panels(same)[label].get_ylim()
 
 
+def test_simulation_panels_name_units_matching_rule_and_kind_of_mcc():
+    found = panels(draw("simulation_recovery", None))
+    for label, said in {"mask_recall/true-positives": "true positives", "mcc_pearson": "Pearson", "iwelbo": "nats"}.items():
+        assert said in found[f"sams {label}"].get_ylabel() and said in found[f"svae {label}"].get_xlabel()
+
+
 def test_training_curves_limits_are_robust():
     """A first value of 5,000 above the rest must not flatten the curves; all runs are drawn."""
     histories = tables.histories(seeds=2)
@@ -295,6 +347,17 @@ def test_training_curves_limits_are_robust():
     low, high = ax.get_ylim()
     assert low < part["val_loss"].min() and high < part["val_loss"].median() + 400
     assert sum(len(c.get_segments()) for c in ax.collections) == part["run"].nunique()
+
+
+def test_training_curves_tell_amounts_of_data_apart():
+    histories = tables.histories(seeds=2).query("model == 'cond_vae' and experiment == 'norman_ood'")
+    amount = histories["run"].str[-1].map({"0": "fraction 0", "1": "fraction 1"})
+    ax = panels(training_curves(histories.assign(amount=amount)))["norman_ood"]
+    assert ax.get_title(loc="left").startswith("norman_ood")
+    (pale, full) = ax.collections[0].get_colors()[:, :3]
+    assert (pale > full).all() or (pale.sum() > full.sum() and (pale >= full).all())
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["fraction 0", "fraction 1"]
+    assert panels(training_curves(histories))["norman_ood"].get_legend() is None
 
 
 def test_de_colours_and_default_conditions():
@@ -314,6 +377,28 @@ def test_de_colours_and_default_conditions():
     assert counts[chosen[0]] in drawn.values() and sum(drawn.values()) == data.shape[1]
     with pytest.raises(DataError, match="no condition 'nobody'"):
         replogle_de(de, data, model, tables.overlap(data.index), conditions=["nobody"])
+
+
+def test_de_names_of_genes_stay_clear_of_the_axis_and_of_the_points():
+    *_, data, model = tables.screen()
+    data = data.rename(columns={g: f"SYM{i}_ENSG00000{i}" for i, g in enumerate(data.columns)})
+    model.columns = data.columns
+    de, _ = tables.de_tables(data, model)
+    fig = replogle_de(de, data, model, tables.overlap(data.index[:8]))
+    fig.canvas.draw()
+    found = panels(fig)
+    for label, ax in found.items():
+        if label.startswith("volcano"):
+            left, right = ax.bbox.x0 + 1, ax.bbox.x1 - 1
+            named = [t for t in ax.texts if t.get_text().startswith("SYM")]
+            assert named and not any("ENSG" in t.get_text() or "…" in t.get_text() for t in named)
+            for text in named:
+                box = text.get_window_extent()
+                box = super(type(text), text).get_window_extent()  # without its line
+                assert left < box.x0 and box.x1 < right
+                point = ax.transData.transform(text.xy)[0]
+                assert box.x1 < point or box.x0 > point
+    assert "mean and quartiles over\n8 perturbations" == found["overlap"].get_xlabel()
 
 
 def test_overlap_table_of_agreement():

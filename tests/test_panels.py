@@ -313,6 +313,23 @@ def test_histories_are_named_by_their_experiment(tmp_path):
     assert found[["experiment", "run"]].to_numpy().tolist() == [["replogle", "000"], ["norman_ood", "000"]]
 
 
+def test_curves_say_how_much_data_a_run_saw_where_runs_differ(tmp_path):
+    runs = {"norman_ood": {"fraction": [1, 0.25]}, "simulation_sams": {"cells": [30, 30]}, "replogle": {"seed": [0, 1]}}
+    for name, axis in runs.items():
+        write(pd.DataFrame({"run": ["a", "b"], **axis}), tmp_path / name / "grid.tsv")
+        history = {"run": ["a", "a", "b"], "step": [1, 2, 1], "val_loss": 2.0}
+        write(pd.DataFrame(history), tmp_path / name / "histories.tsv")
+    found = panels.curves(*([tmp_path / name / file for name in runs] for file in ("histories.tsv", "grid.tsv")))
+    columns = ["experiment", "run", "step", "amount"]
+    assert found[columns].to_numpy().tolist()[:4] == [
+        ["norman_ood", "b", 1, "fraction 0.25"],  # least first
+        ["norman_ood", "a", 1, "fraction 1"],
+        ["norman_ood", "a", 2, "fraction 1"],
+        ["simulation_sams", "a", 1, ""],
+    ]
+    assert len(found) == 9 and set(found.loc[found["experiment"] != "norman_ood", "amount"]) == {""}
+
+
 def test_an_own_screen_shows_the_settings_of_best_validation(tmp_path):
     """Held-out effects alone, and of the baselines those that may be compared; no run of a setting not chosen."""
     grid = pd.DataFrame(

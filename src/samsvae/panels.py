@@ -18,7 +18,7 @@ from samsvae.figures.replogle_table1 import build_replogle_table1
 from samsvae.figures.style import look
 from samsvae.metrics.effects import interactions
 from samsvae.metrics.selection import PLACE, best_settings, of_best_settings, relative_to, shown, summary
-from samsvae.tables import read, read_h5ad
+from samsvae.tables import of_experiments, read, read_h5ad
 
 def models_only(scores: pd.DataFrame) -> pd.DataFrame:
     """The published protocol's scores of models, without the baselines and the columns that name files."""
@@ -77,10 +77,14 @@ def label(model: str) -> str:
 # ---- Replogle ------------------------------------------------------------------------------------------------------
 
 
-def replogle_table1(scores: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
-    """Table 1: chosen settings, our means and sds over seeds, the published numbers beside them."""
+def replogle_table1(scores: pd.DataFrame, folder: str | Path, *, comparable: bool) -> pd.DataFrame:
+    """Table 1: chosen settings, our means and sds over seeds, the published numbers beside them.
+
+    ``comparable``: whether the screen is the published one, so that there are differences to print.
+    """
     rows = of_table_1(scores)
-    return build_replogle_table1(rows, best_settings(rows, ["model"]), published.replogle_table1(folder))
+    best = best_settings(rows, ["model"])
+    return build_replogle_table1(rows, best, published.replogle_table1(folder), comparable=comparable)
 
 
 def masks(
@@ -235,6 +239,23 @@ def one_setting(scores: pd.DataFrame) -> pd.DataFrame:
     """
     rows = models_only(scores)
     return of_best_settings(rows, ["model", *([c] if (c := "cells") in rows else [])], ["seed", "data_seed"])
+
+
+#: Axes that say how much data a run saw, with the word for one of their values.
+AMOUNTS = {"fraction": "fraction {:g}", "cells": "{:g} cells each"}
+
+
+def curves(histories: Iterable[str], grids: Iterable[str]) -> pd.DataFrame:
+    """The histories of experiments, with ``amount``: how much data a run saw, where that differs; least first."""
+    tables = []
+    for history, grid in zip(histories, grids, strict=True):
+        table, runs = of_experiments([history]), read(grid).set_index("run")
+        axis = next((name for name in AMOUNTS if name in runs and runs[name].nunique() > 1), None)
+        if axis is not None:
+            table = table.assign(order=table["run"].map(runs[axis])).sort_values("order", kind="stable")
+            table["amount"] = table.pop("order").map(AMOUNTS[axis].format)
+        tables.append(table if axis else table.assign(amount=""))
+    return pd.concat(tables, ignore_index=True)
 
 
 def own_screen(

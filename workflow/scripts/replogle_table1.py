@@ -10,5 +10,6 @@ with session(snakemake.log[0]):
     from samsvae.figures.style import save
     from samsvae.tables import read
 
-    table = panels.replogle_table1(read(snakemake.input.scores), Path(snakemake.input.published).parent)
-    save(replogle_table1(table, comparable=snakemake.params.comparable), snakemake.output.png[:-4], {"": table})
+    comparable, folder = snakemake.params.comparable, Path(snakemake.input.published).parent
+    table = panels.replogle_table1(read(snakemake.input.scores), folder, comparable=comparable)
+    save(replogle_table1(table, comparable=comparable), snakemake.output.png[:-4], {"": table})

@@ -3,9 +3,9 @@
 from samsvae.session import session
 
 with session(snakemake.log[0]):
+    from samsvae import panels
     from samsvae.figures.style import save
     from samsvae.figures.training_curves import training_curves
-    from samsvae.tables import of_experiments
 
-    histories = of_experiments(snakemake.input)
+    histories = panels.curves(snakemake.input.histories, snakemake.input.grids)
     save(training_curves(histories), snakemake.output.png[:-4], {"": histories})

@@ -147,8 +147,9 @@ def effects_side_by_side(
 
     Returns the names of the rows in their order.
     """
-    group = annotated(data, pathway)
+    group, kind = annotated(data, pathway), "perturbations"
     if group is not None:
+        kind = kind if len(group) == len(data) else "with a pathway"
         data = data.loc[group.index]
     rows, columns = row_order(data, group), data.columns[cluster(data.to_numpy().T)]
     limit = limit_of(data)
@@ -158,7 +159,7 @@ def effects_side_by_side(
         axes[0].set_label("pathways")
     for ax, tag, matrix, title in zip(axes[-2:], letters, (data, model), ("data", name), strict=True):
         drawn = image(ax, matrix.loc[rows, columns], limit=limit)
-        ax.set_xlabel(f"{len(rows):,} perturbations × {len(columns):,} genes")
+        ax.set_xlabel(f"{len(rows):,} {kind} × {len(columns):,} genes")
         ax.set_label(f"effects {title}")
         style.letter(ax, tag, title)
     if group is None:

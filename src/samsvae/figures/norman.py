@@ -17,6 +17,10 @@ METRICS = {
     "iwelbo_relative": "test IWELBO relative to SAMS-VAE\n(corr. $z_b$, $E$) at 0 (nats per cell)",
     "ate_pearson": "ATE-Pearson of test pairs",
 }
+NOTE = (
+    "Published protocol: effects of the data from all cells. Bars: mean ± sd over split seeds; settings chosen on "
+    "validation data."
+)
 TASKS = {
     "ood": "fraction of all pairs seen in training",
     "efficiency": "fraction of the pairs' training cells seen",
@@ -46,8 +50,9 @@ def norman(
 
     scores_summary: model, fraction, metric (iwelbo_relative, ate_pearson), mean, sd over split seeds; where it
     has the columns split and encoding, the test rows of one encoding are drawn (core). Baselines (additive,
-    mean_of_perturbations, ...) are lines in b. interactions: model, pair, gene, observed, predicted (pair minus
-    additive effect); a panel per model. published: published.norman, drawn as hollow markers.
+    mean_of_perturbations, ...) are lines in b. interactions: model, fraction, pair, seen, gene, observed, predicted
+    (pair minus additive effect); a panel per model, whose title says how many of its pairs were in training.
+    published: published.norman, drawn as hollow markers. Bars of no height, such as the reference of a, are marked.
     """
     if task not in TASKS:
         raise DataError(f"Norman figure: no task {task!r}.{nearest(task, TASKS)}")
@@ -58,7 +63,8 @@ def norman(
     pairs = None if interactions is None else _interactions(interactions)
     panels = [] if pairs is None else style.models_in(pairs["model"])
 
-    fig = style.figure(9.6, 3.7 if not panels else 6.3)
+    fig = style.figure(9.6, 3.9 if not panels else 6.6)
+    style.note(fig, NOTE)
     top, bottom = fig.subfigures(2, 1, height_ratios=[1.3, 1]) if panels else (fig, None)
     axes = top.subplots(1, 2)
     for ax, tag, (metric, label) in zip(axes, "ab", METRICS.items(), strict=True):
@@ -98,6 +104,9 @@ def _bars(
         x = rows["fraction"].map(place) + off
         ax.bar(x, rows["mean"], width * 0.94, color=o.colour, hatch=o.hatch, edgecolor="white", linewidth=0)
         ax.errorbar(x, rows["mean"], rows["sd"].fillna(0), fmt="none", ecolor=style.INK, elinewidth=0.9)
+        for at in x[rows["mean"] == 0]:  # a bar that cannot be seen is not one that is missing
+            ax.plot(at, 0, "o", color=o.colour, mec=style.INK, mew=0.5, zorder=4)
+            ax.annotate("0", (at, 0), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         if published is not None:
             of = published[(published["model"] == model) & (published["metric"] == metric)]
             of = of[of["fraction"].isin(fractions)]
@@ -114,8 +123,16 @@ def _bars(
 
 
 def _interactions(table: pd.DataFrame) -> pd.DataFrame:
-    table = style.need(table, ["model", "pair", "gene", "observed", "predicted"], "interactions")
+    columns = ["model", "fraction", "pair", "seen", "gene", "observed", "predicted"]
+    table = style.need(table, columns, "interactions")
     return style.need(table.dropna(subset=["observed", "predicted"]), [], "interactions (without NaN)")
+
+
+def _seen(table: pd.DataFrame) -> str:
+    """The fraction of a run, and how many of its pairs were in training."""
+    seen = table.drop_duplicates("pair")["seen"]
+    how = {0: "no pair", len(seen): "all pairs"}.get(int(seen.sum()), f"{int(seen.sum())} of {len(seen)} pairs")
+    return f"fraction {table['fraction'].iloc[0]:g}: {how} seen"
 
 
 def _foretold(fig: Figure, table: pd.DataFrame, models: Sequence[str]) -> None:
@@ -133,7 +150,7 @@ def _foretold(fig: Figure, table: pd.DataFrame, models: Sequence[str]) -> None:
             ylabel="",
             limit=limit,
         )
-        style.letter(ax, tag, style.look(model).label)
+        style.letter(ax, tag, f"{style.look(model).label}\n{_seen(rows)}")
     axes[0].set_ylabel("predicted interaction (log2)")
     top = max(ax.hexagons.norm.vmax for ax in axes)
     for ax in axes:

@@ -16,6 +16,7 @@ from samsvae.figures import style
 ALPHA = 0.05  # of padj
 COLOURS = {"no": "#C9C9C9", "data": "#2B6FA8", "both": "#5B2A86", "model": "#D8A13A"}
 NAMED = 6  # genes named in a panel
+NOTE = "Published protocol: tests and effects of the data from all cells. Settings chosen on validation data, first seed."
 
 
 def overlap_table(agreement: pd.DataFrame, *, test: str = "wilcoxon") -> pd.DataFrame:
@@ -68,7 +69,8 @@ def replogle_de(
     if not 1 <= len(conditions) <= 4:
         raise DataError(f"DE figure: {len(conditions)} conditions were chosen; 1 to 4 fit.")
 
-    fig = style.figure(2.35 * len(conditions) + 3.0, 5.3)
+    fig = style.figure(2.35 * len(conditions) + 3.0, 5.5)
+    style.note(fig, NOTE)
     left, right = fig.subfigures(1, 2, width_ratios=[2.35 * len(conditions), 3.0])
     axes = left.subplots(2, len(conditions), squeeze=False)
     for j, condition in enumerate(conditions):
@@ -156,9 +158,10 @@ def _name_genes(ax: Axes, x: pd.Series, y: pd.Series, table: pd.DataFrame) -> No
         at = top
         for gene in names:
             at = min(at - step, y[gene])
-            edge = ax.get_xlim()[side > 0]
+            edge = 0.97 * ax.get_xlim()[side > 0]  # clear of the axis
+            symbol = gene.partition("_ENSG")[0]  # a symbol that several genes have is followed by the gene's own id
             ax.annotate(
-                gene if len(gene) <= 12 else f"{gene[:11]}…",
+                symbol if len(symbol) <= 10 else f"{symbol[:9]}…",
                 (x[gene], y[gene]),
                 (edge, at),
                 fontsize=7,
@@ -192,8 +195,10 @@ def _overlap(fig: Figure, overlap: pd.DataFrame, genes: int, tag: str) -> None:
         ax.hlines(min(k / genes, 1), i - 0.45, i + 0.45, color=style.INK, lw=0.8, ls=(0, (4, 2)))
     ax.set_xticks(range(len(ks)), [f"top {k}" for k in ks])
     ax.tick_params(axis="x", length=0)
-    ax.set(ylim=(0, 1.02), xlim=(-0.55, len(ks) - 0.45), ylabel="overlap of DE genes, data and model")
     n = overlap["condition"].nunique()
+    spread = f"mean and quartiles over\n{n:,} perturbations" if n > 1 else "1 perturbation"
+    ax.set(ylim=(0, 1.02), xlim=(-0.55, len(ks) - 0.45), xlabel=spread)
+    ax.set_ylabel("share of the data's top genes among the model's")
     chance = Line2D([], [], color=style.INK, lw=0.8, ls=(0, (4, 2)), label="chance")
     fig.legend(handles=[*style.keys(models), chance], loc="outside lower center", ncols=1)
-    style.letter(ax, tag, f"{n} perturbation{'s' * (n > 1)} (quartiles)")
+    style.letter(ax, tag, "overlap of DE genes")

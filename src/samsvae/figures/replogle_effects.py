@@ -19,14 +19,15 @@ def replogle_effects(
     for none; the heatmaps then show the annotated conditions, c and d always all. name: the model's name.
     """
     style.need_matrix(("data effects", data), ("model effects", model))
-    fig = style.figure(10.2, 5.2)
+    fig = style.figure(10.2, 5.4)
+    style.note(fig, "Published protocol: effects of the data from all cells, whatever their split.")
     left, right = fig.subfigures(1, 2, width_ratios=[2.35, 1])
     heatmaps.effects_side_by_side(left, data, model, pathway, "ab", name)
     ax, below = right.subplots(2, 1, height_ratios=[1.9, 1])
     ax.set_label("agreement")
     heatmaps.agreement(ax, data, model, xlabel="ATE of the data (log2)", ylabel=f"ATE of {name} (log2)")
-    style.letter(ax, "c", "all perturbations × genes")
-    right.colorbar(ax.hexagons, ax=ax, shrink=0.66, aspect=18, pad=0.02).set_label("entries per hexagon")
+    style.letter(ax, "c", f"all {len(data):,} perturbations")
+    right.colorbar(ax.hexagons, ax=ax, shrink=0.66, aspect=18, pad=0.02).set_label("perturbations × genes per hexagon")
 
     r = heatmaps.correlations(data, model).dropna()
     below.set_label("per perturbation")
@@ -34,5 +35,5 @@ def replogle_effects(
     if len(r):
         below.axvline(r.median(), color=style.INK, lw=0.9, ls=(0, (4, 2)))
     below.set(xlabel="Pearson r over genes", ylabel="perturbations", xlim=(None, 1))
-    style.letter(below, "d", f"each perturbation (median r = {r.median():.2f})")
+    style.letter(below, "d", f"{len(r):,} perturbations (median r = {r.median():.2f})")
     return fig

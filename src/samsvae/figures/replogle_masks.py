@@ -11,6 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from samsvae.figures import heatmaps, style
 
+NOTE = "Published protocol. Settings chosen on validation data; a and b show their first seed."
 ACTIVE = 0.5  # a latent is active where some perturbation's mask probability is above
 CLASSIFIERS = {"logistic": "logistic\nregression", "forest": "random\nforest", "knn": "5 nearest\nneighbours"}
 
@@ -53,7 +54,7 @@ def replogle_masks(
     rows = heatmaps.row_order(shown, group)
     latents, active = latent_order(shown)
 
-    fig = style.figure(10.6 if accuracy is not None else 7.4, 6.2)
+    fig = style.figure(10.6 if accuracy is not None else 7.4, 6.4)
     left, right = fig.subfigures(1, 2, width_ratios=[2.2, 1]) if accuracy is not None else (fig, None)
     axes = list(left.subplots(1, 2 + (group is not None), width_ratios=[*([0.05] * (group is not None)), 1, 1]))
     if group is not None:
@@ -73,6 +74,7 @@ def replogle_masks(
         bar.set_label(label)
     if name:
         left.suptitle(name, fontsize=9)
+    style.note(fig, NOTE)
     if group is None:
         heatmaps.rows_named(axes[0], rows)
     elif len(rows) <= heatmaps.MOST_NAMES:

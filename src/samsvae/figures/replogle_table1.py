@@ -30,7 +30,12 @@ COLUMNS = [
 
 
 def build_replogle_table1(
-    scores: pd.DataFrame, selected: pd.DataFrame, published: pd.DataFrame, *, classifier: str = "logistic"
+    scores: pd.DataFrame,
+    selected: pd.DataFrame,
+    published: pd.DataFrame,
+    *,
+    classifier: str = "logistic",
+    comparable: bool = True,
 ) -> pd.DataFrame:
     """The table's rows, in the paper's order: COLUMNS, NaN where there is no number.
 
@@ -38,7 +43,8 @@ def build_replogle_table1(
     settings chosen on validation data, a row per model (metrics.selection.best_settings by model). published:
     published.replogle_table1. ``ate_pearson_published_rule`` is of the one run, of all settings in the scores
     with the chosen number of latents, with the best *test* IWELBO. A published mean is ``inside_seed_interval``
-    if it is within mean ± 2 sd of our seeds; empty where ours is a single run.
+    if it is within mean ± 2 sd of our seeds; empty where ours is a single run. ``comparable``: whether the screen is
+    the published one; if not, differences and intervals are empty.
     """
     style.need(scores, ["model", "run", "metric", "split", "value"], "scores")
     style.need(selected, ["model"], "selected settings")
@@ -63,7 +69,8 @@ def build_replogle_table1(
             mean, sd = _at(means, (model, key, split))
             row |= {name: mean, f"{name}_sd": sd}
             row[f"published_{name}"], row[f"published_{name}_sd"] = _at(theirs, (model, metric))
-            row[f"difference_{name}"] = difference = mean - row[f"published_{name}"]
+            difference = mean - row[f"published_{name}"] if comparable else np.nan
+            row[f"difference_{name}"] = difference
             known = np.isfinite(sd) and np.isfinite(difference)
             row[f"inside_seed_interval_{name}"] = bool(abs(difference) <= 2 * sd) if known else None
         rows.append(row)

@@ -12,14 +12,18 @@ from matplotlib.ticker import NullLocator
 from samsvae.figures import style
 
 RULE = "true-positives"  # the matching rule that is drawn; the other is in the data
-METRICS = {  # title, and the split that is drawn where there are several
-    f"mask_f1/{RULE}": ("mask F1", None),
-    f"mask_precision/{RULE}": ("mask precision", None),
-    f"mask_recall/{RULE}": ("mask recall", None),
-    "mcc_pearson": ("latents, MCC", None),
-    "ate_r2": ("effects, R²", "all"),
-    "iwelbo": ("test IWELBO (nats per cell)", "test"),
+METRICS = {  # title, what it is, and the split that is drawn where there are several
+    f"mask_f1/{RULE}": ("mask F1", "matched by true positives", None),
+    f"mask_precision/{RULE}": ("mask precision", "matched by true positives", None),
+    f"mask_recall/{RULE}": ("mask recall", "matched by true positives", None),
+    "mcc_pearson": ("latents, MCC", "mean |Pearson's r|", None),
+    "ate_r2": ("effects, R²", "against all cells", "all"),
+    "iwelbo": ("test IWELBO", "nats per cell", "test"),
 }
+NOTE = (
+    "Published protocol: effects of the data from all cells. Mean ± sd over data seeds; settings chosen on validation "
+    "data."
+)
 # Targets per latent and perturbation: 2 of 15 in SAMS-VAE's; k ~ U{1, 2, 3} draws with replacement in SVAE+'s.
 DENSITY = {"sams": 2 / 15, "svae": sum(15 * (1 - (14 / 15) ** k) for k in (1, 2, 3)) / 3 / 15}
 
@@ -28,7 +32,7 @@ def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean and sd over data seeds of the drawn metrics: columns by, metric, mean, sd, n."""
     table = style.need(scores, [*by, "metric", "value"], "simulation scores")
     keep = table["metric"].isin(METRICS)
-    for metric, (_, split) in METRICS.items():
+    for metric, (*_, split) in METRICS.items():
         if split and "split" in table:
             keep &= (table["metric"] != metric) | (table["split"] == split)
     table = style.need(table[keep].dropna(subset="value"), [], "simulation scores (the metrics drawn)")
@@ -47,18 +51,19 @@ def simulation_recovery(
     """
     sams, svae = summarise(sams_scores, ["model", "cells"]), summarise(svae_scores, ["model"])
     models, methods = style.models_in(sams["model"]), style.models_in(svae["model"])
-    height = 5.1 + 0.4, 0.9 + 0.19 * len(methods)
-    fig = style.figure(10.4, sum(height))
+    height = 5.1 + 0.4, 1.1 + 0.19 * len(methods)
+    fig = style.figure(10.4, sum(height) + 0.2)
+    style.note(fig, NOTE)
     top, bottom = fig.subfigures(2, 1, height_ratios=height)
     top.suptitle("SAMS-VAE's simulation", x=0.01, ha="left", fontweight="bold", fontsize=9)
     bottom.suptitle("SVAE+'s simulation", x=0.01, ha="left", fontweight="bold", fontsize=9)
     upper, lower = top.subplots(2, 3).ravel(), bottom.subplots(1, 6, sharey=True)
     for axes, tags, table, draw in ((upper, "abcdef", sams, _curves), (lower, "ghijkl", svae, _bars)):
-        for ax, tag, (metric, (title, _)) in zip(axes, tags, METRICS.items(), strict=True):
+        for ax, tag, (metric, (title, what, _)) in zip(axes, tags, METRICS.items(), strict=True):
             of = table[table["metric"] == metric]
             ax.set_label(f"{'sams' if draw is _curves else 'svae'} {metric}")
-            short = title.replace(" (nats per cell)", "")
-            style.letter(ax, tag, title if draw is _curves else short)
+            style.letter(ax, tag, title)
+            (ax.set_ylabel if draw is _curves else ax.set_xlabel)(what)
             draw(ax, of, models if draw is _curves else methods)
             _ones(ax, metric, density["sams" if draw is _curves else "svae"], vertical=draw is _bars)
             if of.empty:
