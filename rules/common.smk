@@ -51,6 +51,16 @@ IMPORTED = r".*-from_.*"
 #: The row without which a figure has nothing to show.
 NEEDED = dict.fromkeys(["replogle_masks", "replogle_effects", "replogle_de", "norman_ood", "norman_efficiency"], SHOWN)
 
+#: Chapters of the report in the order in which one reads them, and what the names of their figures begin with.
+CHAPTERS = {
+    "Data": "",
+    "Replogle": "replogle",
+    "Norman": "norman",
+    "Simulations": "simulation",
+    "Own screen": "custom",
+    "Training": "",
+}
+
 #: Runs that failed where they were trained together. From then on each has a job of its own, which a later call starts.
 FAILED = {
     run
@@ -295,10 +305,19 @@ def split_files(name, file):
     return [f"<results>/{name}/splits/{dataset}/{split}/{file}" for dataset, split in found]
 
 
-def figures_of_study():
+def drawn():
     """The figures whose experiments are all chosen."""
-    found = [name for name, needed in FIGURES.items() if needed and set(needed) <= set(RUNS) and drawable(name)]
-    return expand("<results>/figures/{figure}.png", figure=found)
+    return [name for name, needed in FIGURES.items() if needed and set(needed) <= set(RUNS) and drawable(name)]
+
+
+def figures_of_study():
+    return expand("<results>/figures/{figure}.png", figure=drawn())
+
+
+def chapter(title):
+    """The title of a chapter of the report, with its number among the chapters that the study has."""
+    found = [name for name, of in CHAPTERS.items() if not of or any(figure.startswith(of) for figure in drawn())]
+    return f"{found.index(title) + 1} {title}" if title in found else title
 
 
 def data_cards_of_study():
@@ -363,6 +382,16 @@ def first_split_file(name, file):
     """A file of the split that an experiment's first run reads."""
     run = next(iter(experiment_runs(name).values()))
     return f"<results>/{name}/splits/{run.dataset}/{run.split}/{file}"
+
+
+def first_of(kind):
+    """A function of the wildcards: the name of an experiment's first data set or split, and of how many it is."""
+
+    def name(wildcards):
+        found = list(dict.fromkeys(getattr(run, kind) for run in experiment_runs(wildcards.experiment).values()))
+        return found[0] if len(found) == 1 else f"{found[0]} (first of {len(found)})"
+
+    return name
 
 
 def dataset_file(name, file):

@@ -10,15 +10,15 @@ rule replogle_table1:
         png=report(
             "<results>/figures/replogle_table1.png",
             caption="../workflow/report/replogle_table1.rst",
-            category="1 Replogle",
-            labels={"figure": "Table 1", "as": "picture"},
+            category=chapter("Replogle"),
+            labels={"figure": "1 Table 1 of the paper", "as": "picture"},
         ),
         pdf="<results>/figures/replogle_table1.pdf",
         table=report(
             "<results>/figures/replogle_table1.tsv",
             caption="../workflow/report/replogle_table1.rst",
-            category="1 Replogle",
-            labels={"figure": "Table 1", "as": "table"},
+            category=chapter("Replogle"),
+            labels={"figure": "1 Table 1 of the paper", "as": "table"},
         ),
     log:
         "<logs>/figures/replogle_table1.log",
@@ -44,8 +44,8 @@ rule replogle_masks:
         png=report(
             "<results>/figures/replogle_masks.png",
             caption="../workflow/report/replogle_masks.rst",
-            category="1 Replogle",
-            labels={"figure": "Masks and pathways", "as": "picture"},
+            category=chapter("Replogle"),
+            labels={"figure": "2 Masks and pathways", "as": "picture"},
         ),
         pdf="<results>/figures/replogle_masks.pdf",
         mask="<results>/figures/replogle_masks.mask_probability.tsv",
@@ -76,8 +76,8 @@ rule replogle_effects:
         png=report(
             "<results>/figures/replogle_effects.png",
             caption="../workflow/report/replogle_effects.rst",
-            category="1 Replogle",
-            labels={"figure": "Effects", "as": "picture"},
+            category=chapter("Replogle"),
+            labels={"figure": "3 Effects", "as": "picture"},
         ),
         pdf="<results>/figures/replogle_effects.pdf",
         data="<results>/figures/replogle_effects.data.tsv",
@@ -109,8 +109,8 @@ rule replogle_de:
         png=report(
             "<results>/figures/replogle_de.png",
             caption="../workflow/report/replogle_de.rst",
-            category="1 Replogle",
-            labels={"figure": "Differential expression", "as": "picture"},
+            category=chapter("Replogle"),
+            labels={"figure": "4 Differential expression", "as": "picture"},
         ),
         pdf="<results>/figures/replogle_de.pdf",
         overlap="<results>/figures/replogle_de.overlap.tsv",
@@ -144,8 +144,8 @@ rule norman_ood:
         png=report(
             "<results>/figures/norman_ood.png",
             caption="../workflow/report/norman_ood.rst",
-            category="2 Norman",
-            labels={"figure": "Pairs, unseen and seen", "as": "picture"},
+            category=chapter("Norman"),
+            labels={"figure": "1 Pairs, unseen and seen", "as": "picture"},
         ),
         pdf="<results>/figures/norman_ood.pdf",
         scores="<results>/figures/norman_ood.scores.tsv",
@@ -174,8 +174,8 @@ rule norman_efficiency:
         png=report(
             "<results>/figures/norman_efficiency.png",
             caption="../workflow/report/norman_efficiency.rst",
-            category="2 Norman",
-            labels={"figure": "Data efficiency", "as": "picture"},
+            category=chapter("Norman"),
+            labels={"figure": "2 Data efficiency", "as": "picture"},
         ),
         pdf="<results>/figures/norman_efficiency.pdf",
         scores="<results>/figures/norman_efficiency.scores.tsv",
@@ -200,7 +200,7 @@ rule simulation_recovery:
         png=report(
             "<results>/figures/simulation_recovery.png",
             caption="../workflow/report/simulation_recovery.rst",
-            category="3 Simulations",
+            category=chapter("Simulations"),
             labels={"figure": "Recovery", "as": "picture"},
         ),
         pdf="<results>/figures/simulation_recovery.pdf",
@@ -230,7 +230,7 @@ rule custom:
         png=report(
             "<results>/figures/custom.png",
             caption="../workflow/report/custom.rst",
-            category="4 Own screen",
+            category=chapter("Own screen"),
             labels={"figure": "Own screen", "as": "picture"},
         ),
         pdf="<results>/figures/custom.pdf",
@@ -258,8 +258,8 @@ rule training_curves:
         png=report(
             "<results>/figures/training_curves.png",
             caption="../workflow/report/training_curves.rst",
-            category="5 Training",
-            labels={"figure": "Training curves", "as": "picture"},
+            category=chapter("Training"),
+            labels={"figure": "1 Training curves", "as": "picture"},
         ),
         pdf="<results>/figures/training_curves.pdf",
         table="<results>/figures/training_curves.tsv",
@@ -288,14 +288,14 @@ rule data_card:
         png=report(
             "<results>/figures/data_card.{experiment}.png",
             caption="../workflow/report/data_card.rst",
-            category="0 Data",
+            category=chapter("Data"),
             labels={"figure": "{experiment}", "as": "picture"},
         ),
         pdf="<results>/figures/data_card.{experiment}.pdf",
         facts=report(
             "<results>/figures/data_card.{experiment}.facts.tsv",
             caption="../workflow/report/data_card.rst",
-            category="0 Data",
+            category=chapter("Data"),
             labels={"figure": "{experiment}", "as": "table"},
         ),
         conditions="<results>/figures/data_card.{experiment}.conditions.tsv",
@@ -307,7 +307,8 @@ rule data_card:
     conda:
         "../envs/samsvae.yaml"
     params:
-        dataset=lambda wildcards: next(iter(experiment_runs(wildcards.experiment).values())).dataset,
+        dataset=first_of("dataset"),
+        split=first_of("split"),
         code=code_of("data_card"),
     script:
         "../workflow/scripts/data_card.py"
@@ -356,8 +357,8 @@ rule cost_table:
         report(
             "<results>/cost.tsv",
             caption="../workflow/report/costs.rst",
-            category="5 Training",
-            labels={"figure": "Cost of the runs", "as": "table"},
+            category=chapter("Training"),
+            labels={"figure": "2 Cost of the runs", "as": "table"},
         ),
     log:
         "<logs>/cost.log",

@@ -39,9 +39,10 @@ def files(tmp_path):
 
 def test_a_card_counts_what_is_there(files):
     screen, split, counts = files
-    found = card(screen, split, name="mine")
+    found = card(screen, split, name="mine", split_name="random (first of 2)")
     facts = dict(zip(found.facts["item"], found.facts["value"], strict=True))
-    assert facts["data set"] == "mine" and facts["cells"] == "10" and facts["genes"] == "3"
+    assert facts["data set"] == "mine" and facts["split"] == "random (first of 2)"
+    assert facts["cells"] == "10" and facts["genes"] == "3"
     assert facts["perturbations"] == "2" and facts["combinations"] == "1" and facts["control cells"] == "4"
     assert facts["cells per condition"] == "median 2, from 1 to 3"
     assert facts["counts per cell"] == "median 6, from 1 to 11"
@@ -102,9 +103,32 @@ def test_the_picture_shows_every_panel(files):
 
 def test_a_long_card_ends_in_dots(files):
     found = vars(card(*files[:2]))
-    found["facts"] = pd.concat([found["facts"]] * 4, ignore_index=True)
+    found["facts"] = pd.concat([found["facts"]] * 8, ignore_index=True)
     facts = data_card(**found).subfigs[0].axes[0]
-    assert facts.texts[-1].get_text() == "…" and max(text.get_position()[1] for text in facts.texts) <= 30
+    assert facts.texts[-1].get_text() == "…" and max(text.get_position()[1] for text in facts.texts) <= 75
+
+
+def test_a_card_grows_with_its_facts(files):
+    found = vars(card(*files[:2]))
+    found["facts"] = pd.concat([found["facts"]] * 2, ignore_index=True)
+    assert len(found["facts"]) > 30
+    fig = data_card(**found)
+    facts = fig.subfigs[0].axes[0]
+    assert len(facts.texts) >= 2 * len(found["facts"]) and "…" not in {text.get_text() for text in facts.texts}
+    fig.canvas.draw()
+    boxes = [text.get_window_extent() for text in facts.texts]
+    assert min(box.y0 for box in boxes) >= 0 and max(box.y1 for box in boxes) <= fig.bbox.y1
+
+
+def test_conditions_of_equal_size_do_not_hide_each_other(files):
+    found = vars(card(*files[:2]))
+    conditions = [("c", "control", 9), ("A", "single", 5), ("B", "single", 5), ("A+B", "combination", 5)]
+    found["conditions"] = pd.DataFrame(conditions, columns=["condition", "kind", "cells"])
+    fig = data_card(**found)
+    fig.canvas.draw()
+    (ax,) = (ax for part in fig.subfigs for ax in part.axes if ax.get_label() == "conditions")
+    assert [line.get_xdata().tolist() for line in ax.lines] == [[1], [2, 3], [4]]
+    assert all(float(tick).is_integer() for tick in ax.get_xticks())
 
 
 def test_nothing_to_draw_is_named(files):

@@ -7,6 +7,6 @@ with session(snakemake.log[0]):
     from samsvae.figures.data_card import data_card
     from samsvae.figures.style import save
 
-    files = snakemake.input
-    tables = vars(card(files.screen, files.split, name=snakemake.params.dataset))
+    files, params = snakemake.input, snakemake.params
+    tables = vars(card(files.screen, files.split, name=params.dataset, split_name=params.split))
     save(data_card(**tables), snakemake.output.png[:-4], tables)

@@ -44,8 +44,8 @@ class Card:
     splits: pd.DataFrame
 
 
-def card(screen: str | Path, split: str | Path, *, name: str = "") -> Card:
-    """The card of a screen's h5ad and one split of its cells. ``name``: how it is called in the study.
+def card(screen: str | Path, split: str | Path, *, name: str = "", split_name: str = "") -> Card:
+    """The card of a screen's h5ad and one split of its cells. Names: what the two are called in the study.
 
     DataError where a file is damaged or the split is of other cells.
     """
@@ -56,7 +56,7 @@ def card(screen: str | Path, split: str | Path, *, name: str = "") -> Card:
     splits = _splits(tables, conditions, read_split(split, tables.obs_names))
     genes = pd.DataFrame({"gene": tables.var_names.astype(str), "mean": mean, "detected": detected})
     return Card(
-        facts=_facts(tables, conditions, total, detected, splits, name),
+        facts=_facts(tables, conditions, total, detected, splits, {"data set": name, "split": split_name}),
         conditions=conditions,
         counts=_histogram(total),
         genes=genes,
@@ -114,13 +114,13 @@ def _facts(
     total: np.ndarray,
     detected: np.ndarray,
     splits: pd.DataFrame,
-    name: str,
+    names: Mapping[str, str],
 ) -> pd.DataFrame:
     perturbed = conditions[conditions["kind"] != "control"]
     by_split = splits.groupby("split", sort=False)["cells"].sum()
     origin = dict(tables.uns["provenance"])
-    facts: dict[str, object] = {"data set": name} if name else {}
-    facts |= {
+    facts: dict[str, object] = {
+        **names,
         "cells": f"{tables.n_obs:,}",
         "genes": f"{tables.n_vars:,}",
         "perturbations": f"{len(tables.uns['perturbations']):,}",

@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from samsvae.figures import style
 
 COLOURS = {"control": style.GREY, "single": "#1B6CB0", "combination": "#DD7400"}
 WIDTH = 42  # characters of a value before it is broken
-LINES = 30
+LINES = 30  # of facts that fit a card of the usual height; a card with more is higher
+MOST_LINES = 75
+HEIGHT = 5.4
 
 
 @style.styled
@@ -28,7 +30,7 @@ def data_card(
     style.need(counts, ["low", "high", "cells"], "counts")
     style.need(genes, ["gene", "mean", "detected"], "genes")
     style.need(splits, ["split", "kind", "cells"], "splits")
-    fig = style.figure(10.2, 5.4)
+    fig = style.figure(10.2, HEIGHT * max(1, min(_lines(facts), MOST_LINES) / LINES))
     left, right = fig.subfigures(1, 2, width_ratios=[1.25, 2])
     _facts(left, facts)
     axes = right.subplots(2, 2)
@@ -39,16 +41,26 @@ def data_card(
     return fig
 
 
+def _parts(value: object) -> list[str]:
+    return textwrap.wrap(str(value), WIDTH)[:2]
+
+
+def _lines(facts: pd.DataFrame) -> float:
+    """Lines that the facts take."""
+    return sum(0.92 * len(_parts(value)) + 0.12 for value in facts["value"]) + 0.5
+
+
 def _facts(fig, facts: pd.DataFrame) -> None:
     """Item and value, line by line; what does not fit is in the table beside the figure."""
     ax = fig.subplots()
     ax.set_label("facts")
     ax.set_axis_off()
-    ax.set(xlim=(0, 1), ylim=(LINES, -0.5))
+    lines = min(max(_lines(facts), LINES), MOST_LINES)
+    ax.set(xlim=(0, 1), ylim=(lines, -0.5))
     line = 0.0
     for item, value in facts[["item", "value"]].itertuples(index=False):
-        parts = textwrap.wrap(str(value), WIDTH)[:2]
-        if line + len(parts) > LINES:
+        parts = _parts(value)
+        if line + len(parts) > lines:
             ax.text(0, line, "…", va="top", color=style.GREY)
             break
         ax.text(0, line, item if len(item) <= 28 else f"{item[:27]}…", va="top", fontsize=7, color=style.GREY)
@@ -75,15 +87,17 @@ def _counts(ax: Axes, counts: pd.DataFrame) -> None:
 
 def _conditions(ax: Axes, conditions: pd.DataFrame) -> None:
     ax.set_label("conditions")
+    start = 1  # a kind begins where the one before ends, so that none hides another
     for kind, colour in COLOURS.items():
         cells = np.sort(conditions.loc[conditions["kind"] == kind, "cells"])[::-1]
         if len(cells):
             several = {"control": "", "single": "s", "combination": "s"}[kind]
             label = f"{kind}{several if len(cells) > 1 else ''} ({len(cells):,})"
-            ax.plot(
-                np.arange(1, len(cells) + 1), cells, color=colour, label=label, marker="." if len(cells) < 60 else ""
-            )
-    ax.set(xlabel="condition, by number of cells", ylabel="cells")
+            at = np.arange(start, start + len(cells))
+            ax.plot(at, cells, color=colour, label=label, marker="." if len(cells) < 60 else "")
+            start += len(cells)
+    ax.set(xlabel="condition, by kind and number of cells", ylabel="cells")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if conditions["cells"].max() > 10 * conditions["cells"].min():
         ax.set_yscale("log")
     else:
