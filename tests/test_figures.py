@@ -286,7 +286,9 @@ def test_norman_interactions_say_whether_their_pairs_were_in_training():
     pairs.loc[pairs["model"] == "cond_vae", "seen"] = False
     pairs.loc[pairs["model"] == "svae_plus", "seen"] = pairs["pair"].isin(["p0", "p1"])
     found = panels(norman(tables.norman_summary(), pairs))
-    said = {model: found[f"interaction {model}"].get_title(loc="left").split("\n")[1] for model in pairs["model"].unique()}
+    said = {
+        model: found[f"interaction {model}"].get_title(loc="left").split("\n")[1] for model in pairs["model"].unique()
+    }
     assert said["cond_vae"] == "fraction 0.75: no pair seen"
     assert said["sams_vae_corr"] == "fraction 0.75: all pairs seen"
     assert said["svae_plus"] == "fraction 0.75: 2 of 33 pairs seen"
@@ -334,7 +336,11 @@ def test_simulation_draws_the_primary_rule_only():
 
 def test_simulation_panels_name_units_matching_rule_and_kind_of_mcc():
     found = panels(draw("simulation_recovery", None))
-    for label, said in {"mask_recall/true-positives": "true positives", "mcc_pearson": "Pearson", "iwelbo": "nats"}.items():
+    for label, said in {
+        "mask_recall/true-positives": "true positives",
+        "mcc_pearson": "Pearson",
+        "iwelbo": "nats",
+    }.items():
         assert said in found[f"sams {label}"].get_ylabel() and said in found[f"svae {label}"].get_xlabel()
 
 
@@ -393,12 +399,11 @@ def test_de_names_of_genes_stay_clear_of_the_axis_and_of_the_points():
             named = [t for t in ax.texts if t.get_text().startswith("SYM")]
             assert named and not any("ENSG" in t.get_text() or "…" in t.get_text() for t in named)
             for text in named:
-                box = text.get_window_extent()
-                box = super(type(text), text).get_window_extent()  # without its line
+                box = Text.get_window_extent(text)  # without its line
                 assert left < box.x0 and box.x1 < right
                 point = ax.transData.transform(text.xy)[0]
                 assert box.x1 < point or box.x0 > point
-    assert "mean and quartiles over\n8 perturbations" == found["overlap"].get_xlabel()
+    assert found["overlap"].get_xlabel() == "mean and quartiles over\n8 perturbations"
 
 
 def test_overlap_table_of_agreement():

@@ -68,7 +68,7 @@ def test_a_setting_with_a_seed_that_failed_is_not_shown():
 
 
 def test_a_run_shown_is_among_those_that_rules_ask_for():
-    """Settings of one row with other seeds: whichever is chosen, the run shown is one that the rules may have asked for."""
+    """Settings of one row with other seeds: whichever is chosen, the run shown is one that the rules asked for."""
     scores = table(seeds(0.1, [-9, -9], [0, 0]), seeds(0.2, [-5, -5, -8, -9], [0] * 4))
     scores = scores[~scores["run"].isin(["sams_vae_corr-0.2-0", "sams_vae_corr-0.2-1"])]
     grid = scores[["run", "model", "method", "inference", "mask_prior", "seed", "dataset", "split_name"]]

@@ -35,6 +35,7 @@ FIGURES = [
     "simulation_recovery",
     "training_curves",
 ]
+CHAPTERS = ("Data", "Replogle", "Norman", "Simulations", "Training")
 
 
 def snakemake(root: Path, where: Path, *arguments: str, config: Path | None = None, ok: bool = True) -> str:
@@ -130,7 +131,7 @@ def jobs_of(text: str, rule: str) -> set[str]:
 
 
 def test_a_figure_asks_for_the_first_seed_of_every_setting(root, tmp_path):
-    """Which setting is shown is known after training alone: each has the files that are asked for, whatever its seeds."""
+    """Which setting is shown is known after training alone: each has the files that are needed, whatever its seeds."""
     config = yaml.safe_load((root / "tests" / "smoke.yaml").read_text())
     config["settings"]["replogle"]["grid"] = [
         {"model": "sams_vae_corr", "mask_prior": [0.1], "seed": [0, 1]},
@@ -231,6 +232,16 @@ def test_the_report_holds_every_figure(study):
     for figure in FIGURES:
         assert f"{figure}.png" in page
     assert "protocol" in page
+    # counted without a gap, whatever chapters there are; figures in the order of the paper
+    found = {title for title in re.findall(r'"(\d [A-Z]\w+)"', page) if title.split()[1] in CHAPTERS}
+    assert found == {f"{i} {title}" for i, title in enumerate(CHAPTERS, 1)}
+    assert all(f'"{title}"' in page for title in ("1 Table 1 of the paper", "2 Masks and pathways", "3 Effects"))
+
+
+@pytest.mark.slow
+def test_a_data_card_names_its_split(study):
+    facts = read(study / "results/figures/data_card.norman_ood.facts.tsv").set_index("item")["value"]
+    assert facts["data set"] == "norman" and facts["split"] == "norman_ood-split0-frac0"
 
 
 @pytest.mark.slow

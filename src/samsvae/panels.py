@@ -20,6 +20,7 @@ from samsvae.metrics.effects import interactions
 from samsvae.metrics.selection import PLACE, best_settings, of_best_settings, relative_to, shown, summary
 from samsvae.tables import of_experiments, read, read_h5ad
 
+
 def models_only(scores: pd.DataFrame) -> pd.DataFrame:
     """The published protocol's scores of models, without the baselines and the columns that name files."""
     rows = scores[(scores["protocol"] == "published") & (scores["method"] != "baseline")]

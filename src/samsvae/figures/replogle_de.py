@@ -16,7 +16,9 @@ from samsvae.figures import style
 ALPHA = 0.05  # of padj
 COLOURS = {"no": "#C9C9C9", "data": "#2B6FA8", "both": "#5B2A86", "model": "#D8A13A"}
 NAMED = 6  # genes named in a panel
-NOTE = "Published protocol: tests and effects of the data from all cells. Settings chosen on validation data, first seed."
+NOTE = (
+    "Published protocol: tests and effects of the data from all cells. Settings chosen on validation data, first seed."
+)
 
 
 def overlap_table(agreement: pd.DataFrame, *, test: str = "wilcoxon") -> pd.DataFrame:
