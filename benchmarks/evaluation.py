@@ -78,8 +78,10 @@ def check(model: Model, cells: Cells, members: np.ndarray) -> None:
     x = negative_binomial(mean, theta, torch.Generator().manual_seed(2)).double()
     error = torch.sqrt((mean[0] + mean[0] ** 2 / theta) / len(mean)) + 1e-3
     assert ((x.mean(0) - mean[0]).abs() < 6 * error).all(), "sampled counts have other means"
-    sampled, closed = (condition_means(model, members, samples=500, transform="mean", closed_form=c) for c in (0, 1))
-    assert np.abs(sampled - closed).mean() < 0.1 * closed.mean(), "sampled and closed-form means differ"
+    for transform in ("mean", "log2"):
+        options = {"samples": 500, "transform": transform}
+        sampled, closed = (condition_means(model, members, **options, closed_form=c) for c in (False, True))
+        assert np.abs(sampled - closed).mean() < 0.1 * closed.mean(), "sampled and closed-form means differ"
 
 
 def cpu(work: Callable[[], object]) -> float:

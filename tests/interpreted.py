@@ -27,12 +27,13 @@ assert all(torch.equal(a, b) for a, b in zip(again, found[0], strict=True))
 logits, library, theta, x, weight = cases[1]
 stack = torch.stack([logits.detach(), logits.detach().flip(0)]).requires_grad_()
 thetas = torch.stack([theta.detach(), theta.detach() + 1.0]).requires_grad_()
-runs = torch.func.vmap(softmax_nb, (0, None, 0, None))(stack, library, thetas, x)
-again = torch.func.vmap(torch.func.vmap(softmax_nb, (0, None, 0, None)), (0, None, 0, None))
-assert torch.equal(again(stack[None], library, thetas[None], x)[0], runs)
+libraries, counts = torch.stack([library, library.flip(0)]), torch.stack([x, x.flip(0)], -1)
+runs = torch.func.vmap(softmax_nb, (0, 0, 0, 2))(stack, libraries, thetas, counts)
+again = torch.func.vmap(torch.func.vmap(softmax_nb, (0, 0, 0, 2)), (0, None, 0, None))
+assert torch.equal(again(stack[None], libraries, thetas[None], counts)[0], runs)
 gradients = torch.autograd.grad((runs * weight).sum(), (stack, thetas))
 for run in range(2):
-    value = softmax_nb(stack[run], library, thetas[run], x)
+    value = softmax_nb(stack[run], libraries[run], thetas[run], counts[..., run])
     alone = torch.autograd.grad((value * weight).sum(), (stack, thetas))
     assert torch.equal(value, runs[run]) and all(
         torch.equal(a[run], b[run]) for a, b in zip(gradients, alone, strict=True)

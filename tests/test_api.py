@@ -225,6 +225,7 @@ def test_what_it_is_in_short(fitted):
         ({"genes": 5, "genes_split": {"kind": "random"}, "split": "batch"}, "split and genes_split: give one of them"),
         ({"keep_obs": "batches"}, "no column 'batches'. Did you mean 'batch'"),
         ({"separator": 1}, "separator: 1 is not allowed"),
+        ({"likelihood": "normal"}, "likelihood: 'normal' is not allowed for counts.*Allowed: 'nb', 'poisson'"),
     ],
 )
 def test_errors_name_what_is_meant(cells, monkeypatch, changes, said):

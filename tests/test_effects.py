@@ -62,6 +62,19 @@ def test_the_expectation_is_that_of_the_sampled_counts_at_every_depth(library):
     np.testing.assert_allclose(draws.mean(0)[0], closed[0] - closed[-1], atol=0.06)
 
 
+@pytest.mark.parametrize("transform", ["log2", "mean"])
+def test_effects_of_poisson_counts_without_sampled_cells(transform):
+    """There is no table for them: under a logarithm they are drawn."""
+    net = model("cpa_vae_corr", likelihood="poisson").eval()
+    torch.nn.init.normal_(net.likelihood.mean.bias, 0, 2.0, generator=torch.Generator().manual_seed(1))
+    members = encode(screen(), "sum").members
+    options = {"samples": 20_000, "transform": transform}
+    sampled, closed = (condition_means(net, members, **options, closed_form=closed) for closed in (False, True))
+    np.testing.assert_allclose(sampled, closed, atol=0.2 if transform == "log2" else 0.05)
+    draws = effect_draws(net, members[:1], against=members[-1], draws=400, cells=50, transform=transform)
+    np.testing.assert_allclose(draws.mean(0)[0], closed[0] - closed[-1], atol=0.25 if transform == "log2" else 0.05)
+
+
 def test_conditions_that_share_a_perturbation_have_draws_of_their_own():
     net = model("sams_vae_corr")
     batch = dosage_batch(net, np.array([[0, 2], [0, 4], [4, 4]]), 1e4)

@@ -61,9 +61,31 @@ def test_genes_and_cells_keep_their_places():
 def test_rare_counts_of_cells_of_many_means(theta):
     """Clusters come as often as the largest mean wants them; the other cells drop some."""
     means = torch.tensor([0.0, 0.01, 0.1, 0.3, 0.5])
-    x = negative_binomial(means.repeat(N)[:, None], torch.tensor([theta]), torch.Generator().manual_seed(4))
-    for mean, own in zip(means.tolist(), x.view(N, -1).T.numpy(), strict=True):
+    rows = means.repeat(N + 100)[:, None]
+    assert rows[:: len(rows) // 64].max() == 0.5  # or the others would be far from what is looked at
+    x = negative_binomial(rows, torch.tensor([theta]), torch.Generator().manual_seed(4))
+    for mean, own in zip(means.tolist(), x.view(-1, len(means)).T.numpy(), strict=True):
         assert fits(own, stats.nbinom(theta, theta / (theta + mean)).cdf) if mean else not own.any()
+
+
+def test_clusters_fall_on_all_cells_alike_and_on_each_alone():
+    n, genes, mean, theta = 2 * (sampling.BLOCK // 2000), 2000, 0.05, 2.0  # two blocks
+    x = negative_binomial(torch.full((n, genes), mean), torch.full((genes,), theta), torch.Generator().manual_seed(5))
+    seen, p = (x > 0).double(), 1 - (theta / (theta + mean)) ** theta
+    for axis, size in ((0, n), (1, genes)):
+        square = ((seen.sum(axis) - size * p) ** 2 / (size * p * (1 - p))).sum().item()
+        assert 1e-4 < stats.chi2.cdf(square, x.numel() // size) < 1 - 1e-4
+    first, second = seen.view(2, -1).numpy()
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4.5 / len(first) ** 0.5
+
+
+def test_far_values_have_the_concentration_of_their_gene():
+    mean, theta = torch.full((N, 2), 0.5), torch.tensor([2.0, 20.0])
+    mean[1::3] = 90.0
+    mean[:: N // 64] = 0.5  # the rows looked at
+    x = negative_binomial(mean, theta, torch.Generator().manual_seed(3))
+    for gene, own in enumerate(theta.tolist()):
+        assert fits(x[mean[:, gene] == 90.0, gene].numpy(), stats.nbinom(own, own / (own + 90.0)).cdf)
 
 
 def test_means_of_a_gene_that_are_far_apart():
@@ -106,7 +128,7 @@ def test_the_last_uniform_number_gives_no_outlier():
     assert x[0] < 70 and x[1] < 70
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
 @pytest.mark.parametrize("which", ["mean", "theta"])
 def test_what_is_not_finite_is_refused(which, value):
     mean, theta = torch.full((70, 2), 3.0), torch.tensor([1.0, 2.0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -62,11 +63,11 @@ def condition_means(
     """Mean of the transformed samples of every condition, float64 (C, G): the published ATE is a difference of two.
 
     ``transform``: ``log2`` is log2(1 + 1e4 x_g / sum_g x), ``mean`` none. ``closed_form`` puts the expectation under
-    the likelihood in the place of each sampled cell, which lowers the variance of the estimate.
+    the likelihood in the place of each sampled cell, which lowers the variance of the estimate (not of Poisson's).
     """
     device = model.input_mean.device
     noise = Streams(f"{seed}/effects", device)
-    expectation = _expectation(model, library, transform) if closed_form else None
+    value = _expectation(model, library, transform) if closed_form else partial(_sampled, transform=transform)
     cells = max(1, BUDGET[device.type] // model.n_genes)
     at_once = max(1, cells // samples)
     out = []
@@ -75,10 +76,7 @@ def condition_means(
         total = torch.zeros(len(batch.library), model.n_genes, dtype=torch.float64, device=device)
         for first in range(0, samples, cells):
             likelihood = model.predict(batch, noise, min(cells, samples - first))
-            if expectation is None:
-                total += _transformed(likelihood.sample(noise.generator("x")), transform).sum(0)
-            else:
-                total += expectation(likelihood).sum(0)
+            total += value(likelihood, noise.generator("x")).sum(0)
         out.append(total / samples)
     return torch.cat(out).cpu().numpy()
 
@@ -90,17 +88,26 @@ def _transformed(x: Tensor, transform: str) -> Tensor:
     return torch.log1p_(x.mul_(1e4 / x.sum(-1, keepdim=True).clamp_(min=1.0))).div_(math.log(2.0))
 
 
-def _expectation(model: Model, library: float, transform: str) -> Callable[[object], Tensor]:
-    """The expectation of transformed cells (s, C, G), as a function of their likelihood.
+#: From the likelihood of cells (s, C, G), and a stream of noise, to what effects compare.
+Value = Callable[[object, torch.Generator], Tensor]
 
-    The sum over genes is taken to be what it is in the mean. Likelihoods of other kinds than counts of the negative
-    binomial have their mean transformed, which is not the same under a logarithm.
+
+def _sampled(likelihood, generator: torch.Generator, *, transform: str) -> Tensor:
+    return _transformed(likelihood.sample(generator), transform)
+
+
+def _expectation(model: Model, library: float, transform: str) -> Value:
+    """The expectation of transformed cells; under a logarithm of other counts than the negative binomial's, draws.
+
+    The sum over genes is taken to be what it is in the mean.
     """
-    if model.config.likelihood != "nb" or transform != "log2":
-        return lambda likelihood: _transformed(likelihood.mean, transform)
+    if transform != "log2":
+        return lambda likelihood, generator: likelihood.mean
+    if model.config.likelihood != "nb":
+        return partial(_sampled, transform=transform)
     whole = library + FLOOR * model.n_genes
     log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), 1e4 / whole, whole)
-    return lambda likelihood: log2(likelihood.mean)
+    return lambda likelihood, generator: log2(likelihood.mean)
 
 
 @torch.no_grad()
@@ -129,7 +136,7 @@ def effect_draws(
     seeds = [latent.name for latent in model.latents if latent.plate == "cell"]
     common = {name: streams(name, "normal", (draws * cells, 1, model.config.n_latent)) for name in seeds}
 
-    out, expectation = [], _expectation(model, library, transform)
+    out, value = [], _expectation(model, library, transform)
     for row in members:
         own = Streams(f"{seed}/effect draws", device)
 
@@ -137,7 +144,7 @@ def effect_draws(
             return common[name].expand(shape) if name in common else own(name, kind, shape)
 
         batch = dosage_batch(model, np.stack([row, against]), library)
-        x = expectation(model.predict(batch, noise, draws * cells, repeats=cells))
+        x = value(model.predict(batch, noise, draws * cells, repeats=cells), own.generator("x"))
         x = x.unflatten(0, (draws, cells)).mean(1)  # (S, 2, G)
         out.append(summary((x[:, 0] - x[:, 1]).cpu().numpy()))
     return np.stack(out, 1)

@@ -1,7 +1,8 @@
 """Draws of counts by vectorised arithmetic, for the CPU, where torch's own draw one value after the other.
 
 No approximation but that of float32, whose uniform numbers have 24 bits: single probabilities are right to 6e-8, and
-tails of less than 1e-7 are cut. On other devices torch's own draws are taken.
+tails of less than 1e-7 are cut (the mean of a concentration of 1e-5 is 0.3 % too low by that). On other devices
+torch's own draws are taken.
 """
 
 from __future__ import annotations
@@ -37,16 +38,18 @@ LEAST = 1e-10
 def negative_binomial(mean: Tensor, theta: Tensor, generator: torch.Generator) -> Tensor:
     """Counts (..., G) of mean m (..., G) and concentration theta (G,), variance m + m^2 / theta.
 
-    ValueError where these are not finite, or theta is not above 0.
+    ValueError where these are not finite, a mean is below 0, or theta is not above 0.
     """
     if mean.device.type != "cpu":
         rate = torch._standard_gamma(theta.expand(mean.shape), generator=generator) * (mean / theta)
         return torch.poisson(rate, generator=generator)
     rows = mean.reshape(-1, mean.shape[-1])
-    if not (torch.isfinite(rows.sum()) and torch.isfinite(theta).all() and (theta > 0.0).all()):
-        raise ValueError("means and concentrations of a negative binomial must be finite, concentrations above 0")
     if not rows.numel():
         return torch.empty_like(mean)
+    for values, least in ((rows, 0.0), (theta, torch.finfo(theta.dtype).tiny)):
+        low, high = values.aminmax()
+        if not (low >= least and high < math.inf):  # nor is NaN
+            raise ValueError("means of a negative binomial must be finite and not below 0, concentrations above 0")
     # by gene, not by value: the means of a gene are much alike, and columns cost less to take apart
     some = rows[:: max(1, len(rows) // 64)]
     usual, most = some.mean(0), some.amax(0)

@@ -53,7 +53,12 @@ class Trained:
 
 
 def check(model: Model, *splits: Cells) -> None:
-    """ConfigError where a model cannot read the dosages of the cells."""
+    """ConfigError where a model cannot read the dosages of the cells, or is not one of counts where they are."""
+    if model.config.likelihood.startswith("normal") and not all(x.counts.dtype.is_floating_point for x in splits):
+        raise ConfigError(
+            f"likelihood: {model.config.likelihood!r} is not allowed for counts, whose effects are taken of "
+            "log2(1 + counts per 10,000), which its values may have none of. Allowed: 'nb', 'poisson'."
+        )
     if model.config.effect != "prior_mean":
         return
     for cells in splits:
