@@ -28,7 +28,7 @@ HIGH, GRID, WIDE = 128.0, 1.0, 256
 
 #: Terms of a distribution function after which one looks at what is still short of it, and goes on with that alone
 #: where it is FEW.
-LOOKS, FEW = (1, 2, 4, 7, 12), 0.5
+LOOKS, FEW = (3, 7, 14), 0.5
 
 #: A term below this is less than float32 can add to a distribution function.
 LEAST = 1e-10
