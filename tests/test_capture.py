@@ -52,7 +52,7 @@ def as_on_a_card():
     """Without what a CPU does for itself: it looks at a batch's numbers, for which nothing captured can wait."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_own", lambda cells, config: False)
-        patch.setattr(distributions._GammaTerms, "index", staticmethod(lambda x: None))
+        patch.setattr(distributions._GammaTerms, "places", staticmethod(lambda x: (None, None)))
         yield
 
 

@@ -23,8 +23,8 @@ def script(body: str, tmp_path, root, interrupt=signal.SIG_DFL) -> subprocess.Po
         env={"PYTHONPATH": str(root / "src")},
         text=True,
         stderr=subprocess.PIPE,
-        # a shell's background job, as CI may be, has SIGINT ignored, and its children too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),
+        # a shell's background job, as CI may be, has SIGINT ignored, one under nohup SIGHUP, and their children too
+        preexec_fn=lambda: (signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGHUP, signal.SIG_DFL)),
     )
 
 

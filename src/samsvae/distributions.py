@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -258,31 +259,33 @@ class _GammaTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, theta: Tensor, x: Tensor) -> Tensor:
-        index = _GammaTerms.index(x)
-        ctx.save_for_backward(theta, x, index)
+        index, large = _GammaTerms.places(x)
+        ctx.save_for_backward(theta, x, index, large)
         if index is None:
             return _gammas(theta, x).sum(-1)
         j = torch.arange(_GammaTerms.TABLE + 1, dtype=theta.dtype, device=theta.device)[:, None]
         table = _GammaTerms.below(torch.log1p(j / theta)) - torch.lgamma(j + 1.0)
-        return _GammaTerms.look_up(table, index, theta, x, _gammas).sum(-1)
+        return _GammaTerms.look_up(table, index, large, theta, x, _gammas).sum(-1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        theta, x, index = ctx.saved_tensors
+        theta, x, index, large = ctx.saved_tensors
         if index is None:
             return torch.mv(_d_gammas(theta, x).T, grad), None
         j = torch.arange(_GammaTerms.TABLE + 1, dtype=theta.dtype, device=theta.device)[:, None]
         table = _GammaTerms.below(-j / (theta * (theta + j)))
-        return torch.mv(_GammaTerms.look_up(table, index, theta, x, _d_gammas).T, grad), None
+        return torch.mv(_GammaTerms.look_up(table, index, large, theta, x, _d_gammas).T, grad), None
 
     @staticmethod
-    def index(x: Tensor) -> Tensor | None:
-        """The place in the table of every count (n G,); None where they are not whole."""
+    def places(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The place in the table of every count (n G,), and those above it; None where counts are not whole."""
         if not torch.equal(x, x.floor()):
-            return None
+            return None, None
         genes = x.shape[-1]
-        return (x.clamp(max=_GammaTerms.TABLE).int() * genes + torch.arange(genes, dtype=torch.int32)).flatten().long()
+        index = x.clamp(max=_GammaTerms.TABLE).int() * genes + torch.arange(genes, dtype=torch.int32)
+        # numpy compares and searches ten times faster
+        return index.flatten(), torch.from_numpy(np.flatnonzero(x.numpy() > _GammaTerms.TABLE))
 
     @staticmethod
     def below(terms: Tensor) -> Tensor:
@@ -290,11 +293,10 @@ class _GammaTerms(torch.autograd.Function):
         return F.pad(terms[:-1].cumsum(0), (0, 0, 1, 0))
 
     @staticmethod
-    def look_up(table: Tensor, index: Tensor, theta: Tensor, x: Tensor, formula: Callable) -> Tensor:
-        found = table.flatten().index_select(0, index).view(x.shape)
-        large = (x > _GammaTerms.TABLE).nonzero(as_tuple=True)
-        found[large] = formula(theta[large[1]], x[large])
-        return found
+    def look_up(table: Tensor, index: Tensor, large: Tensor, theta: Tensor, x: Tensor, formula: Callable) -> Tensor:
+        found = table.flatten().index_select(0, index)
+        found[large] = formula(theta[large % x.shape[-1]], x.flatten()[large])
+        return found.view(x.shape)
 
 
 def _gammas(theta: Tensor, x: Tensor) -> Tensor:
