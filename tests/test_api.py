@@ -208,6 +208,7 @@ def test_what_it_is_in_short(fitted):
     ("changes", "said"),
     [
         ({"model": "sams_vae_cor"}, "Did you mean 'sams_vae_corr'"),
+        ({"model": ["cond_vae"]}, r"model: \['cond_vae'\] is not a known model"),
         ({"perturbation": "guides"}, "'guides'.*Did you mean 'guide'"),
         ({"control": "ctrl"}, "has no control cell"),
         ({"layer": "count"}, "no 'layer:count', where counts are asked for. Did you mean 'layer:counts'"),

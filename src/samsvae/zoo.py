@@ -88,6 +88,6 @@ TABLE_1 = tuple(list(ROWS)[:8])
 
 def row(name: str) -> Row:
     """The row of a name; ConfigError with the nearest match where there is none."""
-    if name not in ROWS:
-        raise ConfigError(f"model: {name!r} is not a known model.{nearest(name, ROWS)}")
+    if not isinstance(name, str) or name not in ROWS:
+        raise ConfigError(f"model: {name!r} is not a known model.{nearest(str(name), ROWS)}")
     return ROWS[name]
