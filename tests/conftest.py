@@ -1,7 +1,11 @@
 """What all tests share. One thread each, so that sums are added in the same order on every machine."""
 
+import importlib
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,6 +19,15 @@ os.environ["MPLBACKEND"] = "Agg"
 def root() -> Path:
     """The checkout."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def benchmark_named(root) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script of benchmarks/, which finds those beside it as when it is called."""
+    before = list(sys.path)
+    sys.path.insert(0, str(root / "benchmarks"))
+    yield importlib.import_module
+    sys.path[:] = before
 
 
 @pytest.fixture(scope="session")

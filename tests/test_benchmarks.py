@@ -1,8 +1,6 @@
 """The benchmark of the training step: that what it compares is the same. No time is tested."""
 
 import ast
-import importlib
-import sys
 
 import numpy as np
 import pytest
@@ -10,11 +8,8 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def step(root):
-    before = list(sys.path)
-    sys.path.insert(0, str(root / "benchmarks"))
-    yield importlib.import_module("step")
-    sys.path[:] = before
+def step(benchmark_named):
+    return benchmark_named("step")
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "sams_vae_mf", "cpa_vae_corr", "cpa_vae_mf", "svae_plus"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,11 +15,8 @@ from samsvae import training
 
 
 @pytest.fixture(scope="module")
-def card(root):
-    before = list(sys.path)
-    sys.path.insert(0, str(root / "benchmarks"))
-    yield importlib.import_module("card")
-    sys.path[:] = before
+def card(benchmark_named):
+    return benchmark_named("card")
 
 
 @pytest.mark.parametrize("clip", [None, 20.0])

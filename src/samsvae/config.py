@@ -222,7 +222,7 @@ class ScreenConfig:
                 raise ConfigError(f"source.miniature: not allowed for kind {self.kind!r}. Allowed: for {allowed}.")
             given = self.source.miniature
             made = _plain(build(MINIATURES[self.kind], given, "source.miniature"))
-            # no more than what is given: a default is no reason to make it anew
+            # YAML reads 2e3 as text; and no more than is given: a default is no reason to make it anew
             object.__setattr__(self, "source", replace(self.source, miniature={key: made[key] for key in given}))
 
 
