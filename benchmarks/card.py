@@ -30,7 +30,7 @@ from samsvae.capture import on_one_stream
 from samsvae.data.batch import Cells, cells_of, encode
 from samsvae.model import Model
 from samsvae.precision import precision
-from samsvae.settings import TrainingConfig
+from samsvae.settings import FLOOR, TrainingConfig
 from samsvae.training import _Run
 
 MODEL = "sams_vae_corr"
@@ -96,7 +96,7 @@ def likelihood(name: str, cells: Cells, n: int, particles: int) -> None:
             b = theta.double().requires_grad_()
 
         def work():
-            value = function(a, library.to(b.dtype), b, x)
+            value = function(a, library.to(b.dtype), b, x, FLOOR)
             return value.detach(), *torch.autograd.grad(value.sum(), (a, b))
 
         return work

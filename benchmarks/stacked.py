@@ -18,7 +18,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from samsvae.capture import Steps, graphs
 from samsvae.data.batch import Cells
-from samsvae.model import Model, Streams, given
+from samsvae.model import Model
+from samsvae.noise import Streams, given
 from samsvae.settings import TrainingConfig
 from samsvae.training import Adam, _asked, objective
 

@@ -51,7 +51,8 @@ DEFAULT = {device: arithmetic(device) for device in HOLDERS}  # before samsvae i
 from shapes import SHAPES, Shape, made_screen  # noqa: E402
 
 from samsvae.data.batch import Cells, Screen, cells_of, encode  # noqa: E402
-from samsvae.model import Model, Streams, given  # noqa: E402
+from samsvae.model import Model  # noqa: E402
+from samsvae.noise import Streams, given  # noqa: E402
 from samsvae.precision import precision  # noqa: E402
 from samsvae.settings import TrainingConfig  # noqa: E402
 from samsvae.training import Adam, objective, train  # noqa: E402

@@ -4,7 +4,8 @@ import json
 
 import pandas as pd
 
-from samsvae.config import Study, batches, build, grid_table, run_settings, runs
+from samsvae.config import Study, batches, grid_table, run_settings, runs
+from samsvae.validate import build
 from samsvae.devices import notice
 from samsvae.digest import code_of as digest_of
 from samsvae.errors import SamsvaeError, nearest

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samsvae.data.batch import Batch
+from samsvae.batch import Batch
 from samsvae.interop import LATENT_NAMES, ROW_NAMES, from_reference
 
 

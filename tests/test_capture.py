@@ -16,13 +16,13 @@ import torch
 from small import model, screen
 from tape import Tape
 
-from samsvae import capture, distributions, kernels, training
+from samsvae import capture, kernels, softmax_nb, training
 from samsvae.capture import WARM, Steps
 from samsvae.data import batch as data
 from samsvae.data.batch import cells_of, encode
 from samsvae.data.streaming import batches
 from samsvae.errors import Interrupted, NumericalError
-from samsvae.model import Streams
+from samsvae.noise import Streams
 from samsvae.precision import precision
 from samsvae.settings import TrainingConfig
 from samsvae.training import Keep, objective, train, validation_loss
@@ -52,7 +52,7 @@ def as_on_a_card():
     """Without what a CPU does for itself: it looks at a batch's numbers, for which nothing captured can wait."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_own", lambda cells, config: False)
-        patch.setattr(distributions._GammaTerms, "places", staticmethod(lambda x: (None, None)))
+        patch.setattr(softmax_nb._GammaTerms, "places", staticmethod(lambda x: (None, None)))
         yield
 
 

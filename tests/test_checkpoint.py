@@ -15,7 +15,6 @@ import torch
 from small import model, screen
 
 from samsvae.checkpoint import Checkpoint, load, save
-from samsvae.config import build
 from samsvae.data.batch import cells_of, encode
 from samsvae.devices import usable
 from samsvae.effects import condition_means
@@ -23,6 +22,7 @@ from samsvae.errors import CheckpointError, ConfigError
 from samsvae.model import Model
 from samsvae.scoring import iwelbo
 from samsvae.settings import ModelConfig
+from samsvae.validate import build
 from samsvae.zoo import ROWS
 
 GENES = tuple(f"gene{g}" for g in range(9))

@@ -26,7 +26,6 @@ from samsvae.config import (
     SplitConfig,
     Study,
     batches,
-    build,
     grid_table,
     run_settings,
     runs,
@@ -34,6 +33,7 @@ from samsvae.config import (
 from samsvae.data.miniature import norman_source, replogle_source
 from samsvae.errors import ConfigError
 from samsvae.settings import ModelConfig, TrainingConfig
+from samsvae.validate import build
 from samsvae.zoo import TABLE_1
 
 # a quarter of a second for each of the large files

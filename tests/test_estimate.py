@@ -13,12 +13,13 @@ from small import model, screen
 from small_files import write_files
 
 from samsvae import estimate as estimates
-from samsvae.config import Study, build, run_settings, runs
+from samsvae.config import Study, run_settings, runs
 from samsvae.data.batch import cells_of, encode
 from samsvae.data.simulate import sparse_shift
 from samsvae.estimate import Line, Size, estimate, measure, report, shape_of, size_of, work_of
 from samsvae.progress import main
 from samsvae.training import train
+from samsvae.validate import build
 
 RATE = {"step": 0.01, "validation": 0.0001, "cell": 0.002, "condition": 0.5}
 

@@ -23,7 +23,7 @@ from samsvae.errors import CheckpointError
 from samsvae.evaluation import check_names, evaluate, model_expression
 from samsvae.fit import fit
 from samsvae.metrics.de import differential_expression
-from samsvae.model import Streams
+from samsvae.noise import Streams
 from samsvae.reference import effects
 from samsvae.tables import read, read_h5ad, write_h5ad
 

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from samsvae.expectation import STEP, WIDEST, Log2Mean
-from samsvae.networks import FLOOR
+from samsvae.settings import FLOOR
 
 THETA = (0.01, 0.1, 0.7, 3.0, 20.0, WIDEST - 1, WIDEST + 1, 1e3, 1e6)
 

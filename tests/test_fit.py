@@ -18,7 +18,7 @@ from samsvae.checkpoint import load
 from samsvae.data.batch import cells_of, encode, read_screen, read_split
 from samsvae.errors import ConfigError, DataError
 from samsvae.fit import fit
-from samsvae.model import Streams
+from samsvae.noise import Streams
 from samsvae.settings import TrainingConfig
 from samsvae.training import validation_loss
 from samsvae.zoo import ROWS

@@ -11,7 +11,7 @@ import torch
 from golden import Golden, our_latent
 
 from samsvae.interop import to_reference
-from samsvae.model import given
+from samsvae.noise import given
 from samsvae.settings import TrainingConfig
 from samsvae.training import Adam, objective
 

@@ -31,7 +31,7 @@ from samsvae.interop import (
     row_of,
     to_reference,
 )
-from samsvae.model import given
+from samsvae.noise import given
 from samsvae.zoo import TABLE_1
 
 ROWS = (*TABLE_1, "sams_vae_bb")

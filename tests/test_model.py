@@ -9,9 +9,10 @@ import pytest
 import torch
 from small import model, screen
 
-from samsvae.data.batch import Batch, cells_of, encode
+from samsvae.batch import Batch
+from samsvae.data.batch import cells_of, encode
 from samsvae.errors import ConfigError, DataError
-from samsvae.model import Streams, given
+from samsvae.noise import Streams, given
 from samsvae.scoring import iwelbo
 from samsvae.settings import ModelConfig
 from samsvae.zoo import ROWS, TABLE_1, row

@@ -11,12 +11,13 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from samsvae.config import Run, Study, build, run_settings, runs
+from samsvae.config import Run, Study, run_settings, runs
 from samsvae.errors import DataError
 from samsvae.job import _told
 from samsvae.kept import Kept
 from samsvae.progress import SILENT, Standing, main, report, standing, time_left
 from samsvae.session import CALL
+from samsvae.validate import build
 
 
 def run_of(**changes) -> Run:

@@ -12,8 +12,10 @@ import torch
 from scipy.stats import multivariate_normal
 from small import model, screen
 
-from samsvae.data.batch import Batch, cells_of, encode
-from samsvae.model import Model, Streams, given
+from samsvae.batch import Batch
+from samsvae.data.batch import cells_of, encode
+from samsvae.model import Model
+from samsvae.noise import Streams, given
 from samsvae.settings import ModelConfig, TrainingConfig
 from samsvae.training import objective
 from samsvae.zoo import ROWS

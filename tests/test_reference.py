@@ -14,14 +14,7 @@ from small import screen
 from samsvae.data.batch import Screen
 from samsvae.errors import DataError
 from samsvae.metrics.likelihood import fit_intercept_nb
-from samsvae.reference import (
-    baseline_tables,
-    baselines,
-    effects,
-    likelihood_baseline,
-    per_condition,
-    score,
-)
+from samsvae.reference import baseline_tables, baselines, effects, likelihood_baseline, per_condition, score
 
 # three genes; two perturbations, alone and together, and control
 COUNTS = np.array(

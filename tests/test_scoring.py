@@ -12,7 +12,8 @@ from small import model, screen
 
 from samsvae import scoring
 from samsvae.data.batch import Cells, Screen, cells_of, encode
-from samsvae.model import Model, Streams
+from samsvae.model import Model
+from samsvae.noise import Streams
 from samsvae.scoring import iwelbo
 from samsvae.settings import ModelConfig
 

@@ -10,17 +10,9 @@ import scipy.sparse as sp
 
 from samsvae.data import screen as screens
 from samsvae.data.counts import count_blocks, integer_counts, read_table
-from samsvae.data.screen import (
-    assemble,
-    atomic,
-    check_screen,
-    members,
-    read_screen,
-    read_tables,
-    write_arrays,
-    write_screen,
-)
+from samsvae.data.screen import assemble, check_screen, members, read_screen, read_tables, write_arrays, write_screen
 from samsvae.errors import DataError
+from samsvae.files import atomic
 
 
 def stacked(x, rows, cols, **settings) -> sp.csr_matrix:

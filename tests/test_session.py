@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from samsvae.session import CALL, STOP, _stops, again, call_of
+from samsvae.session import CALL, again, call_of
+from samsvae.signals import STOP, stop_signals
 
 
 def script(body: str, tmp_path, root, interrupt=signal.SIG_DFL) -> subprocess.Popen:
@@ -167,13 +168,13 @@ def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, root, number, said,
 
 def test_handlers_are_put_back_and_another_thread_sets_none(tmp_path):
     before = [signal.getsignal(number) for number in STOP]
-    with _stops():
+    with stop_signals(interrupt=True):
         assert [signal.getsignal(number) for number in STOP] != before
     assert [signal.getsignal(number) for number in STOP] == before
     found = []
 
     def enter():
-        with _stops() as came:
+        with stop_signals(interrupt=True) as came:
             found.append(came)
 
     thread = threading.Thread(target=enter)

@@ -14,7 +14,7 @@ from small import model, screen
 
 from samsvae.data.batch import cells_of, encode
 from samsvae.errors import ConfigError, Interrupted, NumericalError
-from samsvae.model import Streams
+from samsvae.noise import Streams
 from samsvae.settings import TrainingConfig
 from samsvae.training import Adam, Keep, objective, train, validation_loss
 from samsvae.zoo import ROWS

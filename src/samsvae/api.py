@@ -23,7 +23,7 @@ import torch
 import samsvae
 from samsvae import checkpoint, effects
 from samsvae.checkpoint import Checkpoint, screen_facts
-from samsvae.config import CustomOptions, build
+from samsvae.config import CustomOptions
 from samsvae.data.batch import cells_of, encode
 from samsvae.data.custom import screen_of
 from samsvae.data.screen import arrays_of
@@ -33,6 +33,7 @@ from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.model import Model
 from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
 from samsvae.training import train
+from samsvae.validate import build
 from samsvae.zoo import row
 
 log = logging.getLogger("samsvae")

@@ -15,7 +15,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from samsvae.model import Streams
+from samsvae.noise import Streams
 
 #: Steps of a shape that run as they come before it is captured: real steps, which load kernels and make handles.
 WARM = 2

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from samsvae.config import build
 from samsvae.data.batch import Cells, Dosage, Screen
 from samsvae.devices import usable
 from samsvae.errors import CheckpointError, SamsvaeError, some
 from samsvae.files import atomic
 from samsvae.model import Model
 from samsvae.settings import ModelConfig
+from samsvae.validate import build
 
 log = logging.getLogger(__name__)
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import re
 import types
 import typing
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import PurePath
 from typing import Any, Literal
 
 from samsvae.errors import ConfigError, nearest
-from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig, at_least
+from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
+from samsvae.validate import at_least, build, checked, checked_fields, field_names, plain, type_hints
 from samsvae.zoo import row
 
 SCALAR = str | int | float | bool | None
@@ -32,7 +31,9 @@ class Source:
     urls: tuple[str, ...] = ()
     size: int | None = None
     checksum: str | None = None
-    miniature: dict[str, SCALAR] | None = None
+    miniature: dict[str, SCALAR] | None = field(
+        default=None, metadata={"schema": lambda: (*MINIATURES.values(), types.NoneType)}
+    )
 
     def __post_init__(self):
         if self.path is None and self.miniature is None and not self.urls:
@@ -208,7 +209,7 @@ class ScreenConfig:
 
     kind: Literal["replogle", "norman", "custom", "simulate_sams", "simulate_sparse_shift"]
     source: Source | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, metadata={"schema": lambda: tuple(OPTIONS.values())})
 
     def __post_init__(self):
         object.__setattr__(self, "options", build(OPTIONS[self.kind], self.options, "options"))
@@ -221,7 +222,7 @@ class ScreenConfig:
                 allowed = " and ".join(MINIATURES)
                 raise ConfigError(f"source.miniature: not allowed for kind {self.kind!r}. Allowed: for {allowed}.")
             given = self.source.miniature
-            made = _plain(build(MINIATURES[self.kind], given, "source.miniature"))
+            made = plain(build(MINIATURES[self.kind], given, "source.miniature"))
             # YAML reads 2e3 as text; and no more than is given: a default is no reason to make it anew
             object.__setattr__(self, "source", replace(self.source, miniature={key: made[key] for key in given}))
 
@@ -296,7 +297,7 @@ class PathVars:
     benchmarks: str = "<results>/benchmarks"
 
     def __post_init__(self):
-        for name in _names(PathVars):
+        for name in field_names(PathVars):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: '' is not allowed. Needed: a folder.")
 
@@ -373,10 +374,6 @@ WORDS = {
 }
 
 
-def _names(cls: type) -> set[str]:
-    return {item.name for item in dataclasses.fields(cls)}
-
-
 def _word(key: str, value: SCALAR, where: str) -> str:
     if key == "checkpoint":
         return f"{WORDS[key]}{re.sub(r'[^A-Za-z0-9_.]+', '_', PurePath(value).stem)}"
@@ -397,14 +394,14 @@ def runs(study: Study, name: str) -> list[Run]:
     experiment, found = study.settings[name], {}
     screen = study.screens[experiment.screen]
     homes = {
-        "options": _names(type(screen.options)),
-        "split": _names(SplitConfig) - {"kind", "conditions", "combinations_of", "path"},
-        "model": _names(ModelConfig),
-        "training": _names(TrainingConfig),
+        "options": field_names(type(screen.options)),
+        "split": field_names(SplitConfig) - {"kind", "conditions", "combinations_of", "path"},
+        "model": field_names(ModelConfig),
+        "training": field_names(TrainingConfig),
     }
     known = {"model", "encoding", "checkpoint"}.union(*homes.values())
-    _values(ModelConfig, experiment.model, f"settings.{name}.model")
-    _values(TrainingConfig, experiment.training, f"settings.{name}.training")
+    checked_fields(ModelConfig, experiment.model, f"settings.{name}.model")
+    checked_fields(TrainingConfig, experiment.training, f"settings.{name}.training")
     if not experiment.grid:
         raise ConfigError(f"settings.{name}.grid: it is empty. Needed: blocks, each with a model or a list of models.")
     for number, block in enumerate(experiment.grid):
@@ -419,7 +416,7 @@ def runs(study: Study, name: str) -> list[Run]:
         axes = {key: value for key, value in block.items() if isinstance(value, list | tuple)}
         axes.setdefault("model", [block["model"]])
         if "checkpoint" in block:  # always in the id, which tells imported weights from trained ones
-            axes["checkpoint"] = _checked(block["checkpoint"], tuple[str, ...], f"{where}.checkpoint")
+            axes["checkpoint"] = checked(block["checkpoint"], tuple[str, ...], f"{where}.checkpoint")
         fixed = {key: value for key, value in block.items() if key not in axes}
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
@@ -441,7 +438,7 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
     experiment = study.settings[name]
     screen = study.screens[experiment.screen]
     every = {**fixed, **chosen}
-    named = _checked(every["model"], str, f"{where}.model")
+    named = checked(every["model"], str, f"{where}.model")
     try:
         model = row(named)
     except ConfigError as error:
@@ -450,8 +447,8 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
     def picked(home: str) -> dict:
         return {key: value for key, value in every.items() if key in homes[home] and key != "model"}
 
-    options = build(type(screen.options), {**_plain(screen.options), **picked("options")}, where)
-    split = build(SplitConfig, {**_plain(experiment.split), **picked("split")}, where)
+    options = build(type(screen.options), {**plain(screen.options), **picked("options")}, where)
+    split = build(SplitConfig, {**plain(experiment.split), **picked("split")}, where)
     encoding = every.get("encoding", "sum")
     if encoding not in ENCODINGS:
         raise ConfigError(f"{where}.encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
@@ -471,7 +468,7 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
         encoding=encoding,
         model=build(ModelConfig, {**experiment.model, **model.model, **picked("model")}, where),
         training=build(TrainingConfig, {**experiment.training, **model.training, **picked("training")}, where),
-        screen=replace(screen, options=_plain(options)),
+        screen=replace(screen, options=plain(options)),
         split_config=split,
         axes=axes,
         checkpoint=chosen.get("checkpoint"),
@@ -501,8 +498,8 @@ def grid_table(runs: list[Run]) -> list[dict[str, SCALAR]]:
     keys = _ordered({key for run in runs for key in run.axes} | {"encoding"})
     rows = []
     for run in runs:
-        settings = {**_plain(run.screen.options), **_plain(run.split_config), **_plain(run.training)}
-        settings |= {**_plain(run.model), "encoding": run.encoding, "checkpoint": run.checkpoint}
+        settings = {**plain(run.screen.options), **plain(run.split_config), **plain(run.training)}
+        settings |= {**plain(run.model), "encoding": run.encoding, "checkpoint": run.checkpoint}
         named = {"run": run.id, "model": run.row, "method": row(run.row).method, "inference": row(run.row).inference}
         rows.append({**named, **{key: settings[key] for key in keys}, "dataset": run.dataset, "split_name": run.split})
     return rows
@@ -512,105 +509,6 @@ def run_settings(run: Run) -> dict[str, Any]:
     """What the training of a run depends on, as plain values: the params of its rule."""
     own = {"run": run.id, "model": run.row, "encoding": run.encoding}
     return own | {"config": dataclasses.asdict(run.model), "training": dataclasses.asdict(run.training)}
-
-
-# ---- dicts into dataclasses ----------------------------------------------------------------------------------------
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass as a dict, one level deep."""
-    return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def build(cls: type, data: Any, where: str = "config") -> Any:
-    """An instance of a dataclass from a dict; ConfigError names the key, the value and what is allowed."""
-    values = _values(cls, data, where)
-    for item in dataclasses.fields(cls):
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and item.name not in data:
-            raise ConfigError(f"{where}: the key {item.name!r} is missing.")
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _values(cls: type, data: Any, where: str) -> dict[str, Any]:
-    """The values of some fields of a dataclass, checked one by one."""
-    if not isinstance(data, typing.Mapping):
-        raise ConfigError(
-            f"{where}: {data!r} is not allowed here. Needed: keys among {', '.join(sorted(_names(cls)))}."
-        )
-    hints, names = _hints(cls), _names(cls)
-    for key in data:
-        if key not in names:
-            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, sorted(names))}")
-    return {key: _checked(value, hints[key], f"{where}.{key}") for key, value in data.items()}
-
-
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for option in args:
-            try:
-                return _checked(value, option, where)
-            except ConfigError as error:
-                if dataclasses.is_dataclass(option) and isinstance(value, typing.Mapping):
-                    raise error
-        raise ConfigError(f"{where}: {value!r} is not allowed. Allowed: {_describe(hint)}.")
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where}: {value!r} is not allowed.{nearest(value, args)}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            if args[0] is str and isinstance(value, str):
-                return (value,)
-            raise ConfigError(f"{where}: {value!r} is not a list.")
-        return tuple(_checked(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, typing.Mapping):
-            raise ConfigError(f"{where}: {value!r} is not allowed. Needed: keys with values.")
-        return {str(key): _checked(item, args[1], f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, where)
-    if hint is float:
-        if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
-            try:
-                value = float(value)
-            except ValueError:
-                raise ConfigError(f"{where}: {value!r} is not a number.") from None
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif (hint is types.NoneType and value is None) or (hint in (str, bool) and isinstance(value, hint)):
-        return value
-    raise ConfigError(f"{where}: {value!r} is not allowed. Allowed: {_describe(hint)}.")
-
-
-def _describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in args)
-    if origin is tuple:
-        return f"a list of {_describe(args[0])}"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        types.NoneType: "nothing (null)",
-    }
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def schema(cls: type = Study) -> dict[str, Any]:
@@ -635,17 +533,15 @@ def _schema_of(hint: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint):
         properties, required = {}, []
         for item in dataclasses.fields(hint):
-            properties[item.name] = _schema_of(_hints(hint)[item.name])
+            properties[item.name] = _schema_of(type_hints(hint)[item.name])
+            if "schema" in item.metadata:  # the types behind a field that holds a plain dict
+                properties[item.name] = {"anyOf": [_schema_of(kind) for kind in item.metadata["schema"]()]}
             if item.default is not dataclasses.MISSING:
                 default = item.default
                 properties[item.name]["default"] = list(default) if isinstance(default, tuple) else default
             elif item.default_factory is dataclasses.MISSING:
                 required.append(item.name)
         text = {"description": " ".join((hint.__doc__ or "").split())}
-        if hint is Source:
-            properties["miniature"]["anyOf"] = [_schema_of(kind) for kind in (*MINIATURES.values(), types.NoneType)]
-        if hint is ScreenConfig:
-            properties["options"] = {"anyOf": [_schema_of(option) for option in OPTIONS.values()]}
         return {"type": "object", **text, "properties": properties, "required": required, "additionalProperties": False}
     names = {int: "integer", float: "number", str: "string", bool: "boolean", types.NoneType: "null"}
     return {"type": names[hint]}

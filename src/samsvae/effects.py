@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samsvae.batch import Batch, MultiHot
 from samsvae.cpu import fast_cpu
-from samsvae.data.batch import Batch
 from samsvae.expectation import Log2Mean
-from samsvae.model import Model, Streams
-from samsvae.networks import FLOOR, OneHot
+from samsvae.model import Model
+from samsvae.noise import Streams
+from samsvae.settings import FLOOR
 
 #: Floats of the largest array (s, c, G) held at once: enough to hide the cost of calls.
 BUDGET = {"cpu": 2**22, "cuda": 2**28}
@@ -37,7 +38,7 @@ def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
     rows = members[given]
     library = torch.full((len(members),), float(library), device=device)
     empty = torch.zeros(len(members), 0, device=device)
-    return Batch(empty, library, OneHot(index, given.float()), torch.zeros(len(rows), device=device), rows)
+    return Batch(empty, library, MultiHot(index, given.float()), torch.zeros(len(rows), device=device), rows)
 
 
 @torch.no_grad()

@@ -31,7 +31,8 @@ from samsvae.data.splits import make_split, summary
 from samsvae.effects import condition_means
 from samsvae.errors import ConfigError, DataError
 from samsvae.files import write_json
-from samsvae.model import Model, Streams
+from samsvae.model import Model
+from samsvae.noise import Streams
 from samsvae.precision import precision
 from samsvae.scoring import iwelbo
 from samsvae.settings import SPLITS

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samsvae.networks import FLOOR
+from samsvae.settings import FLOOR
 
 #: Distance of the points on a curve, in the logarithm of a mean or rate: errors are 2e-4 or less up to a scale of
 #: 100, which are libraries of 100 and more, and 6e-4 up to 1e5.

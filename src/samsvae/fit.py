@@ -13,7 +13,6 @@ import torch
 
 import samsvae
 from samsvae.checkpoint import Checkpoint, save, screen_facts
-from samsvae.config import build
 from samsvae.cost import cpu_model
 from samsvae.data.batch import Cells, Dosage, Screen, cells_of, encode, read_screen, read_split
 from samsvae.errors import DataError
@@ -21,6 +20,7 @@ from samsvae.files import write_json, write_table
 from samsvae.model import Model
 from samsvae.settings import ModelConfig, TrainingConfig
 from samsvae.training import Keep, Trained, train
+from samsvae.validate import build
 
 log = logging.getLogger(__name__)
 

@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 
 from samsvae.checkpoint import Checkpoint, label_facts, read, save, screen_facts
-from samsvae.config import build
 from samsvae.data.batch import Cells, Screen, cells_of, encode, read_screen, read_split
 from samsvae.errors import CheckpointError, ConfigError, SamsvaeError, nearest, some
 from samsvae.files import write_json, write_table
 from samsvae.fit import part, record
-from samsvae.model import Model, Streams
+from samsvae.model import Model
 from samsvae.networks import MLP
+from samsvae.noise import Streams
 from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
 from samsvae.training import Trained, validation_loss
+from samsvae.validate import build
 from samsvae.zoo import ROWS, TABLE_1
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,6 @@ import os
 import torch
 from torch import Tensor
 
-from samsvae.networks import FLOOR
-
 log = logging.getLogger(__name__)
 
 #: Kinds of device that the kernels are for: cards with Triton, and CPUs under its interpreter.
@@ -28,8 +26,8 @@ _TRIED: set[str] = set()
 FORWARD_GENES, BACKWARD_GENES, CELLS = 1024, 256, 2
 
 
-def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:
-    """What the mean has a part in of log NB(x; m, theta), summed over genes, at m = l softmax(logits) + 1e-4 (eq. 2).
+def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: float) -> Tensor:
+    """What the mean has a part in of log NB(x; m, theta), summed over genes, at m = l softmax(logits) + floor (eq. 2).
 
     sum_g x_g log m_g - (x_g + theta_g) log(1 + m_g / theta_g): to be added to the gamma terms
     lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log theta, which no particle changes.
@@ -51,9 +49,9 @@ def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Ten
         try_out(logits.device)
     if kind == torch.float32 and has_triton(logits.device.type):
         rows = logits.reshape(1, -1, *logits.shape[-2:])
-        out, _, _ = _forward(*(part.contiguous() for part in (rows, library[None], theta[None], x[None])))
+        out, _, _ = _forward(*(part.contiguous() for part in (rows, library[None], theta[None], x[None])), floor)
         return out.view(logits.shape[:-1])
-    mean = library[:, None] * torch.softmax(logits, -1, dtype=kind) + FLOOR
+    mean = library[:, None] * torch.softmax(logits, -1, dtype=kind) + floor
     return (x * torch.log(mean) - (x + theta) * torch.log1p(mean / theta)).sum(-1)
 
 
@@ -69,7 +67,7 @@ def try_out(device: torch.device) -> None:
         return
     _TRIED.add(kind)
     try:
-        _forward(*(torch.ones(shape, device=device) for shape in ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1, 1))))
+        _forward(*(torch.ones(shape, device=device) for shape in ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1, 1))), 1e-4)
     except Exception as error:  # whatever a compiler may say
         _USABLE[kind] = False
         log.warning("the fused likelihood cannot be compiled here, torch's operations do it, more slowly: %s", error)
@@ -82,7 +80,7 @@ def try_out(device: torch.device) -> None:
 
 
 @torch.library.custom_op("samsvae::softmax_nb", mutates_args=())
-def _forward(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
     """Value, log sum exp and s, each (S, K, n), of logits (S, K, n, G), theta (S, G) and x (S, n, G)."""
     from samsvae import triton_nb
 
@@ -91,14 +89,14 @@ def _forward(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> tuple
     block = _block(genes, FORWARD_GENES)
     if out.numel():
         triton_nb.forward[(out.numel(),)](
-            logits, library, theta, x, out, lse, dot, particles, cells, genes, FLOOR, block, num_warps=_warps(block)
+            logits, library, theta, x, out, lse, dot, particles, cells, genes, floor, block, num_warps=_warps(block)
         )
     return out, lse, dot
 
 
 @torch.library.custom_op("samsvae::softmax_nb_backward", mutates_args=())
 def _backward(
-    grad: Tensor, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, lse: Tensor, dot: Tensor
+    grad: Tensor, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, lse: Tensor, dot: Tensor, floor: float
 ) -> tuple[Tensor, Tensor]:
     """Gradients in the logits (S, K, n, G) and in theta (S, G)."""
     from samsvae import triton_nb
@@ -110,7 +108,7 @@ def _backward(
     if lse.numel():
         triton_nb.backward[(groups, -(-genes // block), runs)](
             grad, logits, library, theta, x, lse, dot, d_logits, d_theta,
-            particles, cells, genes, FLOOR, CELLS, block, num_warps=_warps(block),
+            particles, cells, genes, floor, CELLS, block, num_warps=_warps(block),
         )  # fmt: skip
     else:
         d_theta.zero_()
@@ -118,23 +116,24 @@ def _backward(
 
 
 @_forward.register_fake
-def _(logits, library, theta, x):
+def _(logits, library, theta, x, floor):
     return tuple(theta.new_empty(logits.shape[:-1]) for _ in range(3))
 
 
 @_backward.register_fake
-def _(grad, logits, library, theta, x, lse, dot):
+def _(grad, logits, library, theta, x, lse, dot, floor):
     return torch.empty_like(logits), torch.empty_like(theta)
 
 
 def _keep(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs, *output[1:])
+    *tensors, ctx.floor = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _gradients(ctx, grad, *_):
-    d_logits, d_theta = _backward(grad.contiguous(), *ctx.saved_tensors)
-    return d_logits, None, d_theta, None
+    d_logits, d_theta = _backward(grad.contiguous(), *ctx.saved_tensors, ctx.floor)
+    return d_logits, None, d_theta, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
@@ -143,9 +142,10 @@ _forward.register_autograd(_gradients, setup_context=_keep)
 @_forward.register_vmap
 def _(info, dims, *given):
     """Under torch.func.vmap: one launch for all runs. Gradients are asked for outside of it, of the longer stack."""
-    each = (part[None] if at is None else part.movedim(at, 0) for part, at in zip(given, dims, strict=True))
+    *parts, floor = given
+    each = (part[None] if at is None else part.movedim(at, 0) for part, at in zip(parts, dims[:-1], strict=True))
     runs = (part.expand(info.batch_size, *part.shape[1:]).flatten(0, 1).contiguous() for part in each)
-    return tuple(part.unflatten(0, (info.batch_size, -1)) for part in _forward(*runs)), (0, 0, 0)
+    return tuple(part.unflatten(0, (info.batch_size, -1)) for part in _forward(*runs, floor)), (0, 0, 0)
 
 
 def _block(genes: int, most: int) -> int:

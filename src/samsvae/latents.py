@@ -13,9 +13,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from samsvae.data.batch import Batch
-from samsvae.distributions import FLOOR, Bernoulli, Beta, Normal, Point
-from samsvae.networks import MLP, GaussianHead, OneHot
+from samsvae.batch import Batch, MultiHot
+from samsvae.distributions import Bernoulli, Beta, Normal, Point
+from samsvae.networks import MLP, GaussianHead
+from samsvae.settings import FLOOR
 
 Values = Mapping[str, Tensor]
 
@@ -135,7 +136,7 @@ class Embedding(nn.Module):
             return Normal(_rows(self.loc, batch), torch.exp(_rows(self.log_scale, batch)) + FLOOR)
         mask = values["mask"]
         rows = torch.arange(self.n_perturbations, device=mask.device) if batch.rows is None else batch.rows
-        onehot = OneHot(rows[:, None], mask.new_ones(len(rows), 1))
+        onehot = MultiHot(rows[:, None], mask.new_ones(len(rows), 1))
         return self.head(self.network(mask, onehot))
 
     def prior(self, values: Values, batch: Batch) -> Normal:

@@ -7,60 +7,21 @@ Equation numbers refer to docs/model.md.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from samsvae.data.batch import Batch, Cells
-from samsvae.distributions import Bernoulli, standard_noise
+from samsvae.batch import Batch, MultiHot
+from samsvae.data.batch import Cells
+from samsvae.distributions import Bernoulli
 from samsvae.latents import CellState, Embedding, LearnedEmbedding, Mask, MaskProbability, offset
-from samsvae.networks import MLP, Likelihood, OneHot
+from samsvae.networks import MLP, Likelihood
+from samsvae.noise import Noise, given
 from samsvae.settings import ModelConfig
 
 #: Values of the input whose moments are taken at once: few enough for a cache.
 MOMENTS = 2**18
-
-#: (name of the latent, kind of noise, shape) -> standard noise
-Noise = Callable[[str, str, tuple[int, ...]], Tensor]
-
-
-class Streams:
-    """Named streams of noise: every latent draws from a generator of its own, seeded by (seed, name).
-
-    Adding a latent to a model, or drawing it more often, changes no other latent's noise.
-    """
-
-    def __init__(self, seed: int | str, device: torch.device | str = "cpu"):
-        self.seed = seed
-        self.device = torch.device(device)
-        self.generators: dict[str, torch.Generator] = {}
-
-    def generator(self, name: str) -> torch.Generator:
-        if name not in self.generators:
-            digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-            generator = torch.Generator(self.device)
-            generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            self.generators[name] = generator
-        return self.generators[name]
-
-    def __call__(self, name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
-        return standard_noise(kind, shape, self.generator(name))
-
-
-def given(noise: dict[str, Tensor]) -> Noise:
-    """Noise fixed beforehand, by the name of the latent."""
-
-    def stream(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
-        if name not in noise:
-            raise ValueError(f"no noise is given for {name!r}, which needs the shape {tuple(shape)}")
-        if tuple(noise[name].shape) != tuple(shape):
-            raise ValueError(f"noise of {name!r} has shape {tuple(noise[name].shape)}, needed is {tuple(shape)}")
-        return noise[name]
-
-    return stream
 
 
 @dataclass(frozen=True)
@@ -302,7 +263,7 @@ class Model(nn.Module):
     def no_cells(self) -> Batch:
         """A batch of no cells, through which the latents of all perturbations can be asked for."""
         empty = torch.zeros(0, 1, device=self.input_mean.device)
-        return Batch(empty, empty[:, 0], OneHot(empty.long(), empty), empty[:, 0])
+        return Batch(empty, empty[:, 0], MultiHot(empty.long(), empty), empty[:, 0])
 
     def _shared(self) -> list[nn.Module]:
         """The latents of the perturbations that all cells share (a mask drawn per cell is not among them)."""

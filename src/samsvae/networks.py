@@ -5,37 +5,16 @@ Letters: K particles, n cells, T perturbations, L latents, G genes, H hidden uni
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samsvae.distributions import FLOOR, Normal, Poisson, SoftmaxNegativeBinomial
+from samsvae.batch import MultiHot
+from samsvae.distributions import Normal, Poisson
+from samsvae.settings import FLOOR
+from samsvae.softmax_nb import SoftmaxNegativeBinomial
 
 ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
-
-
-@dataclass(frozen=True)
-class OneHot:
-    """Rows of weights to add up in place of a dense one-hot (or dosage) input.
-
-    ``index`` (n, P) names the rows, with the number of rows as padding; ``dose`` (n, P) is 0 there.
-    """
-
-    index: Tensor
-    dose: Tensor
-
-    def gather(self, table: Tensor) -> Tensor:
-        """sum_p dose[p] * table[..., index[p], :]; table (..., T, L) gives (..., n, L)."""
-        n, several = self.index.shape
-        # the padding reads any row: its dose is 0
-        table = table if table.shape[-2] else F.pad(table, (0, 0, 0, 1))
-        rows = table.index_select(-2, self.index.flatten().clamp(max=table.shape[-2] - 1))
-        if several == 1:
-            return rows * self.dose
-        rows = rows.reshape(*table.shape[:-2], n, several, table.shape[-1])
-        return (rows * self.dose[..., None]).sum(-2)
 
 
 class MLP(nn.Module):
@@ -67,11 +46,11 @@ class MLP(nn.Module):
         norms = [nn.BatchNorm1d(width, momentum=0.01, eps=1e-3) for _ in self.layers] if batch_norm else []
         self.norms = nn.ModuleList(norms)
 
-    def forward(self, *parts: Tensor | OneHot) -> Tensor:
+    def forward(self, *parts: Tensor | MultiHot) -> Tensor:
         first = self.layers[0]
         h = first.bias
         for part, weight in zip(parts, first.weight.split(self.sizes, dim=1), strict=True):
-            h = h + (part.gather(weight.T) if isinstance(part, OneHot) else F.linear(part, weight))
+            h = h + (part.gather(weight.T) if isinstance(part, MultiHot) else F.linear(part, weight))
         h = self._finish(0, h)
         for j, layer in enumerate(self.layers[1:], start=1):
             step = self._finish(j, layer(h))

@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samsvae.config import Run, Study, build, run_settings, runs
+from samsvae.config import Run, Study, run_settings, runs
 from samsvae.cost import seconds_of, span
 from samsvae.errors import SamsvaeError
+from samsvae.validate import build
 
 STATES = ("done", "outdated", "running", "stopped", "failed", "waiting")
 

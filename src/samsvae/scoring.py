@@ -14,7 +14,8 @@ from torch import Tensor
 
 from samsvae.cpu import fast_cpu
 from samsvae.data.batch import Cells
-from samsvae.model import Draw, Model, Streams
+from samsvae.model import Draw, Model
+from samsvae.noise import Streams
 
 #: Floats of the largest array (k, n', G) held at once: small enough for a CPU's cache, large enough for a GPU.
 BUDGET = {"cpu": 2**20, "cuda": 2**28}

@@ -6,17 +6,14 @@ import argparse
 import logging
 import os
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from samsvae.errors import SamsvaeError
 from samsvae.files import NO_ROOM, no_room
-
-STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from samsvae.signals import stop_signals
 
 #: The environment variable that tells jobs how Snakemake was called, but for its targets.
 CALL = "SAMSVAE_CALL"
@@ -28,7 +25,7 @@ def session(log: str | Path) -> Iterator[None]:
 
     That is a SamsvaeError, a signal to stop, and a disk that takes no more. Anything else has its traceback.
     """
-    with _stops() as came:
+    with stop_signals(interrupt=True) as came:
         try:
             _log_to(Path(log))
             _hush()
@@ -75,28 +72,6 @@ def _leave(kind: str, sentence: str, *notes: str) -> None:
         print("\n".join([f"{kind}: {sentence}", *notes]), file=sys.stderr, flush=True)
         sys.stdout.flush()
     os._exit(1)
-
-
-@contextmanager
-def _stops() -> Iterator[list[str]]:
-    """Names of the signals to stop that came; each raises KeyboardInterrupt, so that what is open is closed."""
-    came: list[str] = []
-
-    def stop(number: int, frame: object) -> None:
-        came.append(signal.Signals(number).name)
-        raise KeyboardInterrupt
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
-        before = {number: signal.getsignal(number) for number in STOP}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as in a background job of a shell
-            signal.signal(number, stop)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def call_of(arguments: Sequence[str]) -> str:

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samsvae.errors import ConfigError
+from samsvae.validate import at_least
 
 SPLITS = ("train", "val", "test")
+
 ENCODINGS = ("sum", "unique")
 
-
-def at_least(least: int, settings: object, *names: str) -> None:
-    """ConfigError where one of these settings is less; one that may be None and is has no least."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{name}: {value} is not allowed; it must be {least} or more.")
+#: Added to every variance and to the mean of the negative binomial.
+FLOOR = 1e-4
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,8 @@ import copy
 import io
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,18 +19,21 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from samsvae.batch import Batch
 from samsvae.capture import NotCaptured, Steps, graphs, on_one_stream
 from samsvae.checkpoint import read
 from samsvae.cost import span
 from samsvae.cpu import fast_cpu
-from samsvae.data.batch import Batch, Cells
+from samsvae.data.batch import Cells
 from samsvae.data.streaming import batches
 from samsvae.errors import CheckpointError, ConfigError, Interrupted, NumericalError, some
 from samsvae.files import atomic
 from samsvae.latents import Embedding, LearnedEmbedding, Mask, MaskProbability
-from samsvae.model import Draw, Model, Noise, Streams, given
+from samsvae.model import Draw, Model
+from samsvae.noise import Noise, Streams, given, set_stream_states, stream_states
 from samsvae.precision import precision
 from samsvae.settings import TrainingConfig
+from samsvae.signals import stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _train(
             raise Interrupted(f"stopped by {stopped[0]} at step {run.step} of {steps}", kept=keep is not None)
 
     model.train()
-    with signals() as stopped, precision(config.precision, device), on_one_stream(device):
+    with stop_signals() as stopped, precision(config.precision, device), on_one_stream(device):
         while (run.step < steps or run.permutation is not None) and not run.done:
             full = run.warm_up()
             if run.permutation is None:
@@ -275,7 +275,7 @@ class _Run:
     def validate(self, between: Callable[[], None]) -> float:
         """The validation loss of the weights as they are, by noise that depends on the step alone."""
         self.val_noise.seed = f"{self.config.seed}/validation/{self.step}"
-        _set_streams(self.val_noise, {})
+        set_stream_states(self.val_noise, {})
         return validation_loss(
             self.model, self.val_cells, self.config, self.val_noise,
             n_cells=len(self.cells), between=between, steps=self.val_steps,
@@ -302,10 +302,10 @@ class _Run:
         """Where the streams of noise are: those of the latents, and torch's own under the name ``torch``."""
         cuda = self.device.type == "cuda"
         own = torch.cuda.get_rng_state(self.device) if cuda else torch.get_rng_state()
-        return _streams(self.noise) | {"torch": own}
+        return stream_states(self.noise) | {"torch": own}
 
     def _set_noise(self, states: dict[str, Tensor]) -> None:
-        _set_streams(self.noise, {name: state for name, state in states.items() if name != "torch"})
+        set_stream_states(self.noise, {name: state for name, state in states.items() if name != "torch"})
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states["torch"].cpu(), self.device)
         else:
@@ -369,24 +369,6 @@ class Keep:
             return False
         run.restore(state)
         return True
-
-
-@contextmanager
-def signals() -> Iterator[list[str]]:
-    """Names of the signals to stop that came, for a loop that ends its step first."""
-    came: list[str] = []
-    if threading.current_thread() is not threading.main_thread():  # Python lets no other set handlers
-        yield came
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as in a background job of a shell
-            signal.signal(number, lambda number, frame: came.append(signal.Signals(number).name))
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _own(cells: Cells, config: TrainingConfig) -> bool:
@@ -497,21 +479,6 @@ def _asked(model: Model, batch: Batch, particles: int) -> list[tuple[str, str, t
     return asked
 
 
-def _streams(noise: Streams) -> dict[str, Tensor]:
-    """Where each stream is."""
-    return {name: stream.get_state() for name, stream in noise.generators.items()}
-
-
-def _set_streams(noise: Streams, states: dict[str, Tensor]) -> None:
-    """Put streams where they were, those that were not drawn from yet to their beginning.
-
-    The generators stay the same objects: captured steps draw from them.
-    """
-    start = Streams(noise.seed, noise.device)
-    for name in {*noise.generators, *states}:
-        noise.generator(name).set_state(states[name].cpu() if name in states else start.generator(name).get_state())
-
-
 @torch.no_grad()
 def validation_loss(
     model: Model,
@@ -531,7 +498,7 @@ def validation_loss(
     model.eval()
     n_cells = len(cells) if n_cells is None else n_cells
     steps = Steps(validation_step(model, cells, config, noise, n_cells), noise) if steps is None else steps
-    before = _streams(noise)
+    before = stream_states(noise)
     parts, losses = [], []
     for at, *counts in batches(cells, torch.arange(len(cells)), _validation_size(config)):
         parts.append(at)
@@ -540,7 +507,7 @@ def validation_loss(
     total = 0.0
     for number, (at, loss) in enumerate(zip(parts, torch.stack(losses).tolist(), strict=True)):
         if not math.isfinite(loss):
-            _set_streams(noise, before)
+            set_stream_states(noise, before)
             config = replace(config, particles=config.validation_particles)
             raise NumericalError(
                 "In validation: " + culprit(model, cells, parts[: number + 1], config, noise, None, n_cells=n_cells)

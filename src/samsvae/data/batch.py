@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samsvae.batch import Batch, MultiHot, plate_weights
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.files import atomic
-from samsvae.networks import OneHot
 from samsvae.settings import ENCODINGS, SPLITS
 
 
@@ -176,56 +176,6 @@ def encode(screen: Screen, encoding: str) -> Dosage:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Some cells, ready for the model.
-
-    ``rows`` (R,) are the perturbations whose latents are drawn (None: all T, in order); ``dosage.index`` (n, P)
-    points into them, R being the padding. ``share`` (R,) is the plate weight 1/n_t, 0 where n_t is 0.
-    """
-
-    x: Tensor  # (n, G)
-    library: Tensor  # (n,)
-    dosage: OneHot
-    share: Tensor
-    rows: Tensor | None = None
-
-    @classmethod
-    def from_dense(
-        cls, x: Tensor, dosage: Tensor, *, library: Tensor | None = None, n_cells: Tensor | None = None
-    ) -> Batch:
-        """A batch from dense dosages (n, T), 0 where a cell did not receive a perturbation.
-
-        ``library`` (n,): default the sums of x (n, G). ``n_cells`` (T,): how many cells of the split received each
-        perturbation; default those of this batch, as of a whole split. DataError where the shapes do not fit.
-        """
-        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        library = x.sum(-1) if library is None else library
-        n_cells = (dosage != 0).sum(0) if n_cells is None else n_cells
-        for name, value, needed in (
-            ("dosage", dosage, (len(x), dosage.shape[-1])),
-            ("library", library, (len(x),)),
-            ("n_cells", n_cells, (dosage.shape[-1],)),
-        ):
-            if tuple(value.shape) != needed:
-                raise DataError(f"{name} has the shape {tuple(value.shape)}; allowed: {needed}.")
-        received = dosage != 0
-        width = max(1, int(received.sum(-1).max())) if len(x) else 1
-        # the perturbations of a cell first, in their order; what follows them has dose 0 and becomes padding
-        index = received.int().argsort(dim=-1, descending=True, stable=True)[:, :width]
-        dose = dosage.gather(-1, index).to(x.dtype)
-        index = index.masked_fill(dose == 0, dosage.shape[-1])
-        return cls(x, library.to(x.dtype), OneHot(index, dose), _plate_weights(n_cells, x.dtype))
-
-    @property
-    def received(self) -> OneHot:
-        """The dosage in terms of all T perturbations, for what has weights of its own for each of them."""
-        if self.rows is None:
-            return self.dosage
-        # the padding becomes any row: its dose is 0
-        return OneHot(torch.nn.functional.pad(self.rows, (0, 1))[self.dosage.index], self.dosage.dose)
-
-
-@dataclass(frozen=True)
 class FileRows:
     """Some rows of a matrix that stays in its file: indexed and split like a tensor (n, G) on the host."""
 
@@ -292,7 +242,7 @@ class Cells:
             position[rows] = torch.arange(len(rows), device=index.device)
             position[-1] = len(rows)
             index, share = position[index], share[rows]
-        return Batch(counts.to(self.library), self.library[at], OneHot(index, dose), share, rows)
+        return Batch(counts.to(self.library), self.library[at], MultiHot(index, dose), share, rows)
 
 
 def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.device | str = "cpu") -> Cells:
@@ -317,7 +267,7 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
         index=index.to(device),
         n_perturbations=n_perturbations,
         names=screen.cells[rows],
-        share=_plate_weights(n_cells, torch.float32).to(device),
+        share=plate_weights(n_cells, torch.float32).to(device),
         streamed=streamed,
     )
 
@@ -326,9 +276,3 @@ def _free(device: torch.device) -> int:
     """Bytes of a card that are free, or that torch holds unused."""
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
-
-
-def _plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 / n_t of the cells that received t (T,), and 0 where none did (eq. 11)."""
-    n_cells = n_cells.double()
-    return torch.where(n_cells > 0, 1.0 / n_cells.clamp(min=1.0), 0.0).to(dtype)

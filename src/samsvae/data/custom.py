@@ -21,18 +21,12 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem
 
-from samsvae.config import CustomOptions, build
-from samsvae.data.counts import (
-    BLOCK_BYTES,
-    count_blocks,
-    integer_counts,
-    open_h5ad,
-    sparse_indices,
-    sparse_starts,
-)
+from samsvae.config import CustomOptions
+from samsvae.data.counts import BLOCK_BYTES, count_blocks, integer_counts, open_h5ad, sparse_indices, sparse_starts
 from samsvae.data.screen import assemble, check_screen, members, provenance, write_screen
 from samsvae.data.splits import hand_table, make_split
 from samsvae.errors import ConfigError, DataError, nearest, some
+from samsvae.validate import build
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ import numpy as np
 from scipy import sparse
 from scipy.special import digamma, gammaln
 
-FLOOR = 1e-4
+from samsvae.settings import FLOOR
+
 THETA = (1e-4, 1e6)  # bounds: an all-zero gene ends at the first, an underdispersed one (Poisson) at the second
 _STEPS = 28  # of the bisection: log theta to 1e-7
 _GENES, _BLOCK = 64, 2048  # genes fitted, and cells scored, at a time: memory

@@ -1,0 +1,92 @@
+"""What the model reads: a batch of cells, with their perturbations as sparse multi-hot dosages.
+
+Letters: n cells, P most perturbations in a cell, T perturbations (R of them drawn), L latents, G genes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samsvae.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some cells, ready for the model.
+
+    ``rows`` (R,) are the perturbations whose latents are drawn (None: all T, in order); ``dosage.index`` (n, P)
+    points into them, R being the padding. ``share`` (R,) is the plate weight 1/n_t, 0 where n_t is 0.
+    """
+
+    x: Tensor  # (n, G)
+    library: Tensor  # (n,)
+    dosage: MultiHot
+    share: Tensor
+    rows: Tensor | None = None
+
+    @classmethod
+    def from_dense(
+        cls, x: Tensor, dosage: Tensor, *, library: Tensor | None = None, n_cells: Tensor | None = None
+    ) -> Batch:
+        """A batch from dense dosages (n, T), 0 where a cell did not receive a perturbation.
+
+        ``library`` (n,): default the sums of x (n, G). ``n_cells`` (T,): how many cells of the split received each
+        perturbation; default those of this batch, as of a whole split. DataError where the shapes do not fit.
+        """
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        library = x.sum(-1) if library is None else library
+        n_cells = (dosage != 0).sum(0) if n_cells is None else n_cells
+        for name, value, needed in (
+            ("dosage", dosage, (len(x), dosage.shape[-1])),
+            ("library", library, (len(x),)),
+            ("n_cells", n_cells, (dosage.shape[-1],)),
+        ):
+            if tuple(value.shape) != needed:
+                raise DataError(f"{name} has the shape {tuple(value.shape)}; allowed: {needed}.")
+        received = dosage != 0
+        width = max(1, int(received.sum(-1).max())) if len(x) else 1
+        # the perturbations of a cell first, in their order; what follows them has dose 0 and becomes padding
+        index = received.int().argsort(dim=-1, descending=True, stable=True)[:, :width]
+        dose = dosage.gather(-1, index).to(x.dtype)
+        index = index.masked_fill(dose == 0, dosage.shape[-1])
+        return cls(x, library.to(x.dtype), MultiHot(index, dose), plate_weights(n_cells, x.dtype))
+
+    @property
+    def received(self) -> MultiHot:
+        """The dosage in terms of all T perturbations, for what has weights of its own for each of them."""
+        if self.rows is None:
+            return self.dosage
+        # the padding becomes any row: its dose is 0
+        return MultiHot(torch.nn.functional.pad(self.rows, (0, 1))[self.dosage.index], self.dosage.dose)
+
+
+def plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / n_t of the cells that received t (T,), and 0 where none did (eq. 11)."""
+    n_cells = n_cells.double()
+    return torch.where(n_cells > 0, 1.0 / n_cells.clamp(min=1.0), 0.0).to(dtype)
+
+
+@dataclass(frozen=True)
+class MultiHot:
+    """Rows of weights to add up in place of a dense one-hot (or dosage) input.
+
+    ``index`` (n, P) names the rows, with the number of rows as padding; ``dose`` (n, P) is 0 there.
+    """
+
+    index: Tensor
+    dose: Tensor
+
+    def gather(self, table: Tensor) -> Tensor:
+        """sum_p dose[p] * table[..., index[p], :]; table (..., T, L) gives (..., n, L)."""
+        n, several = self.index.shape
+        # the padding reads any row: its dose is 0
+        table = table if table.shape[-2] else F.pad(table, (0, 0, 0, 1))
+        rows = table.index_select(-2, self.index.flatten().clamp(max=table.shape[-2] - 1))
+        if several == 1:
+            return rows * self.dose
+        rows = rows.reshape(*table.shape[:-2], n, several, table.shape[-1])
+        return (rows * self.dose[..., None]).sum(-2)
