@@ -25,13 +25,14 @@ import torch
 from shapes import SHAPES, made_screen
 from stacked import Stacked
 
-from samsvae import kernels
-from samsvae.capture import on_one_stream
-from samsvae.data.batch import Cells, cells_of, encode
-from samsvae.model import Model
-from samsvae.precision import precision
-from samsvae.settings import FLOOR, TrainingConfig
-from samsvae.training import _Run
+from samsvae.config.model import TrainingConfig
+from samsvae.config.vocabulary import FLOOR
+from samsvae.data.cells import Cells, cells_of, encode
+from samsvae.models.model import Model
+from samsvae.ops import softmax_nb as kernels
+from samsvae.ops.cuda_graphs import on_one_stream
+from samsvae.ops.precision import precision
+from samsvae.training.loop import _Run
 
 MODEL = "sams_vae_corr"
 

@@ -26,11 +26,11 @@ import torch
 from shapes import SHAPES, Shape, made_screen
 
 from samsvae import data
-from samsvae.data.batch import FIELDS, Cells, Screen, cells_of, encode
-from samsvae.effects import condition_means
-from samsvae.model import Model
-from samsvae.sampling import negative_binomial
-from samsvae.scoring import iwelbo
+from samsvae.data.cells import FIELDS, Cells, Screen, cells_of, encode
+from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.evaluation.model_effects import condition_means
+from samsvae.models.model import Model
+from samsvae.ops.negative_binomial_draws import negative_binomial
 
 
 def model_of(shape: Shape, screen: Screen, cells: Cells) -> Model:
@@ -100,7 +100,7 @@ def fresh(code: str) -> tuple[float, float]:
 
 def expression(screen: Screen, conditions: int, cells: int) -> Callable[[], object] | None:
     try:
-        from samsvae.metrics.de import differential_expression
+        from samsvae.evaluation.metrics.de import differential_expression
     except ImportError:
         return None
     counts = screen.counts[np.resize(np.arange(len(screen.counts)), (conditions + 1) * cells)]
@@ -110,7 +110,7 @@ def expression(screen: Screen, conditions: int, cells: int) -> Callable[[], obje
 
 def pathways(screen: Screen, latents: int) -> Callable[[], object] | None:
     try:
-        from samsvae.metrics.pathways import pathway_accuracy
+        from samsvae.evaluation.metrics.pathways import pathway_accuracy
     except ImportError:
         return None
     n = min(345, len(screen.perturbations) // 8 * 8)
@@ -168,8 +168,15 @@ def main() -> None:
         np.savez(path, **{name: getattr(screen, name) for name in FIELDS})
         split = np.resize(["train", "val", "test", "train", "train"], n)
         table.write_text("cell\tsplit\n" + "".join(f"{c}\t{s}\n" for c, s in zip(screen.cells, split, strict=True)))
-        core = "import samsvae.training, samsvae.scoring, samsvae.effects, samsvae.checkpoint, samsvae.zoo"
-        load = f"{core}\nfrom samsvae.data.batch import *\ns = read_screen({str(path)!r})\n"
+        modules = (
+            "training.loop",
+            "training.checkpoint",
+            "evaluation.iwelbo",
+            "evaluation.model_effects",
+            "config.zoo",
+        )
+        core = "\n".join(f"import samsvae.{module}" for module in modules)
+        load = f"{core}\nfrom samsvae.data.cells import *\ns = read_screen({str(path)!r})\n"
         load += f"p = read_split({str(table)!r}, s.cells)\nd = encode(s, 'sum')\n"
         load += "c = [cells_of(s, p == x, d) for x in ('train', 'val', 'test')]"
         first, start, again = fresh(load), fresh(core), fresh(load)

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from shapes import Shape, made_screen
 
-from samsvae.data.batch import cells_of, encode
-from samsvae.model import Model
-from samsvae.settings import ModelConfig, TrainingConfig
-from samsvae.training import train
-from samsvae.zoo import row
+from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.zoo import row
+from samsvae.data.cells import cells_of, encode
+from samsvae.models.model import Model
+from samsvae.training.loop import train
 
 BASE = {"cells": 100_000, "genes": 1187, "perturbations": 680, "particles": 5}
 AXES = {

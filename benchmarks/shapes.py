@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from samsvae.data.batch import Screen
-from samsvae.settings import ModelConfig, TrainingConfig
-from samsvae.zoo import row
+from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.zoo import row
+from samsvae.data.cells import Screen
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from samsvae.capture import Steps, graphs
-from samsvae.data.batch import Cells
-from samsvae.model import Model
-from samsvae.noise import Streams, given
-from samsvae.settings import TrainingConfig
-from samsvae.training import Adam, _asked, objective
+from samsvae.config.model import TrainingConfig
+from samsvae.data.cells import Cells
+from samsvae.models.model import Model
+from samsvae.models.noise import Streams, given
+from samsvae.ops.cuda_graphs import Steps, graphs
+from samsvae.training.loop import Adam, _asked, objective
 
 
 class Stacked:
@@ -54,7 +54,7 @@ class Stacked:
         return {f"{run}/{name}": g for run, own in enumerate(self.streams) for name, g in own.generators.items()}
 
     def _step(self, at: Tensor) -> Tensor:
-        """A step on the cells at some positions (S, n); the losses (S,). What `samsvae.training` does for one run."""
+        """A step on the cells at some positions (S, n); the losses (S,). `samsvae.training` does it for one run."""
         noise = {name: torch.stack([own(name, *rest) for own in self.streams]) for name, *rest in self.asked}
         losses = self.losses(at, noise)
         with torch.no_grad():

@@ -4,14 +4,14 @@ import json
 
 import pandas as pd
 
-from samsvae.config import Study, batches, grid_table, run_settings, runs
-from samsvae.validate import build
-from samsvae.devices import notice
-from samsvae.digest import code_of as digest_of
+from samsvae.config.study import Study, batches, grid_table, run_settings, runs
+from samsvae.config.validate import build
+from samsvae.study.gpus import notice
+from samsvae.study.code_digest import code_of as digest_of
 from samsvae.errors import SamsvaeError, nearest
-from samsvae.job import failed_in
-from samsvae.metrics.selection import shown
-from samsvae.session import CALL, call_of
+from samsvae.study.jobs import failed_in
+from samsvae.evaluation.metrics.selection import shown
+from samsvae.study.script import CALL, call_of
 
 try:
     STUDY = build(Study, config)
@@ -72,8 +72,8 @@ FAILED = {
 
 #: Digests of the code that trains a run and of that which scores it.
 RUN_CODES = {
-    "training": digest_of("src/samsvae/fit.py", ROOT),
-    "scoring": digest_of("src/samsvae/evaluation.py", ROOT),
+    "training": digest_of("src/samsvae/study/train_run.py", ROOT),
+    "scoring": digest_of("src/samsvae/evaluation/run.py", ROOT),
 }
 
 

@@ -21,7 +21,7 @@ rule write_grid:
 rule train_together:
     """Train and score several runs of the same data in one process, which pays for its start once (runs_per_job).
 
-    What they make is kept beside the runs (samsvae.job) for the rule take. A run that fails leaves the others alone.
+    What they make is kept beside the runs (samsvae.study.jobs) for the rule take. A run that fails leaves the others alone.
     """
     input:
         arrays=arrays_of,
@@ -56,7 +56,7 @@ rule train:
     """Train one run, keep the weights of the best validation loss, and score them.
 
     One job, since a job's start costs more than its scores. What it makes is kept aside, stamped with all that it
-    depends on (samsvae.job): an edit of the code that scores does not train again.
+    depends on (samsvae.study.jobs): an edit of the code that scores does not train again.
     """
     input:
         arrays=arrays_of,

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from samsvae.zoo import ROWS, TABLE_1
+from samsvae.config.zoo import ROWS, TABLE_1
 
 PATHWAYS = (
     "EXOSOME",

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samsvae.batch import Batch
-from samsvae.interop import LATENT_NAMES, ROW_NAMES, from_reference
+from samsvae.interop.runs import LATENT_NAMES, ROW_NAMES, from_reference
+from samsvae.models.batch import Batch
 
 
 class Golden:

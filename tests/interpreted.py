@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from samsvae.kernels import _forward, has_triton, softmax_nb
+from samsvae.ops.softmax_nb import _forward, has_triton, softmax_nb
 
 cases = torch.load(sys.argv[1])
 assert has_triton("cpu")

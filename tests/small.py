@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from samsvae.data.batch import Screen
-from samsvae.model import Model
-from samsvae.settings import ModelConfig
-from samsvae.zoo import row
+from samsvae.config.model import ModelConfig
+from samsvae.config.zoo import row
+from samsvae.data.cells import Screen
+from samsvae.models.model import Model
 
 SIZES = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from small import screen
 from small_files import write_files
 
-from samsvae.config import EvaluationConfig
-from samsvae.data.batch import read_screen, read_split
-from samsvae.job import SCORED, TRAINED, Data, Place
-from samsvae.reference import effects
+from samsvae.config.study import EvaluationConfig
+from samsvae.data.cells import read_screen, read_split
+from samsvae.evaluation.data_effects import effects
+from samsvae.study.jobs import SCORED, TRAINED, Data, Place
 from samsvae.tables import write_h5ad
 
 PLACE = Place("cpu", 1, 300.0)

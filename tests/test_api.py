@@ -11,16 +11,17 @@ import pytest
 import scipy.sparse as sp
 from small import screen
 
-from samsvae import api, effects
+from samsvae import api
 from samsvae.api import Fitted, fit, load
-from samsvae.data.custom import filter_screen
-from samsvae.data.screen import write_arrays
-from samsvae.data.splits import random_split, write_split
+from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.zoo import row
 from samsvae.errors import ConfigError, DataError, SamsvaeError
-from samsvae.fit import fit as fit_files
-from samsvae.settings import ModelConfig, TrainingConfig
-from samsvae.training import train
-from samsvae.zoo import row
+from samsvae.evaluation import model_effects as effects
+from samsvae.screens.custom import filter_screen
+from samsvae.screens.screen import write_arrays
+from samsvae.screens.splits import random_split, write_split
+from samsvae.study.train_run import fit as fit_files
+from samsvae.training.loop import train
 
 SMALL = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}
 SHORT = {"steps": 30, "batch_size": 32, "particles": 2, "validation_particles": 2, "learning_rate": 0.01}

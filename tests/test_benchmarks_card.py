@@ -11,7 +11,7 @@ import pytest
 import torch
 from tape import Tape
 
-from samsvae import training
+from samsvae.training import loop as training
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,20 @@ import torch
 from small import model, screen
 from tape import Tape
 
-from samsvae import capture, kernels, softmax_nb, training
-from samsvae.capture import WARM, Steps
-from samsvae.data import batch as data
-from samsvae.data.batch import cells_of, encode
+from samsvae.config.model import TrainingConfig
+from samsvae.config.zoo import ROWS
+from samsvae.data import cells as data
+from samsvae.data.cells import cells_of, encode
 from samsvae.data.streaming import batches
 from samsvae.errors import Interrupted, NumericalError
-from samsvae.noise import Streams
-from samsvae.precision import precision
-from samsvae.settings import TrainingConfig
-from samsvae.training import Keep, objective, train, validation_loss
-from samsvae.zoo import ROWS
+from samsvae.models import softmax_nb
+from samsvae.models.noise import Streams
+from samsvae.ops import cuda_graphs as capture
+from samsvae.ops import softmax_nb as kernels
+from samsvae.ops.cuda_graphs import WARM, Steps
+from samsvae.ops.precision import precision
+from samsvae.training import loop as training
+from samsvae.training.loop import Keep, objective, train, validation_loss
 
 FAST = TrainingConfig(steps=25, batch_size=32, learning_rate=1e-2, particles=2, validation_particles=2)
 

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from samsvae.data import splits
-from samsvae.data.card import card
-from samsvae.data.screen import assemble, provenance, write_screen
 from samsvae.errors import DataError
 from samsvae.figures.data_card import data_card
+from samsvae.screens import splits
+from samsvae.screens.data_card import card
+from samsvae.screens.screen import assemble, provenance, write_screen
 
 LABELS = ["ctrl"] * 4 + ["A"] * 3 + ["B"] * 2 + ["A+B"]
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 from small import model, screen
 
-from samsvae.checkpoint import Checkpoint, load, save
-from samsvae.data.batch import cells_of, encode
-from samsvae.devices import usable
-from samsvae.effects import condition_means
+from samsvae.config.model import ModelConfig
+from samsvae.config.validate import build
+from samsvae.config.zoo import ROWS
+from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, ConfigError
-from samsvae.model import Model
-from samsvae.scoring import iwelbo
-from samsvae.settings import ModelConfig
-from samsvae.validate import build
-from samsvae.zoo import ROWS
+from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.evaluation.model_effects import condition_means
+from samsvae.models.model import Model
+from samsvae.ops.device import usable
+from samsvae.training.checkpoint import Checkpoint, load, save
 
 GENES = tuple(f"gene{g}" for g in range(9))
 FACTS = {"run": "x-seed0", "encoding": "sum", "training": {"seed": 0, "plate": "epoch"}, "validation_loss": 12.5}

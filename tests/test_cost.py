@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from samsvae.cost import cpu_model, seconds_of, span
-from samsvae.estimate import machine
-from samsvae.fit import record
-from samsvae.training import Trained, _tell
+from samsvae.study.estimate import machine
+from samsvae.study.records import cpu_model, seconds_of
+from samsvae.study.train_run import record
+from samsvae.text import span
+from samsvae.training.loop import Trained, _tell
 
 
 @pytest.mark.parametrize(

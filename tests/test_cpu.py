@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samsvae import cpu
+from samsvae.ops import onednn as cpu
 
 SETTINGS = torch.backends.mkldnn.matmul
 

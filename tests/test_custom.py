@@ -8,10 +8,11 @@ import pytest
 import scipy.io
 import scipy.sparse as sp
 
-from samsvae.data import batch, splits
-from samsvae.data.custom import Counts, filter_screen, most_variable
-from samsvae.data.screen import read_screen, write_arrays
+from samsvae.data import cells as batch
 from samsvae.errors import ConfigError, DataError
+from samsvae.screens import splits
+from samsvae.screens.custom import Counts, filter_screen, most_variable
+from samsvae.screens.screen import read_screen, write_arrays
 
 LABELS = ["ctrl", "NT", "A", "A", "A+B", "B+A", "B+ctrl", "ctrl+B", " C ", "C"]
 BASE = {"perturbation_column": "target", "control": ["ctrl", "NT"], "separator": "+"}

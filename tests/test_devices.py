@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from samsvae import devices
 from samsvae.errors import ConfigError
+from samsvae.study import gpus as devices
 
 NO_CARDS = "exit 6"
 TWO_CARDS = "printf '0, GPU-aa\\n1, GPU-bb\\n'"
@@ -15,7 +15,7 @@ TWO_CARDS = "printf '0, GPU-aa\\n1, GPU-bb\\n'"
 # Holds until its standard input is closed, and says what it holds and what CUDA would see.
 HOLDER = """
 import os, sys
-from samsvae.devices import hold_gpus
+from samsvae.study.gpus import hold_gpus
 with hold_gpus({arguments}poll=0.02, folder=sys.argv[1]) as cards:
     print(*cards, os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
     sys.stdin.read()

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from samsvae.digest import code_of
+from samsvae.study.code_digest import code_of
 
 FILES = {
     "workflow/scripts/train.py": "from samsvae.training import fit\n\nfit(1)\n",
@@ -101,8 +101,8 @@ def test_form():
 @pytest.mark.parametrize("python", ["python3.11", "python3.12", "python3.13", "python3.14"])
 def test_same_under_other_pythons(root, python):
     """The digest of a real module, with f-strings and annotations, is no matter of the Python."""
-    script = "src/samsvae/devices.py"
-    code = f"import samsvae.digest as d; print(d.code_of({script!r}, {str(root)!r}))"
+    script = "src/samsvae/study/gpus.py"
+    code = f"import samsvae.study.code_digest as d; print(d.code_of({script!r}, {str(root)!r}))"
     found = shutil.which(python)
     if found is None or subprocess.run([found, "-c", "pass"], capture_output=True).returncode:
         pytest.skip(f"no {python} here")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import special, stats
 
-from samsvae.distributions import Bernoulli, Beta, NegativeBinomial, Normal, Point, Poisson
-from samsvae.noise import standard_noise
-from samsvae.softmax_nb import SoftmaxNegativeBinomial
+from samsvae.models.distributions import Bernoulli, Beta, NegativeBinomial, Normal, Point, Poisson
+from samsvae.models.noise import standard_noise
+from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
 
 RNG = np.random.default_rng(0)
 f = torch.float64
@@ -103,7 +103,7 @@ def test_softmax_negative_binomial_sums_the_densities_of_its_counts(most, whole)
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("block", [1, 40, 2**17])
 def test_softmax_negative_binomial_has_the_gradients_of_its_sum(monkeypatch, block, whole):
-    monkeypatch.setattr("samsvae.softmax_nb._MeanTerms.BLOCK", block)
+    monkeypatch.setattr("samsvae.models.softmax_nb._MeanTerms.BLOCK", block)
     logits, library, theta, x = softmax_case(2, 5, 4, most=70, whole=whole)
 
     def total(logits, theta):

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samsvae.data import download
-from samsvae.data.download import OVERLAP, READ, fetch, verify
 from samsvae.errors import DownloadError
+from samsvae.screens import download
+from samsvae.screens.download import OVERLAP, READ, fetch, verify
 
 BODY = np.random.default_rng(0).bytes(1_500_000)
 OTHER = np.random.default_rng(1).bytes(len(BODY))
@@ -617,9 +617,9 @@ def test_progress_has_a_rate_and_the_time_left(server, target, part, monkeypatch
 
 def start(server, target, root, path="/slow", before=""):
     """A download in a process of its own, as a script of the workflow does it."""
-    code = f"{before}\nfrom samsvae.session import session\nwith session({str(target) + '.log'!r}):\n"
+    code = f"{before}\nfrom samsvae.study.script import session\nwith session({str(target) + '.log'!r}):\n"
     call = f"fetch({server.url + path!r}, {str(target)!r}, {SIZE}, {MD5!r})"
-    code += f"    from samsvae.data.download import fetch\n    {call}"
+    code += f"    from samsvae.screens.download import fetch\n    {call}"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(root / "src")},

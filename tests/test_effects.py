@@ -7,9 +7,9 @@ import pytest
 import torch
 from small import model, screen
 
-from samsvae.data.batch import encode
-from samsvae.effects import condition_means, dosage_batch, effect_draws, sample
-from samsvae.zoo import ROWS
+from samsvae.config.zoo import ROWS
+from samsvae.data.cells import encode
+from samsvae.evaluation.model_effects import condition_means, dosage_batch, effect_draws, sample
 
 
 @pytest.mark.parametrize("name", ROWS)

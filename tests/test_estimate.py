@@ -12,14 +12,14 @@ import yaml
 from small import model, screen
 from small_files import write_files
 
-from samsvae import estimate as estimates
-from samsvae.config import Study, run_settings, runs
-from samsvae.data.batch import cells_of, encode
-from samsvae.data.simulate import sparse_shift
-from samsvae.estimate import Line, Size, estimate, measure, report, shape_of, size_of, work_of
-from samsvae.progress import main
-from samsvae.training import train
-from samsvae.validate import build
+from samsvae.config.study import Study, run_settings, runs
+from samsvae.config.validate import build
+from samsvae.data.cells import cells_of, encode
+from samsvae.screens.simulate import sparse_shift
+from samsvae.study import estimate as estimates
+from samsvae.study.estimate import Line, Size, estimate, measure, report, shape_of, size_of, work_of
+from samsvae.study.progress import main
+from samsvae.training.loop import train
 
 RATE = {"step": 0.01, "validation": 0.0001, "cell": 0.002, "condition": 0.5}
 

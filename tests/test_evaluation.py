@@ -13,19 +13,19 @@ from scipy.stats import nbinom, norm
 from small import screen
 from small_files import outputs, settings, write_files
 
-from samsvae.checkpoint import load, save
-from samsvae.config import EvaluationConfig
-from samsvae.data.batch import cells_of, encode, read_screen, read_split
-from samsvae.data.screen import reference_of, write_arrays, write_screen
-from samsvae.data.simulate import sams, sparse_shift
-from samsvae.data.splits import make_split, write_split
+from samsvae.config.study import EvaluationConfig
+from samsvae.data.cells import cells_of, encode, read_screen, read_split
 from samsvae.errors import CheckpointError
-from samsvae.evaluation import check_names, evaluate, model_expression
-from samsvae.fit import fit
-from samsvae.metrics.de import differential_expression
-from samsvae.noise import Streams
-from samsvae.reference import effects
+from samsvae.evaluation.data_effects import effects
+from samsvae.evaluation.metrics.de import differential_expression
+from samsvae.evaluation.run import check_names, evaluate, model_expression
+from samsvae.models.noise import Streams
+from samsvae.screens.screen import reference_of, write_arrays, write_screen
+from samsvae.screens.simulate import sams, sparse_shift
+from samsvae.screens.splits import make_split, write_split
+from samsvae.study.train_run import fit
 from samsvae.tables import read, read_h5ad, write_h5ad
+from samsvae.training.checkpoint import load, save
 
 SMALL = asdict(EvaluationConfig(iwelbo_particles=7, ate_samples=20, de_conditions=2, de_cells=25))
 

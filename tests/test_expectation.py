@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from samsvae.expectation import STEP, WIDEST, Log2Mean
-from samsvae.settings import FLOOR
+from samsvae.config.vocabulary import FLOOR
+from samsvae.evaluation.log2_expectation import STEP, WIDEST, Log2Mean
 
 THETA = (0.01, 0.1, 0.7, 3.0, 20.0, WIDEST - 1, WIDEST + 1, 1e3, 1e6)
 

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from samsvae import published
+from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
-from samsvae.figures import heatmaps, style
+from samsvae.evaluation.metrics.selection import best_settings
+from samsvae.figures import heatmaps, published, style
 from samsvae.figures.custom import custom
 from samsvae.figures.norman import norman
 from samsvae.figures.replogle_de import overlap_table, replogle_de, strongest
@@ -20,8 +21,6 @@ from samsvae.figures.replogle_masks import latent_order, replogle_masks
 from samsvae.figures.replogle_table1 import build_replogle_table1, replogle_table1, settings_text
 from samsvae.figures.simulation_recovery import DENSITY, simulation_recovery
 from samsvae.figures.training_curves import training_curves
-from samsvae.metrics.selection import best_settings
-from samsvae.zoo import ROWS, TABLE_1
 
 SIMULATED = (*TABLE_1, "vae", "beta_vae", "ivae", "svae", "svae_plus_lopez")
 

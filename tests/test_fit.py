@@ -14,14 +14,14 @@ import torch
 from small import screen
 from small_files import outputs, settings, write_files
 
-from samsvae.checkpoint import load
-from samsvae.data.batch import cells_of, encode, read_screen, read_split
+from samsvae.config.model import TrainingConfig
+from samsvae.config.zoo import ROWS
+from samsvae.data.cells import cells_of, encode, read_screen, read_split
 from samsvae.errors import ConfigError, DataError
-from samsvae.fit import fit
-from samsvae.noise import Streams
-from samsvae.settings import TrainingConfig
-from samsvae.training import validation_loss
-from samsvae.zoo import ROWS
+from samsvae.models.noise import Streams
+from samsvae.study.train_run import fit
+from samsvae.training.checkpoint import load
+from samsvae.training.loop import validation_loss
 
 SINGLE = [name for name in ROWS if ROWS[name].model.get("effect") == "prior_mean"]
 

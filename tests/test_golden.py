@@ -10,10 +10,10 @@ import pytest
 import torch
 from golden import Golden, our_latent
 
-from samsvae.interop import to_reference
-from samsvae.noise import given
-from samsvae.settings import TrainingConfig
-from samsvae.training import Adam, objective
+from samsvae.config.model import TrainingConfig
+from samsvae.interop.runs import to_reference
+from samsvae.models.noise import given
+from samsvae.training.loop import Adam, objective
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz")) or ["missing"]

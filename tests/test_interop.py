@@ -17,11 +17,11 @@ import pytest
 import torch
 from small import model, screen
 
-from samsvae import checkpoint
-from samsvae.data.batch import cells_of, encode
-from samsvae.effects import condition_means
+from samsvae.config.zoo import TABLE_1
+from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError
-from samsvae.interop import (
+from samsvae.evaluation.model_effects import condition_means
+from samsvae.interop.runs import (
     from_reference,
     load_checkpoint,
     main,
@@ -31,8 +31,8 @@ from samsvae.interop import (
     row_of,
     to_reference,
 )
-from samsvae.noise import given
-from samsvae.zoo import TABLE_1
+from samsvae.models.noise import given
+from samsvae.training import checkpoint
 
 ROWS = (*TABLE_1, "sams_vae_bb")
 

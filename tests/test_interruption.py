@@ -20,7 +20,7 @@ from small_files import settings
 from small_jobs import SAME, data
 
 from samsvae.files import atomic, no_room
-from samsvae.job import Place, run_one
+from samsvae.study.jobs import Place, run_one
 
 WANTED = (*SAME, ".trained/model.pt", ".trained/history.tsv", ".trained/stamp", ".scored/stamp")
 
@@ -114,7 +114,7 @@ def test_no_room_is_known_however_it_is_told(error, number):
 
 def write_big(kind: str, path: str, log: str) -> None:
     """Some 4 MB by one of the writers of the workflow, in a session as a script has it."""
-    from samsvae.session import session
+    from samsvae.study.script import session
 
     with session(log):
         import numpy as np
@@ -123,7 +123,7 @@ def write_big(kind: str, path: str, log: str) -> None:
         if kind == "counts":
             import h5py
 
-            from samsvae.data.screen import _write_counts
+            from samsvae.screens.screen import _write_counts
 
             with atomic(path) as aside, h5py.File(aside, "w") as file:
                 _write_counts(file, [_counts(noise)] * 20, 700)
@@ -235,8 +235,6 @@ def every_moment(here: str) -> None:
     What the second start leaves is what an undisturbed one does, also where the state that was kept has lost bytes;
     and so it is where the second start has the other seed again.
     """
-    import samsvae.evaluation
-    import samsvae.fit  # noqa: F401  (once, for all children)
 
     here, sizes = Path(here), [0, 1000]
     files = data(here)

@@ -16,13 +16,13 @@ from small import screen
 from small_files import settings
 from small_jobs import FILES, PLACE, SAME, SCORES, data
 
-from samsvae import job as job_module
-from samsvae import training
 from samsvae.errors import ConfigError, SamsvaeError
-from samsvae.job import TRAINED, Data, failed_in, run_one, run_together, take_one
-from samsvae.kept import Kept, stamp_of
-from samsvae.session import CALL
+from samsvae.study import jobs as job_module
+from samsvae.study.cache import Kept, stamp_of
+from samsvae.study.jobs import TRAINED, Data, failed_in, run_one, run_together, take_one
+from samsvae.study.script import CALL
 from samsvae.tables import read
+from samsvae.training import loop as training
 
 
 def job(asked: dict, found: Data, folder: Path, caplog) -> tuple[bool, bool]:
@@ -233,7 +233,7 @@ def test_a_job_with_nothing_to_do_does_without_torch(tmp_path, caplog):
     job(settings(), found, folder, caplog)
     order = json.dumps([settings(), vars(found), str(folder)])
     code = (
-        "import json, sys\nfrom samsvae.job import Data, Place, run_one\n"
+        "import json, sys\nfrom samsvae.study.jobs import Data, Place, run_one\n"
         "asked, found, folder = json.loads(sys.argv[1])\nrun_one(asked, Data(**found), folder, Place('cuda', 1, 1.0))\n"
         "print([name for name in ('torch', 'numpy', 'anndata') if name in sys.modules])"
     )
@@ -245,7 +245,7 @@ def test_a_job_with_nothing_to_do_does_without_torch(tmp_path, caplog):
 
 PROCESS = """
 import json, sys
-from samsvae.job import Data, Place, run_one
+from samsvae.study.jobs import Data, Place, run_one
 asked, found, folder = json.loads(sys.argv[1])
 run_one(asked, Data(**found), folder, Place("cpu", 1, 1e-9))  # the state of every step
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from samsvae.kernels import softmax_nb
+from samsvae.ops.softmax_nb import softmax_nb
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -101,7 +101,7 @@ import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from samsvae import triton_nb
+from samsvae.ops import triton_softmax_nb as triton_nb
 
 pointers = {{"logits_at": "*{kind}", "d_logits_at": "*{kind}", "x_at": "*{counts}"}}
 for kernel, fixed in ((triton_nb.forward, {{"BLOCK": 1024}}), (triton_nb.backward, {{"CELLS": 2, "BLOCK": 256}})):

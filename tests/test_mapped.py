@@ -11,11 +11,11 @@ import torch
 from small import model, screen
 from small_files import outputs, settings, write_files
 
-from samsvae.data import batch
-from samsvae.data.batch import FileRows, cells_of, encode, read_screen
+from samsvae.data import cells as batch
+from samsvae.data.cells import FileRows, cells_of, encode, read_screen
 from samsvae.errors import DataError
-from samsvae.fit import fit
-from samsvae.scoring import iwelbo
+from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.study.train_run import fit
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import scanpy as sc
 from scipy import sparse, stats
 
 from samsvae.errors import DataError
-from samsvae.metrics.de import COLUMNS, de_agreement, differential_expression
+from samsvae.evaluation.metrics.de import COLUMNS, de_agreement, differential_expression
 
 RNG = np.random.default_rng(0)
 GENES = [f"g{i}" for i in range(30)]
@@ -59,7 +59,7 @@ def test_all_numbers_are_scanpys(screen, table, monkeypatch):
     cells = ad.AnnData(x.astype(np.float32), pd.DataFrame({"condition": pd.Categorical(condition)}))
     sc.pp.normalize_total(cells, target_sum=1e4)
     sc.pp.log1p(cells)
-    monkeypatch.setattr("samsvae.metrics.de._BLOCK", 7 * 150)
+    monkeypatch.setattr("samsvae.evaluation.metrics.de._BLOCK", 7 * 150)
     ours = differential_expression(x, condition, GENES, control="ctrl").set_index(["condition", "method"])
     packed = differential_expression(sparse.csc_matrix(x), condition, GENES, control="ctrl")
     pd.testing.assert_frame_equal(packed.set_index(["condition", "method"]), ours)

@@ -6,9 +6,9 @@ from scipy import sparse, stats
 from sklearn.metrics import r2_score
 
 from samsvae.errors import DataError
-from samsvae.metrics import effects as module
-from samsvae.metrics.baselines import additive, mean_of_perturbations
-from samsvae.metrics.effects import (
+from samsvae.evaluation.metrics import effects as module
+from samsvae.evaluation.metrics.baselines import additive, mean_of_perturbations
+from samsvae.evaluation.metrics.effects import (
     ate_scores,
     average_effect,
     condition_means,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import optimize, sparse, stats
 
-from samsvae.metrics.likelihood import FLOOR, THETA, fit_intercept_nb, intercept_nb_log_likelihood, nb_log_prob
+from samsvae.config.vocabulary import FLOOR
+from samsvae.evaluation.metrics.likelihood import THETA, fit_intercept_nb, intercept_nb_log_likelihood, nb_log_prob
 
 RNG = np.random.default_rng(0)
 

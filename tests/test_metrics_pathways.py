@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from samsvae.errors import DataError
-from samsvae.metrics.pathways import pathway_accuracy, permutation_null, permuted_labels
+from samsvae.evaluation.metrics.pathways import pathway_accuracy, permutation_null, permuted_labels
 
 RNG = np.random.default_rng(0)
 GENE = np.repeat([f"g{i}" for i in range(25)], 2)  # two guides of each gene

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import precision_recall_fscore_support
 
-from samsvae.metrics.recovery import (
+from samsvae.evaluation.metrics.recovery import (
     absolute_correlation,
     all_ones_f1,
     latent_recovery,

@@ -5,9 +5,9 @@ import h5py
 import numpy as np
 import pytest
 
-from samsvae.data import norman, replogle
-from samsvae.data.miniature import NORMAN_GENES, NORMAN_PAIRS, norman_source, replogle_source
 from samsvae.errors import ConfigError
+from samsvae.screens import norman, replogle
+from samsvae.screens.miniature import NORMAN_GENES, NORMAN_PAIRS, norman_source, replogle_source
 
 # The columns of the published Replogle file.
 # fmt: off

@@ -9,13 +9,14 @@ import pytest
 import torch
 from small import model, screen
 
-from samsvae.batch import Batch
-from samsvae.data.batch import cells_of, encode
+from samsvae.config.model import ModelConfig
+from samsvae.config.zoo import ROWS, TABLE_1, row
+from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError
-from samsvae.noise import Streams, given
-from samsvae.scoring import iwelbo
-from samsvae.settings import ModelConfig
-from samsvae.zoo import ROWS, TABLE_1, row
+from samsvae.evaluation import iwelbo as iwelbo_module
+from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.models.batch import Batch
+from samsvae.models.noise import Streams, given
 
 SHARED = ("mask_prob", "mask", "embedding")
 SINGLE = [name for name in ROWS if ROWS[name].model.get("effect") == "prior_mean"]
@@ -219,7 +220,7 @@ def test_iwelbo_rises_with_particles_and_streams(name, monkeypatch):
     net.fit_inputs(data)
     means = [iwelbo(net, data, particles=k, seed=1).mean().item() for k in (1, 5, 50, 500)]
     assert means == sorted(means)
-    monkeypatch.setitem(__import__("samsvae.scoring").scoring.BUDGET, "cpu", 120 * 9 * 7)  # seven particles at a time
+    monkeypatch.setitem(iwelbo_module.BUDGET, "cpu", 120 * 9 * 7)  # seven particles at a time
     assert iwelbo(net, data, particles=500, seed=1).mean().item() == pytest.approx(means[-1], abs=0.5)
 
 

@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from samsvae.data import splits
-from samsvae.data.miniature import norman_source
-from samsvae.data.norman import filter_screen, guide_conditions, label_conditions
-from samsvae.data.replogle import read_genes
-from samsvae.data.screen import read_screen, write_arrays
 from samsvae.errors import ConfigError, DataError
+from samsvae.screens import splits
+from samsvae.screens.miniature import norman_source
+from samsvae.screens.norman import filter_screen, guide_conditions, label_conditions
+from samsvae.screens.replogle import read_genes
+from samsvae.screens.screen import read_screen, write_arrays
 
 
 def filtered(source, target, **options):
@@ -147,8 +147,8 @@ def test_the_same_pairs_are_tested_on_either_source(source, second, tmp_path, se
 
 
 def test_both_encodings_of_the_second_source(second, tmp_path):
-    from samsvae.data.batch import encode
-    from samsvae.data.batch import read_screen as read_arrays
+    from samsvae.data.cells import encode
+    from samsvae.data.cells import read_screen as read_arrays
 
     filter_screen(second, tmp_path / "s.h5ad", n_genes=30)
     write_arrays(tmp_path / "s.h5ad", tmp_path / "s.npz")

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from samsvae import panels
-from samsvae.data.screen import assemble, write_screen
 from samsvae.errors import DataError
-from samsvae.metrics.effects import interactions
-from samsvae.metrics.selection import shown
+from samsvae.evaluation.metrics.effects import interactions
+from samsvae.evaluation.metrics.selection import shown
+from samsvae.figures import runs as panels
+from samsvae.screens.screen import assemble, write_screen
 from samsvae.tables import collect_scores, of_experiments, write, write_h5ad
 
 METHODS = {"sams_vae_corr": "SAMS-VAE", "cpa_vae_corr": "CPA-VAE", "cond_vae": "Conditional VAE", "svae_plus": "SVAE+"}

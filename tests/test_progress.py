@@ -11,13 +11,13 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from samsvae.config import Run, Study, run_settings, runs
+from samsvae.config.study import Run, Study, run_settings, runs
+from samsvae.config.validate import build
 from samsvae.errors import DataError
-from samsvae.job import _told
-from samsvae.kept import Kept
-from samsvae.progress import SILENT, Standing, main, report, standing, time_left
-from samsvae.session import CALL
-from samsvae.validate import build
+from samsvae.study.cache import Kept
+from samsvae.study.jobs import _told
+from samsvae.study.progress import SILENT, Standing, main, report, standing, time_left
+from samsvae.study.script import CALL
 
 
 def run_of(**changes) -> Run:

@@ -11,10 +11,17 @@ from scipy.stats import nbinom, pearsonr
 from sklearn.metrics import r2_score
 from small import screen
 
-from samsvae.data.batch import Screen
+from samsvae.data.cells import Screen
 from samsvae.errors import DataError
-from samsvae.metrics.likelihood import fit_intercept_nb
-from samsvae.reference import baseline_tables, baselines, effects, likelihood_baseline, per_condition, score
+from samsvae.evaluation.data_effects import (
+    baseline_tables,
+    baselines,
+    effects,
+    likelihood_baseline,
+    per_condition,
+    score,
+)
+from samsvae.evaluation.metrics.likelihood import fit_intercept_nb
 
 # three genes; two perturbations, alone and together, and control
 COUNTS = np.array(

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from samsvae.data.miniature import replogle_source
-from samsvae.data.replogle import (
+from samsvae.errors import DataError
+from samsvae.screens.miniature import replogle_source
+from samsvae.screens.replogle import (
     PUBLISHED,
     PUBLISHED_PAIRS,
     PUBLISHED_SOURCE,
@@ -20,8 +21,7 @@ from samsvae.data.replogle import (
     read_genes,
     read_pathways,
 )
-from samsvae.data.screen import read_screen
-from samsvae.errors import DataError
+from samsvae.screens.screen import read_screen
 
 
 @pytest.fixture(scope="module")

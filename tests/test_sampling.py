@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from samsvae import sampling
-from samsvae.sampling import negative_binomial
+from samsvae.ops import negative_binomial_draws as sampling
+from samsvae.ops.negative_binomial_draws import negative_binomial
 
 N = 200_000
 

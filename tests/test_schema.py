@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from samsvae.config import (
+from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.study import (
     MINIATURES,
     OPTIONS,
     EvaluationConfig,
@@ -18,7 +19,6 @@ from samsvae.config import (
     Study,
     schema,
 )
-from samsvae.settings import ModelConfig, TrainingConfig
 
 jsonschema = pytest.importorskip("jsonschema")
 yaml = pytest.importorskip("yaml")
@@ -45,7 +45,7 @@ def validator(root):
 
 
 def test_file_is_that_of_the_code(root):
-    """If not: json.dumps(samsvae.config.schema(), indent=1) and a line feed is what belongs into it."""
+    """If not: json.dumps(samsvae.config.study.schema(), indent=1) and a line feed is what belongs into it."""
     assert (root / "config/schema.json").read_text() == json.dumps(schema(), indent=1) + "\n"
 
 

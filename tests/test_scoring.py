@@ -10,12 +10,12 @@ import torch
 from scipy.stats import multivariate_normal
 from small import model, screen
 
-from samsvae import scoring
-from samsvae.data.batch import Cells, Screen, cells_of, encode
-from samsvae.model import Model
-from samsvae.noise import Streams
-from samsvae.scoring import iwelbo
-from samsvae.settings import ModelConfig
+from samsvae.config.model import ModelConfig
+from samsvae.data.cells import Cells, Screen, cells_of, encode
+from samsvae.evaluation import iwelbo as scoring
+from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.models.model import Model
+from samsvae.models.noise import Streams
 
 FLOOR = 1e-4  # of every variance of the model
 

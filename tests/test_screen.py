@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from samsvae.data import screen as screens
-from samsvae.data.counts import count_blocks, integer_counts, read_table
-from samsvae.data.screen import assemble, check_screen, members, read_screen, read_tables, write_arrays, write_screen
 from samsvae.errors import DataError
 from samsvae.files import atomic
+from samsvae.screens import screen as screens
+from samsvae.screens.counts import count_blocks, integer_counts, read_table
+from samsvae.screens.screen import assemble, check_screen, members, read_screen, read_tables, write_arrays, write_screen
 
 
 def stacked(x, rows, cols, **settings) -> sp.csr_matrix:
@@ -295,7 +295,7 @@ def test_tables_alone(tmp_path):
 
 @pytest.mark.parametrize("names", [3, 1000])
 def test_some_rows_of_a_table_are_those_that_anndata_reads(tmp_path, monkeypatch, names):
-    monkeypatch.setattr("samsvae.data.counts.NAMES", names)
+    monkeypatch.setattr("samsvae.screens.counts.NAMES", names)
     n = 10
     table = pd.DataFrame(
         {

@@ -11,13 +11,13 @@ import time
 
 import pytest
 
-from samsvae.session import CALL, again, call_of
 from samsvae.signals import STOP, stop_signals
+from samsvae.study.script import CALL, again, call_of
 
 
 def script(body: str, tmp_path, root, interrupt=signal.SIG_DFL) -> subprocess.Popen:
     """A script with this body inside a session, started."""
-    lines = ["from samsvae.session import session", f"with session({str(tmp_path / 'logs' / 'a.log')!r}):"]
+    lines = ["from samsvae.study.script import session", f"with session({str(tmp_path / 'logs' / 'a.log')!r}):"]
     code = "\n".join([*lines, *(f"    {line}" for line in body.splitlines())])
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -37,7 +37,7 @@ def finished(body: str, tmp_path, root) -> tuple[int, str, str]:
 
 
 def test_what_is_told_goes_to_the_log(tmp_path, root):
-    body = "import logging, warnings\nlogging.getLogger('samsvae.fit').info('step %d', 7)\nwarnings.warn('beware')"
+    body = "import logging, warnings\nlogging.getLogger('samsvae.train').info('step %d', 7)\nwarnings.warn('beware')"
     status, screen, log = finished(body, tmp_path, root)
     assert (status, screen) == (0, "")
     assert "INFO step 7" in log and "beware" in log and "Traceback" not in log

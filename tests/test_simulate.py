@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from samsvae.data.screen import check_screen, write_arrays, write_screen
-from samsvae.data.simulate import _orthogonal, _weights, sams, sparse_shift
 from samsvae.errors import ConfigError
+from samsvae.screens.screen import check_screen, write_arrays, write_screen
+from samsvae.screens.simulate import _orthogonal, _weights, sams, sparse_shift
 
 SMALL = {"n_perturbations": 12, "n_features": 20, "cells": (30, 5, 10)}
 SMALL_SHIFT = {"n_perturbations": 10, "n_genes": 20, "cells": (20, 5, 5), "n_held_out": 2}

@@ -283,7 +283,7 @@ def test_a_training_takes_the_card_of_its_job(site, happened):
 def test_a_card_is_chosen_within_what_slurm_gives(site, root, tmp_path):
     """Two jobs of a card each, and one of two cards whose two processes share them out, all at the same time."""
     hold = (
-        "import os, sys, time; sys.path.insert(0, 'src'); from samsvae.devices import hold_gpus\n"
+        "import os, sys, time; sys.path.insert(0, 'src'); from samsvae.study.gpus import hold_gpus\n"
         "with hold_gpus() as cards:\n"
         "    print(cards[0], os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
         "    while not os.path.exists(sys.argv[1]): time.sleep(0.1)"

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from samsvae.data import splits
 from samsvae.errors import ConfigError, DataError
+from samsvae.screens import splits
 
 
 def digest(rows):

@@ -20,9 +20,9 @@ import pytest
 import torch
 import yaml
 
-from samsvae.checkpoint import load
-from samsvae.interop import to_reference
+from samsvae.interop.runs import to_reference
 from samsvae.tables import read
+from samsvae.training.checkpoint import load
 
 EXPERIMENTS = ("replogle", "norman_ood", "norman_efficiency", "simulation_sams", "simulation_svae")
 FIGURES = [

@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str) -> str:
-    # by name, so that a new version is no change of the code that trains (samsvae.digest)
+    # by name, so that a new version is no change of the code that trains (samsvae.study.code_digest)
     if name == "__version__":
         from importlib import import_module
 

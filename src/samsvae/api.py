@@ -21,20 +21,22 @@ import pandas as pd
 import torch
 
 import samsvae
-from samsvae import checkpoint, effects
-from samsvae.checkpoint import Checkpoint, screen_facts
-from samsvae.config import CustomOptions
-from samsvae.data.batch import cells_of, encode
-from samsvae.data.custom import screen_of
-from samsvae.data.screen import arrays_of
-from samsvae.data.splits import given, random_split
-from samsvae.devices import usable
+from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.study import CustomOptions
+from samsvae.config.validate import build
+from samsvae.config.vocabulary import ENCODINGS
+from samsvae.config.zoo import row
+from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError, nearest, some
-from samsvae.model import Model
-from samsvae.settings import ENCODINGS, ModelConfig, TrainingConfig
-from samsvae.training import train
-from samsvae.validate import build
-from samsvae.zoo import row
+from samsvae.evaluation import model_effects as effects
+from samsvae.models.model import Model
+from samsvae.ops.device import usable
+from samsvae.screens.custom import screen_of
+from samsvae.screens.screen import arrays_of
+from samsvae.screens.splits import given, random_split
+from samsvae.training import checkpoint
+from samsvae.training.checkpoint import Checkpoint, screen_facts
+from samsvae.training.loop import train
 
 log = logging.getLogger("samsvae")
 
@@ -215,7 +217,7 @@ def fit(
     progress: bool = True,
     **settings,
 ) -> Fitted:
-    """Train a named model (a row of ``samsvae.zoo``) on an AnnData.
+    """Train a named model (a row of ``samsvae.config.zoo``) on an AnnData.
 
     ``perturbation``: the obs column that says what a cell received; ``control``: its label(s) for nothing;
     ``separator``: what joins combinations ('' for none); ``encoding``: ``sum`` adds the parts of a combination up,
@@ -223,7 +225,7 @@ def fit(
     column of 'train' and 'val' (cells that are 'test' or 'none' are left out); by default the split of
     ``genes_split`` where that is among the settings, else 20 % of the cells, at random, are for validation.
     ``settings``: any of ``ModelConfig`` and ``TrainingConfig``, and of the options of a screen of one's own
-    (``samsvae.config.CustomOptions``: ``genes``, ``min_cells``, ``zero_cells`` ...). The defaults are the papers':
+    (``CustomOptions``: ``genes``, ``min_cells``, ``zero_cells`` ...). The defaults are the papers':
     150,000 steps, far too many for a laptop; pass ``steps``. ``device``: such as 'cuda'; by default a GPU where torch
     sees one. ``progress``: say on stderr how far it is.
 

@@ -52,7 +52,7 @@ def mask_pathways(perturbations: ad.AnnData, table: pd.DataFrame, settings: Mapp
     pathway left out. ``settings``: an EvaluationConfig as a dict. Columns: classifier, metric, mean, sd, n, null_mean,
     null_sd.
     """
-    from samsvae.metrics.pathways import pathway_accuracy, permutation_null, permuted_labels
+    from samsvae.evaluation.metrics.pathways import pathway_accuracy, permutation_null, permuted_labels
 
     table = table.loc[perturbations.obs_names]
     known = (table["pathway"] != "").to_numpy()

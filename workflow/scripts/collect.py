@@ -1,6 +1,6 @@
 """Collect the tables of an experiment."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
     from samsvae.tables import collect_cost, collect_histories, collect_scores, read, write

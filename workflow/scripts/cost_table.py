@@ -1,6 +1,6 @@
 """One table of what the runs cost."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
     from samsvae.tables import of_experiments, write

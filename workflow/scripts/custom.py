@@ -1,9 +1,9 @@
 """Draw a screen of the user's own."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae import panels
+    from samsvae.figures import runs as panels
     from samsvae.figures.custom import custom
     from samsvae.figures.style import save
     from samsvae.tables import read

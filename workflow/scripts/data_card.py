@@ -1,11 +1,11 @@
 """Draw the data card of an experiment's screen and split."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.card import card
     from samsvae.figures.data_card import data_card
     from samsvae.figures.style import save
+    from samsvae.screens.data_card import card
 
     files, params = snakemake.input, snakemake.params
     tables = vars(card(files.screen, files.split, name=params.dataset, split_name=params.split))

@@ -1,9 +1,9 @@
 """Filter the Norman screen."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.norman import filter_screen
+    from samsvae.screens.norman import filter_screen
 
     filter_screen(
         snakemake.input.source, snakemake.output[0], checksum=snakemake.params.checksum, **snakemake.params.options

@@ -1,9 +1,9 @@
 """Filter the Replogle screen."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.replogle import filter_published, read_genes, read_pathways
+    from samsvae.screens.replogle import filter_published, read_genes, read_pathways
 
     filter_published(
         snakemake.input.source,

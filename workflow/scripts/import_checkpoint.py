@@ -1,14 +1,14 @@
 """Take the weights of a run from a checkpoint of the release, and score them."""
 
-from samsvae.devices import hold_device
-from samsvae.session import session
+from samsvae.study.gpus import hold_device
+from samsvae.study.script import session
 
 device, jobs_per_gpu = snakemake.config["device"], snakemake.config["jobs_per_gpu"]
 
 with session(snakemake.log[0]), hold_device(device, jobs_per_gpu) as device:
     # torch reads once which cards it may see, so these come after the choice of a card
-    from samsvae.evaluation import evaluate
-    from samsvae.interop import import_checkpoint
+    from samsvae.evaluation.run import evaluate
+    from samsvae.interop.runs import import_checkpoint
 
     found, made, params = snakemake.input, dict(snakemake.output.items()), snakemake.params
     import_checkpoint(params.settings, found.checkpoint[0], found.arrays, found.split, device, out=made)

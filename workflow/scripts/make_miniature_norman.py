@@ -1,9 +1,9 @@
 """Make a small screen in the schema of the Norman file."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.miniature import norman_source
-    from samsvae.data.replogle import read_genes
+    from samsvae.screens.miniature import norman_source
+    from samsvae.screens.replogle import read_genes
 
     norman_source(snakemake.output[0], gene_names=read_genes(snakemake.input.measured), **snakemake.params.settings)

@@ -1,10 +1,10 @@
 """Make a small screen in the raw schema of the Replogle file."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.miniature import replogle_source
-    from samsvae.data.replogle import read_genes
+    from samsvae.screens.miniature import replogle_source
+    from samsvae.screens.replogle import read_genes
 
     replogle_source(
         snakemake.output[0],

@@ -1,11 +1,11 @@
 """Draw the Norman screen, task A: pairs never seen."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
     from pathlib import Path
 
-    from samsvae import panels
+    from samsvae.figures import runs as panels
     from samsvae.figures.norman import norman
     from samsvae.figures.style import save
     from samsvae.tables import collect_scores, read

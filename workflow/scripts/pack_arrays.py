@@ -1,8 +1,8 @@
 """Lay a screen out for training."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.screen import write_arrays
+    from samsvae.screens.screen import write_arrays
 
     write_arrays(snakemake.input[0], snakemake.output[0])

@@ -1,9 +1,9 @@
 """Predict pathways from the masks of a run."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.screen import read_perturbations
+    from samsvae.screens.screen import read_perturbations
     from samsvae.tables import mask_pathways, read_h5ad, write
 
     accuracy = mask_pathways(

@@ -1,11 +1,11 @@
 """Effects in the data, and the scores of the baselines."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.batch import read_screen, read_split
-    from samsvae.data.screen import reference_of
-    from samsvae.reference import baseline_tables, effects
+    from samsvae.data.cells import read_screen, read_split
+    from samsvae.evaluation.data_effects import baseline_tables, effects
+    from samsvae.screens.screen import reference_of
     from samsvae.tables import write, write_h5ad
 
     screen = read_screen(snakemake.input.arrays)

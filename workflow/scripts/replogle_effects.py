@@ -1,9 +1,9 @@
 """Draw the effects of data and model."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae import panels
+    from samsvae.figures import runs as panels
     from samsvae.figures.replogle_effects import replogle_effects
     from samsvae.figures.style import save
     from samsvae.tables import collect_scores, read

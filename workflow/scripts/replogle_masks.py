@@ -1,9 +1,9 @@
 """Draw masks and embeddings."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae import panels
+    from samsvae.figures import runs as panels
     from samsvae.figures.replogle_masks import replogle_masks
     from samsvae.figures.style import save
     from samsvae.tables import collect_scores, read

@@ -1,11 +1,11 @@
 """Draw Table 1."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
     from pathlib import Path
 
-    from samsvae import panels
+    from samsvae.figures import runs as panels
     from samsvae.figures.replogle_table1 import replogle_table1
     from samsvae.figures.style import save
     from samsvae.tables import read

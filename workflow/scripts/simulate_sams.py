@@ -1,10 +1,10 @@
 """Simulate the SAMS-VAE paper's data."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.screen import write_screen
-    from samsvae.data.simulate import sams
+    from samsvae.screens.screen import write_screen
+    from samsvae.screens.simulate import sams
 
     options = snakemake.params.options
     screen = sams(

@@ -1,10 +1,10 @@
 """Simulate the SVAE+ paper's data."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.screen import write_screen
-    from samsvae.data.simulate import sparse_shift
+    from samsvae.screens.screen import write_screen
+    from samsvae.screens.simulate import sparse_shift
 
     options = snakemake.params.options
     screen = sparse_shift(

@@ -1,10 +1,10 @@
 """Split the cells of a screen."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.screen import read_tables
-    from samsvae.data.splits import make_split, summary, write_split
+    from samsvae.screens.screen import read_tables
+    from samsvae.screens.splits import make_split, summary, write_split
     from samsvae.tables import write
 
     screen = read_tables(snakemake.input.screen)

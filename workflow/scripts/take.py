@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from samsvae.job import Data, take_one
-from samsvae.session import session
+from samsvae.study.jobs import Data, take_one
+from samsvae.study.script import session
 
 found, params = snakemake.input, snakemake.params
 data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)

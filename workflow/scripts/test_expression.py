@@ -1,10 +1,10 @@
 """Differential expression in the data."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.screen import read_screen
-    from samsvae.metrics.de import differential_expression
+    from samsvae.evaluation.metrics.de import differential_expression
+    from samsvae.screens.screen import read_screen
     from samsvae.tables import write
 
     screen = read_screen(snakemake.input[0])

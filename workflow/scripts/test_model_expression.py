@@ -1,9 +1,9 @@
 """Differential expression in sampled cells of a run's model."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.evaluation import model_expression
+    from samsvae.evaluation.run import model_expression
     from samsvae.tables import read, write
 
     tests, agreement = model_expression(

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from samsvae.job import Data, Place, run_together
-from samsvae.session import session
+from samsvae.study.jobs import Data, Place, run_together
+from samsvae.study.script import session
 
 found, params, config = snakemake.input, snakemake.params, snakemake.config
 data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)

@@ -1,9 +1,9 @@
 """Draw the training curves."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae import panels
+    from samsvae.figures import runs as panels
     from samsvae.figures.style import save
     from samsvae.figures.training_curves import training_curves
 

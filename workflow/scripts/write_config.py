@@ -1,6 +1,6 @@
 """Write the configuration in force."""
 
-from samsvae.session import session
+from samsvae.study.script import session
 
 with session(snakemake.log[0]):
     from samsvae.files import atomic

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from samsvae.capture import stream_of
-from samsvae.data.batch import Cells, FileRows
+from samsvae.data.cells import Cells, FileRows
+from samsvae.ops.cuda_graphs import stream_of
 
 
 def batches(cells: Cells, order: Tensor, size: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:

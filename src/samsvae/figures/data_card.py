@@ -23,7 +23,7 @@ HEIGHT = 5.4
 def data_card(
     facts: pd.DataFrame, conditions: pd.DataFrame, counts: pd.DataFrame, genes: pd.DataFrame, splits: pd.DataFrame
 ) -> Figure:
-    """The tables of ``samsvae.data.card.Card``: facts as text; counts per cell (a), cells per condition (b), detection
+    """The tables of a data card: facts as text; counts per cell (a), cells per condition (b), detection
     against mean of every gene (c), cells by split and kind (d)."""
     style.need(facts, ["item", "value"], "facts")
     style.need(conditions, ["condition", "kind", "cells"], "conditions")

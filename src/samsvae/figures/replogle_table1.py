@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
+from samsvae.evaluation.metrics.selection import best_runs, chosen, summary
 from samsvae.figures import style
-from samsvae.metrics.selection import best_runs, chosen, summary
-from samsvae.zoo import ROWS, TABLE_1
 
 #: metric of the table: (its rows in the scores: metric, split; title; decimals)
 METRICS = {

@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError, nearest, some
 from samsvae.files import atomic
-from samsvae.zoo import ROWS, TABLE_1
 
 RC = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine

@@ -1,0 +1,1 @@
+"""What a person writes: frozen dataclasses, checked. Imports no torch."""

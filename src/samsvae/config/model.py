@@ -1,0 +1,128 @@
+"""The settings of a model and of its training: plain values, checked, without torch.
+
+Apart from the code that reads them, since the workflow reads them whenever it is parsed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from samsvae.config.validate import at_least
+from samsvae.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The four switches of the family and their sizes; defaults are those of SAMS-VAE's paper."""
+
+    embedding: Literal["none", "random", "learned"] = "random"
+    mask: Literal["none", "ones", "bernoulli", "beta_bernoulli"] = "bernoulli"
+    effect: Literal["none", "additive", "prior_mean", "decoder_input"] = "additive"
+    guide_embedding: Literal["mean_field", "given_mask"] = "mean_field"
+    encoder_reads: Literal["x", "x_offset", "x_dosage"] = "x"
+    likelihood: Literal["nb", "normal", "normal_fixed", "poisson"] = "nb"
+    n_latent: int = 100
+    n_layers: int = 1
+    width: int = 400
+    embedding_layers: int = 2
+    embedding_width: int = 200
+    mask_prior: float = 0.01
+    embedding_scale: float = 1.0
+    beta_a: float = 1.0
+    beta_b: float = 2.0
+    guide_mask_prob: Literal["point", "beta"] = "point"
+    temperature: float = 1.0
+    mask_logit_init: float = 0.0
+    embedding_init: float = 0.1
+    mask_per_cell: bool = False
+    input: Literal["log_standardise", "standardise", "log", "none"] = "log_standardise"
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    residual: bool = True
+    batch_norm: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        at_least(1, self, "n_latent", "n_layers", "width", "embedding_layers", "embedding_width")
+        at_least(0, self, "embedding_init")
+        for name in ("embedding_scale", "beta_a", "beta_b", "temperature"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
+        if not 0.0 < self.mask_prior < 1.0:
+            raise ConfigError(f"mask_prior: {self.mask_prior} is not allowed; it must lie inside (0, 1).")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout: {self.dropout} is not allowed; it must lie in [0, 1).")
+        masked = self.mask in ("bernoulli", "beta_bernoulli")
+        if self.mask_per_cell and self.mask != "beta_bernoulli":
+            raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
+        if self.guide_mask_prob == "beta" and self.mask != "beta_bernoulli":
+            raise ConfigError(f"guide_mask_prob: 'beta' needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
+        if self.guide_embedding == "given_mask" and not (masked and self.embedding == "random"):
+            raise ConfigError("guide_embedding: 'given_mask' needs a random embedding and a mask that is drawn.")
+        if self.effect in ("additive", "prior_mean") and self.embedding == "none":
+            raise ConfigError(f"effect: {self.effect!r} needs an embedding; it is 'none'.")
+        if self.effect in ("none", "decoder_input") and self.embedding != "none":
+            raise ConfigError(
+                f"embedding: {self.embedding!r} is not allowed with effect: {self.effect!r}; it must be 'none'."
+            )
+        if self.encoder_reads == "x_offset" and self.embedding == "none":
+            raise ConfigError("encoder_reads: 'x_offset' needs an embedding; it is 'none'.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; defaults are those of SAMS-VAE's paper."""
+
+    steps: int = 150_000
+    epochs: int | None = None
+    batch_size: int = 512
+    learning_rate: float = 3e-4
+    rate_mask: float | None = None
+    rate_embedding: float | None = None
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    weight_decay: float = 1e-6
+    weight_decay_on: Literal["all", "networks"] = "all"
+    gradient_clip: float | None = None
+    particles: int = 5
+    validation_particles: int = 5
+    validation_every: int = 1
+    objective: Literal["elbo", "iwelbo"] = "elbo"
+    analytic_kl: bool = False
+    kl_weight: float = 1.0
+    warmup_epochs: int = 0
+    weight_z: float = 1.0
+    weight_embedding: float = 1.0
+    weight_mask: float = 1.0
+    weight_mask_prob: float = 1.0
+    extra_share: float = 0.0
+    mask_penalty: float = 0.0
+    plate: Literal["epoch", "every_step"] = "epoch"
+    loss_scale: Literal["one", "n_cells"] = "one"
+    patience: int | None = None
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    capture: Literal["auto", "never"] = "auto"
+    compile: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        at_least(1, self, "steps", "batch_size", "particles", "validation_particles", "validation_every")
+        at_least(1, self, "epochs", "patience")
+        if self.objective == "iwelbo" and self.analytic_kl:
+            raise ConfigError("analytic_kl: true is not allowed with objective: iwelbo, which weighs draws.")
+        if self.extra_share and self.plate == "every_step":
+            raise ConfigError("extra_share: needs plate: epoch; under 'every_step' every cell has the weight 1/n.")
+        for name in ("learning_rate", "adam_eps", "rate_mask", "rate_embedding", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
+        weights = ("kl_weight", "weight_z", "weight_embedding", "weight_mask", "weight_mask_prob", "extra_share")
+        at_least(0, self, "seed", "warmup_epochs")
+        for name in (*weights, "weight_decay", "mask_penalty"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 0 or more.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must lie in [0, 1).")

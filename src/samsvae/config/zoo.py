@@ -1,0 +1,97 @@
+"""The table of models: a row per published method, data not classes.
+
+A row sets the switches of ``ModelConfig`` and, where its paper trains in a way of its own, of ``TrainingConfig``;
+sizes and priors are left to the experiment. Rows and order follow Table 1 of the SAMS-VAE paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from samsvae.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published method with one inference: its names in the tables, and its settings."""
+
+    method: str
+    inference: str
+    model: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+
+
+_CPA = {"mask": "ones"}
+
+_SVAE_PLUS = {"embedding": "learned", "mask": "beta_bernoulli", "effect": "prior_mean"}
+
+#: The SVAE+ paper's own networks and training, shared by the rows that it compares.
+_LOPEZ_MODEL = {
+    "n_layers": 2,
+    "width": 128,
+    "input": "log",
+    "activation": "relu",
+    "residual": False,
+    "batch_norm": True,
+    "dropout": 0.1,
+    "embedding_init": 1.0,
+    "mask_logit_init": 5.0,
+}
+
+_LOPEZ_TRAINING = {
+    "batch_size": 128,
+    "particles": 1,
+    "validation_particles": 1,
+    "analytic_kl": True,
+    "warmup_epochs": 50,
+    "learning_rate": 1e-3,
+    "adam_eps": 0.01,
+    "patience": 45,
+}
+
+_NO_EFFECT = {"embedding": "none", "mask": "none", "effect": "none"}
+
+_MASKED = {**_SVAE_PLUS, "mask_per_cell": True}
+
+
+def _lopez(name: str, model: dict, **training) -> Row:
+    return Row(name, "SVAE+ paper", {**_LOPEZ_MODEL, **model}, {**_LOPEZ_TRAINING, **training})
+
+
+ROWS: dict[str, Row] = {
+    "cond_vae": Row(
+        "Conditional VAE",
+        "amortized MF",
+        {"embedding": "none", "mask": "none", "effect": "decoder_input", "encoder_reads": "x_dosage"},
+    ),
+    "svae_plus": Row("SVAE+", "amortized MF", _SVAE_PLUS),
+    "cpa_vae_mf": Row("CPA-VAE", "amortized MF", _CPA),
+    "cpa_vae_corr": Row("CPA-VAE", "corr. z_basal", {**_CPA, "encoder_reads": "x_offset"}),
+    "sams_vae_mf": Row("SAMS-VAE", "amortized MF"),
+    "sams_vae_corr_e": Row("SAMS-VAE", "corr. E", {"guide_embedding": "given_mask"}),
+    "sams_vae_corr_z": Row("SAMS-VAE", "corr. z_basal", {"encoder_reads": "x_offset"}),
+    "sams_vae_corr": Row(
+        "SAMS-VAE", "corr. z_basal and E", {"guide_embedding": "given_mask", "encoder_reads": "x_offset"}
+    ),
+    "sams_vae_bb": Row(
+        "SAMS-VAE Beta-Bernoulli",
+        "corr. z_basal and E",
+        {"mask": "beta_bernoulli", "guide_embedding": "given_mask", "encoder_reads": "x_offset"},
+    ),
+    "vae": _lopez("VAE", _NO_EFFECT),
+    "beta_vae": _lopez("beta-VAE", _NO_EFFECT, kl_weight=2.0),
+    "ivae": _lopez("iVAE", {"embedding": "learned", "mask": "ones", "effect": "prior_mean"}),
+    # a Beta(1, 1) prior is flat: its sparsity comes from the penalty alone
+    "svae": _lopez("sVAE", {**_MASKED, "beta_a": 1.0, "beta_b": 1.0}, mask_penalty=100.0),
+    "svae_plus_lopez": _lopez("SVAE+ (Lopez)", {**_MASKED, "beta_b": 10.0}, plate="every_step", loss_scale="n_cells"),
+}
+
+#: The eight rows of the SAMS-VAE paper's table, in its order.
+TABLE_1 = tuple(list(ROWS)[:8])
+
+
+def row(name: str) -> Row:
+    """The row of a name; ConfigError with the nearest match where there is none."""
+    if not isinstance(name, str) or name not in ROWS:
+        raise ConfigError(f"model: {name!r} is not a known model.{nearest(str(name), ROWS)}")
+    return ROWS[name]

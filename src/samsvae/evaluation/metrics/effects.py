@@ -1,0 +1,147 @@
+"""Average treatment effects (ATE) of perturbations: from data, and how well a model's agree with them.
+
+Letters: n cells, G genes, C conditions, P most perturbations in a condition.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+from samsvae.errors import DataError
+from samsvae.evaluation.metrics.baselines import additive
+
+Counts = np.ndarray | sparse.spmatrix | sparse.sparray
+
+METHODS = ("log2", "mean")
+
+_BLOCK = 2**23  # values transformed at a time: memory
+
+
+def normalised_log2(X: Counts) -> Counts:
+    """log2(1 + 1e4 x_g / sum_g x) of every cell, float64 (n, G); sparse stays sparse. A cell without counts is 0."""
+    scale = 1e4 / np.maximum(np.asarray(X.sum(1), float).reshape(-1, 1), 1e-300)
+    if not sparse.issparse(X):
+        return np.log1p(X * scale) / np.log(2)
+    Y = sparse.csr_matrix(X, dtype=float, copy=True)
+    Y.data = np.log1p(Y.data * np.repeat(scale[:, 0], np.diff(Y.indptr))) / np.log(2)
+    return Y
+
+
+def condition_means(
+    X: Counts,
+    condition: np.ndarray,
+    n_conditions: int,
+    *,
+    cells: np.ndarray | None = None,
+    method: str = "log2",
+) -> np.ndarray:
+    """Mean of the transformed cells of each condition, float64 (C, G); NaN for a condition without cells.
+
+    condition (n,): codes; cells (n,) bool: the cells to use (all); method: ``log2`` = normalised_log2,
+    ``mean`` = no transform.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}; allowed: {', '.join(METHODS)}.")
+    rows = np.arange(X.shape[0]) if cells is None else np.flatnonzero(cells)
+    X = X.tocsr() if sparse.issparse(X) else X
+    total, number = np.zeros((n_conditions, X.shape[1])), np.zeros((n_conditions, 1))
+    step = max(1, _BLOCK // X.shape[1])
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        Y = normalised_log2(X[block]) if method == "log2" else X[block]
+        indicator = sparse.csr_matrix(
+            (np.ones(len(block)), (condition[block], np.arange(len(block)))), (n_conditions, len(block))
+        )
+        part = indicator @ Y
+        total += part.toarray() if sparse.issparse(part) else part
+        number += indicator.sum(1).reshape(-1, 1)
+    return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
+
+
+def average_effect(
+    X: Counts,
+    condition: np.ndarray,
+    control: int,
+    *,
+    n_conditions: int | None = None,
+    cells: np.ndarray | None = None,
+    control_cells: np.ndarray | None = None,
+    method: str = "log2",
+) -> np.ndarray:
+    """ATE of the data: mean over a condition's cells minus that over control cells, (C, G).
+
+    X (n, G) counts, or real values with ``method="mean"``; condition (n,) codes; control: the code of the
+    control (or of the reference condition). ``cells`` (n,) bool: all cells is the published reference, the
+    test cells alone the held-out one. ``control_cells`` (n,) bool: cells among which the controls are taken,
+    where that is another choice than ``cells`` (no test controls; split controls). A condition without cells
+    is NaN; DataError where no control cell is left.
+    """
+    n_conditions = int(condition.max()) + 1 if n_conditions is None else n_conditions
+    means = condition_means(X, condition, n_conditions, cells=cells, method=method)
+    chosen = np.ones(len(condition), bool) if cells is None else np.asarray(cells, bool)
+    chosen = (chosen if control_cells is None else np.asarray(control_cells, bool)) & (condition == control)
+    if not chosen.any():
+        raise DataError("No control cell is among the cells chosen for the average effect; name others.")
+    return means - condition_means(X, condition, n_conditions, cells=chosen, method=method)[control]
+
+
+def ate_scores(data: np.ndarray, model: np.ndarray, *, top: int = 20) -> dict[str, float]:
+    """``ate_pearson`` and ``ate_r2`` over all conditions x genes at once, and over each condition's ``top`` genes.
+
+    data, model (C, G): effects of the conditions to be scored, without the control. The top genes of a
+    condition are those of its largest absolute *data* effect, all of them if it has fewer. R2 is the
+    coefficient of determination (1 - residual / total), not a squared correlation. A correlation with a
+    constant is NaN.
+    """
+    data, model = _effects(data, model)
+    order = np.argsort(-np.abs(data), axis=1, kind="stable")[:, :top]
+    at = [np.take_along_axis(x, order, 1).ravel() for x in (data, model)]
+    return {
+        "ate_pearson": float(pearson(data.ravel(), model.ravel())),
+        "ate_r2": float(r2(data.ravel(), model.ravel())),
+        f"ate_pearson_top{top}": float(pearson(*at)),
+        f"ate_r2_top{top}": float(r2(*at)),
+    }
+
+
+def condition_scores(data: np.ndarray, model: np.ndarray) -> dict[str, np.ndarray]:
+    """``ate_pearson`` and ``ate_r2`` of every condition over its genes: arrays (C,)."""
+    data, model = _effects(data, model)
+    return {"ate_pearson": pearson(data, model), "ate_r2": r2(data, model)}
+
+
+def interactions(effects: np.ndarray, members: np.ndarray, *, singles: np.ndarray | None = None) -> np.ndarray:
+    """Effect of each combination minus the sum of its single effects, (C, G); NaN for what is no combination.
+
+    members (C, P): perturbations of each condition, -1 where there is none. ``singles`` (C, G): effects that
+    the single ones are taken from (by default ``effects``); give the data's to compare observed - additive
+    with predicted - additive.
+    """
+    excess = effects - additive(effects if singles is None else singles, members)
+    excess[(members >= 0).sum(1) < 2] = np.nan
+    return excess
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Correlation along the last axis; NaN where one side is constant."""
+    varied = (np.ptp(a, -1) > 0) & (np.ptp(b, -1) > 0)  # a constant less its mean need not be 0
+    a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
+    product = np.asarray(np.sqrt((a**2).sum(-1) * (b**2).sum(-1)))
+    return np.divide((a * b).sum(-1), product, out=np.full_like(product, np.nan), where=varied & (product > 0))
+
+
+def r2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Coefficient of determination along the last axis; NaN where the truth is constant."""
+    total = np.asarray(((true - true.mean(-1, keepdims=True)) ** 2).sum(-1))
+    residual = ((true - predicted) ** 2).sum(-1)
+    return 1 - np.divide(residual, total, out=np.full_like(total, np.nan), where=(np.ptp(true, -1) > 0) & (total > 0))
+
+
+def _effects(data: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    data, model = np.asarray(data, float), np.asarray(model, float)
+    if data.shape != model.shape or data.ndim != 2 or not data.size:
+        raise ValueError(f"Effects of data {data.shape} and model {model.shape} must be equal (C, G), not empty.")
+    if not (np.isfinite(data).all() and np.isfinite(model).all()):
+        raise ValueError("Effects to be scored must be finite: leave conditions without cells out.")
+    return data, model

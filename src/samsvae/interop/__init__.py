@@ -1,0 +1,1 @@
+"""Weights of the authors' release, in and out."""

@@ -1,1 +1,0 @@
-"""Numbers for the rows of tables: arrays and tables in, numbers out. No model and no file is touched here."""

@@ -1,0 +1,197 @@
+"""The latent variables of the family: prior and guide of each, side by side.
+
+Letters: K particles, n cells, P most perturbations in a cell, T perturbations (R of them drawn), L latents, G genes.
+Every latent has a ``name`` (that of its noise stream and of its term in the loss) and a ``plate``: one value per
+``cell``, or one per ``perturbation`` shared by all cells that received it. ``guide`` and ``prior`` read the values
+drawn so far, in the order of the model's tuple of latents. Equation numbers refer to docs/model.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from samsvae.config.vocabulary import FLOOR
+from samsvae.models.batch import Batch, MultiHot
+from samsvae.models.distributions import Bernoulli, Beta, Normal, Point
+from samsvae.models.networks import MLP, GaussianHead
+
+Values = Mapping[str, Tensor]
+
+
+def _rows(table: Tensor, batch: Batch) -> Tensor:
+    """The rows (R, L) of a table (T, L) of one row per perturbation that a batch asks for."""
+    return table if batch.rows is None else table.index_select(0, batch.rows)
+
+
+def shift(values: Values) -> Tensor:
+    """M * E, or E alone where the model has no mask: (K, R, L), or (R, L) of a learned E without a mask."""
+    embedding = values["embedding"]
+    return values["mask"] * embedding if "mask" in values else embedding
+
+
+def offset(values: Values, batch: Batch) -> Tensor:
+    """o = sum_t d_t (E_t * M_t) of each cell (eq. 1), by gathered rows: (K, n, L), or (n, L)."""
+    if "cell_mask" not in values:
+        return batch.dosage.gather(shift(values))
+    # a mask of its own for every cell: (K, n, P, L)
+    padded = nn.functional.pad(values["embedding"], (0, 0, 0, 1))[..., batch.dosage.index, :]
+    return (values["cell_mask"] * padded * batch.dosage.dose[..., None]).sum(-2)
+
+
+class MaskProbability(nn.Module):
+    """pi ~ Beta(a, b), guided by a point mass at sigmoid(s), or by Beta(e^u, e^w) with u and w free (eq. 5).
+
+    Both guides start from the mean sigmoid(init); the free Beta starts at a concentration of 2, flat where init is 0.
+    """
+
+    name, plate = "mask_prob", "perturbation"
+
+    def __init__(self, n_perturbations: int, n_latent: int, *, a: float, b: float, init: float, guide: str = "point"):
+        super().__init__()
+        size = (n_perturbations, n_latent)
+        if guide == "point":
+            self.logits = nn.Parameter(torch.full(size, float(init)))
+        else:
+            start = torch.sigmoid(torch.tensor([float(init), -float(init)])) * 2.0
+            self.log_a = nn.Parameter(torch.log(start[0]).expand(size).clone())
+            self.log_b = nn.Parameter(torch.log(start[1]).expand(size).clone())
+        self.register_buffer("a", torch.tensor(float(a)), persistent=False)
+        self.register_buffer("b", torch.tensor(float(b)), persistent=False)
+
+    def guide(self, values: Values, batch: Batch) -> Point | Beta:
+        if hasattr(self, "log_a"):
+            return Beta(torch.exp(_rows(self.log_a, batch)), torch.exp(_rows(self.log_b, batch)))
+        eps = torch.finfo(torch.float32).eps  # the Beta density has no value at 0 and 1
+        return Point(torch.sigmoid(_rows(self.logits, batch)).clamp(eps, 1.0 - eps))
+
+    def prior(self, values: Values, batch: Batch) -> Beta:
+        return Beta(self.a, self.b)
+
+
+class Mask(nn.Module):
+    """M ~ Bern(alpha), guided by Bernoulli(sigmoid(s)) with straight-through draws (eq. 6).
+
+    Where a mask probability pi was drawn before it, p(M | pi) = q(M | pi) = Bern(pi) and the term is 0.
+    ``per_cell`` draws a mask for every cell in place of one per particle (the SVAE+ paper's own training).
+    """
+
+    plate = "perturbation"
+
+    def __init__(
+        self,
+        n_perturbations: int,
+        n_latent: int,
+        *,
+        prior_prob: float | None,
+        temperature: float,
+        init: float,
+        per_cell: bool = False,
+    ):
+        super().__init__()
+        self.name = "cell_mask" if per_cell else "mask"
+        self.temperature = temperature
+        self.per_cell = per_cell
+        self.shape = (n_perturbations, n_latent)
+        if prior_prob is not None:
+            self.logits = nn.Parameter(torch.full(self.shape, float(init)))
+            prior_logit = torch.logit(torch.tensor(float(prior_prob), dtype=torch.float64)).float()
+            self.register_buffer("prior_logit", prior_logit, persistent=False)
+
+    def guide(self, values: Values, batch: Batch) -> Bernoulli:
+        if "mask_prob" in values:
+            eps = torch.finfo(torch.float32).eps
+            logits = torch.logit(values["mask_prob"].clamp(eps, 1.0 - eps))
+        else:
+            logits = _rows(self.logits, batch)
+        if self.per_cell:
+            logits = nn.functional.pad(logits, (0, 0, 0, 1))[batch.dosage.index]  # (n, P, L)
+        return Bernoulli(logits, self.temperature)
+
+    def prior(self, values: Values, batch: Batch) -> Bernoulli | None:
+        return None if "mask_prob" in values else Bernoulli(self.prior_logit)
+
+
+class Embedding(nn.Module):
+    """E ~ N(0, beta^2), guided by N(mu, (exp(u) + 1e-4)^2), mu and u free (``mean_field``; eq. 7),
+    or by a network of [M_t, onehot(t)] with a mean and a log-variance head (``given_mask``; eq. 8)."""
+
+    name, plate = "embedding", "perturbation"
+
+    def __init__(self, n_perturbations: int, n_latent: int, *, prior_scale: float, network: dict | None):
+        super().__init__()
+        self.n_perturbations = n_perturbations
+        self.register_buffer("prior_scale", torch.tensor(float(prior_scale)), persistent=False)
+        if network is None:
+            self.loc = nn.Parameter(torch.zeros(n_perturbations, n_latent))
+            self.log_scale = nn.Parameter(torch.zeros(n_perturbations, n_latent))
+        else:
+            self.network = MLP((n_latent, n_perturbations), **network)
+            self.head = GaussianHead(network["width"], n_latent)
+
+    def guide(self, values: Values, batch: Batch) -> Normal:
+        if hasattr(self, "loc"):
+            return Normal(_rows(self.loc, batch), torch.exp(_rows(self.log_scale, batch)) + FLOOR)
+        mask = values["mask"]
+        rows = torch.arange(self.n_perturbations, device=mask.device) if batch.rows is None else batch.rows
+        onehot = MultiHot(rows[:, None], mask.new_ones(len(rows), 1))
+        return self.head(self.network(mask, onehot))
+
+    def prior(self, values: Values, batch: Batch) -> Normal:
+        return Normal(torch.zeros_like(self.prior_scale), self.prior_scale)
+
+
+class LearnedEmbedding(nn.Module):
+    """E as a free parameter: no prior, no term in the loss; initial value ``init_scale`` N(0, 1)."""
+
+    name, plate = "embedding", "perturbation"
+
+    def __init__(self, n_perturbations: int, n_latent: int, *, init_scale: float):
+        super().__init__()
+        self.loc = nn.Parameter(init_scale * torch.randn(n_perturbations, n_latent))
+
+    def guide(self, values: Values, batch: Batch) -> Point:
+        return Point(_rows(self.loc, batch))
+
+    def prior(self, values: Values, batch: Batch) -> None:
+        return None
+
+
+class CellState(nn.Module):
+    """z (or z_basal) of a cell: prior N(0, I), or N(o, I) where the effect enters as ``prior_mean`` (eq. 4);
+    guide a network of x, [x, o] or [x, d] (eq. 9). x enters as ``inputs``, normalised (eq. 10)."""
+
+    plate = "cell"
+
+    def __init__(
+        self,
+        name: str,
+        n_genes: int,
+        n_perturbations: int,
+        n_latent: int,
+        *,
+        effect: str,
+        reads: str,
+        network: dict,
+    ):
+        super().__init__()
+        self.name = name
+        self.n_latent = n_latent
+        self.effect = effect
+        self.reads = reads
+        second = {"x": (), "x_offset": (n_latent,), "x_dosage": (n_perturbations,)}[reads]
+        self.network = MLP((n_genes, *second), **network)
+        self.head = GaussianHead(network["width"], n_latent)
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor) -> Normal:
+        second = {"x": (), "x_offset": ("offset",), "x_dosage": ("dosage",)}[self.reads]
+        parts = [batch.received if part == "dosage" else offset(values, batch) for part in second]
+        return self.head(self.network(inputs, *parts))
+
+    def prior(self, values: Values, batch: Batch) -> Normal:
+        one = torch.ones((), device=batch.library.device)
+        if self.effect == "prior_mean":
+            return Normal(offset(values, batch), one)
+        return Normal(torch.zeros(len(batch.library), self.n_latent, device=one.device), one)

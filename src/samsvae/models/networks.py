@@ -1,0 +1,107 @@
+"""Neural networks of the guide and the decoder.
+
+Letters: K particles, n cells, T perturbations, L latents, G genes, H hidden units.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samsvae.config.vocabulary import FLOOR
+from samsvae.models.batch import MultiHot
+from samsvae.models.distributions import Normal, Poisson
+from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
+
+ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
+
+
+class MLP(nn.Module):
+    """Residual MLP h1 = a(W1 v + b1); h_{j+1} = h_j + a(W h_j + b) (eq. 3).
+
+    The input v comes in parts, each with leading dimensions of its own, and the first layer is applied to each
+    part alone: what does not depend on the particle is computed once, and a one-hot part is read as weight rows.
+    ``residual=False``, ``batch_norm`` and ``dropout`` give the networks of the SVAE+ paper.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        width: int,
+        n_layers: int,
+        *,
+        activation: str = "leaky_relu",
+        residual: bool = True,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.sizes = sizes
+        self.activation = ACTIVATIONS[activation]
+        self.residual = residual
+        self.dropout = dropout
+        self.layers = nn.ModuleList([nn.Linear(sum(sizes), width)])
+        self.layers.extend(nn.Linear(width, width) for _ in range(n_layers - 1))
+        norms = [nn.BatchNorm1d(width, momentum=0.01, eps=1e-3) for _ in self.layers] if batch_norm else []
+        self.norms = nn.ModuleList(norms)
+
+    def forward(self, *parts: Tensor | MultiHot) -> Tensor:
+        first = self.layers[0]
+        h = first.bias
+        for part, weight in zip(parts, first.weight.split(self.sizes, dim=1), strict=True):
+            h = h + (part.gather(weight.T) if isinstance(part, MultiHot) else F.linear(part, weight))
+        h = self._finish(0, h)
+        for j, layer in enumerate(self.layers[1:], start=1):
+            step = self._finish(j, layer(h))
+            h = h + step if self.residual else step
+        return h  # (..., H)
+
+    def _finish(self, j: int, h: Tensor) -> Tensor:
+        if self.norms:
+            h = self.norms[j](h.reshape(-1, h.shape[-1])).reshape(h.shape)
+        h = self.activation(h)
+        return F.dropout(h, self.dropout, self.training) if self.dropout else h
+
+
+class GaussianHead(nn.Module):
+    """N(W h + b, exp(W' h + b') + 1e-4): mean and variance of a Gaussian guide (eq. 7)."""
+
+    def __init__(self, width: int, n_out: int):
+        super().__init__()
+        self.mean = nn.Linear(width, n_out)
+        self.log_var = nn.Linear(width, n_out)
+
+    def forward(self, h: Tensor) -> Normal:
+        return Normal(self.mean(h), torch.sqrt(torch.exp(self.log_var(h)) + FLOOR))
+
+
+class Likelihood(nn.Module):
+    """p(x | h) for one of four likelihoods (eq. 2).
+
+    ``nb``: mean l softmax(W h + c) + 1e-4, one concentration exp(r_g) per gene. ``poisson``: rate softplus(W h + c).
+    ``normal``: mean W h + c, variance exp(W' h + c') + 1e-4. ``normal_fixed``: variance exp(v_g) + 1e-4.
+    The library size l (n,) enters ``nb`` only.
+    """
+
+    KINDS = ("nb", "normal", "normal_fixed", "poisson")
+
+    def __init__(self, kind: str, width: int, n_genes: int):
+        super().__init__()
+        self.kind = kind
+        self.mean = nn.Linear(width, n_genes)
+        if kind == "nb":
+            self.log_concentration = nn.Parameter(torch.zeros(n_genes))
+        elif kind == "normal":
+            self.log_var = nn.Linear(width, n_genes)
+        elif kind == "normal_fixed":
+            self.log_var = nn.Parameter(torch.zeros(n_genes))
+
+    def forward(self, h: Tensor, library: Tensor) -> SoftmaxNegativeBinomial | Normal | Poisson:
+        out = self.mean(h)  # (..., n, G)
+        if self.kind == "nb":
+            return SoftmaxNegativeBinomial(out, library, torch.exp(self.log_concentration))
+        if self.kind == "poisson":
+            return Poisson(F.softplus(out))
+        log_var = self.log_var(h) if self.kind == "normal" else self.log_var
+        return Normal(out, torch.sqrt(torch.exp(log_var) + FLOOR))

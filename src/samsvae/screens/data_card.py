@@ -1,0 +1,159 @@
+"""The data card of a processed screen: what is in it, how it is split, what was dropped on the way and why.
+
+Read block by block, so that a screen of any size has one. Letters: n cells, G genes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from samsvae.data.cells import read_split
+from samsvae.screens.counts import BLOCK_BYTES, count_blocks, open_h5ad
+from samsvae.screens.screen import members, read_tables
+from samsvae.screens.splits import LABELS
+
+KINDS = ("control", "single", "combination")
+
+#: Entries of the provenance that the card says in other words, or not at all.
+UNSAID = ("versions", "parameters", "source_cells", "source_genes", "kept_cells", "kept_genes", "dropped_cells",
+          "dropped_genes")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Card:
+    """Tables of a card, each tidy.
+
+    facts: item, value (text, in reading order). conditions: condition, kind, cells. counts: low, high, cells (a
+    histogram of the counts of a cell, or of their sums where values are real). genes: gene, mean, detected (the share
+    of cells in which it is not 0). splits: split, kind, cells.
+    """
+
+    facts: pd.DataFrame
+    conditions: pd.DataFrame
+    counts: pd.DataFrame
+    genes: pd.DataFrame
+    splits: pd.DataFrame
+
+
+def card(screen: str | Path, split: str | Path, *, name: str = "", split_name: str = "") -> Card:
+    """The card of a screen's h5ad and one split of its cells. Names: what the two are called in the study.
+
+    DataError where a file is damaged or the split is of other cells.
+    """
+    tables = read_tables(screen)
+    with open_h5ad(screen) as file:
+        total, mean, detected = _sums(file["X"], tables, screen)
+    conditions = _conditions(tables)
+    splits = _splits(tables, conditions, read_split(split, tables.obs_names))
+    genes = pd.DataFrame({"gene": tables.var_names.astype(str), "mean": mean, "detected": detected})
+    return Card(
+        facts=_facts(tables, conditions, total, detected, splits, {"data set": name, "split": split_name}),
+        conditions=conditions,
+        counts=_histogram(total),
+        genes=genes,
+        splits=splits,
+    )
+
+
+def _sums(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) -> tuple[np.ndarray, ...]:
+    """Sum of every cell (n), mean of every gene (G), share of cells in which it is not 0 (G)."""
+    totals, mean, detected = [], np.zeros(tables.n_vars), np.zeros(tables.n_vars)
+    for block in _blocks(x, tables, what):
+        totals.append(np.asarray(block.sum(1)).ravel())
+        mean += np.asarray(block.sum(0)).ravel()
+        detected += np.asarray((block != 0).sum(0)).ravel()
+    return np.concatenate(totals), mean / tables.n_obs, detected / tables.n_obs
+
+
+def _blocks(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) -> Iterator[sp.csr_matrix | np.ndarray]:
+    if isinstance(x, h5py.Dataset):  # the real values of a simulation
+        step = max(1, BLOCK_BYTES // (4 * tables.n_vars))
+        for start in range(0, tables.n_obs, step):
+            yield x[start : start + step].astype(float)
+        return
+    rows, cols = np.arange(tables.n_obs), np.arange(tables.n_vars)
+    yield from count_blocks(x, rows, cols, cells=tables.obs_names, genes=tables.var_names, what=str(what))
+
+
+def _conditions(tables: ad.AnnData) -> pd.DataFrame:
+    """Every condition, most cells first."""
+    control, separator = tables.uns["control"], tables.uns["separator"]
+    sizes = tables.obs["condition"].value_counts()
+    sizes = sizes[sizes > 0]
+    kinds = [KINDS[min(len(members(str(name), separator, control)), 2)] for name in sizes.index]
+    return pd.DataFrame({"condition": sizes.index.astype(str), "kind": kinds, "cells": sizes.to_numpy()})
+
+
+def _splits(tables: ad.AnnData, conditions: pd.DataFrame, split: np.ndarray) -> pd.DataFrame:
+    kind = conditions.set_index("condition")["kind"].loc[tables.obs["condition"].astype(str)].to_numpy()
+    sizes = pd.crosstab(split, kind).reindex(index=list(LABELS), columns=list(KINDS), fill_value=0)
+    return sizes.rename_axis(index="split", columns="kind").stack().rename("cells").reset_index()
+
+
+def _histogram(total: np.ndarray, bins: int = 50) -> pd.DataFrame:
+    """Cells by counts, in bins of equal ratio (of equal width where a sum is not above 0)."""
+    low, high = float(total.min()), float(total.max())
+    edges = np.geomspace(low, high, bins + 1) if 0 < low < high else np.linspace(low, max(high, low + 1), bins + 1)
+    edges[-1] = max(edges[-1], high)  # rounding may have lost the largest
+    cells, _ = np.histogram(total, edges)
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "cells": cells})
+
+
+def _facts(
+    tables: ad.AnnData,
+    conditions: pd.DataFrame,
+    total: np.ndarray,
+    detected: np.ndarray,
+    splits: pd.DataFrame,
+    names: Mapping[str, str],
+) -> pd.DataFrame:
+    perturbed = conditions[conditions["kind"] != "control"]
+    by_split = splits.groupby("split", sort=False)["cells"].sum()
+    origin = dict(tables.uns["provenance"])
+    facts: dict[str, object] = {
+        **names,
+        "cells": f"{tables.n_obs:,}",
+        "genes": f"{tables.n_vars:,}",
+        "perturbations": f"{len(tables.uns['perturbations']):,}",
+        "combinations": f"{(conditions['kind'] == 'combination').sum():,}",
+        "control cells": f"{conditions.loc[conditions['kind'] == 'control', 'cells'].sum():,}",
+        "cells per condition": f"{_range(perturbed['cells'])}",
+        "counts per cell" if total.min() >= 0 else "sum of a cell's values": _range(total),
+        "entries that are 0": f"{1 - detected.mean():.1%}",
+        **{f"split: {split}": f"{cells:,} cells" for split, cells in by_split.items() if cells},
+    }
+    for what in ("cells", "genes"):
+        if f"source_{what}" in origin:
+            facts[f"{what} dropped"] = f"{int(origin[f'dropped_{what}']):,} of {int(origin[f'source_{what}']):,}"
+    facts |= {
+        key.replace("_", " "): _text(value)
+        for key, value in origin.items()
+        if key not in UNSAID and _text(value) != "0"
+    }
+    if isinstance(origin.get("parameters"), str):
+        facts |= {f"option: {key}": _text(value) for key, value in json.loads(origin["parameters"]).items()}
+    kept = {key: value for key, value in facts.items() if value not in ("", "None")}
+    return pd.DataFrame({"item": list(kept), "value": list(kept.values())})
+
+
+def _range(values: np.ndarray | pd.Series) -> str:
+    low, middle, high = np.quantile(np.asarray(values, float), [0, 0.5, 1])
+    return f"median {middle:,.0f}, from {low:,.0f} to {high:,.0f}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple | np.ndarray):
+        shown = [str(item) for item in list(value)[:5]]
+        return ", ".join(shown) + (f" and {len(value) - 5} more" if len(value) > 5 else "")
+    return f"{value:,}" if isinstance(value, int | np.integer) and not isinstance(value, bool) else str(value)

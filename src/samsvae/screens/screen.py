@@ -1,0 +1,396 @@
+"""The one form in which a screen travels through the workflow, and the arrays that training reads.
+
+X is CSR int32 counts (or dense float32 in a real-valued simulation); obs has `condition` and `library_size`;
+uns has `control`, `separator`, `perturbations` (gene, pathway, n_cells; sorted by name) and `provenance`, and, where
+the source has several labels for the control, all of them in `controls`.
+Letters: n cells, G genes, T single perturbations, C conditions, P most perturbations in one condition.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata.io import read_elem, write_elem
+
+from samsvae.errors import DataError, some
+from samsvae.files import atomic
+from samsvae.screens.counts import BLOCK_BYTES, count_blocks, integer_counts, matrix_shape, open_h5ad, read_table
+
+CHUNK = 1 << 18  # stored values in a chunk of an HDF5 file: 1 MiB of int32
+
+GZIP = {"compression": "gzip", "compression_opts": 1}
+
+#: What counts are held as for training: the smallest that holds them.
+COUNT_TYPES = (np.uint8, np.int16, np.int32)
+
+
+def members(condition: str, separator: str, control: str) -> tuple[str, ...]:
+    """The single perturbations of a condition, in its own order; () for the control.
+
+    >>> members("AHR+KLF1", "+", "control"), members("AHR+KLF1", "", "control"), members("ctrl", "+", "ctrl")
+    (('AHR', 'KLF1'), ('AHR+KLF1',), ())
+    """
+    if condition == control:
+        return ()
+    parts = condition.split(separator) if separator else [condition]
+    return tuple(part for part in parts if part != control)
+
+
+def provenance(
+    source: str | Path,
+    *,
+    checksum: str = "",
+    filter: str,
+    parameters: Mapping,
+    source_shape: tuple[int, int],
+    kept_shape: tuple[int, int],
+    **facts,
+) -> dict:
+    """What a processed file came from: for uns['provenance']. `facts`: further numbers or sentences.
+
+    `source` is kept by name, not by folder, so that the same input gives the same bytes anywhere.
+    """
+    packages = ("anndata", "h5py", "numpy", "pandas", "scipy")
+    return {
+        "source": Path(source).name,
+        "checksum": checksum,
+        "filter": filter,
+        "parameters": json.dumps(parameters, sort_keys=True, default=str),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "source_cells": int(source_shape[0]),
+        "source_genes": int(source_shape[1]),
+        "kept_cells": int(kept_shape[0]),
+        "kept_genes": int(kept_shape[1]),
+        "dropped_cells": int(source_shape[0] - kept_shape[0]),
+        "dropped_genes": int(source_shape[1] - kept_shape[1]),
+    } | facts
+
+
+def assemble(
+    counts,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    *,
+    condition,
+    control: str,
+    separator: str,
+    provenance: Mapping,
+    library_size=None,
+    gene_of: Mapping[str, str] | None = None,
+    pathway_of: Mapping[str, str] | None = None,
+    real_valued: bool = False,
+    uns: Mapping | None = None,
+) -> ad.AnnData:
+    """A screen that keeps the contract of this module (checked again by `write_screen`).
+
+    counts (n, G): dense or sparse; float32 is kept as it is where `real_valued`; None where `write_screen` gets
+    them block by block. condition (n): labels.
+    library_size (n): default the sum of a cell's counts (1 where real-valued; where counts come in blocks, NaN
+    until `write_screen` has seen them).
+    gene_of: perturbation -> target gene (default: itself). pathway_of: gene or perturbation -> pathway.
+    Columns `condition` and `library_size` that obs already has are kept as `source_condition`,
+    `source_library_size`.
+    """
+    gene_of, pathway_of = gene_of or {}, pathway_of or {}
+    if real_valued:
+        counts = np.asarray(counts, np.float32)
+    elif counts is not None and not (sp.issparse(counts) and counts.format == "csr" and counts.dtype == np.int32):
+        counts = integer_counts(counts, obs.index, var.index, "the counts")
+    if library_size is None:
+        if counts is None:
+            library_size = np.full(len(obs), np.nan)
+        else:
+            library_size = np.ones(len(obs)) if real_valued else np.asarray(counts.sum(1)).ravel()
+    obs = obs.copy(deep=False)  # columns are added and renamed, none is written to
+    obs.columns = [f"source_{name}" if name in ("condition", "library_size") else name for name in obs]
+    if not isinstance(condition, pd.Categorical):
+        condition = pd.Categorical(np.asarray(condition, str).astype(object))
+    obs["condition"] = condition
+    obs["library_size"] = np.asarray(library_size, float)
+
+    cells_of: dict[str, int] = {}
+    for label, cells in obs["condition"].value_counts().items():
+        for name in members(label, separator, control):
+            cells_of[name] = cells_of.get(name, 0) + int(cells)
+    names = sorted(cells_of)
+    genes = [gene_of.get(name, name) for name in names]
+    pathways = [pathway_of.get(gene, pathway_of.get(name, "")) for name, gene in zip(names, genes, strict=True)]
+    columns = {"gene": genes, "pathway": pathways, "n_cells": [cells_of[name] for name in names]}
+    table = pd.DataFrame(columns, index=pd.Index(names, dtype=object))
+    facts = {"control": control, "separator": separator, "perturbations": table}
+    return ad.AnnData(counts, obs, var, uns=facts | {"provenance": dict(provenance)} | dict(uns or {}))
+
+
+def check_screen(screen: ad.AnnData, what: str | Path, *, real_valued: bool = False) -> None:
+    """DataError if `screen` breaks the contract; `what` is the file that the message names."""
+    _check_tables(screen, what)
+    _check_library(screen, what)
+    x = screen.X
+    if real_valued:
+        fits = isinstance(x, np.ndarray) and x.dtype == np.float32
+        _need(fits, what, "X must be a dense float32 array, as the screen is declared real-valued.")
+        _need(bool(np.isfinite(x).all()), what, "X has values that are not finite.")
+    else:
+        fits = sp.issparse(x) and x.format == "csr" and x.dtype == np.int32
+        _need(fits, what, "X must be CSR int32 counts (real values have to be declared: real_valued=True).")
+        _need(not (x.data < 0).any(), what, "X has negative counts.")
+        _check_sums(screen, what, np.asarray(x.sum(1)).ravel())
+
+
+def _need(held: bool, what: str | Path, sentence: str) -> None:
+    if not held:
+        raise DataError(f"{what}: {sentence}")
+
+
+def _check_tables(screen: ad.AnnData, what: str | Path) -> None:
+    """The contract but for X and the library size."""
+    for names, kind in ((screen.obs_names, "cell"), (screen.var_names, "gene")):
+        twice = names[names.duplicated()].unique()
+        _need(not len(twice), what, f"{kind} names must be unique, but these occur more than once: {some(twice)}.")
+    for column in ("condition", "library_size"):
+        _need(column in screen.obs, what, f"obs has no column {column!r}, which a screen needs.")
+    for key in ("control", "separator", "perturbations", "provenance"):
+        _need(key in screen.uns, what, f"uns has no {key!r}, which a screen needs.")
+
+    condition = screen.obs["condition"]
+    _need(not (condition.isna() | (condition == "")).any(), what, "obs column 'condition' has empty labels.")
+    control, table = screen.uns["control"], screen.uns["perturbations"]
+    present = condition.astype("category").cat.remove_unused_categories().cat.categories
+    _need(not control or control in present, what, f"obs column 'condition' has no control cell ({control!r}).")
+    singles = {name for label in present for name in members(label, screen.uns["separator"], control)}
+    _need(bool(singles), what, "obs column 'condition' has no perturbed cell.")
+    _need(list(table.index) == sorted(singles), what, "uns['perturbations'] does not list those in obs, sorted.")
+
+
+def _check_library(screen: ad.AnnData, what: str | Path) -> None:
+    size = screen.obs["library_size"].to_numpy(float)
+    bad = screen.obs_names[~(np.isfinite(size) & (size > 0))]
+    _need(not len(bad), what, f"obs column 'library_size' is not above 0 in {len(bad)} cells: {some(bad)}.")
+
+
+def _check_sums(screen: ad.AnnData, what: str | Path, sums: np.ndarray) -> None:
+    """The contract of X, from the sums of its rows."""
+    _need(len(sums) == screen.n_obs, what, f"X has {len(sums)} rows, obs has {screen.n_obs} cells.")
+    empty = screen.obs_names[sums == 0]
+    _need(not len(empty), what, f"{len(empty)} cells have zero counts in the genes kept: {some(empty)}.")
+
+
+def write_screen(
+    screen: ad.AnnData,
+    path: str | Path,
+    *,
+    blocks: Iterable[sp.csr_matrix] | None = None,
+    real_valued: bool = False,
+) -> None:
+    """Check and write a screen: the same screen gives the same bytes, in memory or in blocks.
+
+    blocks: the counts of a screen whose X is None, as CSR int32 rows in order. They are written as they come, one
+    in memory at a time. A library size that is not known yet (all NaN) becomes their sums.
+    """
+    if blocks is None:
+        check_screen(screen, path, real_valued=real_valued)
+    else:
+        _check_tables(screen, path)
+    with atomic(path) as aside, h5py.File(aside, "w") as file:
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        if real_valued:
+            write_elem(file, "X", screen.X, dataset_kwargs=GZIP)
+        else:
+            sums = _write_counts(file, [screen.X] if blocks is None else blocks, screen.n_vars)
+        if blocks is not None:
+            _check_sums(screen, path, sums)
+            if screen.obs["library_size"].isna().all():
+                screen.obs["library_size"] = sums.astype(float)
+            _check_library(screen, path)
+        screen.strings_to_categoricals()
+        parts = {"obs": screen.obs, "var": screen.var, "obsm": dict(screen.obsm), "uns": screen.uns}
+        for name, part in parts.items():
+            write_elem(file, name, part, dataset_kwargs=GZIP)
+
+
+def _write_counts(file: h5py.File, blocks: Iterable[sp.csr_matrix], n_genes: int) -> np.ndarray:
+    """Blocks of rows as the csr_matrix X of an h5ad; the sum of every row (n)."""
+    x = file.create_group("X")
+    values, genes = _Grown(x, "data"), _Grown(x, "indices")
+    sums, starts, filled = [np.zeros(0, np.int64)], [np.zeros(1, np.int64)], 0
+    for block in blocks:
+        values.append(block.data)
+        genes.append(block.indices)
+        sums.append(np.asarray(block.sum(1)).ravel())
+        starts.append(block.indptr[1:] + np.int64(filled))
+        filled += block.nnz
+    starts = np.concatenate(starts)
+    small = filled <= np.iinfo(np.int32).max
+    x.create_dataset("indptr", data=starts.astype(np.int32 if small else np.int64), shuffle=True, **GZIP)
+    for column in (values, genes):
+        column.close()
+    shape = np.array([len(starts) - 1, n_genes], np.int64)
+    x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+    return np.concatenate(sums)
+
+
+class _Grown:
+    """An int32 dataset that grows by whole chunks, so that none is compressed twice."""
+
+    def __init__(self, group: h5py.Group, name: str):
+        self.data = group.create_dataset(name, (0,), np.int32, maxshape=(None,), chunks=(CHUNK,), shuffle=True, **GZIP)
+        self.rest = np.empty(0, np.int32)
+
+    def append(self, values: np.ndarray) -> None:
+        values = np.concatenate([self.rest, values])
+        whole = len(values) // CHUNK * CHUNK
+        self._write(values[:whole])
+        self.rest = values[whole:].copy()  # not a view, which would hold all of them
+
+    def close(self) -> None:
+        self._write(self.rest)
+
+    def _write(self, values: np.ndarray) -> None:
+        n = len(self.data)
+        self.data.resize((n + len(values),))
+        self.data[n:] = values
+
+
+def read_screen(path: str | Path) -> ad.AnnData:
+    """A screen from its h5ad, checked; dense X means that it is real-valued."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file.")
+    try:
+        screen = ad.read_h5ad(path)
+    except Exception as error:  # anndata and h5py raise many kinds on a damaged file
+        raise DataError(f"{path}: not a readable h5ad file ({error}).") from error
+    check_screen(screen, path, real_valued=isinstance(screen.X, np.ndarray))
+    return screen
+
+
+def read_tables(path: str | Path) -> ad.AnnData:
+    """A screen without its counts (X is None), checked: a small thing, whatever the size of the file."""
+    with open_h5ad(path) as file:
+        for key in ("control", "separator", "perturbations", "provenance"):
+            _need("uns" in file and key in file["uns"], path, f"uns has no {key!r}, which a screen needs.")
+        screen = ad.AnnData(None, read_table(file["obs"]), read_table(file["var"]), uns=read_elem(file["uns"]))
+    _check_tables(screen, path)
+    _check_library(screen, path)
+    return screen
+
+
+def write_arrays(h5ad: str | Path, npz: str | Path, *, block_bytes: int = BLOCK_BYTES) -> None:
+    """The training arrays of a screen, readable with numpy alone.
+
+    counts (n, G) in the smallest of uint8, int16, int32 that holds them, or float32; library (n) float32;
+    cells (n); genes (G); condition (n) into conditions (C, sorted, control included); members (C, P) into
+    perturbations (T), -1 = none; controls, the labels that mean the control (its name first), and separator. Memory:
+    the tables and one block of counts.
+    """
+    arrays = _names(read_tables(h5ad))
+    shape = len(arrays["cells"]), len(arrays["genes"])
+    with open_h5ad(h5ad) as file, atomic(npz) as aside, zipfile.ZipFile(aside, "w") as archive:
+        x = file["X"]
+        _need(matrix_shape(x) == shape, h5ad, f"X is {matrix_shape(x)}, obs and var are {shape} (cells, genes).")
+        dtype = _smallest(x, h5ad)
+        _add(archive, "counts", shape, dtype, _dense(x, dtype, arrays["cells"], arrays["genes"], h5ad, block_bytes))
+        for name, array in arrays.items():
+            _add(archive, name, array.shape, array.dtype, [array])
+
+
+def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
+    """The training arrays but for the counts."""
+    control, separator = screen.uns["control"], screen.uns["separator"]
+    perturbations = list(screen.uns["perturbations"].index)
+    number = {name: t for t, name in enumerate(perturbations)}
+    label = screen.obs["condition"].astype("category").cat.remove_unused_categories().cat
+    conditions, place = np.unique(label.categories.to_numpy(str), return_inverse=True)
+    each = [[number[name] for name in members(c, separator, control)] for c in conditions]
+    width = max(map(len, each))
+    controls = [control, *(name for name in screen.uns.get("controls", ()) if name != control)] if control else []
+    return {
+        "library": screen.obs["library_size"].to_numpy(np.float32),
+        "cells": screen.obs_names.to_numpy(str),
+        "genes": screen.var_names.to_numpy(str),
+        "condition": place[label.codes].astype(np.int32),
+        "conditions": conditions,
+        "members": np.array([m + [-1] * (width - len(m)) for m in each], np.int32),
+        "perturbations": np.array(perturbations, str),
+        "controls": np.array(controls, str),
+        "separator": np.array(separator),
+    }
+
+
+def arrays_of(screen: ad.AnnData):
+    """The training arrays (``samsvae.data.cells.Screen``) of a screen in memory, as `write_arrays` writes them."""
+    from samsvae.data.cells import Screen  # torch, which filters do without
+
+    x = screen.X
+    if sp.issparse(x):
+        top = x.max()
+        x = x.astype(next(t for t in COUNT_TYPES if top <= np.iinfo(t).max)).toarray()
+    names = _names(screen)
+    controls, separator = names.pop("controls"), names.pop("separator")
+    return Screen(counts=x, **names, controls=tuple(controls.tolist()), separator=str(separator))
+
+
+def _add(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype, blocks: Iterable[np.ndarray]) -> None:
+    """An array in blocks of rows as a member of an npz: the bytes of np.savez, which needs it whole."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for block in blocks:
+            member.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+
+
+def _smallest(x: h5py.Dataset | h5py.Group, what: str | Path) -> type:
+    """The dtype of the training counts."""
+    if isinstance(x, h5py.Dataset):
+        _need(x.dtype == np.float32, what, "X must be CSR int32 counts, or dense float32 where real-valued.")
+        return np.float32
+    values = x["data"]
+    _need(values.dtype == np.int32, what, "X must be CSR int32 counts.")
+    try:
+        top = max((int(values[a : a + 4 * CHUNK].max()) for a in range(0, len(values), 4 * CHUNK)), default=0)
+    except OSError as error:
+        raise DataError(f"{what}: X cannot be read ({error}).") from error
+    return next(t for t in COUNT_TYPES if top <= np.iinfo(t).max)
+
+
+def _dense(
+    x: h5py.Dataset | h5py.Group, dtype: type, cells: np.ndarray, genes: np.ndarray, what: str | Path, block_bytes: int
+) -> Iterator[np.ndarray]:
+    """Dense blocks of rows; checked to be finite, or counts."""
+    step = max(1, block_bytes // (4 * len(genes)))
+    if isinstance(x, h5py.Dataset):
+        for start in range(0, len(cells), step):
+            block = x[start : start + step]
+            _need(bool(np.isfinite(block).all()), what, "X has values that are not finite.")
+            yield block
+        return
+    every = np.arange(len(cells)), np.arange(len(genes))
+    for block in count_blocks(x, *every, cells=cells, genes=genes, what=f"{what}: X", block_bytes=block_bytes):
+        for start in range(0, block.shape[0], step):
+            yield block[start : start + step].astype(dtype).toarray()
+
+
+def read_uns(path: str | Path, key: str, default: object = None):
+    """One entry of a screen's uns, without the counts; ``default`` where there is none."""
+    with open_h5ad(path) as file:
+        return read_elem(file["uns"][key]) if key in file["uns"] else default
+
+
+def read_perturbations(path: str | Path) -> pd.DataFrame:
+    """The table of a screen's perturbations: gene, pathway, n_cells."""
+    return read_uns(path, "perturbations")
+
+
+def reference_of(path: str | Path) -> str:
+    """The condition that effects are against: the control, or a simulation's reference; '' for neither."""
+    return str(read_uns(path, "reference", "") or read_uns(path, "control", ""))

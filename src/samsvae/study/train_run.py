@@ -1,0 +1,111 @@
+"""One run of a grid, from files to files: read the arrays and the split, train, write the checkpoint and history."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import samsvae
+from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.validate import build
+from samsvae.data.cells import Cells, Dosage, Screen, cells_of, encode, read_screen, read_split
+from samsvae.errors import DataError
+from samsvae.files import write_json, write_table
+from samsvae.models.model import Model
+from samsvae.study.records import cpu_model
+from samsvae.training.checkpoint import Checkpoint, save, screen_facts
+from samsvae.training.loop import Keep, Trained, train
+
+log = logging.getLogger(__name__)
+
+
+def part(screen: Screen, split: np.ndarray, name: str, dosage: Dosage, device: str, path: Path | str) -> Cells:
+    """The cells of one split on a device; DataError where the table at ``path`` has none."""
+    if not (split == name).any():
+        raise DataError(f"{path}: no cell has the split {name!r}; training needs some 'train' and some 'val'.")
+    return cells_of(screen, split == name, dosage, device)
+
+
+def fit(
+    settings: dict,
+    arrays: Path | str,
+    split: Path | str,
+    device: str,
+    *,
+    out: dict[str, Path | str],
+    keep: Keep | None = None,
+) -> None:
+    """Train one run and write ``out``: model (checkpoint), history (TSV), run (JSON: versions, device, time).
+
+    ``keep``: where the state of the training is kept, so that an interrupted one goes on instead of beginning again.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()  # of the runs before in this process
+    screen = read_screen(arrays)
+    parts = read_split(split, screen.cells)
+    dosage = encode(screen, settings["encoding"])
+    training = build(TrainingConfig, settings["training"], "training")
+    model = Model(
+        build(ModelConfig, settings["config"], "model"), len(screen.genes), len(dosage.names), seed=training.seed
+    ).to(device)
+    train_cells, val_cells = (part(screen, parts, name, dosage, device, split) for name in ("train", "val"))
+    model.fit_inputs(train_cells)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    log.info(
+        "%s: %d training and %d validation cells, %d genes, %d perturbations, %d parameters, on %s",
+        settings["run"], len(train_cells), len(val_cells), len(screen.genes), len(dosage.names), n_parameters, device,
+    )  # fmt: skip
+    names = screen_facts(screen, dosage, train_cells)
+    result = train(model, train_cells, val_cells, training, genes=screen.genes, keep=keep)
+    facts = {key: settings[key] for key in ("run", "model", "encoding", "training")} | names
+    facts |= {"best_step": result.best_step, "validation_loss": result.best_loss, "samsvae": samsvae.__version__}
+    save(Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, facts), out["model"])
+    write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
+    write_json(record(settings, result, device, n_parameters), out["run"])
+
+
+def record(settings: dict, result: Trained, device: str, n_parameters: int) -> dict:
+    """What a run cost and what it ran on."""
+    cuda = device.startswith("cuda")
+    memory = torch.cuda.max_memory_allocated() if cuda else _peak_memory()
+    return {
+        **settings,
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if cuda else cpu_model(),
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "parameters": n_parameters,
+        "peak_memory_mb": round(memory / 2**20, 1),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "samsvae": samsvae.__version__,
+        "seconds": round(result.seconds, 3),
+        "steps": result.steps,
+        "steps_per_second": round(result.steps / max(result.seconds, 1e-9), 1),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package lies in, with '-dirty' after an edit; None outside of one."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git here: a record without it is still a record
+        return None
+    return done.stdout.strip() or None
+
+
+def _peak_memory() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
