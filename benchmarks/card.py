@@ -25,14 +25,14 @@ import torch
 from shapes import SHAPES, made_screen
 from stacked import Stacked
 
-from samsvae.config.model import TrainingConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.vocabulary import FLOOR
 from samsvae.data.cells import Cells, cells_of, encode
 from samsvae.models.model import Model
 from samsvae.ops import softmax_nb as kernels
 from samsvae.ops.cuda_graphs import on_one_stream
 from samsvae.ops.precision import precision
-from samsvae.training.loop import _Run
+from samsvae.training.state import TrainingState
 
 MODEL = "sams_vae_corr"
 
@@ -166,11 +166,11 @@ def model_of(name: str, cells: Cells, seed: int = 0) -> Model:
     return model.train()
 
 
-def started(name: str, cells: Cells, config: TrainingConfig) -> _Run:
-    return _Run(model_of(name, cells, config.seed), config, cells, cells)
+def started(name: str, cells: Cells, config: TrainingConfig) -> TrainingState:
+    return TrainingState(model_of(name, cells, config.seed), config, cells, cells)
 
 
-def advance(run: _Run, steps: int) -> None:
+def advance(run: TrainingState, steps: int) -> None:
     n, size = len(run.cells), run.config.batch_size
     for number in range(steps):
         start = number * size % (n - size + 1)

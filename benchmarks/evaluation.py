@@ -26,7 +26,8 @@ import torch
 from shapes import SHAPES, Shape, made_screen
 
 from samsvae import data
-from samsvae.data.cells import FIELDS, Cells, Screen, cells_of, encode
+from samsvae.data.arrays import FIELDS, Screen
+from samsvae.data.cells import Cells, cells_of, encode
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.model_effects import condition_means
 from samsvae.models.model import Model

@@ -24,8 +24,8 @@ import h5py
 import numpy as np
 from anndata.io import write_elem
 
+from samsvae.screens.pack import write_arrays
 from samsvae.screens.replogle import CONTROL, choose_cells, filter_tables, read_genes, read_pathways
-from samsvae.screens.screen import write_arrays
 
 LISTS = Path(__file__).resolve().parents[1] / "resources" / "replogle"
 CELLS, GENES, LISTED, CONTROLS, OTHERS = 1_989_578, 8_248, 116_641, 75_328, 9_185

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from shapes import Shape, made_screen
 
-from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.model import ModelConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import row
 from samsvae.data.cells import cells_of, encode
 from samsvae.models.model import Model

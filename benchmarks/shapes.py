@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.model import ModelConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import row
-from samsvae.data.cells import Screen
+from samsvae.data.arrays import Screen
 
 
 @dataclass(frozen=True)

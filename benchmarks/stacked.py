@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from samsvae.config.model import TrainingConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.data.cells import Cells
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams, given
 from samsvae.ops.cuda_graphs import Steps, graphs
-from samsvae.training.loop import Adam, _asked, objective
+from samsvae.training.objective import objective
+from samsvae.training.optimiser import Adam
+from samsvae.training.steps import _asked
 
 
 class Stacked:

@@ -50,13 +50,16 @@ DEFAULT = {device: arithmetic(device) for device in HOLDERS}  # before samsvae i
 
 from shapes import SHAPES, Shape, made_screen  # noqa: E402
 
-from samsvae.config.model import TrainingConfig  # noqa: E402
+from samsvae.config.training import TrainingConfig  # noqa: E402
 from samsvae.config.zoo import TABLE_1  # noqa: E402
-from samsvae.data.cells import Cells, Screen, cells_of, encode  # noqa: E402
+from samsvae.data.arrays import Screen  # noqa: E402
+from samsvae.data.cells import Cells, cells_of, encode  # noqa: E402
 from samsvae.models.model import Model  # noqa: E402
 from samsvae.models.noise import Streams, given  # noqa: E402
 from samsvae.ops.precision import precision  # noqa: E402
-from samsvae.training.loop import Adam, objective, train  # noqa: E402
+from samsvae.training.loop import train  # noqa: E402
+from samsvae.training.objective import objective  # noqa: E402
+from samsvae.training.optimiser import Adam  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEADING = "## The training step: `step.py`"

@@ -4,7 +4,8 @@ import json
 
 import pandas as pd
 
-from samsvae.config.study import Study, batches, grid_table, run_settings, runs
+from samsvae.config.study import Study
+from samsvae.config.grid import batches, grid_table, run_settings, runs
 from samsvae.config.validate import build
 from samsvae.study.gpus import notice
 from samsvae.study.code_digest import code_of as digest_of

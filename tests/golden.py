@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samsvae.interop.runs import LATENT_NAMES, ROW_NAMES, from_reference
+from samsvae.interop.weights import LATENT_NAMES, ROW_NAMES, from_reference
 from samsvae.models.batch import Batch
 
 

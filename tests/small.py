@@ -6,7 +6,7 @@ import numpy as np
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.zoo import row
-from samsvae.data.cells import Screen
+from samsvae.data.arrays import Screen
 from samsvae.models.model import Model
 
 SIZES = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}

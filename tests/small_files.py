@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from small import SIZES
 
-from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.model import ModelConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import row
-from samsvae.data.cells import Screen
+from samsvae.data.arrays import Screen
 
 FAST = {"steps": 12, "batch_size": 32, "particles": 2, "validation_particles": 2, "learning_rate": 0.01}
 
@@ -28,7 +29,7 @@ def write_files(folder: Path, screen: Screen, split: np.ndarray | None = None) -
 
 
 def settings(name: str = "sams_vae_corr", *, encoding: str = "sum", model=(), **training) -> dict:
-    """What ``samsvae.config.study.run_settings`` gives for a small and short run of a row of the zoo."""
+    """What ``samsvae.config.grid.run_settings`` gives for a small and short run of a row of the zoo."""
     own = row(name)
     config = ModelConfig(**{**own.model, **SIZES, **dict(model)})
     train = TrainingConfig(**{**own.training, **FAST, **training})

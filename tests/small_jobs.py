@@ -8,8 +8,8 @@ from pathlib import Path
 from small import screen
 from small_files import write_files
 
-from samsvae.config.study import EvaluationConfig
-from samsvae.data.cells import read_screen, read_split
+from samsvae.config.evaluation import EvaluationConfig
+from samsvae.data.arrays import read_screen, read_split
 from samsvae.evaluation.data_effects import effects
 from samsvae.study.jobs import SCORED, TRAINED, Data, Place
 from samsvae.tables import write_h5ad

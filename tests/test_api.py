@@ -13,12 +13,13 @@ from small import screen
 
 from samsvae import api
 from samsvae.api import Fitted, fit, load
-from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.model import ModelConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import row
 from samsvae.errors import ConfigError, DataError, SamsvaeError
 from samsvae.evaluation import model_effects as effects
 from samsvae.screens.custom import filter_screen
-from samsvae.screens.screen import write_arrays
+from samsvae.screens.pack import write_arrays
 from samsvae.screens.splits import random_split, write_split
 from samsvae.study.train_run import fit as fit_files
 from samsvae.training.loop import train

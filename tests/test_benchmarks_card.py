@@ -11,7 +11,7 @@ import pytest
 import torch
 from tape import Tape
 
-from samsvae.training import loop as training
+from samsvae.training import steps
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,8 @@ def card(benchmark_named):
 
 @pytest.mark.parametrize("clip", [None, 20.0])
 def test_stacked_runs_are_those_that_are_trained_one_by_one(card, clip, monkeypatch):
-    monkeypatch.setattr(training, "_own", lambda cells, config: False)  # runs that stack draw for all perturbations
+    # stacked runs draw for all perturbations
+    monkeypatch.setattr(steps, "only_own_perturbations", lambda cells, config: False)
     cells = card.made("toy", torch.device("cpu"))
     config = replace(card.shared("toy", cells.device), gradient_clip=clip, rate_mask=0.01)
     models = [card.model_of("toy", cells, seed) for seed in range(3)]
@@ -29,7 +30,7 @@ def test_stacked_runs_are_those_that_are_trained_one_by_one(card, clip, monkeypa
         model.latents[0].prior_logit.fill_(prior)
     stack = card.Stacked(models, [5, 6, 7], cells, config)
     alone = [
-        card._Run(model, replace(config, seed=seed), cells, cells)
+        card.TrainingState(model, replace(config, seed=seed), cells, cells)
         for model, seed in zip(models, (5, 6, 7), strict=True)
     ]
     before = {name: p.clone() for name, p in stack.model.named_parameters()}

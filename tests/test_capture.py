@@ -16,7 +16,7 @@ import torch
 from small import model, screen
 from tape import Tape
 
-from samsvae.config.model import TrainingConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS
 from samsvae.data import cells as data
 from samsvae.data.cells import cells_of, encode
@@ -28,8 +28,12 @@ from samsvae.ops import cuda_graphs as capture
 from samsvae.ops import softmax_nb as kernels
 from samsvae.ops.cuda_graphs import WARM, Steps
 from samsvae.ops.precision import precision
-from samsvae.training import loop as training
-from samsvae.training.loop import Keep, objective, train, validation_loss
+from samsvae.training import diagnosis, state
+from samsvae.training import steps as training_steps
+from samsvae.training.loop import train
+from samsvae.training.objective import objective
+from samsvae.training.state import Keep
+from samsvae.training.validation import validation_loss
 
 FAST = TrainingConfig(steps=25, batch_size=32, learning_rate=1e-2, particles=2, validation_particles=2)
 
@@ -54,7 +58,8 @@ def bytes_of(net) -> dict[str, bytes]:
 def as_on_a_card():
     """Without what a CPU does for itself: it looks at a batch's numbers, for which nothing captured can wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_own", lambda cells, config: False)
+        for module in (training_steps, diagnosis):
+            patch.setattr(module, "only_own_perturbations", lambda cells, config: False)
         patch.setattr(softmax_nb._GammaTerms, "places", staticmethod(lambda x: (None, None)))
         yield
 
@@ -63,7 +68,7 @@ def as_on_a_card():
 def tapes(monkeypatch):
     """Trainings on the CPU go as on a card: captured, and their losses read when somebody asks."""
     monkeypatch.setattr(Tape, "made", [])
-    monkeypatch.setattr(training, "graphs", lambda device: Tape)
+    monkeypatch.setattr(state, "graphs", lambda device: Tape)
     return Tape.made
 
 
@@ -115,7 +120,7 @@ def test_a_state_read_onto_a_card_leaves_the_order_of_cells_on_the_host():
         def cpu(self) -> torch.Tensor:
             return order
 
-    run, order = training._Run(fresh("cpa_vae_mf", halves()), FAST, *halves()), torch.arange(80).flip(0)
+    run, order = state.TrainingState(fresh("cpa_vae_mf", halves()), FAST, *halves()), torch.arange(80).flip(0)
     run.restore(run.state() | {"permutation": OnACard()})
     assert run.permutation is order
 
@@ -125,7 +130,7 @@ def test_what_cannot_be_captured_is_trained_as_it_comes(tapes, monkeypatch, capl
         loss, terms = objective(*args, **kwargs)
         return loss * float(loss.item() != 0), terms
 
-    monkeypatch.setattr(training, "objective", waits)
+    monkeypatch.setattr(training_steps, "objective", waits)
     net, plain = (fresh("cpa_vae_mf", halves()) for _ in range(2))
     result = train(net, *halves(), FAST)
     assert len(tapes) == 1 and "could not be captured" in caplog.text
@@ -264,8 +269,8 @@ def test_a_state_kept_on_the_way_leads_to_the_same_end(tapes, tmp_path):
     whole = fresh("sams_vae_mf", parts)
     train(whole, *parts, FAST, keep=Recording(path, "s", every=3.0), clock=Kill(10**9))
     assert len(states) > 3
-    for state in states:
-        path.write_bytes(state)
+    for content in states:
+        path.write_bytes(content)
         net = fresh("sams_vae_mf", parts)
         train(net, *parts, FAST, keep=Keep(path, "s"))
         assert bytes_of(net) == bytes_of(whole)
@@ -273,14 +278,14 @@ def test_a_state_kept_on_the_way_leads_to_the_same_end(tapes, tmp_path):
 
 def test_losses_are_read_once_an_epoch(tapes, monkeypatch):
     unread = []
-    read = training._Run.read
+    read = state.TrainingState.read
 
     def counted(run):
         if run.unread:
             unread.append(len(run.unread))
         read(run)
 
-    monkeypatch.setattr(training._Run, "read", counted)
+    monkeypatch.setattr(state.TrainingState, "read", counted)
     train(fresh("cpa_vae_mf", halves()), *halves(), FAST)
     assert unread == [3] * 8 + [1]
 
@@ -300,7 +305,7 @@ def test_streamed_counts_give_the_same_bytes(captured, monkeypatch):
     expected = train(plain, *parts, FAST)
     monkeypatch.setattr(data, "READ_LATE", 100)
     if captured:
-        monkeypatch.setattr(training, "graphs", lambda device: Tape)
+        monkeypatch.setattr(state, "graphs", lambda device: Tape)
     parts = halves()
     assert parts[0].streamed and parts[1].streamed
     net = fresh("sams_vae_corr", parts)
@@ -439,7 +444,7 @@ def test_what_a_step_computes_stays_on_its_device(name, triton, monkeypatch):
     warmup = torch.ones((), dtype=torch.float64, device="meta")
     for mode in (True, False):
         net.train(mode)
-        loss = training._loss(net, cells, config, noise, particles=2, size=32, n_cells=80, warmup=warmup)
+        loss = training_steps.batch_loss(net, cells, config, noise, particles=2, size=32, n_cells=80, warmup=warmup)
         value = loss(torch.arange(32, device="meta"))
         value.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -17,20 +17,12 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from samsvae.config.model import ModelConfig, TrainingConfig
-from samsvae.config.study import (
-    OPTIONS,
-    EvaluationConfig,
-    NormanMiniature,
-    PathVars,
-    ReplogleMiniature,
-    SplitConfig,
-    Study,
-    batches,
-    grid_table,
-    run_settings,
-    runs,
-)
+from samsvae.config.evaluation import EvaluationConfig
+from samsvae.config.grid import batches, grid_table, run_settings, runs
+from samsvae.config.model import ModelConfig
+from samsvae.config.screens import OPTIONS, NormanMiniature, ReplogleMiniature, SplitConfig
+from samsvae.config.study import PathVars, Study
+from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build
 from samsvae.config.zoo import TABLE_1
 from samsvae.errors import ConfigError

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from samsvae.study.estimate import machine
-from samsvae.study.records import cpu_model, seconds_of
-from samsvae.study.train_run import record
+from samsvae.study.records import cpu_model, record, seconds_of
 from samsvae.text import span
-from samsvae.training.loop import Trained, _tell
+from samsvae.training.loop import _tell
+from samsvae.training.state import Trained
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import pytest
 import scipy.io
 import scipy.sparse as sp
 
-from samsvae.data import cells as batch
+from samsvae.data import arrays
 from samsvae.errors import ConfigError, DataError
 from samsvae.screens import splits
-from samsvae.screens.custom import Counts, filter_screen, most_variable
-from samsvae.screens.screen import read_screen, write_arrays
+from samsvae.screens.counts import Counts, most_variable
+from samsvae.screens.custom import filter_screen
+from samsvae.screens.pack import write_arrays
+from samsvae.screens.screen import read_screen
 
 LABELS = ["ctrl", "NT", "A", "A", "A+B", "B+A", "B+ctrl", "ctrl+B", " C ", "C"]
 BASE = {"perturbation_column": "target", "control": ["ctrl", "NT"], "separator": "+"}
@@ -223,7 +225,7 @@ def test_every_label_of_the_control_is_kept(tmp_path):
     """For those who ask a model trained on the arrays for a control by its other name."""
     run(small(), tmp_path)
     write_arrays(tmp_path / "out.h5ad", tmp_path / "out.npz")
-    found = batch.read_screen(tmp_path / "out.npz")
+    found = arrays.read_screen(tmp_path / "out.npz")
     assert (found.controls, found.separator) == (("ctrl", "NT"), "+")
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 from samsvae.errors import DownloadError
-from samsvae.screens import download
+from samsvae.screens import download, partial_file
 from samsvae.screens.download import OVERLAP, READ, fetch, verify
 
 BODY = np.random.default_rng(0).bytes(1_500_000)
@@ -540,7 +540,7 @@ def test_one_that_ended_meanwhile_is_noticed(server, target, part, monkeypatch, 
             ends.pop()()
         return lock(*args)
 
-    monkeypatch.setattr(download.fcntl, "flock", late)
+    monkeypatch.setattr(partial_file.fcntl, "flock", late)
     assert get(server, target, "/good").read_bytes() == BODY
     assert len(server.seen) == (not finished) and os.listdir(target.parent) == ["file"]
 
@@ -549,7 +549,7 @@ def test_a_file_system_without_locks_is_warned_of(server, target, monkeypatch, c
     def none(*_):
         raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr(download.fcntl, "flock", none)
+    monkeypatch.setattr(partial_file.fcntl, "flock", none)
     assert get(server, target, "/good").read_bytes() == BODY
     assert "do not download it twice at once" in caplog.text
 
@@ -580,8 +580,8 @@ def test_the_file_is_on_the_disk_before_its_name_is_and_then_the_folder(server, 
         steps.append((os.fstat(number).st_ino, os.fstat(number).st_size))
         fsync(number)
 
-    monkeypatch.setattr(download.os, "fsync", noted)
-    monkeypatch.setattr(download.os, "replace", lambda a, b: (steps.append(Path(a).name), replace(a, b)))
+    monkeypatch.setattr(partial_file.os, "fsync", noted)
+    monkeypatch.setattr(partial_file.os, "replace", lambda a, b: (steps.append(Path(a).name), replace(a, b)))
     get(server, target, "/good")
     whole, folder = (target.stat().st_ino, SIZE), target.parent.stat().st_ino
     renamed = steps.index("file.part")
@@ -595,17 +595,17 @@ def test_what_a_power_cut_can_damage_is_bounded(server, target, monkeypatch):
         synced.append(os.fstat(number).st_size)
         fsync(number)
 
-    monkeypatch.setattr(download, "SYNC", 300_000)
-    monkeypatch.setattr(download.os, "fsync", noted)
+    monkeypatch.setattr(partial_file, "SYNC", 300_000)
+    monkeypatch.setattr(partial_file.os, "fsync", noted)
     get(server, target, "/good")
     sizes = [0, *(size for size in synced if size >= READ), SIZE]
     assert max(b - a for a, b in itertools.pairwise(sizes)) < 300_000 + READ
-    assert download.MEND > 2 * download.SYNC
+    assert download.MEND > 2 * partial_file.SYNC
 
 
 def test_progress_has_a_rate_and_the_time_left(server, target, part, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(download, "LOG_EVERY", 0)
+    monkeypatch.setattr(partial_file, "LOG_EVERY", 0)
     part.write_bytes(BODY[:GOOD])
     get(server, target, "/good")
     assert re.search(r"file: \d\d\.\d % of 1\.50MB, \S+B/s, \d\d:\d\d left", caplog.text)

@@ -12,7 +12,8 @@ import yaml
 from small import model, screen
 from small_files import write_files
 
-from samsvae.config.study import Study, run_settings, runs
+from samsvae.config.grid import run_settings, runs
+from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.data.cells import cells_of, encode
 from samsvae.screens.simulate import sparse_shift

@@ -13,14 +13,17 @@ from scipy.stats import nbinom, norm
 from small import screen
 from small_files import outputs, settings, write_files
 
-from samsvae.config.study import EvaluationConfig
-from samsvae.data.cells import cells_of, encode, read_screen, read_split
+from samsvae.config.evaluation import EvaluationConfig
+from samsvae.data.arrays import read_screen, read_split
+from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError
 from samsvae.evaluation.data_effects import effects
+from samsvae.evaluation.expression import model_expression
 from samsvae.evaluation.metrics.de import differential_expression
-from samsvae.evaluation.run import check_names, evaluate, model_expression
+from samsvae.evaluation.run import check_names, evaluate
 from samsvae.models.noise import Streams
-from samsvae.screens.screen import reference_of, write_arrays, write_screen
+from samsvae.screens.pack import write_arrays
+from samsvae.screens.screen import reference_of, write_screen
 from samsvae.screens.simulate import sams, sparse_shift
 from samsvae.screens.splits import make_split, write_split
 from samsvae.study.train_run import fit

@@ -14,14 +14,15 @@ import torch
 from small import screen
 from small_files import outputs, settings, write_files
 
-from samsvae.config.model import TrainingConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS
-from samsvae.data.cells import cells_of, encode, read_screen, read_split
+from samsvae.data.arrays import read_screen, read_split
+from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError
 from samsvae.models.noise import Streams
 from samsvae.study.train_run import fit
 from samsvae.training.checkpoint import load
-from samsvae.training.loop import validation_loss
+from samsvae.training.validation import validation_loss
 
 SINGLE = [name for name in ROWS if ROWS[name].model.get("effect") == "prior_mean"]
 

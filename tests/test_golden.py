@@ -10,10 +10,11 @@ import pytest
 import torch
 from golden import Golden, our_latent
 
-from samsvae.config.model import TrainingConfig
-from samsvae.interop.runs import to_reference
+from samsvae.config.training import TrainingConfig
+from samsvae.interop.weights import to_reference
 from samsvae.models.noise import given
-from samsvae.training.loop import Adam, objective
+from samsvae.training.objective import objective
+from samsvae.training.optimiser import Adam
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz")) or ["missing"]

@@ -21,16 +21,9 @@ from samsvae.config.zoo import TABLE_1
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError
 from samsvae.evaluation.model_effects import condition_means
-from samsvae.interop.runs import (
-    from_reference,
-    load_checkpoint,
-    main,
-    named_checkpoint,
-    order_file,
-    reordered,
-    row_of,
-    to_reference,
-)
+from samsvae.interop.lightning import load_checkpoint
+from samsvae.interop.runs import main, named_checkpoint, order_file
+from samsvae.interop.weights import from_reference, reordered, row_of, to_reference
 from samsvae.models.noise import given
 from samsvae.training import checkpoint
 

@@ -22,7 +22,7 @@ from samsvae.study.cache import Kept, stamp_of
 from samsvae.study.jobs import TRAINED, Data, failed_in, run_one, run_together, take_one
 from samsvae.study.script import CALL
 from samsvae.tables import read
-from samsvae.training import loop as training
+from samsvae.training import steps
 
 
 def job(asked: dict, found: Data, folder: Path, caplog) -> tuple[bool, bool]:
@@ -96,7 +96,7 @@ def test_a_run_that_fails_says_how_to_try_it_again_and_from_where_it_would_go_on
     """At step 5 the card fails; the state of step 4 is kept."""
     monkeypatch.setenv(CALL, "snakemake --cores 8 --configfile config/core.yaml")
     found, folder = data(tmp_path), tmp_path / "run"
-    real, calls = training.objective, []
+    real, calls = steps.objective, []
 
     def fails(model, *arguments, **named):
         calls.append(model.training)
@@ -105,7 +105,7 @@ def test_a_run_that_fails_says_how_to_try_it_again_and_from_where_it_would_go_on
         return real(model, *arguments, **named)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory") as raised:
-        patch.setattr(training, "objective", fails)
+        patch.setattr(steps, "objective", fails)
         run_one(settings(), found, folder, replace(PLACE, keep_every=1e-9))
     (note,) = raised.value.__notes__
     assert note == (

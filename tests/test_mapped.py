@@ -11,8 +11,9 @@ import torch
 from small import model, screen
 from small_files import outputs, settings, write_files
 
-from samsvae.data import cells as batch
-from samsvae.data.cells import FileRows, cells_of, encode, read_screen
+from samsvae.data import arrays, cells
+from samsvae.data.arrays import read_screen
+from samsvae.data.cells import FileRows, cells_of, encode
 from samsvae.errors import DataError
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.study.train_run import fit
@@ -21,11 +22,11 @@ from samsvae.study.train_run import fit
 @pytest.fixture
 def mapped(monkeypatch):
     """As if the small screen were a large one."""
-    batch._read_screen.cache_clear()
-    monkeypatch.setattr(batch, "MAPPED", 0)
-    monkeypatch.setattr(batch, "READ_LATE", -1)
+    arrays._read_screen.cache_clear()
+    monkeypatch.setattr(arrays, "MAPPED", 0)
+    monkeypatch.setattr(cells, "READ_LATE", -1)
     yield
-    batch._read_screen.cache_clear()
+    arrays._read_screen.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
@@ -94,8 +95,8 @@ def test_damage_is_found_once_for_every_content(tmp_path, mapped, monkeypatch):
             read_screen(path)
     flip(path)
     read_screen(path)
-    batch._read_screen.cache_clear()
-    monkeypatch.setattr(batch.zlib, "crc32", lambda *_: pytest.fail("verified again"))
+    arrays._read_screen.cache_clear()
+    monkeypatch.setattr(arrays.zlib, "crc32", lambda *_: pytest.fail("verified again"))
     read_screen(path)
 
 
@@ -112,6 +113,6 @@ def test_a_folder_that_takes_no_note(tmp_path, mapped, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     path = write_files(tmp_path, screen())[0]
-    monkeypatch.setattr(batch, "atomic", refuse)
+    monkeypatch.setattr(arrays, "atomic", refuse)
     np.testing.assert_array_equal(read_screen(path).counts, screen().counts)
     assert not (tmp_path / ".arrays.npz.verified").exists()

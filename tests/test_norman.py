@@ -8,8 +8,9 @@ from samsvae.errors import ConfigError, DataError
 from samsvae.screens import splits
 from samsvae.screens.miniature import norman_source
 from samsvae.screens.norman import filter_screen, guide_conditions, label_conditions
+from samsvae.screens.pack import write_arrays
 from samsvae.screens.replogle import read_genes
-from samsvae.screens.screen import read_screen, write_arrays
+from samsvae.screens.screen import read_screen
 
 
 def filtered(source, target, **options):
@@ -147,8 +148,8 @@ def test_the_same_pairs_are_tested_on_either_source(source, second, tmp_path, se
 
 
 def test_both_encodings_of_the_second_source(second, tmp_path):
+    from samsvae.data.arrays import read_screen as read_arrays
     from samsvae.data.cells import encode
-    from samsvae.data.cells import read_screen as read_arrays
 
     filter_screen(second, tmp_path / "s.h5ad", n_genes=30)
     write_arrays(tmp_path / "s.h5ad", tmp_path / "s.npz")

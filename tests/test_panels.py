@@ -12,7 +12,8 @@ from samsvae.evaluation.metrics.effects import interactions
 from samsvae.evaluation.metrics.selection import shown
 from samsvae.figures import runs as panels
 from samsvae.screens.screen import assemble, write_screen
-from samsvae.tables import collect_scores, of_experiments, write, write_h5ad
+from samsvae.study.collect import collect_scores
+from samsvae.tables import of_experiments, write, write_h5ad
 
 METHODS = {"sams_vae_corr": "SAMS-VAE", "cpa_vae_corr": "CPA-VAE", "cond_vae": "Conditional VAE", "svae_plus": "SVAE+"}
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from samsvae.config.study import Run, Study, run_settings, runs
+from samsvae.config.grid import Run, run_settings, runs
+from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.errors import DataError
 from samsvae.study.cache import Kept

@@ -12,13 +12,14 @@ import torch
 from scipy.stats import multivariate_normal
 from small import model, screen
 
-from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.model import ModelConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS
 from samsvae.data.cells import cells_of, encode
 from samsvae.models.batch import Batch
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams, given
-from samsvae.training.loop import objective
+from samsvae.training.objective import objective
 
 FLOOR = 1e-4  # of every variance of the model
 SINGLE = [name for name in ROWS if ROWS[name].model.get("effect") == "prior_mean"]

@@ -11,17 +11,12 @@ from scipy.stats import nbinom, pearsonr
 from sklearn.metrics import r2_score
 from small import screen
 
-from samsvae.data.cells import Screen
+from samsvae.data.arrays import Screen
 from samsvae.errors import DataError
-from samsvae.evaluation.data_effects import (
-    baseline_tables,
-    baselines,
-    effects,
-    likelihood_baseline,
-    per_condition,
-    score,
-)
+from samsvae.evaluation.baselines import baseline_tables, baselines, likelihood_baseline
+from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.metrics.likelihood import fit_intercept_nb
+from samsvae.evaluation.scores import per_condition, score
 
 # three genes; two perturbations, alone and together, and control
 COUNTS = np.array(

@@ -6,19 +6,12 @@ import json
 
 import pytest
 
-from samsvae.config.model import ModelConfig, TrainingConfig
-from samsvae.config.study import (
-    MINIATURES,
-    OPTIONS,
-    EvaluationConfig,
-    Experiment,
-    PathVars,
-    ScreenConfig,
-    Source,
-    SplitConfig,
-    Study,
-    schema,
-)
+from samsvae.config.evaluation import EvaluationConfig
+from samsvae.config.model import ModelConfig
+from samsvae.config.schema import schema
+from samsvae.config.screens import MINIATURES, OPTIONS, ScreenConfig, Source, SplitConfig
+from samsvae.config.study import Experiment, PathVars, Study
+from samsvae.config.training import TrainingConfig
 
 jsonschema = pytest.importorskip("jsonschema")
 yaml = pytest.importorskip("yaml")
@@ -45,7 +38,7 @@ def validator(root):
 
 
 def test_file_is_that_of_the_code(root):
-    """If not: json.dumps(samsvae.config.study.schema(), indent=1) and a line feed is what belongs into it."""
+    """If not: json.dumps(samsvae.config.schema.schema(), indent=1) and a line feed is what belongs into it."""
     assert (root / "config/schema.json").read_text() == json.dumps(schema(), indent=1) + "\n"
 
 

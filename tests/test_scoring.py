@@ -11,7 +11,8 @@ from scipy.stats import multivariate_normal
 from small import model, screen
 
 from samsvae.config.model import ModelConfig
-from samsvae.data.cells import Cells, Screen, cells_of, encode
+from samsvae.data.arrays import Screen
+from samsvae.data.cells import Cells, cells_of, encode
 from samsvae.evaluation import iwelbo as scoring
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.models.model import Model

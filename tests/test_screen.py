@@ -12,7 +12,8 @@ from samsvae.errors import DataError
 from samsvae.files import atomic
 from samsvae.screens import screen as screens
 from samsvae.screens.counts import count_blocks, integer_counts, read_table
-from samsvae.screens.screen import assemble, check_screen, members, read_screen, read_tables, write_arrays, write_screen
+from samsvae.screens.pack import write_arrays
+from samsvae.screens.screen import assemble, check_screen, members, read_screen, read_tables, write_screen
 
 
 def stacked(x, rows, cols, **settings) -> sp.csr_matrix:

@@ -6,7 +6,8 @@ import pytest
 from scipy import sparse, stats
 
 from samsvae.errors import ConfigError
-from samsvae.screens.screen import check_screen, write_arrays, write_screen
+from samsvae.screens.pack import write_arrays
+from samsvae.screens.screen import check_screen, write_screen
 from samsvae.screens.simulate import _orthogonal, _weights, sams, sparse_shift
 
 SMALL = {"n_perturbations": 12, "n_features": 20, "cells": (30, 5, 10)}

@@ -12,12 +12,16 @@ import pytest
 import torch
 from small import model, screen
 
-from samsvae.config.model import TrainingConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, Interrupted, NumericalError
 from samsvae.models.noise import Streams
-from samsvae.training.loop import Adam, Keep, objective, train, validation_loss
+from samsvae.training.loop import train
+from samsvae.training.objective import objective
+from samsvae.training.optimiser import Adam
+from samsvae.training.state import Keep
+from samsvae.training.validation import validation_loss
 
 FAST = TrainingConfig(steps=40, batch_size=32, learning_rate=1e-2, particles=2, validation_particles=2)
 
@@ -286,7 +290,7 @@ def test_a_signal_in_validation_is_heard(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return validation_loss(*args, **kwargs)
 
-    monkeypatch.setattr("samsvae.training.loop.validation_loss", stop_once)
+    monkeypatch.setattr("samsvae.training.state.validation_loss", stop_once)
     keep = Keep(tmp_path / "state.pt", "s")
     with pytest.raises(Interrupted, match="SIGINT at step 6 of 9"):
         train(model("sams_vae_mf"), *parts, config, keep=keep)

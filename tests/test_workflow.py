@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from samsvae.interop.runs import to_reference
+from samsvae.interop.weights import to_reference
 from samsvae.tables import read
 from samsvae.training.checkpoint import load
 

@@ -21,8 +21,9 @@ import pandas as pd
 import torch
 
 import samsvae
-from samsvae.config.model import ModelConfig, TrainingConfig
-from samsvae.config.study import CustomOptions
+from samsvae.config.model import ModelConfig
+from samsvae.config.screens import CustomOptions
+from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build
 from samsvae.config.vocabulary import ENCODINGS
 from samsvae.config.zoo import row
@@ -32,7 +33,7 @@ from samsvae.evaluation import model_effects as effects
 from samsvae.models.model import Model
 from samsvae.ops.device import usable
 from samsvae.screens.custom import screen_of
-from samsvae.screens.screen import arrays_of
+from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import given, random_split
 from samsvae.training import checkpoint
 from samsvae.training.checkpoint import Checkpoint, screen_facts

@@ -8,7 +8,8 @@ with session(snakemake.log[0]):
     from samsvae.figures import runs as panels
     from samsvae.figures.norman import norman
     from samsvae.figures.style import save
-    from samsvae.tables import collect_scores, read
+    from samsvae.study.collect import collect_scores
+    from samsvae.tables import read
 
     files, params = snakemake.input, snakemake.params
     scores = panels.norman_summary(collect_scores(read(files.grid), files.scores, [], files.baselines))

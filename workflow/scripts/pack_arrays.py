@@ -3,6 +3,6 @@
 from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.screens.screen import write_arrays
+    from samsvae.screens.pack import write_arrays
 
     write_arrays(snakemake.input[0], snakemake.output[0])

@@ -3,8 +3,9 @@
 from samsvae.study.script import session
 
 with session(snakemake.log[0]):
+    from samsvae.evaluation.metrics.pathways import mask_pathways
     from samsvae.screens.screen import read_perturbations
-    from samsvae.tables import mask_pathways, read_h5ad, write
+    from samsvae.tables import read_h5ad, write
 
     accuracy = mask_pathways(
         read_h5ad(snakemake.input.perturbations),

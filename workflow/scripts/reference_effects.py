@@ -3,8 +3,9 @@
 from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.data.cells import read_screen, read_split
-    from samsvae.evaluation.data_effects import baseline_tables, effects
+    from samsvae.data.arrays import read_screen, read_split
+    from samsvae.evaluation.baselines import baseline_tables
+    from samsvae.evaluation.data_effects import effects
     from samsvae.screens.screen import reference_of
     from samsvae.tables import write, write_h5ad
 

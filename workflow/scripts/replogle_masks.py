@@ -6,7 +6,8 @@ with session(snakemake.log[0]):
     from samsvae.figures import runs as panels
     from samsvae.figures.replogle_masks import replogle_masks
     from samsvae.figures.style import save
-    from samsvae.tables import collect_scores, read
+    from samsvae.study.collect import collect_scores
+    from samsvae.tables import read
 
     files = snakemake.input
     scores = collect_scores(read(files.grid), files.scores, [], [])

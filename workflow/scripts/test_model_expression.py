@@ -3,7 +3,7 @@
 from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.evaluation.run import model_expression
+    from samsvae.evaluation.expression import model_expression
     from samsvae.tables import read, write
 
     tests, agreement = model_expression(

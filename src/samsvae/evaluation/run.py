@@ -8,13 +8,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from samsvae.config.study import EvaluationConfig
+from samsvae.config.evaluation import EvaluationConfig
 from samsvae.config.vocabulary import SPLITS
-from samsvae.data.cells import Screen, cells_of, encode, read_screen, read_split
+from samsvae.data.arrays import Screen, read_screen, read_split
+from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, some
-from samsvae.evaluation.data_effects import per_condition, score
 from samsvae.evaluation.iwelbo import iwelbo
-from samsvae.evaluation.model_effects import condition_means, sample
+from samsvae.evaluation.model_effects import condition_means
+from samsvae.evaluation.scores import per_condition, score
 from samsvae.files import write_table
 from samsvae.models.model import Model
 from samsvae.tables import read_h5ad, write, write_h5ad
@@ -80,11 +81,7 @@ def recovery_scores(
     model: Model, screen: Screen, split: np.ndarray, truth: ad.AnnData, encoding: str, device: str
 ) -> Iterator[dict[str, object]]:
     """Recovery of a simulation's true masks and latents (its screen is ``truth``), on the test cells."""
-    from samsvae.evaluation.metrics.recovery import (  # scipy.stats: half a second
-        all_ones_f1,
-        latent_recovery,
-        mask_recovery,
-    )
+    from samsvae.evaluation.metrics.recovery import all_ones_f1, latent_recovery, mask_recovery
 
     test = split == "test"
     z_true = np.asarray(truth.obsm["z_true"])[test]
@@ -123,35 +120,3 @@ def evaluate(inputs: dict, outputs: dict, *, settings: dict, simulated: bool, de
     write(per_condition(predicted.X, data).assign(run=run), outputs["per_condition"])
     write_h5ad(predicted, outputs["effects"])
     write_h5ad(perturbation_matrices(checkpoint), outputs["perturbations"])
-
-
-def model_expression(
-    model: str, arrays: str, data: pd.DataFrame, *, settings: dict, device: str = "cpu"
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Differential expression in sampled cells, for the conditions with the most expressed genes in the data.
-
-    ``data``: the tests of the data (Wilcoxon and t-test). As many cells are sampled of every condition and of control
-    (``de_cells``). Returns the model's tests and their agreement with the data's.
-    """
-    from samsvae.evaluation.metrics.de import de_agreement, differential_expression
-
-    config = EvaluationConfig(**settings)
-    checkpoint, screen = load(model, device), read_screen(arrays)
-    check_names(checkpoint, screen)
-    significant = data[(data["method"] == "wilcoxon") & (data["padj"] < 0.05)].groupby("condition", sort=False).size()
-    order = significant.reindex(data["condition"].unique(), fill_value=0).sort_values(ascending=False, kind="stable")
-    conditions = list(order.index[: config.de_conditions])
-    control = next(name for name, row in zip(screen.conditions, screen.members, strict=True) if (row < 0).all())
-    names = [*conditions, control]
-    cells = sample(
-        checkpoint.model,
-        dosages(checkpoint, screen, names),
-        samples=config.de_cells,
-        library=config.ate_library,
-    )
-    counts = cells.flatten(0, 1).cpu().numpy()
-    labels = np.tile(names, config.de_cells)
-    tests = differential_expression(counts, labels, screen.genes, control=control)
-    agreement = de_agreement(data[data["condition"].isin(conditions)], tests)
-    run = checkpoint.facts["run"]
-    return tests.assign(run=run), agreement.assign(run=run)

@@ -5,13 +5,32 @@ Letters: n cells, P most perturbations in a cell, T perturbations (R of them dra
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from samsvae.errors import DataError
+
+
+class CellTable(Protocol):
+    """Cells that give batches (``samsvae.data.cells.Cells`` is one)."""
+
+    @property
+    def counts(self) -> Splittable: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, at: Tensor | slice) -> Batch: ...
+
+
+class Splittable(Protocol):
+    """Counts (n, G) that can be read in chunks of rows: a tensor, or rows of a file."""
+
+    def split(self, size: int) -> Iterable[Tensor]: ...
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from samsvae.config.model import ModelConfig
-from samsvae.data.cells import Cells
-from samsvae.models.batch import Batch, MultiHot
+from samsvae.models.batch import Batch, CellTable, MultiHot
 from samsvae.models.distributions import Bernoulli
 from samsvae.models.latents import CellState, Embedding, LearnedEmbedding, Mask, MaskProbability, offset
 from samsvae.models.networks import MLP, Likelihood
@@ -56,7 +55,7 @@ class Model(nn.Module):
     # ---- inputs ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit_inputs(self, cells: Cells) -> None:
+    def fit_inputs(self, cells: CellTable) -> None:
         """Set mean and sd (n - 1) of the encoder's input over the training cells (eq. 10); sd 0 becomes 1."""
         if self.config.input not in ("log_standardise", "standardise"):
             return
@@ -227,7 +226,7 @@ class Model(nn.Module):
         return self.decode(values, batch)
 
     @torch.no_grad()
-    def posterior_mean(self, cells: Cells, *, chunk: int = 4096) -> Tensor:
+    def posterior_mean(self, cells: CellTable, *, chunk: int = 4096) -> Tensor:
         """Mean of q(z | x, .) at typical values of the shared latents, plus the offset where it is additive: (n, L).
 
         Typical: the mean of an embedding, the likelier value of a mask (the networks only ever see masks of 0 and 1).

@@ -11,17 +11,23 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from samsvae.models.noise import Streams
 
 #: Steps of a shape that run as they come before it is captured: real steps, which load kernels and make handles.
 WARM = 2
 
 #: Steps after which the host looks how far the card is: it stays less than twice as many ahead, and so hears signals.
 AHEAD = 64
+
+
+class Generators(Protocol):
+    """Random generators by name, on one device (``samsvae.models.noise.Streams`` is one)."""
+
+    generators: dict[str, torch.Generator]
+    device: torch.device
 
 
 class NotCaptured(RuntimeError):
@@ -67,7 +73,7 @@ class Steps:
     from. ``make``: how it is captured, or NotCaptured where that fails; without, every step runs as it comes.
     """
 
-    def __init__(self, step: Callable[..., Tensor], noise: Streams, make: Graphs | None = None):
+    def __init__(self, step: Callable[..., Tensor], noise: Generators, make: Graphs | None = None):
         self.step, self.noise, self.make = step, noise, make
         self.times: Counter[tuple] = Counter()
         self.captured: dict[tuple, tuple[tuple[Tensor, ...], CudaGraph, Tensor]] = {}

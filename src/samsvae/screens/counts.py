@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem
 
-from samsvae.errors import DataError, nearest
+from samsvae.errors import ConfigError, DataError, nearest, some
 
 BLOCK_BYTES = 64 << 20  # of a matrix are read at a time: fast on disk, small in memory
 
@@ -218,3 +219,156 @@ def matrix_shape(x: h5py.Dataset | h5py.Group) -> tuple[int, int]:
     """(cells, genes) of a dense or sparse matrix in an HDF5 file."""
     shape = x.shape if isinstance(x, h5py.Dataset) else x.attrs.get("shape", x.attrs.get("h5sparse_shape"))
     return int(shape[0]), int(shape[1])
+
+
+# ---- counts in a file or in memory ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts (n, G) that are not read yet: dense, CSR or CSC, of an open HDF5 file or in memory."""
+
+    x: h5py.Dataset | h5py.Group | sp.spmatrix | np.ndarray
+    cells: pd.Index
+    genes: pd.Index
+    what: str  # "FILE: X", for messages
+    block_bytes: int = BLOCK_BYTES
+
+    @property
+    def by_columns(self) -> bool:
+        kind = self.x.attrs.get("encoding-type", self.x.attrs.get("h5sparse_format")) if self.in_file else ""
+        return kind in ("csc_matrix", "csc")
+
+    @property
+    def in_file(self) -> bool:
+        return isinstance(self.x, h5py.Dataset | h5py.Group)
+
+    def check(self) -> None:
+        """DataError where the matrix has another shape than its names (a file that was put together by hand)."""
+        group = isinstance(self.x, h5py.Group)
+        shape = self.x.attrs.get("shape", self.x.attrs.get("h5sparse_shape")) if group else self.x.shape
+        names = len(self.cells), len(self.genes)
+        if shape is None or tuple(shape) != names:
+            raise DataError(f"{self.what} has the shape {shape}, but there are {names[0]} cells and {names[1]} genes.")
+
+    def tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, slice, sp.csr_matrix]]:
+        """Some rows and columns (sorted positions) as CSR int32 in tiles: (which of `rows`, which of `cols`, counts).
+
+        DataError where they are no counts. Memory: a tile.
+        """
+        if self.by_columns:
+            for at, block in self._column_tiles(rows, cols):
+                yield slice(None), at, block
+            return
+        start = 0
+        for block in self.blocks(rows, cols):
+            yield slice(start, start + block.shape[0]), slice(None), block
+            start += block.shape[0]
+
+    def blocks(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[sp.csr_matrix]:
+        """The same in whole rows, in order; of a CSC matrix, and in memory, in one block."""
+        names = {"cells": self.cells[rows], "genes": self.genes[cols], "what": self.what}
+        if not self.in_file:
+            return iter([integer_counts(self.x[rows][:, cols], **names)])
+        if self.by_columns:
+            return iter([sp.hstack([block for _, block in self._column_tiles(rows, cols)], "csr", np.int32)])
+        return count_blocks(self.x, rows, cols, block_bytes=self.block_bytes, **names)
+
+    def read(self, rows: np.ndarray, cols: np.ndarray) -> sp.csr_matrix:
+        """The same as one matrix."""
+        blocks = list(self.blocks(rows, cols))
+        return blocks[0] if len(blocks) == 1 else sp.vstack(blocks, "csr")
+
+    def totals(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        """Sums of rows over some columns."""
+        total = np.zeros(len(rows))
+        for at, _, block in self.tiles(rows, cols):
+            total[at] += np.asarray(block.sum(1)).ravel()
+        return total
+
+    def _column_tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, sp.csr_matrix]]:
+        """Of a CSC matrix in a file: (which of `cols`, their counts), as many columns as a block may have entries."""
+        starts = sparse_starts(self.x, len(self.genes), "genes", self.what)
+        most = max(1, self.block_bytes // 16)  # a value and its row are up to 16 bytes
+        low = 0
+        while low < len(cols):
+            high = low + 1
+            while high < len(cols) and starts[cols[high] + 1] - starts[cols[low]] <= most:
+                high += 1
+            first, last = cols[low], cols[high - 1] + 1
+            a, b = starts[first], starts[last]
+            try:
+                cell = sparse_indices(self.x, a, b, len(self.cells), "cells", self.what)
+                pieces = (self.x["data"][a:b], cell, starts[first : last + 1] - a)
+            except OSError as error:
+                raise DataError(f"{self.what} cannot be read ({error}).") from error
+            block = sp.csc_matrix(pieces, shape=(len(self.cells), last - first))[:, cols[low:high] - first].tocsr()
+            block = block if len(rows) == len(self.cells) else block[rows]
+            yield slice(low, high), integer_counts(block, self.cells[rows], self.genes[cols[low:high]], self.what)
+            low = high
+
+
+def most_variable(counts: Counts, rows: np.ndarray, n: int) -> np.ndarray:
+    """Sorted numbers of the n genes that vary most in some rows, by the rule that scanpy calls 'seurat_v3'.
+
+    The variance of each gene, its counts clipped at sqrt(n cells) standard deviations, over the variance that a loess
+    of log variance on log mean expects. Two passes over the tiles, so that the counts are never held as a whole
+    (scanpy needs them in memory, more than twice). scanpy's span is 0.3; its fit is singular on some panels of few or
+    rare genes, where a wider one is taken.
+    """
+    from skmisc.loess import loess  # needed here alone
+
+    every = np.arange(len(counts.genes))
+    sums, squares = np.zeros((2, len(every)))
+    for _, at, block in counts.tiles(rows, every):
+        values = block.astype(np.float64)
+        sums[at] += np.asarray(values.sum(0)).ravel()
+        squares[at] += np.asarray(values.power(2).sum(0)).ravel()
+    cells = len(rows)
+    mean = sums / cells
+    variance = (squares / cells - mean**2) * cells / max(cells - 1, 1)
+    varies = variance > 1e-12  # a constant gene may be off by rounding
+    if n > varies.sum():
+        found = f"only {int(varies.sum())} genes vary between the {cells} cells they are chosen on"
+        raise DataError(f"{counts.what}: genes: {n} asked for, but {found}.")
+    for span in (0.3, 0.5, 1.0):
+        try:
+            fit = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=span, degree=2)
+            fit.fit()
+            break
+        except ValueError as error:
+            reason = error
+    else:
+        raise DataError(f"{counts.what}: genes: {n}: seurat_v3 failed ({reason}); give a list or 'all'.") from reason
+    expected = np.ones_like(mean)
+    expected[varies] = 10**fit.outputs.fitted_values
+    top = mean + np.sqrt(expected * cells)
+
+    sums, squares = np.zeros((2, len(every)))
+    for _, at, block in counts.tiles(rows, every):
+        values = block.astype(np.float64)
+        values.data = np.minimum(values.data, top[at][values.indices])
+        sums[at] += np.asarray(values.sum(0)).ravel()
+        squares[at] += np.asarray(values.power(2).sum(0)).ravel()
+    score = (cells * mean**2 + squares - 2 * sums * mean) / ((cells - 1) * expected)
+    return np.sort(np.argsort(-np.where(varies, score, -1.0), kind="stable")[:n])
+
+
+def named(names: Sequence[str], var: pd.Index, source: str | Path) -> np.ndarray:
+    """Sorted column numbers of genes by name; DataError for one that is not there."""
+    at = var.get_indexer(list(names))
+    if (at < 0).any() or not len(at):
+        missing = [name for name, i in zip(names, at, strict=True) if i < 0]
+        hint = nearest(missing[0] if missing else "", var)
+        raise DataError(f"{source}: has no gene {some(missing)} of those asked for.{hint}")
+    return np.sort(at)
+
+
+def read_names(path: str | Path) -> list[str]:
+    """The distinct names in a text file, one on each line."""
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"genes: {str(path)!r} is not allowed: no such file. Allowed: 'all', a list, its file, a number."
+        )
+    lines = (line.strip() for line in Path(path).read_text().splitlines())
+    return list(dict.fromkeys(line for line in lines if line))

@@ -7,10 +7,9 @@ held whole. Letters: n cells, G genes.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,15 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem
 
-from samsvae.config.study import CustomOptions
+from samsvae.config.screens import CustomOptions
 from samsvae.config.validate import build
 from samsvae.errors import ConfigError, DataError, nearest, some
-from samsvae.screens.counts import BLOCK_BYTES, count_blocks, integer_counts, open_h5ad, sparse_indices, sparse_starts
-from samsvae.screens.screen import assemble, check_screen, members, provenance, write_screen
+from samsvae.screens.counts import BLOCK_BYTES, Counts, most_variable, named, open_h5ad, read_names
+from samsvae.screens.labels import conditions_of, obs_column
+from samsvae.screens.screen import assemble, check_screen, provenance, write_screen
 from samsvae.screens.splits import hand_table, make_split
 
 log = logging.getLogger(__name__)
-
-#: What a label that was missing may have become on its way through text.
-NO_LABEL = {"nan", "none", "na", "n/a", "<na>", "null"}
 
 
 def filter_screen(
@@ -113,7 +110,7 @@ def select(
             twice = names[names.duplicated()].unique()
             raise DataError(f"{source}: {len(twice)} {kind} names occur more than once: {some(twice)}.")
     kept_obs = _kept_columns(obs, options.keep_obs, source)
-    rows, condition = _conditions(obs, options, source)
+    rows, condition = conditions_of(obs, options, source)
     where = f"{source}: obs column {options.perturbation_column!r}"
     no_label = len(obs) - len(rows)
 
@@ -207,139 +204,6 @@ def _too_few(sizes: pd.Series, control: str, options: CustomOptions, where: str)
     return list(few.index)
 
 
-# ---- counts in a file or in memory ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Counts (n, G) that are not read yet: dense, CSR or CSC, of an open HDF5 file or in memory."""
-
-    x: h5py.Dataset | h5py.Group | sp.spmatrix | np.ndarray
-    cells: pd.Index
-    genes: pd.Index
-    what: str  # "FILE: X", for messages
-    block_bytes: int = BLOCK_BYTES
-
-    @property
-    def by_columns(self) -> bool:
-        kind = self.x.attrs.get("encoding-type", self.x.attrs.get("h5sparse_format")) if self.in_file else ""
-        return kind in ("csc_matrix", "csc")
-
-    @property
-    def in_file(self) -> bool:
-        return isinstance(self.x, h5py.Dataset | h5py.Group)
-
-    def check(self) -> None:
-        """DataError where the matrix has another shape than its names (a file that was put together by hand)."""
-        group = isinstance(self.x, h5py.Group)
-        shape = self.x.attrs.get("shape", self.x.attrs.get("h5sparse_shape")) if group else self.x.shape
-        names = len(self.cells), len(self.genes)
-        if shape is None or tuple(shape) != names:
-            raise DataError(f"{self.what} has the shape {shape}, but there are {names[0]} cells and {names[1]} genes.")
-
-    def tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, slice, sp.csr_matrix]]:
-        """Some rows and columns (sorted positions) as CSR int32 in tiles: (which of `rows`, which of `cols`, counts).
-
-        DataError where they are no counts. Memory: a tile.
-        """
-        if self.by_columns:
-            for at, block in self._column_tiles(rows, cols):
-                yield slice(None), at, block
-            return
-        start = 0
-        for block in self.blocks(rows, cols):
-            yield slice(start, start + block.shape[0]), slice(None), block
-            start += block.shape[0]
-
-    def blocks(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[sp.csr_matrix]:
-        """The same in whole rows, in order; of a CSC matrix, and in memory, in one block."""
-        names = {"cells": self.cells[rows], "genes": self.genes[cols], "what": self.what}
-        if not self.in_file:
-            return iter([integer_counts(self.x[rows][:, cols], **names)])
-        if self.by_columns:
-            return iter([sp.hstack([block for _, block in self._column_tiles(rows, cols)], "csr", np.int32)])
-        return count_blocks(self.x, rows, cols, block_bytes=self.block_bytes, **names)
-
-    def read(self, rows: np.ndarray, cols: np.ndarray) -> sp.csr_matrix:
-        """The same as one matrix."""
-        blocks = list(self.blocks(rows, cols))
-        return blocks[0] if len(blocks) == 1 else sp.vstack(blocks, "csr")
-
-    def totals(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-        """Sums of rows over some columns."""
-        total = np.zeros(len(rows))
-        for at, _, block in self.tiles(rows, cols):
-            total[at] += np.asarray(block.sum(1)).ravel()
-        return total
-
-    def _column_tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, sp.csr_matrix]]:
-        """Of a CSC matrix in a file: (which of `cols`, their counts), as many columns as a block may have entries."""
-        starts = sparse_starts(self.x, len(self.genes), "genes", self.what)
-        most = max(1, self.block_bytes // 16)  # a value and its row are up to 16 bytes
-        low = 0
-        while low < len(cols):
-            high = low + 1
-            while high < len(cols) and starts[cols[high] + 1] - starts[cols[low]] <= most:
-                high += 1
-            first, last = cols[low], cols[high - 1] + 1
-            a, b = starts[first], starts[last]
-            try:
-                cell = sparse_indices(self.x, a, b, len(self.cells), "cells", self.what)
-                pieces = (self.x["data"][a:b], cell, starts[first : last + 1] - a)
-            except OSError as error:
-                raise DataError(f"{self.what} cannot be read ({error}).") from error
-            block = sp.csc_matrix(pieces, shape=(len(self.cells), last - first))[:, cols[low:high] - first].tocsr()
-            block = block if len(rows) == len(self.cells) else block[rows]
-            yield slice(low, high), integer_counts(block, self.cells[rows], self.genes[cols[low:high]], self.what)
-            low = high
-
-
-def most_variable(counts: Counts, rows: np.ndarray, n: int) -> np.ndarray:
-    """Sorted numbers of the n genes that vary most in some rows, by the rule that scanpy calls 'seurat_v3'.
-
-    The variance of each gene, its counts clipped at sqrt(n cells) standard deviations, over the variance that a loess
-    of log variance on log mean expects. Two passes over the tiles, so that the counts are never held as a whole
-    (scanpy needs them in memory, more than twice). scanpy's span is 0.3; its fit is singular on some panels of few or
-    rare genes, where a wider one is taken.
-    """
-    from skmisc.loess import loess  # needed here alone
-
-    every = np.arange(len(counts.genes))
-    sums, squares = np.zeros((2, len(every)))
-    for _, at, block in counts.tiles(rows, every):
-        values = block.astype(np.float64)
-        sums[at] += np.asarray(values.sum(0)).ravel()
-        squares[at] += np.asarray(values.power(2).sum(0)).ravel()
-    cells = len(rows)
-    mean = sums / cells
-    variance = (squares / cells - mean**2) * cells / max(cells - 1, 1)
-    varies = variance > 1e-12  # a constant gene may be off by rounding
-    if n > varies.sum():
-        found = f"only {int(varies.sum())} genes vary between the {cells} cells they are chosen on"
-        raise DataError(f"{counts.what}: genes: {n} asked for, but {found}.")
-    for span in (0.3, 0.5, 1.0):
-        try:
-            fit = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=span, degree=2)
-            fit.fit()
-            break
-        except ValueError as error:
-            reason = error
-    else:
-        raise DataError(f"{counts.what}: genes: {n}: seurat_v3 failed ({reason}); give a list or 'all'.") from reason
-    expected = np.ones_like(mean)
-    expected[varies] = 10**fit.outputs.fitted_values
-    top = mean + np.sqrt(expected * cells)
-
-    sums, squares = np.zeros((2, len(every)))
-    for _, at, block in counts.tiles(rows, every):
-        values = block.astype(np.float64)
-        values.data = np.minimum(values.data, top[at][values.indices])
-        sums[at] += np.asarray(values.sum(0)).ravel()
-        squares[at] += np.asarray(values.power(2).sum(0)).ravel()
-    score = (cells * mean**2 + squares - 2 * sums * mean) / ((cells - 1) * expected)
-    return np.sort(np.argsort(-np.where(varies, score, -1.0), kind="stable")[:n])
-
-
 @contextmanager
 def _opened(source: str | Path, counts: str, block_bytes: int) -> Iterator[tuple[Counts, pd.DataFrame, pd.DataFrame]]:
     """The counts that an option names, obs, and the var that belongs to them."""
@@ -403,92 +267,19 @@ def _frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
     return frame
 
 
-# ---- options -------------------------------------------------------------------------------------------------------
-
-
-def _column(obs: pd.DataFrame, name: str, source: str | Path, *also: str) -> pd.Series:
-    """A column of obs; `also`: words that would be allowed in place of its name."""
-    if name not in obs:
-        raise DataError(f"{source}: obs has no column {name!r}.{nearest(name, [*also, *obs.columns])}")
-    return obs[name]
-
-
 def _kept_columns(obs: pd.DataFrame, keep: Sequence[str] | None, source: str | Path) -> pd.DataFrame:
     if keep is None:
         return obs
     for name in keep:
-        _column(obs, name, source)
+        obs_column(obs, name, source)
     return obs[list(keep)]
 
 
 def _library(obs: pd.DataFrame, name: str, source: str | Path) -> np.ndarray:
-    value = pd.to_numeric(_column(obs, name, source, "kept", "all"), errors="coerce").to_numpy(float)
+    value = pd.to_numeric(obs_column(obs, name, source, "kept", "all"), errors="coerce").to_numpy(float)
     if bad := list(obs.index[~(np.isfinite(value) & (value > 0))]):
         raise DataError(f"{source}: obs column {name!r} is not above 0 in {len(bad)} cells: {some(bad)}.")
     return value
-
-
-def _conditions(obs: pd.DataFrame, options: CustomOptions, source: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the cells with a label, and their conditions."""
-    column, controls, separator = options.perturbation_column, options.control, options.separator
-    label = _column(obs, column, source)
-    where = f"{source}: obs column {column!r}"
-    label, missing = label.astype(str).str.strip(), label.isna().to_numpy()
-    missing |= (label == "").to_numpy()
-    if missing.any() and options.unlabelled == "error":
-        raise DataError(
-            f"{where} has no label in {int(missing.sum())} cells: {some(obs.index[missing])}. "
-            "Label them, or set unlabelled: drop."
-        )
-    rows = np.flatnonzero(~missing)
-    label = label.iloc[rows]
-    pieces = {name: name.split(separator) if separator else [name] for name in label.unique()}
-    split = {name: [part.strip() for part in parts] for name, parts in pieces.items()}
-    if odd := sorted(name for name, parts in split.items() if name not in controls and "" in parts):
-        raise DataError(f"{where} has combinations with an empty part (separator {separator!r}): {some(odd)}.")
-    names = {name: _canonical(name, parts, separator, controls) for name, parts in split.items()}
-    condition = label.map(names).to_numpy(object)
-    if unused := [name for name in controls if name not in names]:
-        log.warning("%s: no cell has the control label %s", where, some(unused))
-    if controls[0] not in condition:
-        raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], sorted(names))}")
-
-    _doubtful(label.value_counts(), split, controls, where)
-    if separator and not any(separator in name for name in split):
-        log.warning("%s: no label contains the separator %r: there are no combinations", where, separator)
-    found = [members(name, separator, controls[0]) for name in set(names.values())]
-    alone = {parts[0] for parts in found if len(parts) == 1}
-    if never := sorted({part for parts in found if len(parts) > 1 for part in parts} - alone):
-        log.warning(
-            "%s: %d perturbations occur in combinations only: %s. If these are pieces of names, the separator %r is "
-            "part of the names as well: rename the labels, or leave separator empty",
-            *(where, len(never), some(never), separator),
-        )
-    return rows, condition
-
-
-def _doubtful(cells_of: pd.Series, split: Mapping[str, Sequence[str]], controls: Sequence[str], where: str) -> None:
-    """Warn of names that look like a missing label, or like a control but for upper and lower case.
-
-    cells_of: cells of each label; split: the names in each label.
-    """
-    cells: Counter[str] = Counter()
-    for label, n in cells_of.items():
-        if label not in controls:
-            cells.update({name: n for name in set(split[label]) - set(controls)})
-    for alike, what in (
-        (NO_LABEL, "a missing label that was written as text"),
-        ({name.lower() for name in controls}, "a control in other upper and lower case"),
-    ):
-        if found := [f"{name} ({n} cells)" for name, n in sorted(cells.items()) if name.lower() in alike]:
-            log.warning("%s: %s: a perturbation here, but it looks like %s", where, some(found), what)
-
-
-def _canonical(label: str, parts: Sequence[str], separator: str, controls: Sequence[str]) -> str:
-    """One name per condition: control labels dropped, single perturbations sorted, each once."""
-    if label in controls:
-        return controls[0]
-    return separator.join(sorted(set(parts) - set(controls))) or controls[0]
 
 
 def _asked(genes: str | int | Sequence[str]) -> str | int | list[str]:
@@ -500,26 +291,6 @@ def _asked(genes: str | int | Sequence[str]) -> str | int | list[str]:
     if isinstance(genes, int) or genes == "all":
         return genes
     return read_names(genes) if isinstance(genes, str) else list(dict.fromkeys(genes))
-
-
-def read_names(path: str | Path) -> list[str]:
-    """The distinct names in a text file, one on each line."""
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"genes: {str(path)!r} is not allowed: no such file. Allowed: 'all', a list, its file, a number."
-        )
-    lines = (line.strip() for line in Path(path).read_text().splitlines())
-    return list(dict.fromkeys(line for line in lines if line))
-
-
-def named(names: Sequence[str], var: pd.Index, source: str | Path) -> np.ndarray:
-    """Sorted column numbers of genes by name; DataError for one that is not there."""
-    at = var.get_indexer(list(names))
-    if (at < 0).any() or not len(at):
-        missing = [name for name, i in zip(names, at, strict=True) if i < 0]
-        hint = nearest(missing[0] if missing else "", var)
-        raise DataError(f"{source}: has no gene {some(missing)} of those asked for.{hint}")
-    return np.sort(at)
 
 
 def _columns(data: Counts, rows: np.ndarray, genes: str | int | list[str], source: str | Path) -> np.ndarray:

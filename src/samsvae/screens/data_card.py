@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from samsvae.data.cells import read_split
+from samsvae.data.arrays import read_split
 from samsvae.screens.counts import BLOCK_BYTES, count_blocks, open_h5ad
 from samsvae.screens.screen import members, read_tables
 from samsvae.screens.splits import LABELS

@@ -19,8 +19,7 @@ import pandas as pd
 from anndata.io import read_elem
 
 from samsvae.errors import DataError, nearest, some
-from samsvae.screens.counts import BLOCK_BYTES, open_h5ad
-from samsvae.screens.custom import Counts, named, read_names
+from samsvae.screens.counts import BLOCK_BYTES, Counts, named, open_h5ad, read_names
 from samsvae.screens.screen import assemble, provenance, write_screen
 
 log = logging.getLogger(__name__)

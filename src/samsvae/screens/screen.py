@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from anndata.io import read_elem, write_elem
 
 from samsvae.errors import DataError, some
 from samsvae.files import atomic
-from samsvae.screens.counts import BLOCK_BYTES, count_blocks, integer_counts, matrix_shape, open_h5ad, read_table
+from samsvae.screens.counts import integer_counts, open_h5ad, read_table
 
 CHUNK = 1 << 18  # stored values in a chunk of an HDF5 file: 1 MiB of int32
 
@@ -283,101 +282,6 @@ def read_tables(path: str | Path) -> ad.AnnData:
     _check_tables(screen, path)
     _check_library(screen, path)
     return screen
-
-
-def write_arrays(h5ad: str | Path, npz: str | Path, *, block_bytes: int = BLOCK_BYTES) -> None:
-    """The training arrays of a screen, readable with numpy alone.
-
-    counts (n, G) in the smallest of uint8, int16, int32 that holds them, or float32; library (n) float32;
-    cells (n); genes (G); condition (n) into conditions (C, sorted, control included); members (C, P) into
-    perturbations (T), -1 = none; controls, the labels that mean the control (its name first), and separator. Memory:
-    the tables and one block of counts.
-    """
-    arrays = _names(read_tables(h5ad))
-    shape = len(arrays["cells"]), len(arrays["genes"])
-    with open_h5ad(h5ad) as file, atomic(npz) as aside, zipfile.ZipFile(aside, "w") as archive:
-        x = file["X"]
-        _need(matrix_shape(x) == shape, h5ad, f"X is {matrix_shape(x)}, obs and var are {shape} (cells, genes).")
-        dtype = _smallest(x, h5ad)
-        _add(archive, "counts", shape, dtype, _dense(x, dtype, arrays["cells"], arrays["genes"], h5ad, block_bytes))
-        for name, array in arrays.items():
-            _add(archive, name, array.shape, array.dtype, [array])
-
-
-def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
-    """The training arrays but for the counts."""
-    control, separator = screen.uns["control"], screen.uns["separator"]
-    perturbations = list(screen.uns["perturbations"].index)
-    number = {name: t for t, name in enumerate(perturbations)}
-    label = screen.obs["condition"].astype("category").cat.remove_unused_categories().cat
-    conditions, place = np.unique(label.categories.to_numpy(str), return_inverse=True)
-    each = [[number[name] for name in members(c, separator, control)] for c in conditions]
-    width = max(map(len, each))
-    controls = [control, *(name for name in screen.uns.get("controls", ()) if name != control)] if control else []
-    return {
-        "library": screen.obs["library_size"].to_numpy(np.float32),
-        "cells": screen.obs_names.to_numpy(str),
-        "genes": screen.var_names.to_numpy(str),
-        "condition": place[label.codes].astype(np.int32),
-        "conditions": conditions,
-        "members": np.array([m + [-1] * (width - len(m)) for m in each], np.int32),
-        "perturbations": np.array(perturbations, str),
-        "controls": np.array(controls, str),
-        "separator": np.array(separator),
-    }
-
-
-def arrays_of(screen: ad.AnnData):
-    """The training arrays (``samsvae.data.cells.Screen``) of a screen in memory, as `write_arrays` writes them."""
-    from samsvae.data.cells import Screen  # torch, which filters do without
-
-    x = screen.X
-    if sp.issparse(x):
-        top = x.max()
-        x = x.astype(next(t for t in COUNT_TYPES if top <= np.iinfo(t).max)).toarray()
-    names = _names(screen)
-    controls, separator = names.pop("controls"), names.pop("separator")
-    return Screen(counts=x, **names, controls=tuple(controls.tolist()), separator=str(separator))
-
-
-def _add(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype, blocks: Iterable[np.ndarray]) -> None:
-    """An array in blocks of rows as a member of an npz: the bytes of np.savez, which needs it whole."""
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(member, header)
-        for block in blocks:
-            member.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
-
-
-def _smallest(x: h5py.Dataset | h5py.Group, what: str | Path) -> type:
-    """The dtype of the training counts."""
-    if isinstance(x, h5py.Dataset):
-        _need(x.dtype == np.float32, what, "X must be CSR int32 counts, or dense float32 where real-valued.")
-        return np.float32
-    values = x["data"]
-    _need(values.dtype == np.int32, what, "X must be CSR int32 counts.")
-    try:
-        top = max((int(values[a : a + 4 * CHUNK].max()) for a in range(0, len(values), 4 * CHUNK)), default=0)
-    except OSError as error:
-        raise DataError(f"{what}: X cannot be read ({error}).") from error
-    return next(t for t in COUNT_TYPES if top <= np.iinfo(t).max)
-
-
-def _dense(
-    x: h5py.Dataset | h5py.Group, dtype: type, cells: np.ndarray, genes: np.ndarray, what: str | Path, block_bytes: int
-) -> Iterator[np.ndarray]:
-    """Dense blocks of rows; checked to be finite, or counts."""
-    step = max(1, block_bytes // (4 * len(genes)))
-    if isinstance(x, h5py.Dataset):
-        for start in range(0, len(cells), step):
-            block = x[start : start + step]
-            _need(bool(np.isfinite(block).all()), what, "X has values that are not finite.")
-            yield block
-        return
-    every = np.arange(len(cells)), np.arange(len(genes))
-    for block in count_blocks(x, *every, cells=cells, genes=genes, what=f"{what}: X", block_bytes=block_bytes):
-        for start in range(0, block.shape[0], step):
-            yield block[start : start + step].astype(dtype).toarray()
 
 
 def read_uns(path: str | Path, key: str, default: object = None):

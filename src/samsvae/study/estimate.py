@@ -23,9 +23,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from samsvae.config.study import EvaluationConfig, Run, Study, run_settings, runs
+from samsvae.config.evaluation import EvaluationConfig
+from samsvae.config.grid import Run, run_settings, runs
+from samsvae.config.study import Study
 from samsvae.config.vocabulary import SPLITS
-from samsvae.data.cells import Screen, cells_of, encode
+from samsvae.data.arrays import Screen
+from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.model_effects import condition_means
@@ -37,7 +40,8 @@ from samsvae.ops.precision import precision
 from samsvae.screens.splits import make_split, summary
 from samsvae.study.records import cpu_model, seconds_of
 from samsvae.text import span
-from samsvae.training.loop import train, validation_loss, validation_step
+from samsvae.training.loop import train
+from samsvae.training.validation import validation_loss, validation_step
 
 #: Settings of a model that change numbers, not the work.
 PRIORS = ("mask_prior", "embedding_scale", "beta_a", "beta_b", "temperature", "mask_logit_init", "embedding_init")

@@ -171,7 +171,7 @@ def _make(settings, data: Data, trained: Kept, scored: Kept, files: dict, device
     """Train where there is no training of this stamp, then score."""
     from samsvae.evaluation.run import evaluate
     from samsvae.study.train_run import fit
-    from samsvae.training.loop import Keep
+    from samsvae.training.state import Keep
 
     if not trained.whole(files["trained"]):
         keep = Keep(trained.folder / STATE, f"{trained.stamp} {device}", keep_every)

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samsvae.config.study import Run, Study, run_settings, runs
+from samsvae.config.grid import Run, run_settings, runs
+from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.errors import SamsvaeError
 from samsvae.study.records import seconds_of

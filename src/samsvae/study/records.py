@@ -1,14 +1,22 @@
-"""What runs cost, as it is told: spans of time, the seconds that a run took, the CPU. The standard library alone."""
+"""What a run cost and what it ran on."""
 
 from __future__ import annotations
 
 import json
 import platform
 import re
+import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+import numpy as np
+import torch
+
+import samsvae
+from samsvae.training.state import Trained
 
 
 def seconds_of(record: Path, settings: Mapping) -> float | None:
@@ -28,3 +36,44 @@ def cpu_model(told: Path = Path("/proc/cpuinfo")) -> str:
         if named := re.search(r"^model name\s*:\s*(\S.*)$", told.read_text(), re.MULTILINE):
             return named[1].strip()
     return platform.processor() or platform.machine()
+
+
+def record(settings: dict, result: Trained, device: str, n_parameters: int) -> dict:
+    """What a run cost and what it ran on."""
+    cuda = device.startswith("cuda")
+    memory = torch.cuda.max_memory_allocated() if cuda else _peak_memory()
+    return {
+        **settings,
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if cuda else cpu_model(),
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "parameters": n_parameters,
+        "peak_memory_mb": round(memory / 2**20, 1),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "samsvae": samsvae.__version__,
+        "seconds": round(result.seconds, 3),
+        "steps": result.steps,
+        "steps_per_second": round(result.steps / max(result.seconds, 1e-9), 1),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package lies in, with '-dirty' after an edit; None outside of one."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git here: a record without it is still a record
+        return None
+    return done.stdout.strip() or None
+
+
+def _peak_memory() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

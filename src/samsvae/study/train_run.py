@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import logging
-import platform
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import samsvae
-from samsvae.config.model import ModelConfig, TrainingConfig
+from samsvae.config.model import ModelConfig
+from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build
-from samsvae.data.cells import Cells, Dosage, Screen, cells_of, encode, read_screen, read_split
+from samsvae.data.arrays import Screen, read_screen, read_split
+from samsvae.data.cells import Cells, Dosage, cells_of, encode
 from samsvae.errors import DataError
 from samsvae.files import write_json, write_table
 from samsvae.models.model import Model
-from samsvae.study.records import cpu_model
+from samsvae.study.records import record
 from samsvae.training.checkpoint import Checkpoint, save, screen_facts
-from samsvae.training.loop import Keep, Trained, train
+from samsvae.training.loop import train
+from samsvae.training.state import Keep
 
 log = logging.getLogger(__name__)
 
@@ -68,44 +68,3 @@ def fit(
     save(Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, facts), out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
     write_json(record(settings, result, device, n_parameters), out["run"])
-
-
-def record(settings: dict, result: Trained, device: str, n_parameters: int) -> dict:
-    """What a run cost and what it ran on."""
-    cuda = device.startswith("cuda")
-    memory = torch.cuda.max_memory_allocated() if cuda else _peak_memory()
-    return {
-        **settings,
-        "commit": _commit(),
-        "device": torch.cuda.get_device_name() if cuda else cpu_model(),
-        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "parameters": n_parameters,
-        "peak_memory_mb": round(memory / 2**20, 1),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "samsvae": samsvae.__version__,
-        "seconds": round(result.seconds, 3),
-        "steps": result.steps,
-        "steps_per_second": round(result.steps / max(result.seconds, 1e-9), 1),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that the package lies in, with '-dirty' after an edit; None outside of one."""
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):  # no git here: a record without it is still a record
-        return None
-    return done.stdout.strip() or None
-
-
-def _peak_memory() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

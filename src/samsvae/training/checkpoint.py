@@ -16,7 +16,8 @@ import torch
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.validate import build
-from samsvae.data.cells import Cells, Dosage, Screen
+from samsvae.data.arrays import Screen
+from samsvae.data.cells import Cells, Dosage
 from samsvae.errors import CheckpointError, SamsvaeError, some
 from samsvae.files import atomic
 from samsvae.models.model import Model

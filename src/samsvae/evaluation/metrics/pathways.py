@@ -6,8 +6,9 @@ perturbations of one target gene are never on both sides. Letters: N annotated p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 from sklearn.base import ClassifierMixin
@@ -151,3 +152,22 @@ def _summary(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["classifier", "metric", "value"])
     grouped = table.groupby(["classifier", "metric"], sort=False)["value"]
     return grouped.agg(mean="mean", sd="std", n="size").reset_index()
+
+
+def mask_pathways(perturbations: ad.AnnData, table: pd.DataFrame, settings: Mapping) -> pd.DataFrame:
+    """Accuracy of pathways predicted from a run's mask probabilities, beside the null of permuted labels.
+
+    ``perturbations``: obsm mask_probability (T, L); ``table``: gene and pathway of each perturbation, those without a
+    pathway left out. ``settings``: an EvaluationConfig as a dict. Columns: classifier, metric, mean, sd, n, null_mean,
+    null_sd.
+    """
+    table = table.loc[perturbations.obs_names]
+    known = (table["pathway"] != "").to_numpy()
+    features = np.asarray(perturbations.obsm["mask_probability"])[known]
+    pathway, gene = (table.loc[known, column].to_numpy(str) for column in ("pathway", "gene"))
+    trees = settings["pathway_trees"]
+    found = pathway_accuracy(features, pathway, gene, repeats=settings["pathway_repeats"], trees=trees)
+    permuted = permuted_labels(pathway, gene, n=settings["pathway_permutations"])
+    null = permutation_null(features, permuted, gene, trees=trees)
+    null = null.rename(columns={"mean": "null_mean", "sd": "null_sd"})[["classifier", "metric", "null_mean", "null_sd"]]
+    return found.merge(null, on=["classifier", "metric"], how="left")

@@ -1,0 +1,246 @@
+"""The settings of screens: their sources, the options of each kind, and how cells are split."""
+
+from __future__ import annotations
+
+import re
+import types
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from samsvae.config.validate import at_least, build, plain
+from samsvae.errors import ConfigError
+
+SCALAR = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a screen comes from: a local ``path``, a verified download from ``urls``, or a ``miniature`` made here."""
+
+    path: str | None = None
+    urls: tuple[str, ...] = ()
+    size: int | None = None
+    checksum: str | None = None
+    miniature: dict[str, SCALAR] | None = field(
+        default=None, metadata={"schema": lambda: (*MINIATURES.values(), types.NoneType)}
+    )
+
+    def __post_init__(self):
+        if self.path is None and self.miniature is None and not self.urls:
+            raise ConfigError("source: give one of path, urls or miniature.")
+        at_least(1, self, "size")
+        if self.sort == "urls" and not (self.checksum and self.size):
+            raise ConfigError("source: a download needs its size and its checksum, as md5:... or sha256:...")
+        if self.sort == "path" and self.checksum and not self.size:
+            raise ConfigError("source: a checksum needs the size beside it.")
+        if self.checksum and not re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum.lower()):
+            raise ConfigError(f"source: the checksum {self.checksum!r} is not md5:(32 digits) or sha256:(64 digits).")
+
+    @property
+    def sort(self) -> Literal["miniature", "path", "urls"]:
+        """Which of them counts: a later configuration may add one to those of an earlier."""
+        return "miniature" if self.miniature is not None else "path" if self.path is not None else "urls"
+
+    @property
+    def verified(self) -> bool:
+        """Whether a local file is to be verified before it is used."""
+        return self.sort == "path" and self.checksum is not None
+
+
+@dataclass(frozen=True)
+class ReplogleMiniature:
+    """A made screen in the form of Replogle's (``samsvae.screens.miniature.replogle_source``)."""
+
+    seed: int = 0
+    n_targets: int = 50
+    cells_per_perturbation: int = 45
+    n_controls_in_file: int = 500
+    n_genes: int = 400
+    n_measured: int = 200
+    median_umi: float = 2000.0
+    effect_size: float = 1.0
+
+    def __post_init__(self):
+        at_least(0, self, "seed", "effect_size")
+        at_least(1, self, "n_targets", "cells_per_perturbation", "n_controls_in_file", "n_genes", "median_umi")
+        at_least(2, self, "n_measured")  # one symbol labels two genes
+
+
+@dataclass(frozen=True)
+class NormanMiniature:
+    """A made screen in the form of Norman's (``samsvae.screens.miniature.norman_source``)."""
+
+    seed: int = 0
+    cells_per_condition: int = 40
+    n_controls: int = 300
+    n_genes: int = 400
+    n_variable: int = 250
+    median_umi: float = 3000.0
+    effect_size: float = 1.0
+
+    def __post_init__(self):
+        at_least(0, self, "seed", "effect_size")
+        at_least(1, self, "cells_per_condition", "n_controls", "n_genes", "n_variable", "median_umi")
+
+
+MINIATURES = {"replogle": ReplogleMiniature, "norman": NormanMiniature}
+
+
+@dataclass(frozen=True)
+class ReplogleOptions:
+    """Filter of a Replogle screen; ``keep``: the listed cells, controls and genes of the papers, or all of the file."""
+
+    keep: Literal["listed", "all"] = "listed"
+    n_controls: int = 2000
+    control_seed: int = 0
+    published_counts: bool = False
+
+    def __post_init__(self):
+        at_least(0, self, "control_seed")
+        at_least(1, self, "n_controls")
+
+
+@dataclass(frozen=True)
+class NormanOptions:
+    """Filter of the Norman screen; ``genes``: a file with a gene name on each line, in place of the 5,000."""
+
+    genes: str | None = None
+
+    @property
+    def tables(self) -> list[str]:
+        """The files that the filter reads beside the counts."""
+        return [self.genes] if self.genes else []
+
+
+@dataclass(frozen=True)
+class CustomOptions:
+    """Filter of a screen of one's own (docs/own-data.md)."""
+
+    perturbation_column: str = "perturbation"
+    control: tuple[str, ...] = ("control",)
+    separator: str = ""
+    counts: str = "X"
+    genes: str | int | tuple[str, ...] = "all"
+    genes_split: SplitConfig | None = None
+    library_size: str = "kept"
+    min_cells: int = 1
+    unlabelled: Literal["error", "drop"] = "error"
+    zero_cells: Literal["error", "drop"] = "error"
+    rare: Literal["error", "drop"] = "error"
+    annotation: str | None = None
+    cell_table: str | None = None
+    keep_obs: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        at_least(0, self, "min_cells")
+        if isinstance(self.genes, int):
+            at_least(1, self, "genes")
+
+    @property
+    def tables(self) -> list[str]:
+        """The files that the filter reads beside the counts."""
+        listed = self.genes if isinstance(self.genes, str) and self.genes != "all" else None
+        written = self.genes_split.path if self.genes_split else None
+        return [path for path in (self.annotation, self.cell_table, listed, written) if path]
+
+
+@dataclass(frozen=True)
+class SamsOptions:
+    """Simulation of the SAMS-VAE paper's release; ``cells`` per perturbation to train on."""
+
+    cells: int = 500
+    val_cells: int = 100
+    test_cells: int = 100
+    n_perturbations: int = 100
+    n_features: int = 100
+    sim_latents: int = 15
+    sim_mask_prob: float = 2 / 15
+    data_seed: int = 0
+
+    def __post_init__(self):
+        at_least(1, self, "cells", "n_perturbations", "n_features", "sim_latents")
+        at_least(0, self, "val_cells", "test_cells", "data_seed")
+        if not 0.0 <= self.sim_mask_prob <= 1.0:
+            raise ConfigError(f"sim_mask_prob: {self.sim_mask_prob} is not a share. Allowed: 0 to 1.")
+
+
+@dataclass(frozen=True)
+class SparseShiftOptions:
+    """Sparse-shift simulation of the SVAE+ paper; ``cells`` per intervention to train on."""
+
+    cells: int = 400
+    n_perturbations: int = 100
+    n_features: int = 100
+    val_cells: int = 50
+    test_cells: int = 50
+    sim_latents: int = 15
+    n_held_out: int = 20
+    n_controls: int = 0
+    normalisation: Literal["published", "per_cell"] = "published"
+    data_seed: int = 0
+
+    def __post_init__(self):
+        at_least(1, self, "cells", "n_perturbations", "n_features", "sim_latents")
+        at_least(0, self, "val_cells", "test_cells", "n_held_out", "n_controls", "data_seed")
+
+
+OPTIONS = {
+    "replogle": ReplogleOptions,
+    "norman": NormanOptions,
+    "custom": CustomOptions,
+    "simulate_sams": SamsOptions,
+    "simulate_sparse_shift": SparseShiftOptions,
+}
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How cells are split; the kinds are those of ``samsvae.screens.splits``."""
+
+    kind: Literal["random", "norman_ood", "norman_efficiency", "held_out", "given", "file"] = "random"
+    test_fraction: float = 0.2
+    val_fraction: float = 0.2
+    fraction: float = 1.0
+    test_pairs: float = 0.25
+    conditions: tuple[str, ...] = ()
+    combinations_of: tuple[str, ...] = ()
+    path: str | None = None
+    split_seed: int = 0
+
+    def __post_init__(self):
+        at_least(0, self, "split_seed")
+        for name in ("test_fraction", "val_fraction", "fraction", "test_pairs"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not a fraction. Allowed: 0 to 1.")
+        for name, kinds in (("fraction", ("norman_ood", "norman_efficiency")), ("test_pairs", ("norman_ood",))):
+            if getattr(self, name) != getattr(SplitConfig, name) and self.kind not in kinds:
+                allowed = " and ".join(map(repr, kinds))
+                raise ConfigError(f"{name}: a split of kind {self.kind!r} does not read it. Allowed: with {allowed}.")
+        if (self.kind == "file") != (self.path is not None):
+            raise ConfigError("path: needed for a split of kind 'file', and only there.")
+        if (self.kind == "held_out") != bool(self.conditions or self.combinations_of):
+            raise ConfigError("conditions or combinations_of: needed for a split of kind 'held_out', and only there.")
+
+
+@dataclass(frozen=True)
+class ScreenConfig:
+    """A screen: its kind, its source (none for simulations) and the options of its filter or simulation."""
+
+    kind: Literal["replogle", "norman", "custom", "simulate_sams", "simulate_sparse_shift"]
+    source: Source | None = None
+    options: dict[str, Any] = field(default_factory=dict, metadata={"schema": lambda: tuple(OPTIONS.values())})
+
+    def __post_init__(self):
+        object.__setattr__(self, "options", build(OPTIONS[self.kind], self.options, "options"))
+        if (self.source is None) != self.kind.startswith("simulate"):
+            raise ConfigError(
+                f"source: {'not allowed' if self.source else 'needed'} for a screen of kind {self.kind!r}."
+            )
+        if self.source and self.source.sort == "miniature":
+            if self.kind not in MINIATURES:
+                allowed = " and ".join(MINIATURES)
+                raise ConfigError(f"source.miniature: not allowed for kind {self.kind!r}. Allowed: for {allowed}.")
+            given = self.source.miniature
+            made = plain(build(MINIATURES[self.kind], given, "source.miniature"))
+            # YAML reads 2e3 as text; and no more than is given: a default is no reason to make it anew
+            object.__setattr__(self, "source", replace(self.source, miniature={key: made[key] for key in given}))

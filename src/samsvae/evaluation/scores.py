@@ -1,0 +1,48 @@
+"""Scores of predicted effects against those of the data.
+
+Letters: C conditions, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from samsvae.config.vocabulary import SPLITS
+from samsvae.evaluation.metrics.effects import ate_scores, condition_scores
+
+
+def score(predicted: np.ndarray, data: ad.AnnData) -> Iterator[dict[str, object]]:
+    """Scores of predicted effects (C, G) against those of the data: rows protocol, metric, split, value.
+
+    ``published``: against all cells, for all conditions and for those that have cells in each split.
+    ``held-out``: against the test cells alone. Conditions without a prediction are left out.
+    """
+    known = np.isfinite(predicted).all(1)
+    chosen = {"all": known, **{name: known & (data.obs[f"n_{name}"] > 0).to_numpy() for name in SPLITS}}
+    for split, at in chosen.items():
+        if at.any():
+            for metric, value in ate_scores(data.X[at], predicted[at]).items():
+                yield {"protocol": "published", "metric": metric, "split": split, "value": value}
+    at = chosen["test"]
+    if at.any():
+        truth = data.layers["held_out"][at]
+        for metric, value in ate_scores(truth, predicted[at]).items():
+            yield {"protocol": "held-out", "metric": metric, "split": "test", "value": value}
+        each = condition_scores(truth, predicted[at])["ate_pearson"]
+        if np.isfinite(each).any():
+            value = float(np.nanmean(each))
+            yield {"protocol": "held-out", "metric": "ate_pearson_per_condition", "split": "test", "value": value}
+
+
+def per_condition(predicted: np.ndarray, data: ad.AnnData) -> pd.DataFrame:
+    """Agreement of predicted effects (C, G) with the data's, condition by condition: both protocols."""
+    tables = []
+    for protocol, truth in (("published", data.X), ("held-out", data.layers["held_out"])):
+        at = np.isfinite(predicted).all(1) & np.isfinite(truth).all(1)
+        scores = condition_scores(truth[at], predicted[at]) if at.any() else {"ate_pearson": [], "ate_r2": []}
+        tables.append(pd.DataFrame({"condition": data.obs_names[at], "protocol": protocol, **scores}))
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,68 @@
+"""Adam, and which parameters have learning rates of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from samsvae.config.training import TrainingConfig
+from samsvae.models.latents import Embedding, LearnedEmbedding, Mask, MaskProbability
+from samsvae.models.model import Model
+
+
+class Adam:
+    """Adam with L2 weight decay inside the gradient, as published.
+
+    The library's own fused step without its optimiser class, whose first use imports a compiler for a second.
+    """
+
+    def __init__(self, model: Model, config: TrainingConfig):
+        self.config = config
+        alike: dict[tuple[float, float], list[Tensor]] = {}
+        for group in parameter_groups(model, config):
+            alike.setdefault((group["lr"], group["weight_decay"]), []).extend(group["params"])
+        self.groups = []
+        for (rate, decay), parameters in alike.items():  # one launch each on a card
+            state = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+            steps = [torch.zeros((), device=p.device) for p in parameters]
+            self.groups.append((parameters, *state, steps, rate, decay))
+
+    @torch.no_grad()
+    def step(self, skip: Tensor | None = None) -> None:
+        """One step along the gradients, which are left in place; none where ``skip``, a scalar, is 1."""
+        for parameters, means, squares, steps, rate, decay in self.groups:
+            adam(
+                parameters,
+                [p.grad for p in parameters],
+                means,
+                squares,
+                [],
+                steps,
+                fused=True,
+                found_inf=skip,
+                amsgrad=False,
+                beta1=self.config.adam_beta1,
+                beta2=self.config.adam_beta2,
+                lr=rate,
+                weight_decay=decay,
+                eps=self.config.adam_eps,
+                maximize=False,
+            )
+
+
+def parameter_groups(model: Model, config: TrainingConfig) -> list[dict]:
+    """Parameters by kind: the free ones of masks and of embeddings may have rates of their own; networks the rest."""
+    kinds = {"mask": [], "embedding": []}
+    for latent in model.latents:
+        kind = {MaskProbability: "mask", Mask: "mask", Embedding: "embedding", LearnedEmbedding: "embedding"}
+        kinds.get(kind.get(type(latent)), []).extend(latent.parameters(recurse=False))
+    free = {id(p) for group in kinds.values() for p in group}
+    networks = [p for p in model.parameters() if id(p) not in free]
+    decay = config.weight_decay if config.weight_decay_on == "all" else 0.0
+    rates = {"mask": config.rate_mask, "embedding": config.rate_embedding}
+    groups = [{"params": networks, "lr": config.learning_rate, "weight_decay": config.weight_decay}]
+    for kind, parameters in kinds.items():
+        rate = config.learning_rate if rates[kind] is None else rates[kind]
+        groups += [{"params": parameters, "lr": rate, "weight_decay": decay}] if parameters else []
+    return groups

@@ -1,0 +1,103 @@
+"""One optimisation step, and the loss of a batch that training and validation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from samsvae.config.training import TrainingConfig
+from samsvae.data.cells import Cells
+from samsvae.models.batch import Batch
+from samsvae.models.model import Model
+from samsvae.models.noise import Noise, Streams, given
+from samsvae.training.objective import objective, only_own_perturbations
+from samsvae.training.optimiser import Adam
+
+
+def batch_loss(
+    model: Model,
+    cells: Cells,
+    config: TrainingConfig,
+    noise: Streams,
+    *,
+    particles: int,
+    size: int,
+    n_cells: int,
+    warmup: float | Tensor = 1.0,
+) -> Callable[..., Tensor]:
+    """The loss of the cells at some positions, as a function of these (and of their counts, where they are at hand).
+
+    Where ``compile`` is set, batches of the full ``size`` go through fewer and larger kernels. Their noise is drawn
+    beforehand, of the same streams in the same order.
+    """
+
+    def given_noise(at: Tensor, counts: tuple[Tensor, ...], noise: Noise) -> Tensor:
+        batch = cells.batch(at, *counts, own=only_own_perturbations(cells, config))
+        draw = model.draw(batch, noise, particles)
+        return objective(model, batch, draw, config, n_cells=n_cells, warmup=warmup)[0]
+
+    if not config.compile:
+        return lambda at, *counts: given_noise(at, counts, noise)
+    fused = torch.compile(
+        lambda at, counts, values: given_noise(at, counts, given(values)), dynamic=False, fullgraph=True
+    )
+    asked: list[tuple[str, str, tuple[int, ...]]] = []
+
+    def loss(at: Tensor, *counts: Tensor) -> Tensor:
+        if len(at) < size:
+            return given_noise(at, counts, noise)
+        if not asked:
+            asked.extend(_asked(model, cells.batch(at, *counts), particles))
+        return fused(at, counts, {name: noise(name, kind, shape) for name, kind, shape in asked})
+
+    return loss
+
+
+def training_step(
+    model: Model,
+    cells: Cells,
+    config: TrainingConfig,
+    optimiser: Adam,
+    noise: Streams,
+    bad: Tensor,
+    warmup: float | Tensor,
+) -> Callable[..., Tensor]:
+    """A step of the training on the cells at some positions, which gives its loss.
+
+    ``bad`` becomes 1 where the loss is not finite; while it is 1 no step changes a weight.
+    """
+    # the scale matters to Adam through its eps and weight decay
+    scale = float(len(cells)) if config.loss_scale == "n_cells" else 1.0
+    sizes = {"size": min(config.batch_size, len(cells)), "n_cells": len(cells), "particles": config.particles}
+    loss_of = batch_loss(model, cells, config, noise, **sizes, warmup=warmup)
+
+    def step(at: Tensor, *counts: Tensor) -> Tensor:
+        loss = loss_of(at, *counts)
+        with torch.no_grad():
+            torch.maximum(bad, (loss - loss).ne(0.0), out=bad)  # inf - inf and nan are not 0
+        model.zero_grad(set_to_none=True)
+        (loss * scale).backward()
+        if config.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        optimiser.step(bad)
+        return loss.detach()
+
+    return step
+
+
+@torch.no_grad()
+def _asked(model: Model, batch: Batch, particles: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The name, kind and shape of the noise that the model asks for, in order; no stream is drawn from."""
+    asked = []
+
+    def nothing(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+        asked.append((name, kind, tuple(shape)))
+        return torch.zeros(shape, device=batch.x.device)
+
+    mode = model.training
+    model.eval()  # no dropout, and no moments of batch norm are moved
+    model.draw(batch, nothing, particles)
+    model.train(mode)
+    return asked

@@ -1,0 +1,70 @@
+"""The validation loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from samsvae.config.training import TrainingConfig
+from samsvae.data.cells import Cells
+from samsvae.data.streaming import batches
+from samsvae.errors import NumericalError
+from samsvae.models.model import Model
+from samsvae.models.noise import Streams, set_stream_states, stream_states
+from samsvae.ops.cuda_graphs import Steps
+from samsvae.training.diagnosis import culprit
+from samsvae.training.steps import batch_loss
+
+
+def validation_step(
+    model: Model, cells: Cells, config: TrainingConfig, noise: Streams, n_cells: int
+) -> Callable[..., Tensor]:
+    """The loss of a validation's cells at some positions, as a function of these; to be called without gradients."""
+    size = min(_validation_size(config), len(cells))
+    return batch_loss(model, cells, config, noise, particles=config.validation_particles, size=size, n_cells=n_cells)
+
+
+def _validation_size(config: TrainingConfig) -> int:
+    return max(config.batch_size, 512)
+
+
+@torch.no_grad()
+def validation_loss(
+    model: Model,
+    cells: Cells,
+    config: TrainingConfig,
+    noise: Streams,
+    *,
+    n_cells: int | None = None,
+    between: Callable[[], None] = lambda: None,
+    steps: Steps | None = None,
+) -> float:
+    """Mean over cells of the training objective, with fresh noise, in evaluation mode, at full weight of the terms.
+
+    ``n_cells``: of the training, by which ``plate: every_step`` shares out (default: the cells at hand). ``between``
+    is called after every batch. ``steps``: what gives the loss of a batch under this noise, where it is captured.
+    """
+    model.eval()
+    n_cells = len(cells) if n_cells is None else n_cells
+    steps = Steps(validation_step(model, cells, config, noise, n_cells), noise) if steps is None else steps
+    before = stream_states(noise)
+    parts, losses = [], []
+    for at, *counts in batches(cells, torch.arange(len(cells)), _validation_size(config)):
+        parts.append(at)
+        losses.append(steps(at, *counts))
+        between()
+    total = 0.0
+    for number, (at, loss) in enumerate(zip(parts, torch.stack(losses).tolist(), strict=True)):
+        if not math.isfinite(loss):
+            set_stream_states(noise, before)
+            config = replace(config, particles=config.validation_particles)
+            raise NumericalError(
+                "In validation: " + culprit(model, cells, parts[: number + 1], config, noise, None, n_cells=n_cells)
+            )
+        total += loss * len(at)
+    model.train()
+    return total / len(cells)
