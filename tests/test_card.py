@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from samsvae.errors import DataError
-from samsvae.figures.data_card import data_card
+from samsvae.figures.data_card import draw as draw_data_card
 from samsvae.screens import splits
 from samsvae.screens.data_card import card
 from samsvae.screens.screen import assemble, provenance, write_screen
@@ -76,7 +76,7 @@ def test_real_values_have_a_card(files, tmp_path):
     found = card(tmp_path / "real.h5ad", files[1])
     np.testing.assert_allclose(found.genes["mean"], values.astype(float).mean(0))
     assert found.counts["cells"].sum() == 10
-    data_card(**vars(found))
+    draw_data_card(**vars(found))
 
 
 def test_a_split_of_other_cells_is_refused(files, tmp_path):
@@ -88,7 +88,7 @@ def test_a_split_of_other_cells_is_refused(files, tmp_path):
 
 def test_the_picture_shows_every_panel(files):
     found = vars(card(*files[:2]))
-    fig = data_card(**found)
+    fig = draw_data_card(**found)
     fig.canvas.draw()
     axes = {ax.get_label(): ax for part in fig.subfigs for ax in part.axes}
     assert set(axes) == {"facts", "counts", "conditions", "genes", "splits"}
@@ -104,7 +104,7 @@ def test_the_picture_shows_every_panel(files):
 def test_a_long_card_ends_in_dots(files):
     found = vars(card(*files[:2]))
     found["facts"] = pd.concat([found["facts"]] * 8, ignore_index=True)
-    facts = data_card(**found).subfigs[0].axes[0]
+    facts = draw_data_card(**found).subfigs[0].axes[0]
     assert facts.texts[-1].get_text() == "…" and max(text.get_position()[1] for text in facts.texts) <= 75
 
 
@@ -112,7 +112,7 @@ def test_a_card_grows_with_its_facts(files):
     found = vars(card(*files[:2]))
     found["facts"] = pd.concat([found["facts"]] * 2, ignore_index=True)
     assert len(found["facts"]) > 30
-    fig = data_card(**found)
+    fig = draw_data_card(**found)
     facts = fig.subfigs[0].axes[0]
     assert len(facts.texts) >= 2 * len(found["facts"]) and "…" not in {text.get_text() for text in facts.texts}
     fig.canvas.draw()
@@ -124,7 +124,7 @@ def test_conditions_of_equal_size_do_not_hide_each_other(files):
     found = vars(card(*files[:2]))
     conditions = [("c", "control", 9), ("A", "single", 5), ("B", "single", 5), ("A+B", "combination", 5)]
     found["conditions"] = pd.DataFrame(conditions, columns=["condition", "kind", "cells"])
-    fig = data_card(**found)
+    fig = draw_data_card(**found)
     fig.canvas.draw()
     (ax,) = (ax for part in fig.subfigs for ax in part.axes if ax.get_label() == "conditions")
     assert [line.get_xdata().tolist() for line in ax.lines] == [[1], [2, 3], [4]]
@@ -134,4 +134,4 @@ def test_conditions_of_equal_size_do_not_hide_each_other(files):
 def test_nothing_to_draw_is_named(files):
     found = vars(card(*files[:2]))
     with pytest.raises(DataError, match="conditions: the table has no rows"):
-        data_card(**{**found, "conditions": found["conditions"].iloc[:0]})
+        draw_data_card(**{**found, "conditions": found["conditions"].iloc[:0]})

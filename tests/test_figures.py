@@ -13,14 +13,18 @@ from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.selection import best_settings
 from samsvae.figures import heatmaps, published, style
-from samsvae.figures.custom import custom
-from samsvae.figures.norman import norman
-from samsvae.figures.replogle_de import overlap_table, replogle_de, strongest
-from samsvae.figures.replogle_effects import replogle_effects
-from samsvae.figures.replogle_masks import latent_order, replogle_masks
-from samsvae.figures.replogle_table1 import build_replogle_table1, replogle_table1, settings_text
-from samsvae.figures.simulation_recovery import DENSITY, simulation_recovery
-from samsvae.figures.training_curves import training_curves
+from samsvae.figures.combinations import draw as draw_combinations
+from samsvae.figures.curves import draw as draw_curves
+from samsvae.figures.effects import draw as draw_effects
+from samsvae.figures.expression import draw as draw_expression
+from samsvae.figures.expression import overlap_table, strongest
+from samsvae.figures.masks import draw as draw_masks
+from samsvae.figures.masks import latent_order
+from samsvae.figures.own_screen import draw as draw_own_screen
+from samsvae.figures.recovery import DENSITY
+from samsvae.figures.recovery import draw as draw_recovery
+from samsvae.figures.scores import build_replogle_table1, settings_text
+from samsvae.figures.scores import draw as draw_scores
 
 SIMULATED = (*TABLE_1, "vae", "beta_vae", "ivae", "svae", "svae_plus_lopez")
 
@@ -43,19 +47,19 @@ def draw(name, table1):
     mask, embedding, pathway, data, model = tables.screen()
     de, model_de = tables.de_tables(data.iloc[:8], model.iloc[:8])
     drawings = {
-        "replogle_table1": lambda: replogle_table1(table1),
-        "replogle_table1_miniature": lambda: replogle_table1(table1, comparable=False),
-        "replogle_masks": lambda: replogle_masks(mask, embedding, pathway, tables.accuracy()),
-        "replogle_masks_plain": lambda: replogle_masks(mask, embedding, None, None),
-        "replogle_effects": lambda: replogle_effects(data, model, pathway, name="SAMS-VAE"),
-        "replogle_de": lambda: replogle_de(de, data, model, tables.overlap(data.index), model_de=model_de),
-        "norman_ood": lambda: norman(tables.norman_summary(), tables.interactions()),
-        "norman_efficiency": lambda: norman(tables.norman_summary((0, 1)), task="efficiency"),
-        "simulation_recovery": lambda: simulation_recovery(
+        "replogle_table1": lambda: draw_scores(table1),
+        "replogle_table1_miniature": lambda: draw_scores(table1, comparable=False),
+        "replogle_masks": lambda: draw_masks(mask, embedding, pathway, tables.accuracy()),
+        "replogle_masks_plain": lambda: draw_masks(mask, embedding, None, None),
+        "replogle_effects": lambda: draw_effects(data, model, pathway, name="SAMS-VAE"),
+        "replogle_de": lambda: draw_expression(de, data, model, tables.overlap(data.index), model_de=model_de),
+        "norman_ood": lambda: draw_combinations(tables.norman_summary(), tables.interactions()),
+        "norman_efficiency": lambda: draw_combinations(tables.norman_summary((0, 1)), task="efficiency"),
+        "simulation_recovery": lambda: draw_recovery(
             tables.simulation_scores(seeds=2), tables.simulation_scores(SIMULATED, (500,), seeds=2)
         ),
-        "training_curves": lambda: training_curves(tables.histories(seeds=1)),
-        "custom": lambda: custom(
+        "training_curves": lambda: draw_curves(tables.histories(seeds=1)),
+        "custom": lambda: draw_own_screen(
             tables.custom_scores(),
             data,
             model,
@@ -63,7 +67,7 @@ def draw(name, table1):
             mask_probability=mask,
             pathway=pathway,
         ),
-        "custom_plain": lambda: custom(tables.custom_scores(), data, model, tables.per_condition(data.index)),
+        "custom_plain": lambda: draw_own_screen(tables.custom_scores(), data, model, tables.per_condition(data.index)),
     }
     return drawings[name]()
 
@@ -122,7 +126,7 @@ def test_every_panel_is_there_named_filled_and_legible(name, table1, monkeypatch
 @pytest.mark.parametrize("perturbations", [20, 50, 345])
 def test_pathway_names_do_not_overlap(perturbations):
     mask, embedding, pathway, *_ = tables.screen(perturbations)
-    fig = replogle_masks(mask, embedding, pathway, tables.accuracy())
+    fig = draw_masks(mask, embedding, pathway, tables.accuracy())
     fig.canvas.draw()
     ax = next(a for a in fig.axes if a.get_label() == "pathways")
     boxes = sorted((t.get_window_extent() for t in ax.texts), key=lambda b: b.y0)
@@ -138,7 +142,7 @@ def test_rows_are_ordered_by_pathway_and_inactive_latents_are_right():
     assert [g for i, g in enumerate(groups) if i == 0 or groups[i - 1] != g] == [*sorted(set(groups) - {""}), ""]
     latents, active = latent_order(mask)
     assert (mask[latents[:active]].max() > 0.5).all() and not (mask[latents[active:]].max() > 0.5).any()
-    shown = panels(replogle_masks(mask, embedding, pathway, None))["mask probability"].images[0].get_array()
+    shown = panels(draw_masks(mask, embedding, pathway, None))["mask probability"].images[0].get_array()
     assert shown.shape == (45, 30)  # the five without a pathway are left out
     annotated = mask[pathway != ""]
     assert np.allclose(np.sort(shown, axis=None), np.sort(annotated.to_numpy(), axis=None))
@@ -163,7 +167,7 @@ def test_pathway_names_read_as_words():
 
 def test_effects_of_data_and_model_share_order_and_limits():
     *_, pathway, data, model = tables.screen()
-    left, right = (panels(replogle_effects(data, model, pathway))[f"effects {n}"].images[0] for n in ("data", "model"))
+    left, right = (panels(draw_effects(data, model, pathway))[f"effects {n}"].images[0] for n in ("data", "model"))
     assert left.get_clim() == right.get_clim() and left.get_clim()[0] == -left.get_clim()[1]
     # the same permutation leads from either matrix to its picture
     flat = np.argsort(data.to_numpy().ravel())
@@ -173,7 +177,7 @@ def test_effects_of_data_and_model_share_order_and_limits():
 
 def test_effects_say_how_many_perturbations_each_panel_shows():
     *_, pathway, data, model = tables.screen(unannotated=5)
-    found = panels(replogle_effects(data, model, pathway))
+    found = panels(draw_effects(data, model, pathway))
     assert found["effects data"].get_xlabel() == "45 with a pathway × 120 genes"
     assert "all 50 perturbations" in found["agreement"].get_title(loc="left")
     assert "50 perturbations (median" in found["per perturbation"].get_title(loc="left")
@@ -181,7 +185,7 @@ def test_effects_say_how_many_perturbations_each_panel_shows():
 
 def test_agreement_prints_pearson():
     *_, data, model = tables.screen()
-    fig = replogle_effects(data, model)
+    fig = draw_effects(data, model)
     r = np.corrcoef(data.to_numpy().ravel(), model.to_numpy().ravel())[0, 1]
     assert f"r = {r:.3f}" in [t.get_text() for t in panels(fig)["agreement"].texts]
     each = [np.corrcoef(data.loc[c], model.loc[c])[0, 1] for c in data.index]
@@ -219,7 +223,7 @@ def test_table1_of_single_runs_has_no_seed_interval(numbers):
     scores = tables.replogle_scores(seeds=1)
     table = build_replogle_table1(scores, best_settings(scores, ["model"]), published.replogle_table1(numbers))
     assert table["inside_seed_interval_test_iwelbo"].isna().all() and table["test_iwelbo_sd"].isna().all()
-    replogle_table1(table)
+    draw_scores(table)
 
 
 def test_table1_has_no_difference_where_nothing_may_be_compared(table1, numbers):
@@ -233,12 +237,12 @@ def test_table1_has_no_difference_where_nothing_may_be_compared(table1, numbers)
 
 def test_table1_figure_keeps_the_order_and_says_when_nothing_may_be_compared(table1):
     shuffled = table1.sample(frac=1, random_state=0)
-    fig = replogle_table1(shuffled)
+    fig = draw_scores(shuffled)
     shown = [t.get_text() for t in panels(fig)["model"].texts if t.get_fontweight() == "bold"]
     assert shown == [ROWS[m].method for m in TABLE_1]
     said = " ".join(t.get_text() for t in texts(fig))
     assert "−1756.27" in said and "difference" in said and "must not be compared" not in said
-    miniature = replogle_table1(table1, comparable=False)
+    miniature = draw_scores(table1, comparable=False)
     said = " ".join(t.get_text() for t in texts(miniature))
     assert "−1756.27" in said and "difference" not in said and "must not be compared" in said
 
@@ -256,7 +260,7 @@ def test_settings_text_names_only_what_the_model_reads():
 
 def test_norman_draws_one_encoding_baselines_and_published_values(numbers):
     summary = tables.norman_summary()
-    fig = norman(summary, published=published.norman(numbers, "ood"))
+    fig = draw_combinations(summary, published=published.norman(numbers, "ood"))
     ax = panels(fig)["ate_pearson"]
     heights = sorted(p.get_height() for p in ax.patches)
     wanted = summary[
@@ -268,13 +272,13 @@ def test_norman_draws_one_encoding_baselines_and_published_values(numbers):
     assert len(theirs) == 20 and np.isclose(theirs, 0.681648).any()  # SAMS-VAE corr. at 0
     labels = [t.get_text() for legend in fig.findobj(type(fig.legends[0])) for t in legend.get_texts()]
     assert {"additive", "mean of perturbations", "published"} <= set(labels)
-    shown = norman(summary, encoding="unique")
+    shown = draw_combinations(summary, encoding="unique")
     assert len(panels(shown)["ate_pearson"].patches) == 10  # CPA-VAE and SVAE+ have that encoding
 
 
 def test_norman_interaction_correlations():
     pairs = tables.interactions()
-    fig = norman(tables.norman_summary(), pairs)
+    fig = draw_combinations(tables.norman_summary(), pairs)
     of = pairs[pairs["model"] == "cpa_vae_corr"]
     r = np.corrcoef(of["observed"], of["predicted"])[0, 1]
     assert f"r = {r:.3f}" in [t.get_text() for t in panels(fig)["interaction cpa_vae_corr"].texts]
@@ -284,7 +288,7 @@ def test_norman_interactions_say_whether_their_pairs_were_in_training():
     pairs = tables.interactions().replace({"fraction": {1.0: 0.75}})
     pairs.loc[pairs["model"] == "cond_vae", "seen"] = False
     pairs.loc[pairs["model"] == "svae_plus", "seen"] = pairs["pair"].isin(["p0", "p1"])
-    found = panels(norman(tables.norman_summary(), pairs))
+    found = panels(draw_combinations(tables.norman_summary(), pairs))
     said = {
         model: found[f"interaction {model}"].get_title(loc="left").split("\n")[1] for model in pairs["model"].unique()
     }
@@ -297,7 +301,7 @@ def test_norman_marks_the_reference_whose_bar_has_no_height():
     summary = tables.norman_summary()
     at = (summary["model"] == "sams_vae_corr") & (summary["fraction"] == 0) & (summary["metric"] == "iwelbo_relative")
     summary.loc[at, ["mean", "sd"]] = 0.0
-    ax = panels(norman(summary))["iwelbo_relative"]
+    ax = panels(draw_combinations(summary))["iwelbo_relative"]
     marks = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert len(marks) == 1 and marks[0].get_color() == style.look("sams_vae_corr").colour
     (bar,) = [bar for bar in ax.patches if bar.get_height() == 0]
@@ -327,8 +331,8 @@ def test_mask_of_ones_line():
 def test_simulation_draws_the_primary_rule_only():
     sams = tables.simulation_scores(cells=(10, 100), seeds=2)
     other = sams["metric"].str.endswith("/correlation")
-    same = simulation_recovery(sams[~other], sams[~other])
-    fig = simulation_recovery(sams.assign(value=sams["value"].where(~other, 99.0)), sams)
+    same = draw_recovery(sams[~other], sams[~other])
+    fig = draw_recovery(sams.assign(value=sams["value"].where(~other, 99.0)), sams)
     for label, ax in panels(fig).items():
         assert ax.get_ylim() == panels(same)[label].get_ylim()
 
@@ -346,7 +350,7 @@ def test_simulation_panels_name_units_matching_rule_and_kind_of_mcc():
 def test_training_curves_limits_are_robust():
     """A first value of 5,000 above the rest must not flatten the curves; all runs are drawn."""
     histories = tables.histories(seeds=2)
-    fig = training_curves(histories)
+    fig = draw_curves(histories)
     ax = panels(fig)["replogle"]
     part = histories[histories["experiment"] == "replogle"]
     low, high = ax.get_ylim()
@@ -357,12 +361,12 @@ def test_training_curves_limits_are_robust():
 def test_training_curves_tell_amounts_of_data_apart():
     histories = tables.histories(seeds=2).query("model == 'cond_vae' and experiment == 'norman_ood'")
     amount = histories["run"].str[-1].map({"0": "fraction 0", "1": "fraction 1"})
-    ax = panels(training_curves(histories.assign(amount=amount)))["norman_ood"]
+    ax = panels(draw_curves(histories.assign(amount=amount)))["norman_ood"]
     assert ax.get_title(loc="left").startswith("norman_ood")
     (pale, full) = ax.collections[0].get_colors()[:, :3]
     assert (pale > full).all() or (pale.sum() > full.sum() and (pale >= full).all())
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["fraction 0", "fraction 1"]
-    assert panels(training_curves(histories))["norman_ood"].get_legend() is None
+    assert panels(draw_curves(histories))["norman_ood"].get_legend() is None
 
 
 def test_de_colours_and_default_conditions():
@@ -371,7 +375,7 @@ def test_de_colours_and_default_conditions():
     counts = (de[de["padj"] < 0.05]).groupby("condition").size()
     chosen = strongest(de)
     assert counts[chosen].min() >= counts.drop(chosen).max()
-    fig = replogle_de(
+    fig = draw_expression(
         de, data, model, tables.overlap(data.index), conditions=[chosen[0]], names={chosen[0]: "A nice name"}
     )
     ax = panels(fig)[f"scatter {chosen[0]}"]
@@ -381,7 +385,7 @@ def test_de_colours_and_default_conditions():
     }
     assert counts[chosen[0]] in drawn.values() and sum(drawn.values()) == data.shape[1]
     with pytest.raises(DataError, match="no condition 'nobody'"):
-        replogle_de(de, data, model, tables.overlap(data.index), conditions=["nobody"])
+        draw_expression(de, data, model, tables.overlap(data.index), conditions=["nobody"])
 
 
 def test_de_names_of_genes_stay_clear_of_the_axis_and_of_the_points():
@@ -389,7 +393,7 @@ def test_de_names_of_genes_stay_clear_of_the_axis_and_of_the_points():
     data = data.rename(columns={g: f"SYM{i}_ENSG00000{i}" for i, g in enumerate(data.columns)})
     model.columns = data.columns
     de, _ = tables.de_tables(data, model)
-    fig = replogle_de(de, data, model, tables.overlap(data.index[:8]))
+    fig = draw_expression(de, data, model, tables.overlap(data.index[:8]))
     fig.canvas.draw()
     found = panels(fig)
     for label, ax in found.items():
@@ -415,7 +419,7 @@ def test_overlap_table_of_agreement():
 def test_custom_sorts_perturbations_by_the_best_model():
     *_, data, model = tables.screen()
     scores = tables.per_condition(data.index)
-    ax = panels(custom(tables.custom_scores(), data, model, scores))["conditions"]
+    ax = panels(draw_own_screen(tables.custom_scores(), data, model, scores))["conditions"]
     means = scores[scores["model"] != "mean_of_perturbations"].groupby("model")["value"].mean()
     best = scores[scores["model"] == means.idxmax()].set_index("condition")["value"]
     shown = [t.get_text() for t in ax.get_xticklabels()]
@@ -427,7 +431,7 @@ def test_custom_masks_stand_in_the_order_of_the_effects_beside_them_and_say_whos
     scores = tables.per_condition(data.index)
 
     def names(mask, **more):
-        found = panels(custom(tables.custom_scores(), data, model, scores, mask_probability=mask, **more))
+        found = panels(draw_own_screen(tables.custom_scores(), data, model, scores, mask_probability=mask, **more))
         ax = found["mask probability"]
         shown = [t.get_text() for t in ax.get_yticklabels()]
         latents, _ = latent_order(mask)
@@ -448,23 +452,23 @@ def test_custom_masks_stand_in_the_order_of_the_effects_beside_them_and_say_whos
 @pytest.mark.parametrize(
     "call",
     [
-        lambda e, m: replogle_table1(e),
+        lambda e, m: draw_scores(e),
         lambda e, m: build_replogle_table1(e, e, e),
-        lambda e, m: replogle_masks(e, e, None, None),
-        lambda e, m: replogle_masks(m, m, None, e),
-        lambda e, m: replogle_effects(e, e),
-        lambda e, m: replogle_effects(m, m.iloc[1:]),
-        lambda e, m: replogle_effects(m, m.iloc[::-1]),
-        lambda e, m: replogle_de(e, m, m, e),
-        lambda e, m: norman(e),
-        lambda e, m: norman(tables.norman_summary(), e),
-        lambda e, m: norman(tables.norman_summary(), task="cat"),
-        lambda e, m: norman(tables.norman_summary().iloc[:0]),
-        lambda e, m: simulation_recovery(e, e),
-        lambda e, m: simulation_recovery(tables.simulation_scores(seeds=1).iloc[:0], e),
-        lambda e, m: training_curves(e),
-        lambda e, m: training_curves(tables.histories(1).assign(val_loss=np.nan)),
-        lambda e, m: custom(e, m, m, e),
+        lambda e, m: draw_masks(e, e, None, None),
+        lambda e, m: draw_masks(m, m, None, e),
+        lambda e, m: draw_effects(e, e),
+        lambda e, m: draw_effects(m, m.iloc[1:]),
+        lambda e, m: draw_effects(m, m.iloc[::-1]),
+        lambda e, m: draw_expression(e, m, m, e),
+        lambda e, m: draw_combinations(e),
+        lambda e, m: draw_combinations(tables.norman_summary(), e),
+        lambda e, m: draw_combinations(tables.norman_summary(), task="cat"),
+        lambda e, m: draw_combinations(tables.norman_summary().iloc[:0]),
+        lambda e, m: draw_recovery(e, e),
+        lambda e, m: draw_recovery(tables.simulation_scores(seeds=1).iloc[:0], e),
+        lambda e, m: draw_curves(e),
+        lambda e, m: draw_curves(tables.histories(1).assign(val_loss=np.nan)),
+        lambda e, m: draw_own_screen(e, m, m, e),
         lambda e, m: style.save(style.figure(1, 1), "nowhere/x", {}),
     ],
 )
@@ -475,7 +479,7 @@ def test_nothing_to_draw_is_a_data_error(call):
 
 def test_unknown_model_is_named_with_its_nearest():
     with pytest.raises(DataError, match="Did you mean 'sams_vae_corr'"):
-        training_curves(tables.histories(1).replace("sams_vae_corr", "sams_vae_cor"))
+        draw_curves(tables.histories(1).replace("sams_vae_corr", "sams_vae_cor"))
 
 
 def test_every_row_of_the_zoo_has_a_look_of_its_own():

@@ -10,6 +10,12 @@ import pytest
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.effects import interactions
 from samsvae.evaluation.metrics.selection import shown
+from samsvae.figures import combinations as combinations_figure
+from samsvae.figures import curves as curves_figure
+from samsvae.figures import effects as effects_figure
+from samsvae.figures import masks as masks_figure
+from samsvae.figures import own_screen as own_screen_figure
+from samsvae.figures import recovery as recovery_figure
 from samsvae.figures import runs as panels
 from samsvae.screens.screen import assemble, write_screen
 from samsvae.study.collect import collect_scores
@@ -106,11 +112,11 @@ def test_one_setting_for_each_model_and_number_of_cells():
         for seed, value in enumerate(val):
             of = {("iwelbo", "val"): value, ("mask_f1/true-positives", "test"): f1}
             parts.append(rows("svae_plus", f"{cells}-{b}-{seed}", of=of, cells=cells, beta_b=b, data_seed=seed))
-    found = panels.one_setting(table(*parts))
+    found = recovery_figure.one_setting(table(*parts))
     assert sorted(found["run"].unique()) == ["10-5-0", "10-5-1", "100-2-0", "100-2-1"]
     assert len(found) == 8 and set(found.loc[found["metric"] != "iwelbo", "value"]) == {0.2, 0.3}
     without = table(*[[{k: v for k, v in row.items() if k != "cells"} for row in part] for part in parts[2:6]])
-    assert sorted(panels.one_setting(without)["run"].unique()) == ["100-2-0", "100-2-1"]
+    assert sorted(recovery_figure.one_setting(without)["run"].unique()) == ["100-2-0", "100-2-1"]
 
 
 # ---- Norman --------------------------------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ def test_norman_scores_are_relative_to_the_model_that_saw_no_pair():
         columns = {"encoding": np.nan, "fraction": 1.0, "split_seed": split}
         parts.append(rows("additive", "additive", of={("ate_pearson", "test"): 0.4}, **columns))
         parts.append(rows("additive", "additive", of={("ate_pearson", "test"): 0.1}, protocol="held-out", **columns))
-    found = panels.norman_summary(table(*parts)).set_index(["model", "encoding", "fraction", "metric"])
+    found = combinations_figure.norman_summary(table(*parts)).set_index(["model", "encoding", "fraction", "metric"])
     relative = {
         ("sams_vae_corr", "sum", 0.0): [0.0, 0.0],
         ("sams_vae_corr", "sum", 1.0): [3.0, 4.0],
@@ -160,7 +166,7 @@ def test_norman_needs_the_reference_of_every_split():
         rows("cond_vae", "b", of=of, fraction=0.0, encoding="sum", split_seed=1),
     )
     with pytest.raises(DataError, match="split_seed 1"):
-        panels.norman_summary(scores)
+        combinations_figure.norman_summary(scores)
 
 
 DATA = np.array([[1.0, 0.0], [5.0, -1.0], [0.0, 0.0], [2.0, 1.0], [7.0, 7.0]])  # A, A+B, A+C, B, C on two genes
@@ -221,7 +227,7 @@ def test_norman_interactions_by_hand(pairs):
     """
     inputs, screen, folder = pairs
     write_screen(screen, folder / "screen.h5ad")
-    found = panels.norman_interactions(*inputs, folder / "screen.h5ad")
+    found = combinations_figure.norman_interactions(*inputs, folder / "screen.h5ad")
     columns = ["model", "fraction", "pair", "seen", "gene", "observed", "predicted"]
     assert found[columns].to_numpy().tolist() == [
         ["cond_vae", 1.0, "A+B", True, "g1", 2.0, 0.0],
@@ -236,7 +242,9 @@ def test_norman_interactions_by_hand(pairs):
 def test_norman_interactions_of_one_split_say_that_the_pair_was_not_seen(pairs):
     (scores, files, references), screen, folder = pairs
     write_screen(screen, folder / "screen.h5ad")
-    found = panels.norman_interactions(scores[scores["split_seed"] == 1], files, references, folder / "screen.h5ad")
+    found = combinations_figure.norman_interactions(
+        scores[scores["split_seed"] == 1], files, references, folder / "screen.h5ad"
+    )
     assert not found["seen"].any()
 
 
@@ -245,7 +253,9 @@ def test_norman_interactions_beside_what_was_put_into_a_miniature(pairs):
     made = pd.DataFrame([[0.5, 0.25], [3.0, 4.0]], index=["A+B", "A+C"], columns=["g2", "g1"])
     screen.uns["miniature_truth"] = made
     write_screen(screen, folder / "screen.h5ad")
-    found = panels.norman_interactions(scores[scores["model"] == "cond_vae"], files, references, folder / "screen.h5ad")
+    found = combinations_figure.norman_interactions(
+        scores[scores["model"] == "cond_vae"], files, references, folder / "screen.h5ad"
+    )
     assert found.set_index("gene")["made"].to_dict() == {"g1": 0.25, "g2": 0.5}
 
 
@@ -262,7 +272,7 @@ def test_accuracy_of_pathways_by_classifier_and_model():
         own = {"model": model, "classifier": classifier, "metric": metric, "mean": mean, "sd": sd, "n": 3}
         return own | {"null_mean": null, "null_sd": 0.05}
 
-    found = panels.accuracy_table(
+    found = masks_figure.accuracy_table(
         pd.DataFrame(
             [
                 file("sams_vae_corr", 0.5, 0.01),
@@ -300,7 +310,9 @@ def test_effects_of_the_run_shown_in_the_order_of_the_data(tmp_path):
         pathway_of={"G1": "one", "G3": "two"},
     )
     write_screen(screen, tmp_path / "screen.h5ad")
-    shown = panels.effects(SCORES, files, tmp_path / "data.h5ad", tmp_path / "screen.h5ad", model="sams_vae_corr")
+    shown = effects_figure.tables(
+        SCORES, files, tmp_path / "data.h5ad", tmp_path / "screen.h5ad", model="sams_vae_corr"
+    )
     assert shown["model"].to_numpy().tolist() == [[0, 1], [2, 3], [4, 5]]
     assert shown["data"].index.tolist() == shown["model"].index.tolist() == names
     assert shown["pathway"].to_dict() == {"p1": "one", "p2": "", "p3": "two"}
@@ -320,7 +332,7 @@ def test_curves_say_how_much_data_a_run_saw_where_runs_differ(tmp_path):
         write(pd.DataFrame({"run": ["a", "b"], **axis}), tmp_path / name / "grid.tsv")
         history = {"run": ["a", "a", "b"], "step": [1, 2, 1], "val_loss": 2.0}
         write(pd.DataFrame(history), tmp_path / name / "histories.tsv")
-    found = panels.curves(*([tmp_path / name / file for name in runs] for file in ("histories.tsv", "grid.tsv")))
+    found = curves_figure.tables(*([tmp_path / name / file for name in runs] for file in ("histories.tsv", "grid.tsv")))
     columns = ["experiment", "run", "step", "amount"]
     assert found[columns].to_numpy().tolist()[:4] == [
         ["norman_ood", "b", 1, "fraction 0.25"],  # least first
@@ -367,7 +379,7 @@ def test_an_own_screen_shows_the_settings_of_best_validation(tmp_path):
     )  # fmt: skip
     write_screen(screen, tmp_path / "screen.h5ad")
 
-    shown = panels.own_screen(
+    shown = own_screen_figure.tables(
         collect_scores(grid, score_files, [], [tmp_path / "d" / "s" / "baselines.tsv"]),
         of["per_condition"], of["effects"], of["perturbations"], tmp_path / "each.tsv", reference,
         tmp_path / "screen.h5ad",

@@ -5,16 +5,16 @@ from samsvae.study.script import session
 with session(snakemake.log[0]):
     from pathlib import Path
 
-    from samsvae.figures import runs as panels
-    from samsvae.figures.norman import norman
+    from samsvae.figures.combinations import draw, norman_interactions, norman_published, norman_summary
+    from samsvae.figures.runs import or_empty
     from samsvae.figures.style import save
     from samsvae.study.collect import collect_scores
     from samsvae.tables import read
 
     files, params = snakemake.input, snakemake.params
     each = collect_scores(read(files.grid), files.scores, [], files.baselines)
-    scores = panels.norman_summary(each)
-    found = panels.norman_interactions(each, files.effects, files.references, files.screen)
-    published = panels.norman_published(Path(files.published).parent, "ood", comparable=params.comparable)
-    data = {"scores": scores, "interactions": found, "published": panels.or_empty(published)}
-    save(norman(scores, found, published, "ood"), snakemake.output.png[:-4], data)
+    scores = norman_summary(each)
+    found = norman_interactions(each, files.effects, files.references, files.screen)
+    published = norman_published(Path(files.published).parent, "ood", comparable=params.comparable)
+    data = {"scores": scores, "interactions": found, "published": or_empty(published)}
+    save(draw(scores, found, published, "ood"), snakemake.output.png[:-4], data)

@@ -3,14 +3,13 @@
 from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.figures import runs as panels
-    from samsvae.figures.replogle_de import replogle_de
+    from samsvae.figures.expression import draw, tables
     from samsvae.figures.style import save
     from samsvae.study.collect import collect_scores
     from samsvae.tables import read
 
     files = snakemake.input
-    shown = panels.expression(
+    shown = tables(
         collect_scores(read(files.grid), files.scores, [], []),
         files.effects,
         files.tests,
@@ -22,4 +21,4 @@ with session(snakemake.log[0]):
     )
     data = {"overlap": shown["overlap"], "tests": shown["data_de"], "model_tests": shown["model_de"]}
     data |= {name: shown[name] for name in ("data_effects", "model_effects")}
-    save(replogle_de(**shown), snakemake.output.png[:-4], data)
+    save(draw(**shown), snakemake.output.png[:-4], data)

@@ -20,7 +20,7 @@ HEIGHT = 5.4
 
 
 @style.styled
-def data_card(
+def draw(
     facts: pd.DataFrame, conditions: pd.DataFrame, counts: pd.DataFrame, genes: pd.DataFrame, splits: pd.DataFrame
 ) -> Figure:
     """The tables of a data card: facts as text; counts per cell (a), cells per condition (b), detection

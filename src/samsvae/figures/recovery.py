@@ -1,4 +1,4 @@
-"""Simulations: are the true masks, latents and effects found again?"""
+"""Simulations: are the true masks, latents and effects recovered?"""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from samsvae.evaluation.metrics.selection import of_best_settings
 from samsvae.figures import style
+from samsvae.figures.runs import models_only
 
 RULE = "true-positives"  # the matching rule that is drawn; the other is in the data
+
 METRICS = {  # title, what it is, and the split that is drawn where there are several
     f"mask_f1/{RULE}": ("mask F1", "matched by true positives", None),
     f"mask_precision/{RULE}": ("mask precision", "matched by true positives", None),
@@ -20,10 +23,12 @@ METRICS = {  # title, what it is, and the split that is drawn where there are se
     "ate_r2": ("effects, R²", "against all cells", "all"),
     "iwelbo": ("test IWELBO", "nats per cell", "test"),
 }
+
 NOTE = (
     "Published protocol: effects of the data from all cells. Mean ± sd over data seeds; settings chosen on validation "
     "data."
 )
+
 # Targets per latent and perturbation: 2 of 15 in SAMS-VAE's; k ~ U{1, 2, 3} draws with replacement in SVAE+'s.
 DENSITY = {"sams": 2 / 15, "svae": sum(15 * (1 - (14 / 15) ** k) for k in (1, 2, 3)) / 3 / 15}
 
@@ -40,9 +45,7 @@ def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 @style.styled
-def simulation_recovery(
-    sams_scores: pd.DataFrame, svae_scores: pd.DataFrame, *, density: dict[str, float] = DENSITY
-) -> Figure:
+def draw(sams_scores: pd.DataFrame, svae_scores: pd.DataFrame, *, density: dict[str, float] = DENSITY) -> Figure:
     """SAMS-VAE's simulation against cells per perturbation (a-f), SVAE+'s by method (g-l): mean ± sd of data seeds.
 
     sams_scores: model, cells, metric, value (and split); svae_scores: the same without cells. Metrics: METRICS,
@@ -116,3 +119,15 @@ def _ones(ax: Axes, metric: str, density: float, *, vertical: bool) -> None:
     )
     if at is not None:
         (ax.axvline if vertical else ax.axhline)(at, color=style.INK, lw=0.9, ls=(0, (4, 2)), zorder=4)
+
+
+# ---- simulations, curves, own screens ------------------------------------------------------------------------------
+
+
+def one_setting(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of the published protocol under each model's best settings on validation data.
+
+    Data seeds are replicates; cells per perturbation are kept apart.
+    """
+    rows = models_only(scores)
+    return of_best_settings(rows, ["model", *([c] if (c := "cells") in rows else [])], ["seed", "data_seed"])

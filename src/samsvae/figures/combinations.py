@@ -1,9 +1,11 @@
-"""Norman: how well pairs of perturbations are foretold, by how many (ood) or how much (efficiency) of them was seen."""
+"""How well combinations are predicted, by how many, or how much, of them was seen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,16 +13,23 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from samsvae.errors import DataError, nearest
-from samsvae.figures import heatmaps, style
+from samsvae.evaluation.metrics.effects import interactions
+from samsvae.evaluation.metrics.selection import of_best_settings, relative_to, shown, summary
+from samsvae.figures import heatmaps, published, style
+from samsvae.figures.runs import frame, models_only, of_run
+from samsvae.screens.screen import read_uns
+from samsvae.tables import read_h5ad
 
 METRICS = {
     "iwelbo_relative": "test IWELBO relative to SAMS-VAE\n(corr. $z_b$, $E$) at 0 (nats per cell)",
     "ate_pearson": "ATE-Pearson of test pairs",
 }
+
 NOTE = (
     "Published protocol: effects of the data from all cells. Bars: mean ± sd over split seeds; settings chosen on "
     "validation data."
 )
+
 TASKS = {
     "ood": "fraction of all pairs seen in training",
     "efficiency": "fraction of the pairs' training cells seen",
@@ -38,7 +47,7 @@ def core(summary: pd.DataFrame, encoding: str = "sum") -> pd.DataFrame:
 
 
 @style.styled
-def norman(
+def draw(
     scores_summary: pd.DataFrame,
     interactions: pd.DataFrame | None = None,
     published: pd.DataFrame | None = None,
@@ -158,3 +167,63 @@ def _foretold(fig: Figure, table: pd.DataFrame, models: Sequence[str]) -> None:
     for axis in (axes[0].xaxis, axes[0].yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     fig.colorbar(axes[0].hexagons, ax=list(axes), shrink=0.8, aspect=18, pad=0.015).set_label("pair × gene per hexagon")
+
+
+# ---- Norman --------------------------------------------------------------------------------------------------------
+
+NORMAN_REFERENCE = {"model": "sams_vae_corr", "encoding": "sum", "fraction": 0}
+
+
+def norman_rows(scores: pd.DataFrame) -> pd.DataFrame:
+    """The models' scores, under the settings of each model and encoding that are best over all splits and fractions."""
+    return of_best_settings(models_only(scores), ["model", "encoding"], ["seed", "split_seed", "fraction"])
+
+
+def norman_summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """Relative IWELBO and ATE-Pearson of the test cells by model, encoding and fraction: mean and sd over splits.
+
+    Of several settings of a model the best on validation data count.
+    """
+    rows = norman_rows(scores)
+    relative = relative_to(rows, NORMAN_REFERENCE, ["split_seed"])
+    base = scores[(scores["protocol"] == "published") & (scores["method"] == "baseline")]
+    ate = pd.concat([rows, base], ignore_index=True).query("metric == 'ate_pearson'")
+    rows = pd.concat([relative[relative["split"] == "test"], ate[ate["split"] == "test"]], ignore_index=True)
+    rows["encoding"] = rows["encoding"].fillna("sum")
+    return summary(rows, ["model", "encoding", "fraction", "metric"])
+
+
+def norman_interactions(
+    scores: pd.DataFrame, files: Sequence[str], references: Sequence[str], screen: str
+) -> pd.DataFrame:
+    """Interactions of the test pairs, observed in all cells and predicted by a run of each model.
+
+    An interaction is the effect of a pair minus the sum of its single effects, each side by its own singles. The run
+    shown is of the model's best settings, its largest fraction and first split. Columns: model, run, fraction, pair,
+    seen (whether the pair has training cells), gene, observed, predicted, and ``made``, what was put in, where the
+    screen is a miniature. ``references``: the effects of the data for every split.
+    """
+    place = scores.drop_duplicates("run").set_index("run")["split_name"]
+    rows = core(norman_rows(scores))
+    most = rows["fraction"] == rows.groupby("model")["fraction"].transform("max")
+    made = read_uns(screen, "miniature_truth")
+    tables = []
+    for model, run, fraction in shown(rows[most], ["split_seed", "seed"])[["model", "run", "fraction"]].values:
+        data = read_h5ad(of_run(references, place[run]))
+        members = np.asarray(data.uns["members"])
+        pairs = (data.obs["n_test"] > 0).to_numpy() & ((members >= 0).sum(1) == 2)
+        observed = pd.DataFrame(interactions(data.X, members), data.obs_names, data.var_names)[pairs]
+        effect = frame(read_h5ad(of_run(files, run))).loc[data.obs_names, data.var_names].to_numpy()
+        predicted = pd.DataFrame(interactions(effect, members), data.obs_names, data.var_names)[pairs]
+        table = pd.DataFrame({"observed": observed.stack(), "predicted": predicted.stack()})
+        if made is not None:
+            table["made"] = made.reindex(index=observed.index, columns=observed.columns).stack()
+        table = table.rename_axis(["pair", "gene"]).reset_index()
+        seen = table["pair"].map(data.obs["n_train"] > 0)
+        tables.append(table.assign(model=model, run=run, fraction=fraction, seen=seen))
+    return pd.concat(tables, ignore_index=True)
+
+
+def norman_published(folder: str | Path, task: str, *, comparable: bool) -> pd.DataFrame | None:
+    """The published numbers of a task, where the screen is the published one."""
+    return published.norman(folder, task) if comparable else None

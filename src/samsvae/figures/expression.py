@@ -1,8 +1,9 @@
-"""Replogle: differentially expressed genes of chosen perturbations, in the data and in the models."""
+"""Differentially expressed genes of chosen perturbations, in the data and in the models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,16 @@ from matplotlib.lines import Line2D
 
 from samsvae.errors import DataError, nearest
 from samsvae.figures import style
+from samsvae.figures.runs import best_run, frame, label, models_only, of_run
+from samsvae.screens.screen import read_uns
+from samsvae.tables import read, read_h5ad
 
 ALPHA = 0.05  # of padj
+
 COLOURS = {"no": "#C9C9C9", "data": "#2B6FA8", "both": "#5B2A86", "model": "#D8A13A"}
+
 NAMED = 6  # genes named in a panel
+
 NOTE = (
     "Published protocol: tests and effects of the data from all cells. Settings chosen on validation data, first seed."
 )
@@ -37,7 +44,7 @@ def strongest(de: pd.DataFrame, n: int = 3, *, test: str = "wilcoxon") -> list[s
 
 
 @style.styled
-def replogle_de(
+def draw(
     data_de: pd.DataFrame,
     data_effects: pd.DataFrame,
     model_effects: pd.DataFrame,
@@ -204,3 +211,32 @@ def _overlap(fig: Figure, overlap: pd.DataFrame, genes: int, tag: str) -> None:
     chance = Line2D([], [], color=style.INK, lw=0.8, ls=(0, (4, 2)), label="chance")
     fig.legend(handles=[*style.keys(models), chance], loc="outside lower center", ncols=1)
     style.letter(ax, tag, "overlap of DE genes")
+
+
+def tables(
+    scores: pd.DataFrame,
+    effects_files: Iterable[str],
+    tests: Sequence[str],
+    agreement: Sequence[str],
+    data_tests: str,
+    reference: str,
+    screen: str,
+    *,
+    model: str,
+) -> dict:
+    """Arguments of the DE figure: tests of data and model, effects, overlap of the best run of every model."""
+    run = best_run(scores, model)
+    data, predicted = read_h5ad(reference), read_h5ad(of_run(effects_files, run))
+    models = {best_run(scores, name): name for name in models_only(scores)["model"].unique()}
+    overlaps = pd.concat(
+        [read(path).assign(model=models[name]) for path in agreement if (name := Path(path).parent.name) in models]
+    )
+    return {
+        "data_de": read(data_tests),
+        "data_effects": frame(data),
+        "model_effects": frame(predicted).loc[data.obs_names, data.var_names],
+        "overlap": overlap_table(overlaps),
+        "model_de": read(of_run(tests, run)),
+        "names": read_uns(screen, "perturbations")["gene"].astype(str).to_dict(),
+        "model_name": label(model),
+    }

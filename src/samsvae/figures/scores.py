@@ -1,6 +1,8 @@
-"""Replogle: Table 1 of the SAMS-VAE paper, ours beside theirs."""
+"""Scores of every model, next to the published numbers where there are some."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.selection import best_runs, chosen, summary
-from samsvae.figures import style
+from samsvae.evaluation.metrics.selection import best_runs, best_settings, chosen, summary
+from samsvae.figures import published, style
+from samsvae.figures.runs import of_table_1
 
 #: metric of the table: (its rows in the scores: metric, split; title; decimals)
 METRICS = {
@@ -19,6 +22,7 @@ METRICS = {
     "mask_pathway_accuracy": ("mask_pathway_accuracy", "all", "mask pathway accuracy", 2),
     "ate_pearson": ("ate_pearson", "all", "ATE-Pearson", 3),
 }
+
 COLUMNS = [
     *("model", "method", "inference", "settings", "n_runs"),
     *(f"{metric}{end}" for metric in METRICS for end in ("", "_sd")),
@@ -97,7 +101,7 @@ def _at(table: pd.DataFrame, key: tuple) -> tuple[float, float]:
 
 
 @style.styled
-def replogle_table1(table: pd.DataFrame, *, comparable: bool = True) -> Figure:
+def draw(table: pd.DataFrame, *, comparable: bool = True) -> Figure:
     """The table of build_replogle_table1 as text, with ours drawn: dot, ± 1 sd (thick) and ± 2 sd (thin).
 
     comparable: whether the screen is the published one. If so, published means are drawn as hollow diamonds
@@ -220,3 +224,16 @@ def _number(value: float, decimals: int, sign: str = "") -> str:
 def _numbers(mean, sd, decimals: int) -> list[tuple[str, str]]:
     spread = [f"± {s:.{decimals}f}" if np.isfinite(s) else "" for s in sd]
     return [(_number(m, decimals), s) for m, s in zip(mean, spread, strict=True)]
+
+
+# ---- Replogle ------------------------------------------------------------------------------------------------------
+
+
+def tables(scores: pd.DataFrame, folder: str | Path, *, comparable: bool) -> pd.DataFrame:
+    """Table 1: chosen settings, our means and sds over seeds, the published numbers beside them.
+
+    ``comparable``: whether the screen is the published one, so that there are differences to print.
+    """
+    rows = of_table_1(scores)
+    best = best_settings(rows, ["model"])
+    return build_replogle_table1(rows, best, published.replogle_table1(folder), comparable=comparable)

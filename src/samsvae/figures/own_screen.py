@@ -1,6 +1,9 @@
-"""A screen of your own: likelihood and effects against what is known without a model, effects and masks drawn."""
+"""A screen of your own: likelihood and effects next to baselines, effects and masks drawn."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,15 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from samsvae.evaluation.metrics.selection import of_best_settings
 from samsvae.figures import heatmaps, style
-from samsvae.figures.replogle_masks import latent_order, mask_heatmap
+from samsvae.figures.masks import latent_order, mask_heatmap
+from samsvae.figures.runs import frame, label, models_only, of_run, shown_runs
+from samsvae.screens.screen import read_uns
+from samsvae.tables import read, read_h5ad
 
 BASELINE = "mean_of_perturbations"
+
 PROTOCOL = "Held-out protocol: effects of the data from test cells. Settings chosen on validation data."
 
 
 @style.styled
-def custom(
+def draw(
     scores: pd.DataFrame,
     data_effects: pd.DataFrame,
     model_effects: pd.DataFrame,
@@ -139,3 +147,46 @@ def _mask(fig: Figure, mask: pd.DataFrame, pathway: pd.Series | None, beside: li
     heatmaps.rows_named(ax, rows)
     style.letter(ax, "e", name)
     fig.colorbar(drawn, ax=ax, shrink=0.45, aspect=18, pad=0.02).set_label("posterior mask probability")
+
+
+def tables(
+    scores: pd.DataFrame,
+    per_condition: Sequence[str],
+    effects_files: Sequence[str],
+    perturbations: Sequence[str],
+    baseline_conditions: str,
+    reference: str,
+    screen: str,
+) -> dict:
+    """Arguments of the figure of an own screen: all held-out, each model under its best settings on validation data.
+
+    Effects are of the model of best mean validation IWELBO, masks of the best one that has some; the run of either is
+    its first seed.
+    """
+    best = of_best_settings(models_only(scores))
+    val = best[(best["metric"] == "iwelbo") & (best["split"] == "val")].groupby("model", sort=False)["value"].mean()
+    order, runs = val.sort_values(ascending=False, kind="stable").index, shown_runs(models_only(scores))
+    data, predicted = read_h5ad(reference), read_h5ad(of_run(effects_files, runs[order[0]]))
+    of = best.drop_duplicates("run").set_index("run")["model"]
+    each = [read(p).assign(model=of[run], run=run) for p in per_condition if (run := Path(p).parent.name) in of]
+    each = pd.concat([*each, read(baseline_conditions)], ignore_index=True)
+    each = each[each["protocol"].eq("held-out") & ~each["model"].isin(["train_mean", "additive"])]
+    held_out = frame(data, "held_out").dropna()
+    tables = ((model, read_h5ad(of_run(perturbations, runs[model]))) for model in order)
+    masked, found = next(((model, t) for model, t in tables if "mask_probability" in t.obsm), (None, None))
+    table = read_uns(screen, "perturbations")
+    drawn = scores[scores["run"].isin([*of.index, "intercept_nb"])]
+    return {
+        "scores": drawn.replace({"metric": {"log_likelihood": "iwelbo"}}).reset_index(drop=True),
+        "data_effects": held_out,
+        "model_effects": frame(predicted).loc[held_out.index, held_out.columns],
+        "per_condition": each.rename(columns={"ate_pearson": "value"})[
+            ["model", "run", "condition", "value"]
+        ].reset_index(drop=True),
+        "mask_probability": None
+        if masked is None
+        else pd.DataFrame(np.asarray(found.obsm["mask_probability"]), found.obs_names),
+        "pathway": table["pathway"].astype(str) if (table["pathway"] != "").any() else None,
+        "name": label(order[0]),
+        "mask_name": "" if masked is None else label(masked),
+    }

@@ -1,8 +1,9 @@
-"""Every run's way down: validation loss against step, a panel per experiment."""
+"""Training curves: the validation loss of every run."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from samsvae.figures import style
+from samsvae.tables import of_experiments, read
 
 
 @style.styled
-def training_curves(histories: pd.DataFrame) -> Figure:
+def draw(histories: pd.DataFrame) -> Figure:
     """Validation loss against step, a thin line per run, coloured by method, dashed by inference, paler for less data.
 
     histories: experiment, run, model, step, val_loss (rows without a validation loss are passed over), and ``amount``,
@@ -69,3 +71,20 @@ def training_curves(histories: pd.DataFrame) -> Figure:
 def _shade(colour: str, share: float) -> tuple[float, ...]:
     """A colour mixed with white: ``share`` of it is left."""
     return tuple(1 - share * (1 - part) for part in to_rgb(colour))
+
+
+#: Axes that say how much data a run saw, with the word for one of their values.
+AMOUNTS = {"fraction": "fraction {:g}", "cells": "{:g} cells each"}
+
+
+def tables(histories: Iterable[str], grids: Iterable[str]) -> pd.DataFrame:
+    """The histories of experiments, with ``amount``: how much data a run saw, where that differs; least first."""
+    tables = []
+    for history, grid in zip(histories, grids, strict=True):
+        table, runs = of_experiments([history]), read(grid).set_index("run")
+        axis = next((name for name in AMOUNTS if name in runs and runs[name].nunique() > 1), None)
+        if axis is not None:
+            table = table.assign(order=table["run"].map(runs[axis])).sort_values("order", kind="stable")
+            table["amount"] = table.pop("order").map(AMOUNTS[axis].format)
+        tables.append(table if axis else table.assign(amount=""))
+    return pd.concat(tables, ignore_index=True)

@@ -1,6 +1,9 @@
-"""Replogle: which perturbations share latents, and whether the masks know the pathways."""
+"""Masks: which perturbations share latents, and whether the masks predict the annotation."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,10 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from samsvae.evaluation.metrics.selection import of_best_settings
 from samsvae.figures import heatmaps, style
+from samsvae.figures.runs import best_run, label, of_run, of_table_1, short_names
+from samsvae.screens.screen import read_uns
+from samsvae.tables import read, read_h5ad
 
 NOTE = "Published protocol. Settings chosen on validation data; a and b show their first seed."
+
 ACTIVE = 0.5  # a latent is active where some perturbation's mask probability is above
+
 CLASSIFIERS = {"logistic": "logistic\nregression", "forest": "random\nforest", "knn": "5 nearest\nneighbours"}
 
 
@@ -33,7 +42,7 @@ def mask_heatmap(ax: Axes, matrix: pd.DataFrame, active: int, *, limit: float | 
 
 
 @style.styled
-def replogle_masks(
+def draw(
     mask_probability: pd.DataFrame,
     embedding: pd.DataFrame,
     pathway: pd.Series | None,
@@ -65,13 +74,13 @@ def replogle_masks(
         ("a", "mask probability", shown, None, "posterior mask probability"),
         ("b", "mask × embedding", product, limit, "mask probability × embedding"),
     )
-    for ax, (tag, title, matrix, lim, label) in zip(axes[-2:], panels, strict=True):
+    for ax, (tag, title, matrix, lim, quantity) in zip(axes[-2:], panels, strict=True):
         drawn = mask_heatmap(ax, matrix.loc[rows, latents], active, limit=lim)
         ax.set_label(title)
         style.letter(ax, tag, title)
         ax.set_xlabel(ax.get_xlabel() if tag == "a" else "same order")
         bar = left.colorbar(drawn, ax=ax, orientation="horizontal", shrink=0.7, aspect=25, pad=0.02)
-        bar.set_label(label)
+        bar.set_label(quantity)
     if name:
         left.suptitle(name, fontsize=9)
     style.note(fig, NOTE)
@@ -111,3 +120,43 @@ def _accuracy(ax: Axes, table: pd.DataFrame) -> None:
     handles = [*style.keys(models), null, Line2D([], [], label=f"largest pathway ({majority:.2f})", **rate)]
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.02, -0.09), ncol=1, borderaxespad=0)
     style.letter(ax, "c", "masks predict pathways")
+
+
+def tables(
+    scores: pd.DataFrame, perturbations: Iterable[str], pathways: Iterable[str], screen: str, *, model: str
+) -> dict[str, object]:
+    """Arguments of the masks figure: matrices of the run shown, and the accuracy of every masked model."""
+    run = best_run(scores, model)
+    matrices = read_h5ad(of_run(perturbations, run))
+    latents = [f"z{i}" for i in range(matrices.obsm["embedding"].shape[1])]
+    tables = {
+        name: pd.DataFrame(np.asarray(matrices.obsm[name]), matrices.obs_names, latents)
+        for name in ("mask_probability", "embedding")
+    }
+    table = read_uns(screen, "perturbations")
+    names = short_names(table["gene"].astype(str))
+    pathway = table["pathway"].astype(str).rename(names)
+    tables = {name: matrix.rename(index=names) for name, matrix in tables.items()}
+    best = of_best_settings(of_table_1(scores))
+    runs = best[["model", "run"]].drop_duplicates().set_index("run")["model"]
+    found = pd.concat(
+        [read(p).assign(model=runs[Path(p).parent.name]) for p in pathways if Path(p).parent.name in runs]
+    )
+    return {**tables, "pathway": pathway, "accuracy": accuracy_table(found), "name": label(model)}
+
+
+def accuracy_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Plain accuracy by classifier and model: mean and sd over runs (over repeats where there is one run)."""
+    plain = found[found["metric"] == "accuracy"]
+    majority = plain.loc[plain["classifier"] == "majority", "mean"].iloc[0]
+    rows = plain[plain["classifier"] != "majority"].groupby(["classifier", "model"], sort=False)
+    table = rows.agg(
+        mean=("mean", "mean"),
+        between=("mean", "std"),
+        within=("sd", "mean"),
+        null_mean=("null_mean", "mean"),
+        null_sd=("null_sd", "mean"),
+    ).reset_index()
+    return table.assign(sd=table["between"].fillna(table["within"]), majority=majority).drop(
+        columns=["between", "within"]
+    )

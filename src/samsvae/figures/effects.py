@@ -1,18 +1,21 @@
-"""Replogle: effects of the model beside the data's."""
+"""Effects of the model next to the data's."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from samsvae.figures import heatmaps, style
+from samsvae.figures.runs import best_run, frame, label, of_run
+from samsvae.screens.screen import read_uns
+from samsvae.tables import read_h5ad
 
 
 @style.styled
-def replogle_effects(
-    data: pd.DataFrame, model: pd.DataFrame, pathway: pd.Series | None = None, *, name: str = "model"
-) -> Figure:
+def draw(data: pd.DataFrame, model: pd.DataFrame, pathway: pd.Series | None = None, *, name: str = "model") -> Figure:
     """ATE of data and model as heatmaps of one order and colour scale (a, b), entry by entry (c), per perturbation (d).
 
     data, model: conditions x genes, ATE (log2), of equal row and column names. pathway: of each condition, ''
@@ -37,3 +40,16 @@ def replogle_effects(
     below.set(xlabel="Pearson r over genes", ylabel="perturbations", xlim=(None, 1))
     style.letter(below, "d", f"{len(r):,} perturbations (median r = {r.median():.2f})")
     return fig
+
+
+def tables(scores: pd.DataFrame, files: Iterable[str], reference: str, screen: str, *, model: str) -> dict:
+    """Arguments of the effects figure: ATE of the data (all cells) and of the run shown."""
+    run = best_run(scores, model)
+    data, predicted = read_h5ad(reference), read_h5ad(of_run(files, run))
+    pathway = read_uns(screen, "perturbations")["pathway"].astype(str)
+    return {
+        "data": frame(data),
+        "model": frame(predicted).loc[data.obs_names, data.var_names],
+        "pathway": pathway.reindex(data.obs_names).fillna(""),
+        "name": label(model),
+    }
