@@ -12,7 +12,7 @@ import pytest
 from samsvae.study.estimate import machine
 from samsvae.study.records import cpu_model, record, seconds_of
 from samsvae.text import span
-from samsvae.training.loop import _tell
+from samsvae.training.loop import log_progress
 from samsvae.training.state import Trained
 
 
@@ -27,7 +27,7 @@ def test_hours_are_as_many_as_there_are(seconds, said):
 def test_a_training_of_more_than_a_day_says_so(caplog):
     run = SimpleNamespace(step=0, losses=[1.0], result=SimpleNamespace(best_loss=1.0, best_step=0))
     with caplog.at_level(logging.INFO):
-        _tell(run, 108_000, 1.0)
+        log_progress(run, 108_000, 1.0)
     assert caplog.text.endswith("time left 30:00:00\n")
 
 
