@@ -1,4 +1,4 @@
-"""The golden files of the SAMS-VAE reference as inputs of our model (names and shapes: their README)."""
+"""The golden files of the SAMS-VAE reference as inputs of our model; their README lists names and shapes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from samsvae.models.batch import Batch
 
 
 class Golden:
-    """A golden file: the model with its weights, the batch, the noise by our latents' names, and the arrays."""
+    """A golden file: the model with its weights, the batch, the noise by the names of our latents, and the arrays."""
 
     def __init__(self, path: Path):
         self.arrays = dict(np.load(path))
         name = path.stem.rsplit("_L", 1)[0]
-        self.row = ROW_NAMES.get(name, "sams_vae_corr")  # the extras are of that row
+        self.row = ROW_NAMES.get(name, "sams_vae_corr")  # the extra files belong to that row
         self.state = {key.removeprefix("param/"): self.tensor(key) for key in self.arrays if key.startswith("param/")}
         self.model = from_reference(self.state, self.row)
         self.batch = Batch.from_dense(

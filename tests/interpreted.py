@@ -1,4 +1,4 @@
-"""Run in a process of its own under TRITON_INTERPRET=1: the fused kernel on the cases of a file, to another file."""
+"""Runs in a separate process with TRITON_INTERPRET=1: applies the fused kernel to cases in a file, writes another."""
 
 import sys
 
@@ -15,7 +15,7 @@ for logits, library, theta, x, weight in cases:
     found.append((value.detach(), *torch.autograd.grad((value * weight).sum(), (logits, theta))))
 torch.save(found, sys.argv[2])
 
-# the operators say of themselves what torch.compile needs to know, and a compiled function calls them
+# the operators declare what torch.compile needs, and a compiled function calls them
 logits, library, theta, x, weight = cases[0]
 logits, theta = (part.detach().requires_grad_() for part in (logits, theta))
 torch.library.opcheck(_forward, (logits[None], library[None], theta[None], x[None], 1e-4))
@@ -28,7 +28,7 @@ def floored(*parts):
     return softmax_nb(*parts, 1e-4)
 
 
-# runs in one launch, by torch.func.vmap, are those alone
+# several runs in one launch, by torch.func.vmap, give the same as each run alone
 logits, library, theta, x, weight = cases[1]
 stack = torch.stack([logits.detach(), logits.detach().flip(0)]).requires_grad_()
 thetas = torch.stack([theta.detach(), theta.detach() + 1.0]).requires_grad_()

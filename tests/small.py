@@ -1,4 +1,4 @@
-"""A small made screen and models for the tests of the core (numpy and torch alone)."""
+"""A small synthetic screen and models for the tests of the core; needs only numpy and torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}
 
 
 def screen(n: int = 120, genes: int = 9, *, pairs: bool = True, seed: int = 0) -> Screen:
-    """Counts of cells with no, one or (``pairs``) two of four perturbations; gene 0 is zero everywhere."""
+    """Counts of cells with none, one or (``pairs``) two of four perturbations; gene 0 is zero in all cells."""
     rng = np.random.default_rng(seed)
     conditions = ["a", "b", "c", "d", "a+c", "control"] if pairs else ["a", "b", "c", "d", "control"]
     members = np.full((len(conditions), 2 if pairs else 1), -1)

@@ -1,7 +1,7 @@
-"""A stand-in for a CUDA graph, on the CPU: it records the operations of some work and does them again.
+"""A CPU substitute for a CUDA graph: it records the operations of a function and repeats them.
 
-As on a card, recording changes nothing; numbers that Python had are part of the record; a replay reads and writes the
-tensors of the recording; to wait for a value, or to draw from a generator that was not registered, is an error.
+As on a GPU, recording changes no tensor, Python numbers become constants of the record, and a replay reads and writes
+the recorded tensors. Waiting for a value, or drawing from a generator that was not registered, is an error.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Tape(TorchDispatchMode):
             if spec.alias_info is not None and spec.alias_info.is_write
             for tensor in tensors(given.get(spec.name))
         ]
-        if func.overloadpacket.__name__ == "native_batch_norm":  # moves its moments, and does not say so
+        if func.overloadpacket.__name__ == "native_batch_norm":  # changes its moments without declaring it
             changes += tensors(args[3:5])
         for tensor in changes:
             if place(tensor) not in self.own | self.outside.keys():
@@ -71,7 +71,7 @@ class Tape(TorchDispatchMode):
         given = {place(tensor) for tensor in tensors((args, kwargs))}
         fresh = [tensor for tensor in tensors(out) if place(tensor) not in given]
         self.own |= {place(tensor) for tensor in fresh}
-        if fresh or changes:  # views stay what they are
+        if fresh or changes:  # views need no replay
             self.calls.append((func, args, kwargs, [place(each) not in given for each in tensors(out)], out))
         else:
             self.calls.append((None, args, kwargs, [], out))  # kept alive

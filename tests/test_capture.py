@@ -1,4 +1,4 @@
-"""Captured steps against steps as they come: the same bytes, through every turn a training can take."""
+"""Captured steps against plain steps: the same bytes in every situation of a training."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def bytes_of(net) -> dict[str, bytes]:
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_card():
-    """Without what a CPU does for itself: it looks at a batch's numbers, for which nothing captured can wait."""
+def as_on_a_gpu():
+    """Switch off CPU shortcuts that read the numbers of a batch, since captured steps cannot wait for values."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (training_steps, diagnosis):
             patch.setattr(module, "only_own_perturbations", lambda cells, config: False)
@@ -66,22 +66,22 @@ def as_on_a_card():
 
 @pytest.fixture
 def tapes(monkeypatch):
-    """Trainings on the CPU go as on a card: captured, and their losses read when somebody asks."""
+    """Trainings on the CPU behave as on a GPU: steps are captured, and losses are read later."""
     monkeypatch.setattr(Tape, "made", [])
     monkeypatch.setattr(state, "graphs", lambda device: Tape)
     return Tape.made
 
 
 def own(name: str) -> dict:
-    """The training of a row of the zoo, with the turns that it takes."""
+    """The training settings of a row of the zoo, without learning rate and batch size."""
     return {k: v for k, v in ROWS[name].training.items() if k not in ("learning_rate", "batch_size")}
 
 
-# ---- captured and as they come -------------------------------------------------------------------------------------
+# ---- captured and plain steps --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_captured_training_has_the_bytes_of_one_as_it_comes(name, tapes, monkeypatch):
+def test_a_captured_training_has_the_bytes_of_a_plain_one(name, tapes, monkeypatch):
     """Batches of 32, 32 and 16 of 80 cells, validation, dropout, batch norm, warm-up."""
     parts = halves(name)
     config = replace(FAST, **own(name), gradient_clip=5.0)
@@ -113,19 +113,19 @@ def test_never_means_never(tapes):
     assert tapes == []
 
 
-def test_a_state_read_onto_a_card_leaves_the_order_of_cells_on_the_host():
-    """Where a state is read, all its tensors go to one device; the order is split on the host."""
+def test_a_state_read_onto_a_gpu_leaves_the_order_of_cells_on_the_host():
+    """Reading a state puts all its tensors on one device; the order is needed on the host."""
 
-    class OnACard:
+    class OnGpu:
         def cpu(self) -> torch.Tensor:
             return order
 
     run, order = state.TrainingState(fresh("cpa_vae_mf", halves()), FAST, *halves()), torch.arange(80).flip(0)
-    run.restore(run.state() | {"permutation": OnACard()})
+    run.restore(run.state() | {"permutation": OnGpu()})
     assert run.permutation is order
 
 
-def test_what_cannot_be_captured_is_trained_as_it_comes(tapes, monkeypatch, caplog):
+def test_steps_that_cannot_be_captured_are_run_plainly(tapes, monkeypatch, caplog):
     def waits(*args, **kwargs):
         loss, terms = objective(*args, **kwargs)
         return loss * float(loss.item() != 0), terms
@@ -139,7 +139,7 @@ def test_what_cannot_be_captured_is_trained_as_it_comes(tapes, monkeypatch, capl
 
 
 def test_steps_by_hand():
-    """Running sums of what is given, by shape; every result is a number of its own."""
+    """Running sums of inputs of two shapes; every result has its own memory."""
     total, noise = torch.zeros(()), Streams(0)
 
     def step(values: torch.Tensor) -> torch.Tensor:
@@ -160,7 +160,7 @@ def test_steps_by_hand():
 @pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"objective": "iwelbo"}])
 @pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus"])
 def test_a_compiled_step_draws_the_same_noise(name, changes, monkeypatch):
-    """Traced and split into forwards and backwards as for any backend, without the code that one would write."""
+    """Traced and split into forward and backward as for any backend, but without generated code."""
     compiled, calls = torch.compile, []
 
     def trace(function, **options):
@@ -190,8 +190,8 @@ def with_an_odd_cell(parts, at: int = 17):
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "cond_vae"])
-def test_the_step_behind_a_loss_that_is_not_finite_is_found_afterwards(name, tapes, monkeypatch):
-    """The step, its cell, and the weights as they were before it, though captured steps followed it."""
+def test_the_step_with_a_loss_that_is_not_finite_is_found_afterwards(name, tapes, monkeypatch):
+    """The step, its cell and the weights before it are found, although captured steps followed."""
     parts = halves(name)
     parts, config = (with_an_odd_cell(parts), parts[1]), replace(FAST, batch_size=8, seed=1)
     said, weights = [], []
@@ -209,7 +209,7 @@ def test_the_step_behind_a_loss_that_is_not_finite_is_found_afterwards(name, tap
 
 
 def test_weights_that_broke_are_named(tapes):
-    """A gradient that is not finite under a loss that is: the next step finds the weights broken."""
+    """The loss is finite but a gradient is not; the next step reports the weights."""
     parts = halves()
     net = model("sams_vae_corr", seed=5)
     net.likelihood.mean.bias.register_hook(lambda grad: grad / 0.0)
@@ -228,7 +228,7 @@ def test_a_validation_that_is_not_finite_names_the_cell():
 
 
 class Kill:
-    """A clock that sends the process a signal when it is asked the time for the n-th time."""
+    """A clock that sends the process a signal at its n-th call."""
 
     def __init__(self, n: int):
         self.left = n
@@ -257,7 +257,7 @@ def test_a_captured_training_resumes_to_the_same_bytes(name, tapes, monkeypatch,
     assert bytes_of(net) == bytes_of(whole) and result.history == expected.history
 
 
-def test_a_state_kept_on_the_way_leads_to_the_same_end(tapes, tmp_path):
+def test_a_state_saved_at_any_time_leads_to_the_same_result(tapes, tmp_path):
     parts, states = halves(), []
 
     class Recording(Keep):
@@ -276,7 +276,7 @@ def test_a_state_kept_on_the_way_leads_to_the_same_end(tapes, tmp_path):
         assert bytes_of(net) == bytes_of(whole)
 
 
-def test_losses_are_read_once_an_epoch(tapes, monkeypatch):
+def test_losses_are_read_once_per_epoch(tapes, monkeypatch):
     unread = []
     read = state.TrainingState.read
 
@@ -294,7 +294,7 @@ def test_losses_are_read_once_an_epoch(tapes, monkeypatch):
 
 
 @pytest.fixture
-def small_card(monkeypatch):
+def small_memory(monkeypatch):
     monkeypatch.setattr(data, "READ_LATE", 100)
 
 
@@ -314,7 +314,7 @@ def test_streamed_counts_give_the_same_bytes(captured, monkeypatch):
 
 
 @pytest.mark.parametrize("start", [0, 2, 3])
-def test_streamed_batches(small_card, start):
+def test_streamed_batches(small_memory, start):
     cells, order = halves()[0], torch.randperm(80, generator=torch.Generator().manual_seed(1))
     found = [(at.clone(), counts.clone()) for at, counts in batches(cells, order, 32, start=start)]
     assert [len(at) for at, _ in found] == [32, 32, 16][start:]
@@ -323,7 +323,7 @@ def test_streamed_batches(small_card, start):
         assert torch.equal(cells.batch(at, counts).x, cells.batch(at).x)
 
 
-def test_a_stream_that_is_left_early_ends_its_thread(small_card):
+def test_a_stream_that_is_closed_early_ends_its_thread(small_memory):
     import threading
 
     before = threading.active_count()
@@ -336,8 +336,8 @@ def test_a_stream_that_is_left_early_ends_its_thread(small_card):
 # ---- precision -----------------------------------------------------------------------------------------------------
 
 
-def test_bf16_is_near_and_not_the_same():
-    """Products of bfloat16 have a relative error of 2^-8 each; sums of many of them less."""
+def test_bf16_is_close_but_not_equal():
+    """A product in bfloat16 has a relative error of 2^-8; sums of many products have less."""
     parts = halves()
     net = fresh("sams_vae_corr", parts)
     found = {}
@@ -356,7 +356,7 @@ def test_bf16_is_near_and_not_the_same():
         assert 0 < error < 0.05
 
 
-def test_bf16_trains_and_is_over_afterwards():
+def test_bf16_trains_and_ends_with_the_training():
     parts = halves()
     net, config = fresh("sams_vae_corr", parts), replace(FAST, steps=150, precision="bf16")
     before = validation_loss(net, parts[1], config, Streams(9))
@@ -367,20 +367,20 @@ def test_bf16_trains_and_is_over_afterwards():
     assert torch.equal(torch.nn.functional.linear(a, a), (a @ a.T))
 
 
-def test_the_precision_of_products_on_cards_is_put_back():
-    matmul, card = torch.backends.cuda.matmul, torch.device("cuda")
+def test_the_precision_of_products_on_gpus_is_restored():
+    matmul, gpu = torch.backends.cuda.matmul, torch.device("cuda")
     before = matmul.fp32_precision
-    with precision("tf32", card):
+    with precision("tf32", gpu):
         assert matmul.fp32_precision == "tf32"
-        with precision("float32", card):
+        with precision("float32", gpu):
             assert matmul.fp32_precision == "ieee"
     assert matmul.fp32_precision == before
     with precision("tf32", torch.device("cpu")):
         assert matmul.fp32_precision == before
 
 
-def test_a_graph_is_captured_on_the_present_stream_with_its_generators(monkeypatch):
-    """The calls to torch.cuda, by their own signatures; what they do on a card is not tested here."""
+def test_a_graph_is_captured_on_the_current_stream_with_its_generators(monkeypatch):
+    """The calls to torch.cuda, checked against their signatures; their effect on a GPU is not tested here."""
     calls, real = [], inspect.signature(torch.cuda.graph.__init__)
 
     class Graph:
@@ -411,12 +411,12 @@ def test_a_graph_is_captured_on_the_present_stream_with_its_generators(monkeypat
     assert calls == [*generators, (Graph, "pool", "stream", "thread_local"), "work", "end", "replay"]
 
 
-def test_off_a_card_nothing_is_captured():
+def test_nothing_is_captured_without_a_gpu():
     assert capture.graphs(torch.device("cpu")) is None
 
 
-def test_the_benchmark_goes_through_at_a_small_size(root):
-    """What it checks before it measures holds here too; the times are no test."""
+def test_the_benchmark_runs_at_a_small_size(root):
+    """The checks before its measurements must pass; the times are not tested."""
     script = [sys.executable, root / "benchmarks/card.py", "--toy", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(root / "src")}
     done = subprocess.run(script, env=environment, capture_output=True, text=True)
@@ -429,9 +429,9 @@ def test_the_benchmark_goes_through_at_a_small_size(root):
 
 @pytest.mark.parametrize("triton", [True, False])
 @pytest.mark.parametrize("name", ROWS)
-def test_what_a_step_computes_stays_on_its_device(name, triton, monkeypatch):
-    """On a device that holds no values: no tensor of the host comes in, and none is asked for."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the likelihood goes the card's way
+def test_a_step_stays_on_its_device(name, triton, monkeypatch):
+    """On the meta device, which has no values: no step mixes in host tensors or reads a value."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # uses the GPU code of the likelihood
     monkeypatch.setattr(kernels, "has_triton", lambda device: triton)
     parts, config, asked = halves(name), replace(FAST, **own(name)), []
     net = model(name).to("meta")

@@ -1,4 +1,4 @@
-"""Weights and what is needed to use them, in a file that runs no code and says when it is damaged."""
+"""Checkpoints: nothing in them is run as code, and damage is detected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checkpoint(name: str = "sams_vae_corr", **changes) -> Checkpoint:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_round_trip_changes_nothing(name, tmp_path):
     made = checkpoint(name)
-    with torch.no_grad():  # not the values that a fresh model starts with
+    with torch.no_grad():  # not the initial values
         for i, tensor in enumerate(made.model.state_dict().values()):
             tensor.add_(0.01 * i) if tensor.is_floating_point() else tensor.add_(i)
     save(made, tmp_path / "model.pt")
@@ -55,8 +55,8 @@ def test_a_round_trip_changes_nothing(name, tmp_path):
     assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "model.pt").read_bytes()
 
 
-def test_the_same_content_gives_the_same_bytes_wherever_it_comes_from(tmp_path):
-    """Whether two equal texts are one object in memory, as of a literal but not of a file, must not show."""
+def test_the_same_content_gives_the_same_bytes_from_any_source(tmp_path):
+    """Equal strings give the same bytes, whether they are one object (a literal) or several (read from a file)."""
     made = checkpoint("cond_vae")  # embedding: none, mask: none
     facts = FACTS | {"run": "cond_vae", "model": "cond_vae"}
     made = Checkpoint(made.model, GENES, ("gene0", "b", "c", "d"), facts)
@@ -74,7 +74,7 @@ def test_the_same_content_gives_the_same_bytes_wherever_it_comes_from(tmp_path):
 
 
 def test_a_model_that_is_still_training_can_be_saved(tmp_path):
-    """Gradients and the training mode do not travel; the weights saved are those of the moment."""
+    """Gradients and the training mode are not saved; the weights are those at the time of saving."""
     made = checkpoint("vae")
     made.model.train()
     save(made, tmp_path / "model.pt")
@@ -87,11 +87,11 @@ def test_a_model_that_is_still_training_can_be_saved(tmp_path):
         assert torch.equal(value, before[key]), key
 
 
-# ---- files that are not what they should be ------------------------------------------------------------------------
+# ---- damaged and foreign files -------------------------------------------------------------------------------------
 
 
 class Hostile:
-    """A pickle that makes a folder when it is read."""
+    """A pickle that creates a folder when it is loaded."""
 
     def __init__(self, path: Path):
         self.path = str(path)
@@ -101,7 +101,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("where", ["plain", "archive", "facts"])
-def test_a_foreign_pickle_is_refused_and_not_run(where, tmp_path):
+def test_a_foreign_pickle_is_rejected_and_not_run(where, tmp_path):
     path, proof = tmp_path / "model.pt", tmp_path / "proof"
     if where == "plain":
         path.write_bytes(pickle.dumps(Hostile(proof)))
@@ -113,7 +113,7 @@ def test_a_foreign_pickle_is_refused_and_not_run(where, tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.pt: not a checkpoint"):
         load(path)
     assert not proof.exists()
-    if where != "plain":  # the folder would have been made
+    if where != "plain":  # without the check, the folder is created
         torch.load(path, weights_only=False)
         assert proof.exists()
 
@@ -123,7 +123,7 @@ def cut(data: bytes) -> bytes:
 
 
 def flip(data: bytes) -> bytes:
-    """Another bit in the middle, among the weights."""
+    """Flip a bit in the middle, inside the weights."""
     at = len(data) // 2
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
@@ -132,7 +132,7 @@ DAMAGE = {"empty": lambda data: b"", "text": lambda data: b"a text\nof two lines
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_refused(damage, tmp_path):
+def test_a_damaged_file_is_rejected(damage, tmp_path):
     path = tmp_path / "model.pt"
     save(checkpoint(), path)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
@@ -141,7 +141,7 @@ def test_a_damaged_file_is_refused(damage, tmp_path):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_another_archive_a_folder_and_no_file_are_refused(tmp_path):
+def test_another_archive_a_folder_and_a_missing_file_are_rejected(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
         file.writestr("a.txt", "a")
     for path, what in ((tmp_path / "other.zip", "not a checkpoint"), (tmp_path, "not a checkpoint")):
@@ -169,7 +169,7 @@ def test_another_archive_a_folder_and_no_file_are_refused(tmp_path):
         (lambda c: c.update(weights=3), "weights"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(change, said, tmp_path):
+def test_weights_that_do_not_fit_are_rejected(change, said, tmp_path):
     path = tmp_path / "model.pt"
     save(checkpoint(), path)
     content = torch.load(path, weights_only=True)
@@ -181,7 +181,7 @@ def test_weights_that_do_not_fit_are_refused(change, said, tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu", torch.device("cuda")])
-def test_a_device_that_is_not_there_is_no_damage(device, tmp_path, monkeypatch):
+def test_a_missing_device_is_not_reported_as_damage(device, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     save(checkpoint(), tmp_path / "model.pt")
     with pytest.raises(ConfigError, match=rf"device: '{device}' is not allowed.*Allowed: cpu\.") as error:
@@ -189,7 +189,7 @@ def test_a_device_that_is_not_there_is_no_damage(device, tmp_path, monkeypatch):
     assert "damaged" not in str(error.value)
 
 
-def test_devices_that_are_there(monkeypatch):
+def test_available_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [usable(name) for name in ("cpu", "cuda", torch.device("cuda", 1))] == ["cpu", "cuda", "cuda:1"]
@@ -197,7 +197,7 @@ def test_devices_that_are_there(monkeypatch):
         usable("cuda:2")
 
 
-def test_other_content_than_a_dict_is_refused(tmp_path):
+def test_content_other_than_a_dict_is_rejected(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match=r"list\.pt: format 'list' is not known"):
         load(tmp_path / "list.pt")

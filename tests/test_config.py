@@ -1,4 +1,4 @@
-"""The configuration: the grids of the papers, names of runs, precedence, and errors that say what was meant."""
+"""The configuration: the grids of the papers, names of runs, precedence, and helpful errors."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from samsvae.config.zoo import TABLE_1
 from samsvae.errors import ConfigError
 from samsvae.screens.miniature import norman_source, replogle_source
 
-# a quarter of a second for each of the large files
+# cached, since reading a large file takes a quarter of a second
 FILES: dict[str, dict] = {}
 
 
 @pytest.fixture(scope="module")
 def configuration(root):
-    """A function: the configuration of files, each merged over those before it as Snakemake merges them."""
+    """A function that reads configuration files and merges each over those before it, as Snakemake does."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
     def read(*names: str) -> dict:
@@ -49,7 +49,7 @@ def configuration(root):
 
 
 def small(**changes) -> dict:
-    """A configuration with one experiment, on top-level keys of which ``changes`` are put."""
+    """A configuration with one experiment; ``changes`` replace top-level keys."""
     return {
         "experiments": ["e"],
         "screens": {
@@ -61,7 +61,7 @@ def small(**changes) -> dict:
 
 
 def gridded(*blocks: dict, **experiment) -> dict:
-    """That configuration with these blocks as its grid, and other settings of the experiment."""
+    """The same configuration with these blocks as its grid, and other settings of the experiment."""
     return small(settings={"e": {"screen": "sim", "grid": list(blocks)} | experiment})
 
 
@@ -90,11 +90,11 @@ def test_the_grids_have_the_runs_of_the_papers(configuration, files, expected):
     assert {name: len(of) for name, of in found.items()} == expected
     for of in found.values():
         trainings = {(json.dumps(run_settings(run) | {"run": ""}), run.dataset, run.split) for run in of}
-        assert len(trainings) == len(of)  # no training is there twice under two names
+        assert len(trainings) == len(of)  # no training has two names
 
 
 def test_core_is_a_part_of_the_whole(configuration):
-    """The same settings, of fewer runs: what core.yaml trains is what config.yaml would."""
+    """core.yaml has fewer runs than config.yaml, with the same settings."""
     whole, core = (build(Study, configuration(*f)) for f in (["config.yaml"], ["config.yaml", "core.yaml"]))
     for name in ("replogle", "norman_ood", "norman_efficiency"):
         settings = [
@@ -130,7 +130,7 @@ def test_settings_of_the_papers(configuration):
     "files", [["config.yaml"], ["config.yaml", "demo.yaml"], ["config.yaml", "custom.example.yaml"]]
 )
 def test_names_of_runs_are_unique_and_can_be_read(configuration, files):
-    """An id is the model and then word and value of every axis: enough to tell the settings from."""
+    """An id is the model, then word and value of every axis, which is enough to recognise the settings."""
     study = build(Study, configuration(*files))
     for name in study.experiments:
         found = runs(study, name)
@@ -160,7 +160,7 @@ def test_a_list_is_an_axis_and_a_scalar_a_setting():
     assert list(found) == ["sams_vae_corr-alpha0.1", "sams_vae_corr-alpha0.2"]
     assert [run.model.mask_prior for run in found.values()] == [0.1, 0.2]
     assert {(run.model.n_latent, run.training.epochs) for run in found.values()} == {(7, 3)}
-    # a list of one is an axis all the same: more values can join it
+    # a list of one value is also an axis, so that values can be added later
     assert list(runs_of(gridded({"model": ["vae"], "n_latent": [7]}))) == ["vae-latents7"]
 
 
@@ -181,7 +181,8 @@ def test_adding_a_value_to_an_axis_renames_no_other_run(configuration):
                 if not isinstance(values, list) or more.get(key, 17) is None:
                     continue
                 longer = copy.deepcopy(config)
-                longer["settings"][name]["grid"][number][key] = [more.get(key, 17), *values]  # in front, to be unkind
+                # at the front, to make it harder
+                longer["settings"][name]["grid"][number][key] = [more.get(key, 17), *values]
                 after = runs_of(longer, name)
                 assert len(after) > len(before) and all(after[run] == before[run] for run in before)
 
@@ -189,7 +190,7 @@ def test_adding_a_value_to_an_axis_renames_no_other_run(configuration):
 def test_rows_of_the_grid_table(configuration):
     study = build(Study, configuration("config.yaml", "core.yaml"))
     table = {row["run"]: row for row in grid_table(runs(study, "norman_ood"))}
-    # axes of other blocks are filled in with the settings that hold for this run
+    # axes of other blocks have the values that hold for this run
     assert table["cond_vae-layers1-sum-split0-frac1"] == {
         "run": "cond_vae-layers1-sum-split0-frac1",
         "model": "cond_vae",
@@ -208,7 +209,7 @@ def test_rows_of_the_grid_table(configuration):
 
 
 def test_settings_of_a_run_survive_the_journey_to_its_script(configuration):
-    """Snakemake hands them over as plain values; what the script builds from them is the run's."""
+    """Snakemake passes them as plain values; the script builds the same settings from them."""
     for run in runs(build(Study, configuration("config.yaml", "demo.yaml")), "simulation_svae"):
         plain = json.loads(json.dumps(run_settings(run)))
         assert build(ModelConfig, plain["config"]) == run.model
@@ -217,7 +218,7 @@ def test_settings_of_a_run_survive_the_journey_to_its_script(configuration):
 
 
 def test_data_and_splits_of_other_settings_have_other_names():
-    """Also where a block sets them by a single value: files of one name must have one content."""
+    """Also if a block sets them as scalars, because files with one name must have one content."""
     found = runs_of(
         gridded(
             {"model": ["vae"], "cells": 10, "split_seed": 5},
@@ -253,7 +254,7 @@ def test_precedence_experiment_then_row_then_block():
 
 
 def test_an_axis_belongs_to_one_place_only():
-    """A key of a block is a setting of the data, the split, the model or the training: never of two of them."""
+    """A key of a block belongs to the data, the split, the model or the training, never to two of them."""
     for options in OPTIONS.values():
         every = [f.name for cls in (options, SplitConfig, ModelConfig, TrainingConfig) for f in fields(cls)]
         every += ["model", "encoding"]
@@ -386,18 +387,18 @@ def test_errors_name_key_value_and_what_is_allowed(config, said):
 
 
 @pytest.mark.parametrize("value", ["a/b.tsv", ["a/b.tsv", "c.tsv"]])
-def test_a_value_that_cannot_be_part_of_a_file_name_is_refused(value):
+def test_a_value_that_cannot_be_part_of_a_file_name_is_rejected(value):
     config = small(settings={"e": {"screen": "own", "grid": [{"model": ["vae"], "annotation": value}]}})
     with pytest.raises(ConfigError, match=r"settings\.e\.grid\[0\]\.annotation: 'a/b\.tsv'.*file names"):
         runs_of(config)
 
 
-#: Texts that may be any, in the files of the test below.
+#: Keys in the files of the test below that accept any text.
 FREE = r"title|pathvars|urls|path|control|perturbation_column|counts|genes|library_size"
 
 
 def places(part, path=()):
-    """The way to every key and every value of a configuration; of a list to the first two."""
+    """The path to every key and value of a configuration; for a list, to the first two items."""
     for key in part if isinstance(part, dict) else range(min(len(part), 2)):
         yield (*path, key)
         if isinstance(part[key], dict | list):
@@ -405,7 +406,7 @@ def places(part, path=()):
 
 
 def wrongs(value, path) -> list:
-    """What a value must not be: a flag no text, a number no text, no flag and not negative, a word no other one."""
+    """Wrong values: text for a flag; text, a flag or a negative number for a number; another word for a word."""
     if isinstance(value, bool):
         return ["yes"]
     if isinstance(value, int | float):
@@ -415,7 +416,7 @@ def wrongs(value, path) -> list:
 
 @pytest.mark.parametrize("name", ["demo.yaml", "custom.example.yaml"])
 def test_no_typo_passes(configuration, name):
-    """Each key of a file with a letter more, and each value by wrong ones: an error that names the key."""
+    """An extra letter in any key and a wrong value for any key raise an error that names the key."""
     whole, passed = configuration("config.yaml"), []
     for *way, last in places(file := configuration(name)):
         of = functools.reduce(operator.getitem, way, file)
@@ -445,8 +446,8 @@ def test_settings_of_a_miniature_are_the_arguments_of_what_makes_it():
         assert known == {a.name: (a.annotation, a.default) for a in arguments if a.default is not a.empty}
 
 
-def test_of_a_miniature_only_what_is_given_is_handed_on():
-    """A default that a later version adds is no reason to make it anew. YAML 1.1 reads 2e3 as text."""
+def test_a_miniature_keeps_only_the_given_settings():
+    """A default that a later version adds must not rerun the rule. YAML 1.1 reads 2e3 as text."""
     mini = {"seed": 3, "median_umi": "2e3"}
     study = build(Study, small(screens={"sim": {"kind": "norman", "source": {"miniature": mini}}}))
     assert study.screens["sim"].source.miniature == {"seed": 3, "median_umi": 2000.0}
@@ -458,7 +459,7 @@ def test_folders():
     assert [other.folder(name) for name in ("logs", "benchmarks")] == ["a/logs", "b/a"]
 
 
-# ---- what is imported ----------------------------------------------------------------------------------------------
+# ---- imports -------------------------------------------------------------------------------------------------------
 
 
 def python(code: str, root) -> None:
@@ -473,7 +474,7 @@ def test_the_configuration_is_read_without_torch(root):
 
 
 def bare(modules: list[str], root) -> None:
-    """Import modules where nothing but torch and numpy is installed."""
+    """Import modules as if only torch and numpy were installed."""
     absent = [
         "pandas",
         "anndata",
@@ -503,7 +504,7 @@ for name in {modules!r}:
     python(code, root)
 
 
-def test_the_core_needs_torch_and_numpy_alone(root):
+def test_the_core_needs_only_torch_and_numpy(root):
     package = root / "src" / "samsvae"
     core = [
         path for folder in ("ops", "config", "models", "data", "training") for path in package.glob(f"{folder}/*.py")
@@ -525,7 +526,7 @@ def test_table_1_is_what_the_simulations_call_the_eight_rows(configuration):
 # ---- weights of the release ----------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_an_axis_whose_word_is_the_name_of_the_file():
+def test_a_checkpoint_is_an_axis_with_the_name_of_its_file_as_word():
     grid = [{"model": ["cpa_vae_mf"], "checkpoint": ["a/seed 0.ckpt", "b/seed1.ckpt"]}]
     grid += [{"model": ["sams_vae_mf"], "mask_prior": [0.1], "checkpoint": "c/x.ckpt"}]
     study = build(Study, small(settings={"e": {"screen": "sim", "grid": grid}}))
@@ -553,7 +554,7 @@ def test_checkpoints_that_would_be_mixed_up(grid, said):
 # ---- runs that share a process -------------------------------------------------------------------------------------
 
 
-def test_batches_are_of_the_same_data_and_split_and_no_larger_than_asked():
+def test_batches_have_the_same_data_and_split_and_a_maximum_size():
     grid = [{"model": ["cpa_vae_mf", "cond_vae"], "seed": [0, 1, 2], "cells": [10, 30]}]
     found = runs(build(Study, small(settings={"e": {"screen": "sim", "grid": grid}})), "e")
     made = batches(found, 4)
@@ -567,6 +568,6 @@ def test_batches_are_of_the_same_data_and_split_and_no_larger_than_asked():
 
 
 @pytest.mark.parametrize("name", ["runs_per_job", "jobs_per_gpu", "checkpoint_minutes"])
-def test_numbers_that_must_be_above_nothing(name):
+def test_numbers_that_must_be_positive(name):
     with pytest.raises(ConfigError, match=f"{name}: 0"):
         build(Study, small(**{name: 0}))

@@ -1,4 +1,4 @@
-"""Products by oneDNN: taken where they are exact, and nothing of the setting is left behind."""
+"""Products by oneDNN are used if they are exact, and the setting is restored."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ SETTINGS = torch.backends.mkldnn.matmul
 
 
 @pytest.fixture(autouse=True)
-def measured_anew():
+def measured_again():
     cpu.exact_products.cache_clear()
     yield
     cpu.exact_products.cache_clear()
 
 
-def test_products_are_those_of_float64_to_float32s_rounding():
+def test_products_agree_with_float64_to_float32_rounding():
     a, b = torch.randn(300, 400), torch.randn(400, 200)
     before = SETTINGS.fp32_precision
     with cpu.fast_products():
@@ -27,7 +27,7 @@ def test_products_are_those_of_float64_to_float32s_rounding():
     assert SETTINGS.fp32_precision == before
 
 
-def test_a_cpu_that_would_round_to_bf16_is_left_as_it_is(monkeypatch):
+def test_the_setting_is_not_changed_on_a_cpu_that_rounds_to_bf16(monkeypatch):
     rounded = torch.Tensor.__matmul__
 
     def bf16(a, b):
@@ -40,7 +40,7 @@ def test_a_cpu_that_would_round_to_bf16_is_left_as_it_is(monkeypatch):
         assert SETTINGS.fp32_precision == before
 
 
-def test_the_setting_is_put_back_after_an_error(monkeypatch):
+def test_the_setting_is_restored_after_an_error(monkeypatch):
     monkeypatch.setattr(cpu, "exact_products", lambda: True)
     before = SETTINGS.fp32_precision
     with pytest.raises(ZeroDivisionError), cpu.fast_products():

@@ -1,4 +1,4 @@
-"""Every distribution against its twin in scipy."""
+"""Every distribution against its counterpart in scipy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_beta():
 
 @pytest.mark.parametrize(("a", "b"), [(0.4, 0.7), (1.0, 1.0), (2.0, 5.0), (30.0, 80.0)])
 def test_beta_draws_and_their_gradients(a, b):
-    """Draws by Kolmogorov and Smirnov; gradients by differences of scipy's quantiles at the probability of the draw."""
+    """Draws by a Kolmogorov-Smirnov test; gradients by differences of scipy's quantiles at the same probability."""
     noise = torch.randn(100_000, *Beta.noise_shape, generator=torch.Generator().manual_seed(2), dtype=f)
     first, second = (tensor(np.full(100_000, v)).requires_grad_() for v in (a, b))
     x = Beta(first, second).draw(noise)
@@ -78,7 +78,7 @@ def test_negative_binomial(theta):
 
 
 def softmax_case(particles, n, genes, *, most, whole=True):
-    """Logits, library, theta and counts in float64, among the counts all around the end of the table."""
+    """Logits, library, theta and counts in float64, including counts around the end of the table."""
     logits, library = tensor(RNG.normal(0, 2, (particles, n, genes))), tensor(RNG.uniform(20, 900, n))
     x = RNG.integers(0, most + 1, (n, genes)).astype(float)
     x.flat[:4] = 63, 64, 65, 400
@@ -120,7 +120,7 @@ def test_softmax_negative_binomial_in_float32_keeps_the_poisson_limit():
     theta = torch.full_like(theta, 1e5)
     exact = SoftmaxNegativeBinomial(logits, library, theta).log_likelihood(x)
     single = SoftmaxNegativeBinomial(logits.float(), library.float(), theta.float()).log_likelihood(x.float())
-    # the gamma functions of the one count above the table lose 0.1; of every count they would lose ten times that
+    # the gamma functions of the one count above the table lose 0.1; for all counts they would lose ten times more
     assert (single - exact).abs().max() < 0.3
 
 
@@ -175,6 +175,6 @@ def test_closed_kl_equals_monte_carlo():
     assert p.kl(q).item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-def test_point_mass_is_scored_as_nothing():
+def test_a_point_mass_has_log_probability_zero():
     point = Point(torch.rand(3, 2))
     assert (point.log_prob(point.draw(None)) == 0).all()

@@ -1,4 +1,4 @@
-"""Every row of the papers against numbers of the SAMS-VAE reference, under its weights, inputs and noise."""
+"""Every row of the papers against results of the SAMS-VAE reference for the same weights, inputs and noise."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_draws(golden):
 
 @pytest.mark.parametrize("given_what", ["noise", "values"])
 def test_terms_and_bounds(golden, given_what):
-    """From the reference's noise, and at the values that the reference drew from it."""
+    """With the noise of the reference, and with the values that the reference drew from it."""
     arrays, batch = golden.arrays, golden.batch
     values = {
         our_latent(key.removeprefix("sample/")): golden.tensor(key)
@@ -116,7 +116,7 @@ def test_gradients_and_one_adam_step(golden):
 
 
 def as_reference(model, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by our parameters' names, by the reference's (and, unchanged, what else is in its state)."""
+    """Rename tensors from our parameter names to those of the reference; its other state stays unchanged."""
     twin = type(model)(model.config, model.n_genes, model.n_perturbations)
     twin.load_state_dict(tensors, strict=False)
     return to_reference(twin)

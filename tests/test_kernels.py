@@ -36,7 +36,7 @@ def made(particles, cells, genes, kind, counts):
 
 
 def truth(logits, library, theta, x, weight):
-    """Value and gradients in float64, by way of torch.distributions, less the terms that no mean is part of."""
+    """Value and gradients in float64 from torch.distributions, without the terms that do not contain the mean."""
     logits, theta = (value.double().requires_grad_() for value in (logits, theta))
     x = x.double()
     mean = library.double()[:, None] * torch.softmax(logits, -1) + 1e-4
@@ -51,14 +51,14 @@ def check(found, case):
     for ours, true, most in zip(found, truth(*case), (1e-6, rough, 1e-5), strict=True):
         assert ours.shape == true.shape and torch.isfinite(ours).all()
         assert ((ours.double() - true).norm() / true.norm()).item() < most
-    # by gene, on the scale that training sees: d/dlog theta, beside the largest
+    # by gene, on the scale of the trained parameter: d/dlog theta, relative to the largest
     ours, true = found[2].double() * case[2], truth(*case)[2] * case[2]
     assert ((ours - true).abs().max() / true.abs().max()).item() < 1e-4
 
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    """What the kernels give under the interpreter, by case; the interpreter is chosen when Triton is imported."""
+    """Results of the kernels in the interpreter, by case; the interpreter is chosen when Triton is imported."""
     folder = tmp_path_factory.mktemp("kernels")
     cases = {name: made(*sizes) for name, sizes in CASES.items()}
     torch.save(list(cases.values()), folder / "cases.pt")
@@ -110,13 +110,13 @@ for kernel, fixed in ((triton_nb.forward, {{"BLOCK": 1024}}), (triton_nb.backwar
     kinds |= {{"floor": "fp32"}} | dict.fromkeys(fixed, "constexpr")
     made = triton.compile(ASTSource(kernel, kinds, constexprs=fixed), target=GPUTarget("cuda", 90, 32))
     assert "sm_90" in made.asm["ptx"] and made.asm["cubin"]
-    assert "lg2.approx" not in made.asm["ptx"]  # whose error near log 1 = 0 would be multiplied by theta
+    assert "lg2.approx" not in made.asm["ptx"]  # its error near log 1 = 0 would be multiplied by theta
 """
 
 
 @needs_triton
 @pytest.mark.parametrize(("kind", "counts"), [("fp32", "i16"), ("bf16", "fp32")])
-def test_the_kernel_compiles_for_a_card_that_is_not_here(kind, counts, tmp_path):
+def test_the_kernel_compiles_for_a_gpu_that_is_not_here(kind, counts, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         "TRITON_CACHE_DIR": str(tmp_path),

@@ -1,4 +1,4 @@
-"""Counts that stay in their file: the same bytes as in memory, and damage is found as there."""
+"""Memory-mapped counts: the same bytes as in memory, and damage is detected in the same way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from samsvae.study.train_run import fit
 
 @pytest.fixture
 def mapped(monkeypatch):
-    """As if the small screen were a large one."""
+    """Treats the small screen like a large one."""
     arrays._read_screen.cache_clear()
     monkeypatch.setattr(arrays, "MAPPED", 0)
     monkeypatch.setattr(cells, "READ_LATE", -1)
@@ -30,7 +30,7 @@ def mapped(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
-def test_the_map_is_what_was_written(tmp_path, mapped, dtype):
+def test_the_map_equals_the_written_arrays(tmp_path, mapped, dtype):
     made = screen()
     made = replace(made, counts=(made.counts % 200).astype(dtype))
     found = read_screen(write_files(tmp_path, made)[0])
@@ -50,7 +50,7 @@ def test_other_orders_and_compressed_files(tmp_path, mapped):
         np.testing.assert_array_equal(found, made.counts)
 
 
-def test_cells_are_read_when_asked_for(tmp_path, mapped):
+def test_cells_are_read_when_a_batch_needs_them(tmp_path, mapped):
     made = screen()
     found, rows = read_screen(write_files(tmp_path, made)[0]), np.array([5, 3, 90, 17, 44])
     late, now = (cells_of(x, rows, encode(made, "sum")) for x in (found, made))
@@ -74,7 +74,7 @@ def test_a_training_gives_the_same_bytes(tmp_path, request, name):
         out = outputs(tmp_path / str(len(made)))
         fit(settings(name, steps=9, epochs=None), *files, "cpu", out=out)
         made.append(out["model"].read_bytes())
-        request.getfixturevalue("mapped")  # from the second on
+        request.getfixturevalue("mapped")  # from the second training on
     assert made[0] == made[1] and isinstance(read_screen(files[0]).counts, np.memmap)
 
 
@@ -85,12 +85,12 @@ def flip(path, at: int = 500) -> None:
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
 
 
-def test_damage_is_found_once_for_every_content(tmp_path, mapped, monkeypatch):
+def test_a_file_is_verified_once_for_each_content(tmp_path, mapped, monkeypatch):
     path = write_files(tmp_path, screen())[0]
     read_screen(path)
     assert (tmp_path / ".arrays.npz.verified").read_text().split()[0] == str(path.stat().st_size)
     flip(path)
-    for _ in range(2):  # what is damaged is never noted
+    for _ in range(2):  # a damaged file never gets a marker
         with pytest.raises(DataError, match=r"arrays\.npz: .*CRC.*counts"):
             read_screen(path)
     flip(path)
@@ -101,14 +101,14 @@ def test_damage_is_found_once_for_every_content(tmp_path, mapped, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 4, 1000, -40])
-def test_what_is_cut_off_or_no_archive(tmp_path, mapped, size):
+def test_a_truncated_file_is_rejected(tmp_path, mapped, size):
     path = write_files(tmp_path, screen())[0]
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(DataError, match=r"arrays\.npz: .*Needed: counts, library"):
         read_screen(path)
 
 
-def test_a_folder_that_takes_no_note(tmp_path, mapped, monkeypatch):
+def test_a_read_only_folder(tmp_path, mapped, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 

@@ -73,7 +73,7 @@ def test_plates_count_every_perturbation_once_over_an_epoch(name):
 
 
 @pytest.mark.parametrize("name", TABLE_1)
-def test_two_half_batches_sum_to_the_whole(name):
+def test_two_half_batches_give_the_terms_of_the_complete_batch(name):
     net, data = model(name), cells(name)
     noise = noise_of(net, 120, 3)
     whole = net.elbo(data.batch(slice(None)), given(noise), 3)
@@ -153,7 +153,7 @@ def test_both_guides_of_a_mask_probability_start_from_the_same_mean(init):
         torch.testing.assert_close(mean, torch.full((4, 4), init).sigmoid())
 
 
-def test_dense_dosages_are_those_of_indices():
+def test_dense_dosages_equal_sparse_ones():
     data = cells("sams_vae_corr")
     batch = data.batch(slice(None))
     dense = torch.zeros(len(data), 5).scatter_(1, data.index, 1.0)[:, :4]
@@ -183,7 +183,7 @@ def test_sum_and_unique_encodings():
 
 
 def test_rows_of_some_perturbations_equal_those_of_all():
-    """Drawing two perturbations alone is drawing them among all, row for row."""
+    """Drawing only two perturbations gives the same rows as drawing all of them."""
     net = model("sams_vae_corr")
     rows = torch.tensor([3, 1])
     empty = replace(net.no_cells(), rows=rows)
@@ -195,8 +195,8 @@ def test_rows_of_some_perturbations_equal_those_of_all():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_batch_of_its_own_perturbations_has_the_terms_and_gradients_of_all(name):
-    """Perturbations b and d are in no cell of the batch: what is drawn for them adds nothing."""
+def test_a_batch_with_only_its_own_perturbations_has_the_same_terms_and_gradients(name):
+    """No cell of the batch received b or d, so their draws have no effect."""
     net, data = model(name).eval(), cells(name)
     net.fit_inputs(data)
     at = torch.tensor([i for i, row in enumerate(data.index) if not {1, 3} & set(row.tolist())][:20])
@@ -234,7 +234,7 @@ def test_prediction_has_the_shape_of_samples_times_cells_times_genes(name):
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "sams_vae_mf", "sams_vae_bb", "cpa_vae_corr"])
 def test_posterior_mean_is_the_state_plus_each_cells_own_offset(name):
-    """By hand: the likelier mask of each perturbation times its embedding, added up over those that a cell received."""
+    """Computed by hand: the more likely mask times the embedding, summed over the perturbations of each cell."""
     net, data = model(name), cells(name)
     for key, parameter in net.named_parameters():
         if key.endswith(("logits", "loc")):
@@ -281,7 +281,7 @@ def test_joint_bound_adds_the_shared_terms():
         ({"effect": "decoder_input"}, "embedding"),
     ],
 )
-def test_settings_that_make_no_model_are_refused(changes, what):
+def test_settings_without_a_model_are_rejected(changes, what):
     with pytest.raises(ConfigError, match=what):
         ModelConfig(**changes)
 

@@ -1,4 +1,4 @@
-"""Properties that must hold whatever the code: bounds of a known evidence, unbiased batches, gradients, precision."""
+"""Properties that any implementation must have: bounds on a known evidence, unbiased batches, gradients, precision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from samsvae.models.model import Model
 from samsvae.models.noise import Streams, given
 from samsvae.training.objective import objective
 
-FLOOR = 1e-4  # of every variance of the model
+FLOOR = 1e-4  # added to every variance of the model
 SINGLE = [name for name in ROWS if ROWS[name].model.get("effect") == "prior_mean"]
 
 
@@ -31,7 +31,7 @@ def cells(name: str):
 
 
 def noise_for(net: Model, n: int, particles: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Noise of every latent for n cells, in float64."""
+    """Noise for every latent of n cells, in float64."""
     made, streams = {}, Streams(seed)
 
     def recorded(name, kind, shape):
@@ -52,9 +52,9 @@ def net_row(net: Model) -> str:
 class Linear:
     """x = W (z + sum_t d_t E_t) + c + noise, z and E standard normal: CPA-VAE with a linear decoder, two latents.
 
-    Biases of 50 keep every leaky ReLU on its straight side. The columns of W are orthogonal under the noise, so that
-    the posteriors of E and of z given E are products over the latents, as the guide's are. ``shift`` and ``widen``
-    take the guide away from the posterior.
+    Biases of 50 keep every leaky ReLU in its linear part. The columns of W are orthogonal under the noise, so that the
+    posteriors of E and of z given E factorise over the latents, like the guide. ``shift`` and ``widen`` move the guide
+    away from the posterior.
     """
 
     def __init__(self, dosage: np.ndarray, *, shift: float = 0.0, widen: float = 1.0):
@@ -108,14 +108,14 @@ class Linear:
         put("latents.0.log_scale", np.log(widen / np.sqrt(precision) - FLOOR))
 
     def log_evidence(self) -> float:
-        """log p(X | D) of all cells together: those that share a perturbation covary through its embedding."""
+        """log p(X | D) of all cells together: cells with the same perturbation covary through its embedding."""
         within, between = self.w @ self.w.T + np.diag(self.noise), self.w @ self.w.T
         n = len(self.x)
         covariance = np.kron(np.eye(n), within) + np.kron(self.dosage @ self.dosage.T, between)
         return multivariate_normal(np.tile(self.centre, n), covariance).logpdf(self.x.ravel())
 
     def elbo(self, particles: int, seed: int) -> torch.Tensor:
-        """ELBO of the whole split, one number per particle: its cells share the draws of E."""
+        """ELBO of the complete split, one number per particle, because its cells share the draws of E."""
         with torch.no_grad():
             return self.net.elbo(self.batch, Streams64(seed), particles).sum(1)
 
@@ -129,8 +129,8 @@ ALONE = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 0]], float)
 PAIRS = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], float)
 
 
-def test_under_the_exact_posterior_every_draw_gives_the_evidence_of_the_whole_split():
-    """To rounding, and whatever is drawn: a term counted twice, or by another share, would show."""
+def test_with_the_exact_posterior_every_draw_gives_the_evidence_of_the_complete_split():
+    """For every draw, up to rounding: a term that is counted twice or with a wrong weight would show."""
     toy = Linear(ALONE)
     found = toy.elbo(20, seed=1)
     assert (found - toy.log_evidence()).abs().max() < 1e-8
@@ -145,7 +145,7 @@ def noise_of(toy: Linear, particles: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("dosage", "shift", "widen"), [(ALONE, 0.15, 1.1), (PAIRS, 0.1, 1.2)])
 def test_bounds_rise_with_particles_to_the_evidence(dosage, shift, widen):
-    """E[ELBO] <= E[IWELBO_K] <= log p(X), rising in K and reaching it, all within Monte-Carlo error."""
+    """E[ELBO] <= E[IWELBO_K] <= log p(X), increasing with K up to log p(X), all within Monte Carlo error."""
     toy = Linear(dosage, shift=shift, widen=widen)
     draws = toy.elbo(409_600, seed=3)
     evidence = toy.log_evidence()
@@ -164,8 +164,8 @@ def test_bounds_rise_with_particles_to_the_evidence(dosage, shift, widen):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_batches_of_an_epoch_add_up_to_the_whole_split(name):
-    """Under the same draws the shares of an epoch's batches, in any cut, sum to the ELBO of all cells."""
+def test_the_batches_of_an_epoch_add_up_to_the_complete_split(name):
+    """With the same draws, the batches of an epoch sum to the ELBO of all cells, for any batch size."""
     net, data = model(name).eval(), cells(name)
     noise = noise_for(net, len(data), 3)
     noise = {key: value.float() for key, value in noise.items()}
@@ -180,7 +180,7 @@ def test_batches_of_an_epoch_add_up_to_the_whole_split(name):
 
 
 def test_the_mean_of_random_batches_is_that_of_the_split():
-    """Batches drawn at random, with noise of their own: n / b times a batch's sum estimates the sum of all cells."""
+    """Random batches with separate noise: n / b times the sum of a batch estimates the sum over all cells."""
     net, data = model("sams_vae_corr"), cells("sams_vae_corr")
     with torch.no_grad():
         whole = torch.stack([net.elbo(data.batch(slice(None)), Streams(f"a{i}"), 20).mean() for i in range(60)])
@@ -199,7 +199,7 @@ def test_the_mean_of_random_batches_is_that_of_the_split():
 
 @pytest.mark.parametrize("name", ["sams_vae_mf", "sams_vae_corr_e", "sams_vae_corr_z", "sams_vae_corr"])
 def test_the_gradient_of_a_mask_is_that_of_its_relaxation(name):
-    """d loss / d logits = (d loss / d M at the hard M) dM~/ds, and what the logits do in log q(M) beside it."""
+    """d loss / d logits = (d loss / d M at the hard M) dM~/ds, plus the direct effect of the logits in log q(M)."""
     net, data = model(name, temperature=0.6).double(), cells(name)
     data = replace(data, library=data.library.double(), share=data.share.double())
     batch, noise = data.batch(slice(0, 30)), noise_for(net, 30, 3)
@@ -220,7 +220,7 @@ def test_the_gradient_of_a_mask_is_that_of_its_relaxation(name):
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("likelihood", ["nb", "poisson", "normal", "normal_fixed"])
 def test_single_precision_agrees_with_double(name, likelihood):
-    """The whole loss to 1e-5 of its size, and the direction of every gradient."""
+    """The loss agrees to 1e-5 of its size, and every gradient in its direction."""
     net, data = model(name, likelihood=likelihood), cells(name)
     net.fit_inputs(data)
     net.eval()
@@ -245,7 +245,7 @@ def test_single_precision_agrees_with_double(name, likelihood):
     ("name", "changes"), [(name, {}) for name in ROWS] + [("sams_vae_bb", {"guide_mask_prob": "beta"})]
 )
 def test_closed_forms_equal_draws_in_expectation(name, changes):
-    """Every term in closed form is the mean of its Monte-Carlo form, and the objective with it."""
+    """Every term in closed form is the mean of its Monte Carlo form, and so is the objective."""
     net, data = model(name, mask_logit_init=0.7, **changes).eval(), cells(name)
     batch = data.batch(slice(0, 8))
     draw = net.draw(batch, Streams(3), 6000)
@@ -283,8 +283,8 @@ def test_weights_of_single_terms(name):
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "cpa_vae_mf", "sams_vae_bb"])
-def test_an_extra_share_counts_the_prior_once_more_for_every_weighted_cell(name):
-    """A share of 1/n_t + w in each of n_t cells: 1 + w n_t times the term; nothing where n_t is 0."""
+def test_an_extra_share_counts_the_prior_again_for_every_weighted_cell(name):
+    """A weight of 1/n_t + w in each of n_t cells gives 1 + w n_t times the term, and nothing if n_t is 0."""
     net, data = model(name), cells(name)
     n_t = 1.0 / data.share
     shared = net.draw_shared(Streams(0), 2)

@@ -1,4 +1,4 @@
-"""Draws of counts, held against the distribution functions of scipy."""
+"""Draws of counts against the distribution functions of scipy."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ N = 200_000
 
 
 def fits(draws: np.ndarray, cdf) -> bool:
-    """A chi-squared test of counts, in bins that expect fifty or more."""
+    """A chi-squared test of counts, in bins with an expectation of at least 50."""
     top = int(draws.max()) + 2
     p = np.diff(cdf(np.arange(-1, top)))
-    p[-1] += 1 - p.sum()  # and all that is above
+    p[-1] += 1 - p.sum()  # and all larger counts
     bins = np.cumsum(p) * len(draws) // 50
     edges = np.flatnonzero(np.diff(bins, prepend=-1))
     expected = np.add.reduceat(p, edges) * len(draws)
@@ -43,11 +43,11 @@ def test_counts_have_the_negative_binomial_distribution(mean, theta):
     x = negative_binomial(m, t, torch.Generator().manual_seed(1)).numpy().ravel()
     assert fits(x, stats.nbinom(theta, theta / (theta + mean)).cdf)
     other = stats.nbinom(theta, theta / (theta + 1.05 * mean))
-    assert mean < 0.5 or theta < 0.3 or not fits(x, other.cdf)  # a mean of five in a hundred more would show
+    assert mean < 0.5 or theta < 0.3 or not fits(x, other.cdf)  # a mean that is 5 % larger would show
 
 
 def test_genes_and_cells_keep_their_places():
-    """Means of every size and order side by side, which go ways of their own; particles lead."""
+    """Means of every size in any order, drawn by different methods; particles come first."""
     rng = np.random.default_rng(0)
     theta = torch.from_numpy(rng.permutation(np.geomspace(0.2, 1e4, 30))).float()
     mean = torch.from_numpy(rng.permutation(np.geomspace(1e-3, 3e3, 30))).float() * torch.tensor([[1.0], [0.5], [2.0]])
@@ -59,16 +59,16 @@ def test_genes_and_cells_keep_their_places():
 
 @pytest.mark.parametrize("theta", [0.1, 1.0, 1e5])
 def test_rare_counts_of_cells_of_many_means(theta):
-    """Clusters come as often as the largest mean wants them; the other cells drop some."""
+    """Clusters are drawn at the rate of the largest mean; the other cells drop some."""
     means = torch.tensor([0.0, 0.01, 0.1, 0.3, 0.5])
     rows = means.repeat(N + 100)[:, None]
-    assert rows[:: len(rows) // 64].max() == 0.5  # or the others would be far from what is looked at
+    assert rows[:: len(rows) // 64].max() == 0.5  # otherwise the others would count as far values
     x = negative_binomial(rows, torch.tensor([theta]), torch.Generator().manual_seed(4))
     for mean, own in zip(means.tolist(), x.view(-1, len(means)).T.numpy(), strict=True):
         assert fits(own, stats.nbinom(theta, theta / (theta + mean)).cdf) if mean else not own.any()
 
 
-def test_clusters_fall_on_all_cells_alike_and_on_each_alone():
+def test_clusters_fall_on_all_cells_equally_and_independently():
     n, genes, mean, theta = 2 * (sampling.BLOCK // 2000), 2000, 0.05, 2.0  # two blocks
     x = negative_binomial(torch.full((n, genes), mean), torch.full((genes,), theta), torch.Generator().manual_seed(5))
     seen, p = (x > 0).double(), 1 - (theta / (theta + mean)) ** theta
@@ -82,14 +82,14 @@ def test_clusters_fall_on_all_cells_alike_and_on_each_alone():
 def test_far_values_have_the_concentration_of_their_gene():
     mean, theta = torch.full((N, 2), 0.5), torch.tensor([2.0, 20.0])
     mean[1::3] = 90.0
-    mean[:: N // 64] = 0.5  # the rows looked at
+    mean[:: N // 64] = 0.5  # the sampled rows
     x = negative_binomial(mean, theta, torch.Generator().manual_seed(3))
     for gene, own in enumerate(theta.tolist()):
         assert fits(x[mean[:, gene] == 90.0, gene].numpy(), stats.nbinom(own, own / (own + 90.0)).cdf)
 
 
 def test_means_of_a_gene_that_are_far_apart():
-    """What a gene's usual mean says decides the way, not whether it is right."""
+    """The typical mean of a gene decides the method, not the correctness."""
     mean = torch.cat([torch.full((N, 1), 0.5), torch.full((N // 100, 1), 90.0)])
     for order in (mean, mean.flip(0)):
         x = negative_binomial(order, torch.tensor([2.0]), torch.Generator().manual_seed(3))[:, 0]
@@ -98,8 +98,8 @@ def test_means_of_a_gene_that_are_far_apart():
 
 
 @pytest.mark.parametrize("theta", [2.0, 20.0, 1e6])
-def test_a_mean_that_none_of_the_rows_looked_at_has(theta):
-    """Of 1,000 rows every 15th is looked at: of five conditions in turn the first alone."""
+def test_a_mean_that_no_sampled_row_has(theta):
+    """Every 15th of 1,000 rows is sampled: of five conditions in turn, only the first."""
     mean = torch.full((200, 5, 1), 0.5)
     mean[:, 3] = 300.0
     x = negative_binomial(mean, torch.tensor([theta]), torch.Generator().manual_seed(0))[:, 3].numpy().ravel()
@@ -108,7 +108,7 @@ def test_a_mean_that_none_of_the_rows_looked_at_has(theta):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tables_keep_the_tail_for_every_uniform_number(dtype):
-    """What is kept and what goes to another count, counted over all numbers that can be drawn."""
+    """Accepted slots and alternative counts, summed over all uniform numbers that can be drawn."""
     accept, other = (table.view(-1, sampling.WIDE).double().numpy() for table in sampling._tables(dtype))
     level = sampling.WIDE * torch.finfo(dtype).eps / 2  # the part of a slot is a multiple of this
     keep = np.clip(np.ceil(accept / level) * level, 0, 1)
@@ -120,7 +120,7 @@ def test_tables_keep_the_tail_for_every_uniform_number(dtype):
 
 
 def test_the_last_uniform_number_gives_no_outlier():
-    """Sums in float32 may end below it: the true counts here are 15, 38 and 96."""
+    """Sums in float32 may end below it; the exact counts here are 15, 38 and 96."""
     mean, theta = torch.tensor([1.0, 3.9, 3.9]), torch.tensor([3.0, 3.0, 0.5])
     ratio = mean / (mean + theta)
     none = torch.exp(-theta * torch.log1p(mean / theta))
@@ -130,7 +130,7 @@ def test_the_last_uniform_number_gives_no_outlier():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
 @pytest.mark.parametrize("which", ["mean", "theta"])
-def test_what_is_not_finite_is_refused(which, value):
+def test_invalid_parameters_are_rejected(which, value):
     mean, theta = torch.full((70, 2), 3.0), torch.tensor([1.0, 2.0])
     (mean if which == "mean" else theta)[-1] = value
     with pytest.raises(ValueError, match="finite"):

@@ -1,4 +1,4 @@
-"""config/schema.json is that of the code, and the configurations fit it."""
+"""config/schema.json matches the code, and the configurations are valid under it."""
 
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ CLASSES += (SplitConfig, ModelConfig, TrainingConfig)
 
 
 def configuration(root, name):
-    """A file of config/ over config.yaml, merged by Snakemake's own function."""
+    """A file of config/ merged over config.yaml by Snakemake's own function."""
     merged, over = (yaml.safe_load((root / "config" / file).read_text()) for file in ("config.yaml", name))
     utils.update_config(merged, over)
     return merged
@@ -37,13 +37,13 @@ def validator(root):
     return kind(found)
 
 
-def test_file_is_that_of_the_code(root):
-    """If not: json.dumps(samsvae.config.schema.schema(), indent=1) and a line feed is what belongs into it."""
+def test_the_file_matches_the_code(root):
+    """If not, write json.dumps(samsvae.config.schema.schema(), indent=1) and a line feed to the file."""
     assert (root / "config/schema.json").read_text() == json.dumps(schema(), indent=1) + "\n"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_configurations_fit(root, validator, name):
+def test_configurations_are_valid(root, validator, name):
     validator.validate(configuration(root, name))
 
 
@@ -60,7 +60,7 @@ def test_configurations_fit(root, validator, name):
         ("screens", "replogle", "options"),
     ],
 )
-def test_unknown_keys_do_not_fit(root, validator, place):
+def test_unknown_keys_are_not_valid(root, validator, place):
     wrong = copy.deepcopy(configuration(root, "config.yaml"))
     inner = wrong
     for key in place:
@@ -79,7 +79,7 @@ def test_unknown_keys_do_not_fit(root, validator, place):
         (("settings", "replogle"), "grid", {"model": "cond_vae"}),
     ],
 )
-def test_wrong_values_do_not_fit(root, validator, place, key, value):
+def test_wrong_values_are_not_valid(root, validator, place, key, value):
     wrong = configuration(root, "config.yaml")
     inner = wrong
     for step in place:

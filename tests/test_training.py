@@ -1,4 +1,4 @@
-"""The training loop: same bytes, the best weights kept, messages for numbers that are not finite."""
+"""The training loop: reproducible bytes, the best weights, and messages for losses that are not finite."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_row_learns_under_its_own_training(name):
     assert validation_loss(net, parts[1], FAST, Streams(9)) < before
 
 
-def test_same_seed_same_bytes_and_other_seed_others():
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not():
     runs = []
     for seed in (3, 3, 4):
         parts, net = halves(), model("sams_vae_corr", seed=seed)
@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_names_term_step_gene_and_cell():
         train(net, *parts, FAST, genes=genes)
 
 
-def test_two_perturbations_a_cell_are_refused_where_the_prior_mean_moves():
+def test_two_perturbations_per_cell_are_rejected_if_they_shift_the_prior_mean():
     with pytest.raises(ConfigError, match="unique"):
         train(model("svae_plus"), *halves(pairs=True), FAST)
 
@@ -117,7 +117,7 @@ def test_every_step_plate_and_penalty_by_hand():
 
 
 def step_without_gradient(**changes):
-    """Weights of a model before and after a step whose gradients are 0: what moves is weight decay."""
+    """Names of the weights that change in a step with zero gradients, so by weight decay alone."""
     net = model("sams_vae_mf")
     before = {name: p.detach().clone().fill_(0.5) for name, p in net.named_parameters()}
     net.load_state_dict(before, strict=False)
@@ -142,13 +142,13 @@ def test_rates_of_masks_and_embeddings():
         parameter.grad = torch.ones_like(parameter)
     config = TrainingConfig(learning_rate=0.01, rate_mask=0.2, rate_embedding=0.05, weight_decay=0.0)
     Adam(net, config).step()
-    for name, parameter in net.named_parameters():  # Adam's first step is the rate, whatever the gradient's size
+    for name, parameter in net.named_parameters():  # Adam's first step equals the rate for any gradient
         rate = 0.2 if "logits" in name else 0.05 if name in ("latents.1.loc", "latents.1.log_scale") else 0.01
         torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, rate), rtol=1e-4, atol=1e-6)
 
 
 def test_a_clipped_gradient_makes_smaller_steps_where_adam_can_see_it():
-    """Adam undoes a constant factor, but for its eps: with a large one the steps shrink with the norm."""
+    """Adam undoes a constant factor except for its eps; with a large eps the steps shrink with the norm."""
     moved = {}
     for clip in (None, 1e-3):
         net = model("cpa_vae_mf")
@@ -197,7 +197,7 @@ def test_a_saturated_mask_probability_is_finite():
     assert np.isfinite(validation_loss(net, parts[1], FAST, Streams(0)))
 
 
-def test_a_last_batch_of_one_cell_is_refused_under_batch_norm():
+def test_a_last_batch_of_one_cell_is_rejected_with_batch_norm():
     made = screen(121, pairs=False)
     data = cells_of(made, np.arange(81), encode(made, "sum"))
     with pytest.raises(ConfigError, match="batch_size: 16 leaves a last batch of one of the 81"):
@@ -214,7 +214,7 @@ def test_patience_waits_for_the_end_of_the_warm_up():
 
 
 class Kill:
-    """A clock that sends the process a signal when it is asked the time for the n-th time."""
+    """A clock that sends the process a signal at its n-th call."""
 
     def __init__(self, n: int, number: int = signal.SIGTERM):
         self.left, self.number = n, number
@@ -231,8 +231,8 @@ def bytes_of(net) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus_lopez", "vae"])
-def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(name, tmp_path):
-    """With dropout, batch norm, warm-up, patience and sparse validation, killed at every few steps."""
+def test_a_training_that_is_killed_repeatedly_ends_with_the_same_bytes(name, tmp_path):
+    """With dropout, batch norm, warm-up, patience and sparse validation, killed every few steps."""
     parts = halves(pairs=pairs_for(name))
     own = {k: v for k, v in ROWS[name].training.items() if k not in ("learning_rate", "batch_size")}
     config = replace(FAST, **own, steps=41, validation_every=2, seed=5)
@@ -257,28 +257,28 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(name, 
     assert again.history == result.history and (again.best_step, again.steps) == (result.best_step, result.steps)
 
 
-def test_a_state_kept_at_every_step_resumes_from_the_last(tmp_path):
-    """As after kill -9: what was last written, at any step, leads to the same end."""
+def test_a_training_resumes_from_the_state_of_any_step(tmp_path):
+    """As after kill -9: the last saved state, from any step, leads to the same result."""
     parts, config = halves(), replace(FAST, steps=13)
     whole = model("sams_vae_mf")
     train(whole, *parts, config)
-    kept: list[bytes] = []
+    states: list[bytes] = []
 
     class Recording(Keep):
         def save(self, run):
             super().save(run)
-            kept.append(self.path.read_bytes())
+            states.append(self.path.read_bytes())
 
     train(model("sams_vae_mf"), *parts, config, keep=Recording(tmp_path / "state.pt", "s", every=0.0))
-    assert len(kept) == 13
-    for state in kept:
+    assert len(states) == 13
+    for state in states:
         (tmp_path / "state.pt").write_bytes(state)
         net = model("sams_vae_mf")
         train(net, *parts, config, keep=Keep(tmp_path / "state.pt", "s"))
         assert bytes_of(net) == bytes_of(whole)
 
 
-def test_a_signal_in_validation_is_heard(tmp_path, monkeypatch):
+def test_a_signal_during_validation_stops_the_training(tmp_path, monkeypatch):
     parts, config = halves(), replace(FAST, steps=9)
     whole = model("sams_vae_mf")
     train(whole, *parts, config)
@@ -299,7 +299,7 @@ def test_a_signal_in_validation_is_heard(tmp_path, monkeypatch):
     assert bytes_of(net) == bytes_of(whole)
 
 
-def test_a_state_of_another_stamp_or_damaged_is_passed_over(tmp_path, caplog):
+def test_a_damaged_state_or_one_with_another_stamp_is_ignored(tmp_path, caplog):
     parts, config = halves(), replace(FAST, steps=9)
     whole = model("sams_vae_mf")
     train(whole, *parts, config)
@@ -318,7 +318,7 @@ def test_a_state_of_another_stamp_or_damaged_is_passed_over(tmp_path, caplog):
         assert bytes_of(net) == bytes_of(whole)
 
 
-def test_a_signal_without_a_place_to_keep_is_said_and_handlers_are_put_back(tmp_path):
+def test_a_signal_without_a_state_file_is_reported_and_handlers_are_restored(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="its state was not saved"):
         train(model("sams_vae_mf"), *halves(), FAST, clock=Kill(9))

@@ -158,7 +158,7 @@ def _log_gamma_variable(shape: Tensor, noise: Tensor) -> Tensor:
 
 
 class _BetaDraw(torch.autograd.Function):
-    """Beta draws whose gradient follows the distribution function: dx/da at a fixed F(x; a, b), and so for b."""
+    """Beta draws with implicit gradients: dx/da and dx/db at a fixed value of the distribution function F(x; a, b)."""
 
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, noise: Tensor) -> Tensor:
@@ -176,7 +176,8 @@ class _BetaDraw(torch.autograd.Function):
         shapes, x = ctx.saved_tensors
         parts = torch.stack([x, 1.0 - x], -1)
         total = shapes.sum(-1, keepdim=True).expand_as(shapes).contiguous()
-        slope = torch._dirichlet_grad(parts.contiguous(), shapes.contiguous(), total)  # towards its own corner
+        # the derivative of each part with respect to its own shape, up to the factor 1 - part
+        slope = torch._dirichlet_grad(parts.contiguous(), shapes.contiguous(), total)
         slope = slope * (1.0 - parts) * grad[..., None]
         return slope[..., 0].sum_to_size(ctx.sizes[0]), -slope[..., 1].sum_to_size(ctx.sizes[1]), None
 
