@@ -1,8 +1,9 @@
-"""One run of a grid, from files to files: read the arrays and the split, train, write the checkpoint and history."""
+"""Train one run of a grid from files to files: read arrays and split, train, write checkpoint, history and record."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,27 +27,28 @@ log = logging.getLogger(__name__)
 
 
 def part(screen: Screen, split: np.ndarray, name: str, dosage: Dosage, device: str, path: Path | str) -> Cells:
-    """The cells of one split on a device; DataError where the table at ``path`` has none."""
+    """The cells of one split on a device; DataError if the split table at ``path`` has none."""
     if not (split == name).any():
-        raise DataError(f"{path}: no cell has the split {name!r}; training needs some 'train' and some 'val'.")
+        raise DataError(f"{path}: no cell has the split {name!r}; training needs cells with 'train' and with 'val'.")
     return cells_of(screen, split == name, dosage, device)
 
 
 def fit(
-    settings: dict,
+    settings: Mapping,
     arrays: Path | str,
     split: Path | str,
     device: str,
     *,
-    out: dict[str, Path | str],
+    out: Mapping[str, Path | str],
     keep: Keep | None = None,
 ) -> None:
     """Train one run and write ``out``: model (checkpoint), history (TSV), run (JSON: versions, device, time).
 
-    ``keep``: where the state of the training is kept, so that an interrupted one goes on instead of beginning again.
+    ``keep``: where the state of the training is saved, so that an interrupted training resumes instead of starting
+    over. DataError if the split has no training or no validation cells.
     """
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()  # of the runs before in this process
+        torch.cuda.reset_peak_memory_stats()  # else it would include earlier runs of this process
     screen = read_screen(arrays)
     parts = read_split(split, screen.cells)
     dosage = encode(screen, settings["encoding"])
