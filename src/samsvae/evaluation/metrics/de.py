@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import sparse, special, stats
 
 from samsvae.errors import DataError, nearest, some
+from samsvae.evaluation.metrics.names import OVERLAPS
 
 METHODS = ("wilcoxon", "t-test")
 
@@ -151,7 +152,7 @@ def _rank_scores(Y: np.ndarray, group: np.ndarray, number: np.ndarray) -> np.nda
 
 
 def de_agreement(
-    data: pd.DataFrame, model: pd.DataFrame, *, top: Sequence[int] = (20, 50, 100), alpha: float = 0.05
+    data: pd.DataFrame, model: pd.DataFrame, *, top: Sequence[int] = OVERLAPS, alpha: float = 0.05
 ) -> pd.DataFrame:
     """Compare two tables of differential_expression: columns condition, method, metric, value.
 

@@ -10,6 +10,7 @@ from scipy import sparse
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.baselines import additive
+from samsvae.evaluation.metrics.names import TOP
 
 Counts = np.ndarray | sparse.spmatrix | sparse.sparray
 
@@ -86,7 +87,7 @@ def average_effect(
     return means - condition_means(X, condition, n_conditions, cells=chosen, method=method)[control]
 
 
-def ate_scores(data: np.ndarray, model: np.ndarray, *, top: int = 20) -> dict[str, float]:
+def ate_scores(data: np.ndarray, model: np.ndarray, *, top: int = TOP) -> dict[str, float]:
     """``ate_pearson`` and ``ate_r2`` over all conditions x genes at once, and over each condition's ``top`` genes.
 
     data, model (C, G): effects of the conditions to be scored, without the control. The top genes of a
