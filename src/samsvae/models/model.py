@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from samsvae.config.model import ModelConfig
+from samsvae.config.vocabulary import MASKED
 from samsvae.models.batch import Batch, CellTable, MultiHot
 from samsvae.models.distributions import Bernoulli
 from samsvae.models.latents import CellState, Embedding, LearnedEmbedding, Mask, MaskProbability, offset
@@ -288,7 +289,7 @@ def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[nn
     if beta_bernoulli:
         prior = {"a": config.beta_a, "b": config.beta_b}
         latents.append(MaskProbability(*size, **prior, init=config.mask_logit_init, guide=config.guide_mask_prob))
-    if config.mask in ("bernoulli", "beta_bernoulli"):
+    if config.mask in MASKED:
         latents.append(
             Mask(
                 *size,

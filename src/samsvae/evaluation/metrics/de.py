@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, special, stats
 
+from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError, nearest, some
 from samsvae.evaluation.metrics.names import OVERLAPS
 
@@ -74,7 +75,7 @@ def differential_expression(
 
 def _log_normalised(X: np.ndarray | sparse.spmatrix) -> np.ndarray | sparse.csc_matrix:
     """log(1 + 1e4 x_g / sum_g x), float32 (n, G): equal values stay equal."""
-    scale = np.asarray(X.sum(1), np.float32).reshape(-1, 1) / np.float32(1e4)
+    scale = np.asarray(X.sum(1), np.float32).reshape(-1, 1) / np.float32(LIBRARY)
     scale[scale == 0] = 1
     if not sparse.issparse(X):
         return np.log1p(X.astype(np.float32) / scale)
