@@ -9,7 +9,7 @@ import anndata as ad
 import pandas as pd
 
 from samsvae.errors import DataError
-from samsvae.files import atomic
+from samsvae.files import DIGITS, SEPARATOR, atomic, write_frame
 
 #: Labels stay text, whatever they look like ('000', 'NA').
 TEXT = ("condition", "cell", "gene", "run", "model")
@@ -18,16 +18,15 @@ TEXT = ("condition", "cell", "gene", "run", "model")
 def read(path: str | Path) -> pd.DataFrame:
     """A tidy TSV. Labels are text; an empty field is NaN elsewhere."""
     try:
-        table = pd.read_csv(path, sep="\t", dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, sep=SEPARATOR, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable table ({error}).") from None
     return table
 
 
-def write(table: pd.DataFrame, path: str | Path) -> None:
-    """A tidy TSV, floats with 9 digits."""
-    with atomic(path) as aside:
-        table.to_csv(aside, sep="\t", index=False, float_format="%.9g")
+def write(table: pd.DataFrame, path: str | Path, *, digits: int = DIGITS, index_label: str | None = None) -> None:
+    """Write a TSV in the one format of all tables (`files.write_frame`); by default floats have 9 digits."""
+    write_frame(table, path, digits=digits, index_label=index_label)
 
 
 def read_h5ad(path: str | Path) -> ad.AnnData:

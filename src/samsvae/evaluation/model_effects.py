@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samsvae.config.vocabulary import FLOOR
+from samsvae.config.vocabulary import FLOOR, LIBRARY
 from samsvae.evaluation.log2_expectation import Log2Mean
 from samsvae.models.batch import Batch, MultiHot
 from samsvae.models.model import Model
@@ -43,7 +43,7 @@ def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
 
 @torch.no_grad()
 @fast_cpu
-def sample(model: Model, members: np.ndarray, *, samples: int, library: float = 1e4, seed: int | str = 0) -> Tensor:
+def sample(model: Model, members: np.ndarray, *, samples: int, library: float = LIBRARY, seed: int | str = 0) -> Tensor:
     """Sampled cells x (S, C, G) of each dosage: shared latents from the guide, z from its prior (eq. 14)."""
     noise = Streams(f"{seed}/samples", model.input_mean.device)
     return model.predict(dosage_batch(model, members, library), noise, samples).sample(noise.generator("x"))
@@ -56,7 +56,7 @@ def condition_means(
     members: np.ndarray,
     *,
     samples: int = 2500,
-    library: float = 1e4,
+    library: float = LIBRARY,
     transform: str = "log2",
     closed_form: bool = False,
     seed: int = 0,
@@ -86,7 +86,7 @@ def _transformed(x: Tensor, transform: str) -> Tensor:
     """``x``, which may be overwritten, as effects compare it."""
     if transform != "log2":
         return x
-    return torch.log1p_(x.mul_(1e4 / x.sum(-1, keepdim=True).clamp_(min=1.0))).div_(math.log(2.0))
+    return torch.log1p_(x.mul_(LIBRARY / x.sum(-1, keepdim=True).clamp_(min=1.0))).div_(math.log(2.0))
 
 
 #: From the likelihood of cells (s, C, G), and a stream of noise, to what effects compare.
@@ -107,7 +107,7 @@ def _expectation(model: Model, library: float, transform: str) -> Value:
     if model.config.likelihood != "nb":
         return partial(_sampled, transform=transform)
     whole = library + FLOOR * model.n_genes
-    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), 1e4 / whole, whole)
+    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), LIBRARY / whole, whole)
     return lambda likelihood, generator: log2(likelihood.mean)
 
 
@@ -120,7 +120,7 @@ def effect_draws(
     against: np.ndarray,
     draws: int = 100,
     cells: int = 25,
-    library: float = 1e4,
+    library: float = LIBRARY,
     transform: str = "log2",
     summary: Callable[[np.ndarray], np.ndarray] = lambda draws: draws,
     seed: int = 0,

@@ -14,6 +14,9 @@ from samsvae.models.batch import MultiHot
 from samsvae.models.distributions import Normal, Poisson
 from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
 
+#: p(x | h), for each likelihood.
+Observed = SoftmaxNegativeBinomial | Normal | Poisson
+
 ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
 
 
@@ -97,7 +100,7 @@ class Likelihood(nn.Module):
         elif kind == "normal_fixed":
             self.log_var = nn.Parameter(torch.zeros(n_genes))
 
-    def forward(self, h: Tensor, library: Tensor) -> SoftmaxNegativeBinomial | Normal | Poisson:
+    def forward(self, h: Tensor, library: Tensor) -> Observed:
         out = self.mean(h)  # (..., n, G)
         if self.kind == "nb":
             return SoftmaxNegativeBinomial(out, library, torch.exp(self.log_concentration))

@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import samsvae
+from samsvae.files import write_json, write_table
+from samsvae.training.checkpoint import Checkpoint, save
 from samsvae.training.state import Trained
 
 
@@ -38,7 +41,17 @@ def cpu_model(told: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def record(settings: dict, result: Trained, device: str, n_parameters: int) -> dict:
+def write_run(
+    settings: Mapping[str, Any], made: Checkpoint, result: Trained, device: str, out: Mapping[str, str | Path]
+) -> None:
+    """Write the files of a run: its checkpoint (``out["model"]``), history (TSV) and record (``out["run"]``, JSON)."""
+    save(made, out["model"])
+    write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
+    n_parameters = sum(parameter.numel() for parameter in made.model.parameters())
+    write_json(record(settings, result, device, n_parameters), out["run"])
+
+
+def record(settings: Mapping[str, Any], result: Trained, device: str, n_parameters: int) -> dict[str, Any]:
     """What a run cost and what it ran on."""
     cuda = device.startswith("cuda")
     memory = torch.cuda.max_memory_allocated() if cuda else _peak_memory()

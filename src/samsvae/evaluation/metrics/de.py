@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, special, stats
 
+from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError, nearest, some
+from samsvae.evaluation.metrics.names import OVERLAPS
 
 METHODS = ("wilcoxon", "t-test")
 
@@ -73,7 +75,7 @@ def differential_expression(
 
 def _log_normalised(X: np.ndarray | sparse.spmatrix) -> np.ndarray | sparse.csc_matrix:
     """log(1 + 1e4 x_g / sum_g x), float32 (n, G): equal values stay equal."""
-    scale = np.asarray(X.sum(1), np.float32).reshape(-1, 1) / np.float32(1e4)
+    scale = np.asarray(X.sum(1), np.float32).reshape(-1, 1) / np.float32(LIBRARY)
     scale[scale == 0] = 1
     if not sparse.issparse(X):
         return np.log1p(X.astype(np.float32) / scale)
@@ -151,7 +153,7 @@ def _rank_scores(Y: np.ndarray, group: np.ndarray, number: np.ndarray) -> np.nda
 
 
 def de_agreement(
-    data: pd.DataFrame, model: pd.DataFrame, *, top: Sequence[int] = (20, 50, 100), alpha: float = 0.05
+    data: pd.DataFrame, model: pd.DataFrame, *, top: Sequence[int] = OVERLAPS, alpha: float = 0.05
 ) -> pd.DataFrame:
     """Compare two tables of differential_expression: columns condition, method, metric, value.
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.baselines import additive
+from samsvae.evaluation.metrics.names import TOP
 
 Counts = np.ndarray | sparse.spmatrix | sparse.sparray
 
@@ -20,7 +22,7 @@ _BLOCK = 2**23  # values transformed at a time: memory
 
 def normalised_log2(X: Counts) -> Counts:
     """log2(1 + 1e4 x_g / sum_g x) of every cell, float64 (n, G); sparse stays sparse. A cell without counts is 0."""
-    scale = 1e4 / np.maximum(np.asarray(X.sum(1), float).reshape(-1, 1), 1e-300)
+    scale = LIBRARY / np.maximum(np.asarray(X.sum(1), float).reshape(-1, 1), 1e-300)
     if not sparse.issparse(X):
         return np.log1p(X * scale) / np.log(2)
     Y = sparse.csr_matrix(X, dtype=float, copy=True)
@@ -86,7 +88,7 @@ def average_effect(
     return means - condition_means(X, condition, n_conditions, cells=chosen, method=method)[control]
 
 
-def ate_scores(data: np.ndarray, model: np.ndarray, *, top: int = 20) -> dict[str, float]:
+def ate_scores(data: np.ndarray, model: np.ndarray, *, top: int = TOP) -> dict[str, float]:
     """``ate_pearson`` and ``ate_r2`` over all conditions x genes at once, and over each condition's ``top`` genes.
 
     data, model (C, G): effects of the conditions to be scored, without the control. The top genes of a

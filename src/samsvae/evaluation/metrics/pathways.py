@@ -20,8 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from samsvae.errors import DataError
-
-CLASSIFIERS = ("logistic", "forest", "knn")
+from samsvae.evaluation.metrics.names import MAJORITY
 
 
 def pathway_accuracy(
@@ -60,7 +59,7 @@ def pathway_accuracy(
         [
             table,
             pd.DataFrame(
-                {"classifier": "majority", "metric": list(majority), "mean": list(majority.values()), "sd": 0.0, "n": 1}
+                {"classifier": MAJORITY, "metric": list(majority), "mean": list(majority.values()), "sd": 0.0, "n": 1}
             ),
         ],
         ignore_index=True,

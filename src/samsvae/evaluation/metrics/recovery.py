@@ -16,6 +16,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
+from samsvae.evaluation.metrics.names import MATCHES
+
 Match = tuple[np.ndarray, np.ndarray]  # min(L, L') true latents, and the learned ones matched to them
 
 
@@ -69,11 +71,12 @@ def mask_recovery(
     true_mask, found = np.asarray(true_mask, bool), np.asarray(prob) > 0.5
     if len(true_mask) != len(found):
         raise ValueError(f"true_mask has {len(true_mask)} perturbations and prob {len(found)}.")
-    matches = {"true-positives": match_by_true_positives(true_mask, found)}
+    by_masks, by_latents = MATCHES
+    matches = {by_masks: match_by_true_positives(true_mask, found)}
     if z_true is not None and z_learned is not None:
         if z_true.shape[1] != true_mask.shape[1] or z_learned.shape[1] != found.shape[1]:
             raise ValueError("The masks and the latents differ in their number of latents.")
-        matches["correlation"] = match_by_correlation(z_true, z_learned)
+        matches[by_latents] = match_by_correlation(z_true, z_learned)
     return {
         f"mask_{name}/{rule}": value
         for rule, match in matches.items()
