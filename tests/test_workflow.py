@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from samsvae.cli import main
 
+from samsvae.cli import main
 from samsvae.interop.weights import to_reference
 from samsvae.tables import read
 from samsvae.training.checkpoint import load

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -198,7 +199,7 @@ class FigurePlan:
         """
         found = self.experiments[experiment]
         for axis, value in self.plan.study.settings[experiment].compared.items():
-            values = {run.axes[axis] for run in found if axis in run.axes}
+            values = set(_values(found, axis))
             if values and value not in values:
                 known = nearest(value, sorted(values, key=str))
                 raise ConfigError(f"settings.{experiment}.compared.{axis}: no run has {value!r}.{known}")
@@ -209,7 +210,7 @@ class FigurePlan:
         """The runs compared that saw the largest amount of data."""
         found = self.restricted(experiment)
         for axis in AMOUNTS:
-            most = max((run.axes[axis] for run in found if axis in run.axes), default=None)
+            most = max(_values(found, axis), default=None)
             found = [run for run in found if run.axes.get(axis, most) == most]
         return found
 
@@ -217,7 +218,7 @@ class FigurePlan:
         """The runs of one data set and split: the largest amount of data, the first seed of draw and split."""
         found = self.ample(experiment)
         for axis in DATA_SEEDS:
-            first = min((run.axes[axis] for run in found if axis in run.axes), default=None)
+            first = min(_values(found, axis), default=None)
             found = [run for run in found if run.axes.get(axis, first) == first]
         return [run for run in found if (run.dataset, run.split) == (found[0].dataset, found[0].split)]
 
@@ -267,6 +268,11 @@ class FigurePlan:
         first = getattr(self.pinned(experiment)[0], kind)
         many = len({getattr(run, kind) for run in self.experiments[experiment]})
         return first if many == 1 else f"{first} (one of {many})"
+
+
+def _values(found: Iterable[Run], axis: str) -> list[Any]:
+    """The values that runs have on an axis of the grid."""
+    return [run.axes[axis] for run in found if axis in run.axes]
 
 
 def _table(name: str) -> Callable[[FigurePlan, str], str]:

@@ -150,11 +150,13 @@ class Plan:
 
     def options(self, wildcards: Any) -> dict[str, object]:
         """The settings of a data set's filter or simulation, as plain values, which Snakemake can compare."""
-        return dataclasses.asdict(self.datasets[wildcards.dataset].options)
+        options: Any = self.datasets[wildcards.dataset].options  # the dataclass of its kind
+        return dataclasses.asdict(options)
 
     def option_tables(self, wildcards: Any) -> list[str]:
         """The tables that a filter reads next to the counts."""
-        return self.datasets[wildcards.dataset].options.tables
+        options: Any = self.datasets[wildcards.dataset].options
+        return options.tables
 
     def split_settings(self, wildcards: Any) -> dict[str, object]:
         """The settings of a split: those of the first run that reads it."""

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from samsvae.config.grid import Run, grid_table
+from samsvae.config.study import Study
+from samsvae.config.validate import build
 from samsvae.errors import DataError, SamsvaeError
 from samsvae.figures.write import write_figure
 from samsvae.files import write_json, write_table
@@ -22,13 +24,16 @@ from samsvae.tables import of_experiments, read, write
 log = logging.getLogger(__name__)
 
 
-def write_preview(config: Mapping, results: str | Path, *, benchmarks: str | Path, resources: str | Path) -> Path:
+def write_preview(config: Mapping, *, resources: str | Path) -> Path:
     """Draw what the finished runs allow and return the path of the page (RESULTS/preview/report.html).
 
-    ``config``: the merged configuration. A figure whose files are not there yet is left out, with a line in the log.
+    ``config``: the merged configuration, whose paths start in the current folder. ``resources``: the folder with the
+    published tables. A figure whose files are not there yet is left out, with a line in the log.
     DataError where no run has finished.
     """
-    plan = Plan(config, results=results, benchmarks=benchmarks)
+    folders = build(Study, config).pathvars
+    results = Path(folders.folder("results"))
+    plan = Plan(config, results=results, benchmarks=folders.folder("benchmarks"))
     every = sum(map(len, plan.runs.values()))
     finished = {
         name: [run for run in found.values() if Path(plan.run_file(run, "scores.tsv")).is_file()]
@@ -38,7 +43,7 @@ def write_preview(config: Mapping, results: str | Path, *, benchmarks: str | Pat
     if not n:
         raise DataError(f"{results}: none of the {every:,} runs has finished, so there is nothing to preview yet.")
     plan = plan.only({name: found for name, found in finished.items() if found})
-    out = Path(results) / "preview"
+    out = results / "preview"
     pictures = FigurePlan(plan, resources=resources, out=out)
     for experiment in plan.runs:
         _write_tables(plan, pictures, experiment, out / experiment)
