@@ -270,6 +270,12 @@ def test_key_scores_have_a_row_per_condition_and_baselines_last():
     assert {column for _, column in table.best} == {4, 5} and {row for row, _ in table.best} == {2, 3}
 
 
+def test_data_sets_are_side_by_side(study):
+    table = report._data_sets(study["experiments"])
+    assert [column.name for column in table.columns] == ["Item", "first", "second-b"]
+    assert table.rows == [["cells", "1,420", "1,420"]]
+
+
 def test_no_key_scores_without_a_validation_score():
     rows = pd.DataFrame(score_rows(["a"]))
     assert report_tables.key_table(rows[rows["split"] != "val"]) is None

@@ -150,6 +150,12 @@ def write_report(
         "links": {name: path and _link(path, out.parent) for name, path in others.items()},
         "shown_rows": SHOWN_ROWS,
     }
+    page = _render(content)
+    with atomic(out) as aside:
+        aside.write_text(page, encoding="utf-8", newline="\n")
+
+
+def _render(content: Mapping[str, object]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
         autoescape=True,
@@ -158,9 +164,7 @@ def write_report(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page = environment.get_template("report.html.j2").render(content)
-    with atomic(out) as aside:
-        aside.write_text(page, encoding="utf-8", newline="\n")
+    return environment.get_template("report.html.j2").render(content)
 
 
 def write_provenance(snakefile: str | Path, config: str | Path, targets: Sequence[str], path: str | Path) -> None:
@@ -299,7 +303,7 @@ def _data_sets(experiments: Sequence[ExperimentEntry]) -> Table | None:
             facts[entry.name] = dict(zip(table.iloc[:, 0], table.iloc[:, 1], strict=True))
     items = dict.fromkeys(item for table in facts.values() for item in table)
     rows = [[item, *(table.get(item, "") for table in facts.values())] for item in items]
-    columns = [Column("", "", False), *(Column(name, "", False) for name in facts)]
+    columns = [Column("Item", "", False), *(Column(name, "", False) for name in facts)]
     return Table(columns, rows, len(rows), []) if rows else None
 
 
