@@ -48,7 +48,7 @@ ROWS = (
         ("facts", "conditions", "counts", "genes", "splits"),
         settings=("dataset", "split_name"),
         caption="""\
-**Data card: what the screen holds and how it is split.** Left: numbers, where the data come from, and what the filter
+What the screen holds and how it is split. Left: numbers, where the data come from, and what the filter
 dropped. **a**, cells by their counts in the genes kept. **b**, cells per condition, by kind of condition, sorted.
 **c**, the share of cells in which each gene is detected, against its mean. **d**, cells used for training, validation
 and testing, and those left out ("none"). If the experiment has several data sets or splits, this is the first; the
@@ -66,7 +66,7 @@ rows *data set* and *split* say which one, and the `summary.tsv` of each split h
         ("", "per_condition"),
         settings=("comparable", "compared"),
         caption="""\
-**Scores of every model.** *Published protocol: effects of the data from all cells.* One row per model: test IWELBO
+*Published protocol: effects of the data from all cells.* One row per model: test IWELBO
 (higher is better), accuracy of predicting a perturbation's annotation from its mask (if the screen is annotated), and
 the Pearson correlation of the average treatment effects (ATE) of model and data over all perturbations and genes.
 Settings are those with the best mean validation IWELBO over seeds; thick bars show one standard deviation over seeds,
@@ -97,7 +97,7 @@ perturbation at or below the grey line is not told apart from the others.""",
         needs=("masks",),
         settings=("shown",),
         caption="""\
-**Which perturbations share latents.** Masks of the model named in the title: the masked model, and its settings, with
+Which perturbations share latents. Masks of the model named in the title: the masked model, and its settings, with
 the best mean validation IWELBO, first seed. **a**, posterior probability that a perturbation (row) acts on a latent
 (column). **b**, the same times the embedding: size and sign of the shift. Rows are grouped by annotation and clustered
 within it (rows without an annotation are left out), or all clustered if the screen has no annotation. Columns are
@@ -121,7 +121,7 @@ together. Grey: the same with labels permuted over genes, mean ± 2 sd. Dashed: 
         ("data", "model"),
         settings=("shown",),
         caption="""\
-**Average treatment effects of the model next to the data's.** *Published protocol: effects of the data from all cells.*
+*Published protocol: effects of the data from all cells.*
 The model is named in the title: settings of best mean validation IWELBO, first seed. **a**, **b**, average treatment
 effect (ATE: mean of log2(1 + counts per 10,000) minus that of the control) of perturbations (rows; those with an
 annotation, if there are any) on genes (columns), in the same order and on the same colour scale, both set by the data.
@@ -146,7 +146,7 @@ high r in c with a low one in d means that it mostly separates strong perturbati
         needs=("counts", "control"),
         settings=("shown",),
         caption="""\
-**Differentially expressed genes.** *Published protocol: tests and effects of the data from all cells.* One column for
+*Published protocol: tests and effects of the data from all cells.* One column for
 each of the perturbations with the most significant genes. Upper row: ATE of the model named on the axis against the
 data's, one point per gene. Lower row: volcano plot of the data against control cells; p-values of 0 are drawn at the
 smallest other one, and the most significant genes are named. Colour: significant (Wilcoxon, Benjamini-Hochberg, padj <
@@ -171,7 +171,7 @@ genes.""",
         needs=("combinations",),
         settings=("comparable", "compared"),
         caption="""\
-**How well combinations of perturbations are predicted.** *Published protocol: effects of the data from all cells.*
+How well combinations of perturbations are predicted. *Published protocol: effects of the data from all cells.*
 Scores of the combinations in the test split; bars show the mean ± sd over split seeds. In Norman's first task the test
 pairs are never seen below a fraction of 1, and all are seen at 1; in the second task every pair is seen, in a fraction
 of its training cells. **a**, test IWELBO relative to the reference named on the axis, because absolute values differ
@@ -192,7 +192,7 @@ non-additive part is reproduced.""",
         ("",),
         needs=("truth",),
         caption="""\
-**Are the true masks, latents and effects recovered?** Mean ± sd over data seeds, against the number of training cells
+Are the true masks, latents and effects recovered? Mean ± sd over data seeds, against the number of training cells
 per perturbation or by method. The inferred mask is a probability above 0.5; learned latents are matched to true ones by
 true positives (the rule of the SAMS-VAE paper; the table also holds matching by correlation). Dashed: the mask of ones,
 whose F1 a mask must beat to mean anything. MCC: mean absolute correlation of true and learned latents under the best
@@ -207,7 +207,7 @@ SAMS-VAE table for these simulations; ours are in the configuration.""",
         ("",),
         needs=("training",),
         caption="""\
-**Training curves.** Validation loss (negative ELBO per cell) against the training step, one line per run; colour is the
+Validation loss (negative ELBO per cell) against the training step, one line per run; colour is the
 method, dashes the inference; paler lines saw less data. The y-axis leaves out the steep first part. Scores use the
 weights of the lowest validation loss: a curve that rises at its end costs nothing; one that still falls means that the
 run was too short. Losses of runs with another KL weight or penalty (β-VAE, sVAE) are not comparable with the rest.""",
