@@ -184,7 +184,7 @@ def test_weights_of_other_genes_or_perturbations_are_refused(counted):
     check_names(weights, made)
     for changes, said in (
         ({"genes": np.array([*made.genes[:-1], "other"])}, "genes.*'gene8', 'other'"),
-        ({"genes": made.genes[::-1]}, "genes.*their order"),
+        ({"genes": made.genes[::-1]}, "genes.*their order differs"),
         ({"perturbations": np.array(["a", "b", "c", "e"])}, "perturbations.*'d', 'e'"),
     ):
         with pytest.raises(CheckpointError, match=said):

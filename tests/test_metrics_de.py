@@ -123,7 +123,7 @@ def test_groups_that_are_constant_but_differ(control):
 
 
 def test_conditions_that_cannot_be_tested_are_named(screen):
-    with pytest.raises(DataError, match=r"no cell has 'b', 'C'\..*Allowed: A, B, ctrl, lone\."):
+    with pytest.raises(DataError, match=r"no cell has the condition 'b', 'C'\..*Allowed: A, B, ctrl, lone\."):
         differential_expression(*screen, GENES, control="ctrl", conditions=["b", "A", "C"])
     with pytest.raises(DataError, match="'ctrl' is the control"):
         differential_expression(*screen, GENES, control="ctrl", conditions=["A", "ctrl"])

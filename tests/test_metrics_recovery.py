@@ -90,5 +90,5 @@ def test_fewer_learned_latents_and_constant_ones():
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="30 perturbations"):
         mask_recovery(TRUE, FOUND[:5])
-    with pytest.raises(ValueError, match="number of latents"):
+    with pytest.raises(ValueError, match="different numbers of latents"):
         mask_recovery(TRUE, FOUND, z_true=np.zeros((5, 4)), z_learned=np.zeros((5, 3)))

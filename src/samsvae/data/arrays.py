@@ -107,7 +107,7 @@ def _verify(path: str, file, start: int, member: zipfile.ZipInfo) -> None:
         aside.write_text(text)
 
 
-def read_split(path: Path | str, cells: Sequence[str]) -> np.ndarray:
+def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarray:
     """The split of every cell of a screen (n,), from a table with the columns cell and split, in any row order."""
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")
