@@ -8,10 +8,14 @@ import platform
 from types import SimpleNamespace
 
 import pytest
+from small import model
+from small_files import outputs
 
+from samsvae.study.collect import COST
 from samsvae.study.estimate import machine
-from samsvae.study.records import cpu_model, record, seconds_of
+from samsvae.study.records import cpu_model, record, seconds_of, write_run
 from samsvae.text import span
+from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, load
 from samsvae.training.loop import _tell
 from samsvae.training.state import Trained
 
@@ -60,6 +64,32 @@ def test_the_cpu_goes_by_its_name(tmp_path):
     told.write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
     for path in (told, tmp_path / "none"):
         assert cpu_model(path) == (platform.processor() or platform.machine())
+
+
+def test_the_cost_table_reads_keys_that_a_record_has():
+    trained = Trained(best_step=1, best_loss=1.0, steps=1, seconds=1.0)
+    assert set(COST) <= set(record({"run": "a"}, trained, "cpu", 3))
+
+
+def test_the_files_and_facts_of_a_run(tmp_path):
+    """Facts come in a fixed order, because it decides the bytes of a checkpoint."""
+    settings = {"run": "r", "config": {}, "model": "m", "encoding": "sum", "training": {"steps": 5}}
+    known = facts(settings, {"control": "c"}, best_step=3, validation_loss=0.5)
+    assert list(known) == ["run", "model", "encoding", "training", "control", "best_step", "validation_loss", "samsvae"]
+    imported = facts(settings, {"control": "c"}, checkpoint="x.ckpt", validation_loss=0.5)
+    assert list(imported) == ["run", "model", "encoding", "training", "control", "checkpoint", "validation_loss"]
+    assert facts({"encoding": "sum", "model": None}, {}) == {"model": None, "encoding": "sum"}
+
+    net = model("cond_vae")
+    history = [dict(zip(HISTORY, (2, 1, 0.75, 1 / 3), strict=True))]
+    trained = Trained(best_step=2, best_loss=1 / 3, steps=2, seconds=1.0, history=history)
+    out = outputs(tmp_path)
+    write_run(settings, Checkpoint(net, ("g",) * 9, ("a", "b", "c", "d"), known), trained, "cpu", out)
+    assert load(out["model"]).facts == known
+    assert out["history"].read_text() == "run\tstep\tepoch\ttrain_loss\tval_loss\nr\t2\t1\t0.75\t0.333333333\n"
+    found = json.loads(out["run"].read_text())
+    assert found["parameters"] == sum(p.numel() for p in net.parameters()) and found["steps"] == 2
+    assert seconds_of(out["run"], settings) == 1.0
 
 
 def test_rates_and_records_name_the_cpu():

@@ -45,6 +45,13 @@ def test_numbers_keep_nine_digits(tmp_path):
         np.testing.assert_allclose(read(path)["value"], values, rtol=5e-9)
 
 
+def test_a_frame_with_an_index_and_fewer_digits(tmp_path):
+    """The format of the tables next to figures: the same, with the index and 6 digits."""
+    table = pd.DataFrame({"x": [1 / 3, np.nan], "name": ["a\tb", ""]}, index=["r1", "r2"])
+    write(table, tmp_path / "t.tsv", digits=6, index_label="row")
+    assert (tmp_path / "t.tsv").read_bytes() == b'row\tx\tname\nr1\t0.333333\t"a\tb"\nr2\t\t\n'
+
+
 def test_a_table_of_rows_by_hand(tmp_path):
     rows = [{"run": "a b", "flag": True, "n": 3, "x": 0.5, "none": None}, {"run": "c", "flag": False, "n": 4, "x": 1e9,
              "none": float("nan")}]  # fmt: skip

@@ -48,5 +48,5 @@ def write_h5ad(matrix: ad.AnnData, path: str | Path) -> None:
 
 
 def of_experiments(paths: Iterable[str]) -> pd.DataFrame:
-    """Tables of several experiments as one, with a column experiment that is read from the paths (``.../EXPERIMENT/file``)."""
+    """Tables of several experiments as one, with a column experiment from the paths (``.../EXPERIMENT/file``)."""
     return pd.concat([read(path).assign(experiment=Path(path).parent.name) for path in paths], ignore_index=True)

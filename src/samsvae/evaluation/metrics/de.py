@@ -49,7 +49,8 @@ def differential_expression(
     sizes = pd.Series(condition).value_counts()
     if sizes.get(control, 0) < 2:
         raise DataError(
-            f"Differential expression needs two or more cells of the control {control!r}.{nearest(control, sizes.index)}"
+            f"Differential expression needs at least two cells of the control {control!r}."
+            f"{nearest(control, sizes.index)}"
         )
     named = sorted(set(sizes.index) - {control}) if conditions is None else list(conditions)
     if control in named:
@@ -97,7 +98,7 @@ def _log_normalised(X: np.ndarray | sparse.spmatrix) -> np.ndarray | sparse.csc_
 
 
 def _tests(Y: np.ndarray, group: np.ndarray, number: np.ndarray, methods: Sequence[str]) -> dict[str, np.ndarray]:
-    """Test genes (n, g) in groups 1 to C against group 0: log_fold_change, and score and p of each method, (g, C) each."""
+    """Test genes (n, g) in groups 1 to C against group 0: fold changes, scores and p of each method, (g, C) each."""
     indicator = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (len(number), len(group)))
     Z = Y.astype(float)
     mean = (indicator @ Z).T / number  # (g, C + 1)

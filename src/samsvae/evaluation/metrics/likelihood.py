@@ -29,7 +29,7 @@ class InterceptNB(NamedTuple):
 
 
 def fit_intercept_nb(X: np.ndarray | sparse.spmatrix, library: np.ndarray) -> InterceptNB:
-    """Fit training counts X (n, G), library (n,): p_g = counts / library sizes, theta_g by maximum likelihood given p_g."""
+    """Fit counts X (n, G) with library (n,): p_g = counts / library sizes, theta_g by maximum likelihood given p_g."""
     X, library = sparse.csc_matrix(X, dtype=float), np.asarray(library, float)
     proportion = np.asarray(X.sum(0)).ravel() / library.sum()
     blocks = [slice(start, start + _GENES) for start in range(0, X.shape[1], _GENES)]

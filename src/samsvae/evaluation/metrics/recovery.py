@@ -94,7 +94,7 @@ def latent_recovery(z_true: np.ndarray, z_learned: np.ndarray) -> dict[str, floa
 
 
 def mean_correlation(z_true: np.ndarray, z_learned: np.ndarray) -> float:
-    """MCC: mean over true latents of |correlation| with the latent matched by `match_by_correlation`; 0 if unmatched."""
+    """MCC: mean over true latents of |correlation| with the matched learned latent (Hungarian), 0 if unmatched."""
     correlation = absolute_correlation(z_true, z_learned)
     return float(correlation[linear_sum_assignment(correlation, maximize=True)].sum() / len(correlation))
 

@@ -61,7 +61,7 @@ def chosen(scores: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
 def of_best_settings(
     scores: pd.DataFrame, by: Sequence[str] = ("model",), over: Sequence[str] = ("seed",)
 ) -> pd.DataFrame:
-    """The scores (all metrics, all seeds) of the best settings on validation data in each group of ``by``, for figures."""
+    """The scores (all metrics, all seeds) of the settings that are best on validation data for each group of ``by``."""
     return chosen(scores, best_settings(scores, by, over).drop(columns=["mean", "sd", "n"]))
 
 
