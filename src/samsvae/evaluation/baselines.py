@@ -18,7 +18,7 @@ from samsvae.evaluation.scores import per_condition, score
 
 
 def baselines(data: ad.AnnData) -> dict[str, np.ndarray]:
-    """Effects (C, G) that each baseline predicts from the training cells alone; NaN where it makes no prediction."""
+    """Effects (C, G) that each baseline predicts from the training cells alone; NaN if it makes no prediction."""
     train, members = data.layers["train"], np.asarray(data.uns["members"])
     seen = np.isfinite(train).all(1)
     predicted = {"mean_of_perturbations": mean_of_perturbations(train, seen), "train_mean": train}

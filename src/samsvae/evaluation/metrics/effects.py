@@ -129,7 +129,7 @@ def interactions(effects: np.ndarray, members: np.ndarray, *, singles: np.ndarra
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation along the last axis; NaN where one side is constant."""
+    """Pearson correlation along the last axis; NaN if one side is constant."""
     varied = (np.ptp(a, -1) > 0) & (np.ptp(b, -1) > 0)  # a constant minus its mean may not be exactly 0
     a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
     product = np.asarray(np.sqrt((a**2).sum(-1) * (b**2).sum(-1)))
@@ -137,7 +137,7 @@ def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def r2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Coefficient of determination along the last axis; NaN where the truth is constant."""
+    """Coefficient of determination along the last axis; NaN if the truth is constant."""
     total = np.asarray(((true - true.mean(-1, keepdims=True)) ** 2).sum(-1))
     residual = ((true - predicted) ** 2).sum(-1)
     return 1 - np.divide(residual, total, out=np.full_like(total, np.nan), where=(np.ptp(true, -1) > 0) & (total > 0))

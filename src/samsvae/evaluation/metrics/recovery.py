@@ -31,7 +31,7 @@ def match_by_correlation(z_true: np.ndarray, z_learned: np.ndarray) -> Match:
 
 
 def absolute_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|Pearson correlation| of the columns of a (n, L) and b (n, L'): (L, L'); 0 where one is constant."""
+    """|Pearson correlation| of the columns of a (n, L) and b (n, L'): (L, L'); 0 if one is constant."""
     a, b = (x - x.mean(0) for x in (np.asarray(a, float), np.asarray(b, float)))
     product = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)
     return np.divide(np.abs(a.T @ b), product, out=np.zeros_like(product), where=product > 0)
