@@ -245,7 +245,7 @@ def test_key_scores_are_of_the_settings_best_on_validation():
     table = report_tables.key_table(pd.concat([bad, good], ignore_index=True))
     names = [(column.name, column.note) for column in table.columns]
     assert names[3:] == [
-        ("Test IWELBO", "nats per cell"),
+        ("IWELBO (nats per cell)", "test cells"),
         ("ATE-Pearson", "all conditions"),
         ("Settings chosen", "on validation data"),
     ]

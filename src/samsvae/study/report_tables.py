@@ -10,20 +10,21 @@ from typing import NamedTuple
 import pandas as pd
 
 from samsvae.evaluation.metrics.selection import DESCRIPTION, PLACE, of_best_settings
+from samsvae.evaluation.metrics.table import metric
 
 #: Rows of one table that the page contains; the TSV has the rest.
 MOST_ROWS = 3000
 
-#: Scores in an experiment's first table, where it has them: metric, split, heading, its second line, decimals.
-#: In all of them higher is better.
+#: Scores in an experiment's first table, if it has them: metric, split, second line of the heading, decimals. The first
+#: line is the metric's label. Higher is better in all of them.
 KEY_SCORES = (
-    ("iwelbo", "test", "Test IWELBO", "nats per cell", 2),
-    ("ate_pearson", "all", "ATE-Pearson", "all conditions", 3),
-    ("ate_pearson", "test", "ATE-Pearson", "conditions with test cells", 3),
-    ("mask_pathway_accuracy/logistic", "all", "Mask pathway accuracy", "logistic regression", 3),
-    ("mcc_pearson", "test", "MCC of latents", "Pearson", 3),
-    ("latent_r2", "test", "R² of latents", "test cells", 3),
-    ("mask_f1/correlation", "test", "Mask F1", "matched by correlation", 3),
+    ("iwelbo", "test", "test cells", 2),
+    ("ate_pearson", "all", "all conditions", 3),
+    ("ate_pearson", "test", "conditions with test cells", 3),
+    ("mask_pathway_accuracy/logistic", "all", "all perturbations", 3),
+    ("mcc_pearson", "test", "test cells", 3),
+    ("latent_r2", "test", "test cells", 3),
+    ("mask_f1/correlation", "test", "trained perturbations", 3),
 )
 
 #: What a grid may vary that is a condition of the experiment, not a setting to choose: each value has its own rows.
@@ -83,8 +84,8 @@ def key_table(scores: pd.DataFrame) -> Table | None:
     cells = [[*row.labels, *row.conditions, row.runs] for row in rows]
     best: set[tuple[int, int]] = set()
     previous: list[list[list[float]]] = []
-    for metric, split, title, note, decimals in KEY_SCORES:
-        values = [_values(row.scores, metric, split) for row in rows]
+    for name, split, note, decimals in KEY_SCORES:
+        values = [_values(row.scores, name, split) for row in rows]
         exact = [list(value) for value in values]
         if not any(exact) or exact in previous:  # the same again: every condition has test cells
             continue
@@ -92,7 +93,7 @@ def key_table(scores: pd.DataFrame) -> Table | None:
         for line, value in zip(cells, values, strict=True):
             line.append(_mean_sd(value, decimals))
         best |= {(i, len(columns)) for i in _best_rows(rows, [value.mean() for value in values])}
-        columns.append(Column(title, note, True))
+        columns.append(Column(metric(name).label, note, True))
     if any(row.settings for row in rows):
         columns.append(Column("Settings chosen", "on validation data", False))
         cells = [[*line, row.settings] for line, row in zip(cells, rows, strict=True)]
@@ -128,8 +129,8 @@ def _groups(rows: pd.DataFrame, by: list[str]) -> Iterator[tuple[tuple[str, ...]
             yield tuple(map(cell_text, at)), group
 
 
-def _values(scores: pd.DataFrame, metric: str, split: str) -> pd.Series:
-    return scores.loc[(scores["metric"] == metric) & (scores["split"] == split), "value"].dropna()
+def _values(scores: pd.DataFrame, name: str, split: str) -> pd.Series:
+    return scores.loc[(scores["metric"] == name) & (scores["split"] == split), "value"].dropna()
 
 
 def _mean_sd(values: pd.Series, decimals: int) -> str:
@@ -153,8 +154,8 @@ def score_table(scores: pd.DataFrame) -> Table:
     wide: dict[tuple[str, ...], dict[tuple, str]] = {}
     keys = zip(*(map(cell_text, scores[c]) for c in labels), strict=True)
     values = zip(scores["metric"], scores["split"], scores["protocol"], scores["value"], strict=True)
-    for key, (metric, split, protocol, value) in zip(keys, values, strict=True):
-        wide.setdefault(key, {})[metric, split, protocol] = f"{value:#.6g}" if value == value else ""
+    for key, (name, split, protocol, value) in zip(keys, values, strict=True):
+        wide.setdefault(key, {})[name, split, protocol] = f"{value:#.6g}" if value == value else ""
     table = pd.DataFrame(list(wide), columns=labels, dtype=object).replace("", None)
     table = table.drop(columns=[c for c in ("model", *PLACE) if c in table])  # a run's id names them
     for kind in kinds:
@@ -170,8 +171,8 @@ def whole_table(table: pd.DataFrame, keep: Sequence[object] = ("run",)) -> Table
     for name in table.columns.drop(constant):
         cells.append([cell_text(value) for value in table[name][:MOST_ROWS]])
         number = all(_NUMBER.fullmatch(text) for text in cells[-1] if text)
-        metric, *where = name if isinstance(name, tuple) else (_heading(str(name)),)
-        columns.append(Column(metric, ", ".join(where), number))
+        first, *where = name if isinstance(name, tuple) else (_heading(str(name)),)
+        columns.append(Column(first, ", ".join(where), number))
     rows = [list(row) for row in zip(*cells, strict=True)]
     return Table(columns, rows, len(table), [(name, value) for name, value in fixed if value])
 
