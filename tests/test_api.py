@@ -213,7 +213,7 @@ def test_what_it_is_in_short(fitted):
         ({"model": ["cond_vae"]}, r"model: \['cond_vae'\] is not a known model"),
         ({"perturbation": "guides"}, "'guides'.*Did you mean 'guide'"),
         ({"control": "ctrl"}, "has no control cell"),
-        ({"layer": "count"}, "no 'layer:count', where counts are asked for. Did you mean 'layer:counts'"),
+        ({"layer": "count"}, "has no 'layer:count', which the option counts requests. Did you mean 'layer:counts'"),
         ({"layer": None}, "must hold counts"),
         ({"steps": 0}, "steps: 0"),
         ({"stepz": 3}, "'stepz'.*Did you mean 'steps'"),
