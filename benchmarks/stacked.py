@@ -23,7 +23,7 @@ from samsvae.models.noise import Streams, given
 from samsvae.ops.cuda_graphs import Steps, graphs
 from samsvae.training.objective import objective
 from samsvae.training.optimiser import Adam
-from samsvae.training.steps import _asked
+from samsvae.training.steps import noise_requests
 
 
 class Stacked:
@@ -36,7 +36,7 @@ class Stacked:
         self.config, self.device = config, cells.device
         self.streams = [Streams(seed, self.device) for seed in seeds]
         some = cells.batch(torch.arange(config.batch_size, device=self.device))
-        self.asked = _asked(models[0], some, config.particles)
+        self.asked = noise_requests(models[0], some, config.particles)
         self.model = copy.deepcopy(models[0])
         weights, buffers = stack_module_state(models)
         for name, value in weights.items():

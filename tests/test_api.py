@@ -220,7 +220,7 @@ def test_what_it_is_in_short(fitted):
         ({"encoding": "add"}, "encoding: 'add'"),
         ({"split": "batch"}, "'x'"),
         ({"split": "part"}, "no column 'part'"),
-        ({"device": "cuda"}, r"device: 'cuda' is not allowed \(torch sees no card here\). Allowed: cpu"),
+        ({"device": "cuda"}, r"device: 'cuda' is not allowed \(torch sees no GPU here\). Allowed: cpu"),
         ({"device": "gpu"}, "device: 'gpu' is not allowed. Allowed: cpu"),
         ({"min_cells": "many"}, "min_cells: 'many' is not allowed. Allowed: a whole number"),
         ({"genes": 1.5}, "genes: 1.5 is not allowed"),

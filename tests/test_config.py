@@ -325,7 +325,7 @@ URLS = {"urls": ["https://x.org/a.h5ad"]}
         (gridded({"model": ["vae"]}, training={"step": 3}), ["settings.e.training", "Did you mean 'steps'"]),
         (gridded({"model": ["vae"]}, training={"steps": 0}), ["steps", "0 is not allowed", "1 or more"]),
         (gridded({"model": ["vae"]}, evaluation={"ate_samples": 0}), ["settings.e.evaluation", "ate_samples", "0"]),
-        (gridded({"model": ["vae", "vae"]}), ["grid[0]", "'vae' is there twice"]),
+        (gridded({"model": ["vae", "vae"]}), ["grid[0]", "'vae' appears twice"]),
         (gridded({"model": ["vae"], "seed": [0]}, {"model": ["vae"], "seed": [1, 0]}), ["grid[1]", "'vae-seed0'"]),
         (gridded({"model": ["vae"], "n_latent": 3}, {"model": ["vae"], "n_latent": 4}), ["grid[1]", "'vae'", "axis"]),
         (small(screens={"sim": {"kind": "simulate_svae"}}), ["screens.sim.kind", "'simulate_svae'", "simulate_sams"]),
@@ -521,8 +521,8 @@ def test_a_checkpoint_is_an_axis_whose_word_is_the_name_of_the_file():
 @pytest.mark.parametrize(
     ("grid", "said"),
     [
-        ([{"model": ["cpa_vae_mf"], "checkpoint": "a.ckpt"}, {"model": ["cond_vae"]}], "an experiment of their own"),
-        ([{"model": ["cpa_vae_mf"], "checkpoint": c} for c in ("a/x.ckpt", "b/x.ckpt")], "is there twice"),
+        ([{"model": ["cpa_vae_mf"], "checkpoint": "a.ckpt"}, {"model": ["cond_vae"]}], "to a separate experiment"),
+        ([{"model": ["cpa_vae_mf"], "checkpoint": c} for c in ("a/x.ckpt", "b/x.ckpt")], "appears twice"),
         ([{"model": ["cpa_vae_mf"], "checkpoint": 3}], "checkpoint: 3"),
     ],
 )

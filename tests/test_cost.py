@@ -16,7 +16,7 @@ from samsvae.study.estimate import machine
 from samsvae.study.records import cpu_model, record, seconds_of, write_run
 from samsvae.text import span
 from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, load
-from samsvae.training.loop import _tell
+from samsvae.training.loop import log_progress
 from samsvae.training.state import Trained
 
 
@@ -31,7 +31,7 @@ def test_hours_are_not_wrapped_into_days(seconds, said):
 def test_a_training_of_more_than_a_day_says_so(caplog):
     run = SimpleNamespace(step=0, losses=[1.0], result=SimpleNamespace(best_loss=1.0, best_step=0))
     with caplog.at_level(logging.INFO):
-        _tell(run, 108_000, 1.0)
+        log_progress(run, 108_000, 1.0)
     assert caplog.text.endswith("time left 30:00:00\n")
 
 

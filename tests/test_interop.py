@@ -404,9 +404,9 @@ def test_given_noise_must_be_whole():
     batch = cells_of(made, np.arange(10), encode(made, "sum")).batch(slice(None))
     with pytest.raises(ValueError, match="no noise is given for 'embedding'"):
         net.log_terms(batch, noise={"mask": torch.zeros(2, 4, 4)})
-    with pytest.raises(ValueError, match="noise of 'mask' has shape"):
+    with pytest.raises(ValueError, match="noise of 'mask' has the shape"):
         net.log_terms(batch, noise={"mask": torch.zeros(2, 5, 4)})
-    with pytest.raises(ValueError, match=r"values of 'mask' have shape \(4, 4\), needed is \(4, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"values of 'mask' have the shape \(4, 4\); needed: \(4, 4, 4\)"):
         net.log_terms(batch, values={"mask": torch.zeros(4, 4)})
     with pytest.raises(ValueError, match="no latent is called 'E'"):
         net.log_terms(batch, noise={"E": torch.zeros(2, 4, 4)})

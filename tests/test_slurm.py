@@ -128,7 +128,7 @@ class Site:
                     continue
             return None
 
-        until(lambda: "state kept" in log_of(where))  # steps are being taken, and signals heard between them
+        until(lambda: "state saved" in log_of(where))  # steps are being taken, and signals heard between them
         return until(found)
 
 

@@ -251,7 +251,7 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(name, 
             again = train(net, *parts, config, keep=keep, clock=Kill(n))
         except Interrupted as error:
             kills += 1
-            assert "stopped by SIGTERM at step" in str(error) and "goes on from there" in str(error)
+            assert "stopped by SIGTERM at step" in str(error) and "a rerun continues from there" in str(error)
     assert kills == 6
     assert bytes_of(net) == bytes_of(whole)
     assert again.history == result.history and (again.best_step, again.steps) == (result.best_step, result.steps)
@@ -308,7 +308,7 @@ def test_a_state_of_another_stamp_or_damaged_is_passed_over(tmp_path, caplog):
         train(model("sams_vae_mf"), *parts, replace(config, seed=3), keep=Keep(path, "other"), clock=Kill(9))
     state = path.read_bytes()
     flipped = state[: len(state) // 2] + bytes([state[len(state) // 2] ^ 1]) + state[len(state) // 2 + 1 :]
-    for data, said in ((state, "of other code, settings or data"), (flipped, "damaged"), (b"", "damaged")):
+    for data, said in ((state, "other code, settings or data"), (flipped, "damaged"), (b"", "damaged")):
         path.write_bytes(data)
         net = model("sams_vae_mf")
         caplog.clear()
@@ -320,6 +320,6 @@ def test_a_state_of_another_stamp_or_damaged_is_passed_over(tmp_path, caplog):
 
 def test_a_signal_without_a_place_to_keep_is_said_and_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="nothing was kept"):
+    with pytest.raises(Interrupted, match="its state was not saved"):
         train(model("sams_vae_mf"), *halves(), FAST, clock=Kill(9))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -1,6 +1,6 @@
-"""What can go wrong through the user's input, each said in one sentence.
+"""Errors that the user can fix, each with a message of one sentence.
 
-A message names the file (or config key), the column, the offending value and what is allowed.
+A message names the file (or configuration key), the column, the offending value and what is allowed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class SamsvaeError(ValueError):
-    """Base of every error that the user can mend."""
+    """Base of every error that the user can fix."""
 
 
 class ConfigError(SamsvaeError):
@@ -18,15 +18,15 @@ class ConfigError(SamsvaeError):
 
 
 class DataError(SamsvaeError):
-    """A data file that does not hold what it should."""
+    """A data file with missing or invalid content."""
 
 
 class DownloadError(SamsvaeError):
-    """A source that could not be fetched or is not the file it should be."""
+    """A source that cannot be downloaded, or whose file is not the expected one."""
 
 
 class CheckpointError(SamsvaeError):
-    """A file of weights that is damaged or belongs to another model."""
+    """A checkpoint that is damaged or belongs to another model."""
 
 
 class NumericalError(SamsvaeError):
@@ -34,14 +34,14 @@ class NumericalError(SamsvaeError):
 
 
 class Interrupted(SamsvaeError):
-    """A training that a signal has stopped; started again, it goes on where it was."""
+    """A training that was stopped by a signal. If its state was ``saved``, a rerun continues from there."""
 
-    def __init__(self, message: str, *, kept: bool):
-        super().__init__(f"{message}; {'started again, it goes on from there' if kept else 'nothing was kept'}.")
+    def __init__(self, message: str, *, saved: bool):
+        super().__init__(f"{message}; {'a rerun continues from there' if saved else 'its state was not saved'}.")
 
 
 def nearest(value: object, allowed: Iterable[object]) -> str:
-    """The end of an error message: the nearest allowed value, then all of them (at most 30)."""
+    """The end of an error message: the closest allowed value, then all allowed values (at most 30)."""
     names = [str(a) for a in allowed]
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -50,7 +50,7 @@ def nearest(value: object, allowed: Iterable[object]) -> str:
 
 
 def some(values: Iterable[object], most: int = 5) -> str:
-    """The first few of many offending values, quoted, with the number left out."""
+    """The first few of many offending values, quoted, and the number of those left out."""
     values = list(values)
     shown = ", ".join(repr(str(v)) for v in values[:most])
     return shown if len(values) <= most else f"{shown} and {len(values) - most} more"

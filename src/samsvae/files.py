@@ -1,4 +1,4 @@
-"""Files written aside, then renamed: whoever reads a path sees the old file or the whole new one."""
+"""Atomic writes: a file is written under a temporary name and renamed, so a reader never sees half of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-#: What it means that a disk takes no more, by the number of the error.
+#: Message for each errno that means that the disk takes no more data.
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota on its disk is used up",
-    errno.EFBIG: "it is larger than a file may be here",
+    errno.EFBIG: "it exceeds the largest file size allowed here",
 }
 
 #: The format of every table that is written: separator, line end, digits of floats, and None or NaN.
@@ -26,11 +26,11 @@ SEPARATOR, LINE_END, DIGITS, MISSING = "\t", "\n", 9, ""
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to ``path`` at the end, removed on an error.
+    """Yield a temporary path in the folder of ``path``; rename it to ``path`` at the end, or remove it on an error.
 
-    What a killed process has left of its own is removed first. Of two processes that write one path at once the first
-    finds its file gone (FileNotFoundError): it is one that was given up. OSError with the name of ``path`` where the
-    disk takes no more (`NO_ROOM`), however a library tells it.
+    Temporary files that killed processes left for ``path`` are removed first. If two processes write the same path at
+    once, the first one loses its file and raises FileNotFoundError: it is assumed to have been given up. Raises OSError
+    with the name of ``path`` if the disk takes no more data (`NO_ROOM`), no matter which error a library raises.
     """
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -50,7 +50,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def remove_left(path: Path) -> None:
-    """Remove what was written aside for ``path`` and never renamed, as by a process that was killed."""
+    """Remove the temporary files for ``path`` that were never renamed because their process was killed."""
     name = re.compile(rf"\.{re.escape(path.stem)}\.\d+{re.escape(path.suffix)}")
     for other in path.parent.iterdir():
         if name.fullmatch(other.name):
@@ -58,7 +58,7 @@ def remove_left(path: Path) -> None:
 
 
 def no_room(error: BaseException | None) -> int | None:
-    """The number of `NO_ROOM` that an error tells, or one behind it, also in its text alone, as h5py's may be."""
+    """The errno in `NO_ROOM` of an error or of its causes; h5py may give it in the text of the message alone."""
     while error is not None:
         for number in NO_ROOM:
             if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
@@ -103,6 +103,6 @@ def write_frame(table: Frame, path: str | Path, *, digits: int = DIGITS, index_l
 
 
 def write_json(content: object, path: str | Path) -> None:
-    """JSON with sorted keys, indented."""
+    """Write indented JSON with sorted keys."""
     with atomic(path) as aside:
         aside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""The one handler of signals to stop (SIGTERM, SIGINT, SIGHUP), for trainings and for the scripts of the workflow."""
+"""The only handler of stop signals (SIGTERM, SIGINT, SIGHUP), for trainings and for the workflow scripts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @contextmanager
 def stop_signals(*, interrupt: bool = False) -> Iterator[list[str]]:
-    """Within the block, collect the names of the signals to stop that arrive, in place of ending the process.
+    """Within the block, collect the names of the stop signals that arrive, instead of ending the process.
 
-    A loop looks at the list between its steps. With ``interrupt`` each signal also raises KeyboardInterrupt where the
-    program stands, so that open files are closed. A signal that the process ignores, as a background job of a shell
-    ignores SIGINT, stays ignored. Outside the main thread, where Python allows no handlers, nothing is collected.
+    A loop checks the list between its steps. With ``interrupt``, each signal also raises KeyboardInterrupt at once, so
+    that open files are closed. A signal that the process already ignores stays ignored (a shell's background job
+    ignores SIGINT). Outside the main thread Python allows no handlers, so nothing is collected.
     """
-    came: list[str] = []
+    received: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield received
         return
 
     def stop(number: int, frame: object) -> None:
-        came.append(signal.Signals(number).name)
+        received.append(signal.Signals(number).name)
         if interrupt:
             raise KeyboardInterrupt
 
@@ -33,7 +33,7 @@ def stop_signals(*, interrupt: bool = False) -> Iterator[list[str]]:
         if handler != signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,1 +1,1 @@
-"""What a person writes: frozen dataclasses, checked. Imports no torch."""
+"""The configuration that a user writes, as validated frozen dataclasses. Does not import torch."""

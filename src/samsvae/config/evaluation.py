@@ -1,4 +1,4 @@
-"""How a trained model is scored: plain values, checked."""
+"""The settings for scoring a trained model: plain, validated values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from samsvae.errors import ConfigError
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a trained model is scored (published protocol by default)."""
+    """How a trained model is scored; the defaults are the published protocol."""
 
     iwelbo_particles: int = 100
     ate_samples: int = 2500

@@ -1,7 +1,7 @@
 """The runs of a grid and their ids.
 
-An experiment is a screen, a split and a grid of runs. In a block of the grid a list is an axis, whose values become
-part of each run's id, and a scalar is a setting of the whole block.
+An experiment is a screen, a split and a grid of runs. In a block of the grid, a list is an axis whose values become
+part of each run's id, and a scalar is a setting for all runs of the block.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from samsvae.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its id, what it reads and its full settings. ``axes`` are the values the id is made of.
+    """One training: its id, its data and its complete settings. ``axes``: the values in the id.
 
-    ``checkpoint``: a file of the SAMS-VAE release whose weights are taken in place of a training.
+    ``checkpoint``: a file of the SAMS-VAE release whose weights are used instead of a training.
     """
 
     id: str
@@ -45,9 +45,7 @@ class Run:
     checkpoint: str | None = None
 
 
-# ---- runs of a grid ------------------------------------------------------------------------------------------------
-
-#: Axes in the order of a run's id, with the word that stands for each; any other axis goes by its own name.
+#: Axes in the order of a run's id, each with its word in the id. Any other axis comes first, under its own name.
 WORDS = {
     "checkpoint": "from_",
     "n_layers": "layers",
@@ -70,7 +68,8 @@ def _word(key: str, value: SCALAR, where: str) -> str:
         return f"{WORDS[key]}{re.sub(r'[^A-Za-z0-9_.]+', '_', PurePath(str(value)).stem)}"
     if "/" in str(value):
         raise ConfigError(
-            f"{where}.{key}: {value!r} is not allowed in a grid, whose values become parts of file names."
+            f"{where}.{key}: {value!r} is not allowed in a grid, because its values become parts of file names "
+            "and may not contain '/'."
         )
     return f"{WORDS.get(key, key)}{value}"
 
@@ -81,79 +80,92 @@ def _ordered(keys: typing.Iterable[str]) -> list[str]:
 
 
 def runs(study: Study, name: str) -> list[Run]:
-    """Every run of an experiment, in the order of its grid; ConfigError for an unknown axis or a run named twice."""
-    experiment, found = study.settings[name], {}
+    """All runs of an experiment, in the order of its grid; ConfigError for an unknown axis or a repeated id."""
+    experiment = study.settings[name]
     screen = study.screens[experiment.screen]
-    homes = {
+    sections = {
         "options": field_names(type(screen.options)),
         "split": field_names(SplitConfig) - {"kind", "conditions", "combinations_of", "path"},
         "model": field_names(ModelConfig),
         "training": field_names(TrainingConfig),
     }
-    known = {"model", "encoding", "checkpoint"}.union(*homes.values())
     checked_fields(ModelConfig, experiment.model, f"settings.{name}.model")
     checked_fields(TrainingConfig, experiment.training, f"settings.{name}.training")
     if not experiment.grid:
         raise ConfigError(f"settings.{name}.grid: it is empty. Needed: blocks, each with a model or a list of models.")
+    known = {"model", "encoding", "checkpoint"}.union(*sections.values())
+    found: dict[str, Run] = {}
     for number, block in enumerate(experiment.grid):
         where = f"settings.{name}.grid[{number}]"
-        for key in block:
-            if key not in known:
-                raise ConfigError(f"{where}: unknown axis {key!r}.{nearest(key, sorted(known))}")
-            if isinstance(block[key], list | tuple) and not block[key]:
-                raise ConfigError(f"{where}.{key}: the list is empty, so that the block has no run.")
-        if "model" not in block:
-            raise ConfigError(f"{where}: no 'model'; give a model or a list of models.")
-        axes = {key: value for key, value in block.items() if isinstance(value, list | tuple)}
-        axes.setdefault("model", [block["model"]])
-        if "checkpoint" in block:  # always in the id, which tells imported weights from trained ones
-            axes["checkpoint"] = checked(block["checkpoint"], tuple[str, ...], f"{where}.checkpoint")
-        fixed = {key: value for key, value in block.items() if key not in axes}
-        for values in itertools.product(*axes.values()):
-            chosen = dict(zip(axes, values, strict=True))
-            if "checkpoint" in axes and "seed" not in block:  # replicates of a setting, as seeds are
-                chosen["seed"] = axes["checkpoint"].index(chosen["checkpoint"])
-            run = _run(study, name, where, chosen, fixed, homes)
+        _check_block(block, where, known)
+        for chosen, fixed in _combinations(block, where):
+            run = _run(study, name, where, chosen, fixed, sections)
             if run.id in found:
-                raise ConfigError(f"{where}: the run {run.id!r} is there twice; make the blocks differ in an axis.")
+                raise ConfigError(f"{where}: the run {run.id!r} appears twice; make the blocks differ in an axis.")
             found[run.id] = run
     if len({run.checkpoint is None for run in found.values()}) > 1:
         raise ConfigError(
             f"settings.{name}.grid: some runs have a checkpoint and others are trained, and tables would pool them. "
-            "Give those with a checkpoint an experiment of their own."
+            "Move the runs with a checkpoint to a separate experiment."
         )
     return list(found.values())
 
 
-def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: dict[str, set[str]]) -> Run:
+def _check_block(block: dict[str, Any], where: str, known: set[str]) -> None:
+    """ConfigError for an unknown axis, an empty list or a missing model."""
+    for key in block:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown axis {key!r}.{nearest(key, sorted(known))}")
+        if isinstance(block[key], list | tuple) and not block[key]:
+            raise ConfigError(f"{where}.{key}: the list is empty, so the block has no runs. Give at least one value.")
+    if "model" not in block:
+        raise ConfigError(f"{where}: no 'model'; give a model or a list of models.")
+
+
+def _combinations(block: dict[str, Any], where: str) -> typing.Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """For each run of a block, the values of its axes and the fixed settings."""
+    axes = {key: value for key, value in block.items() if isinstance(value, list | tuple)}
+    axes.setdefault("model", [block["model"]])
+    if "checkpoint" in block:  # always in the id, to tell imported weights from trained ones
+        axes["checkpoint"] = checked(block["checkpoint"], tuple[str, ...], f"{where}.checkpoint")
+    fixed = {key: value for key, value in block.items() if key not in axes}
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        if "checkpoint" in axes and "seed" not in block:  # checkpoints are replicates, like seeds
+            chosen["seed"] = axes["checkpoint"].index(chosen["checkpoint"])
+        yield chosen, fixed
+
+
+def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, sections: dict[str, set[str]]) -> Run:
+    """A run of an experiment. ``chosen``: its axes; ``fixed``: the scalars of its block; ``sections``: their keys."""
     experiment = study.settings[name]
     screen = study.screens[experiment.screen]
-    every = {**fixed, **chosen}
-    named = checked(every["model"], str, f"{where}.model")
+    settings = {**fixed, **chosen}
+    model_name = checked(settings["model"], str, f"{where}.model")
     try:
-        model = row(named)
+        model = row(model_name)
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from None
 
-    def picked(home: str) -> dict:
-        return {key: value for key, value in every.items() if key in homes[home] and key != "model"}
+    def picked(section: str) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if key in sections[section] and key != "model"}
 
     options = build(type(screen.options), {**plain(screen.options), **picked("options")}, where)
     split = build(SplitConfig, {**plain(experiment.split), **picked("split")}, where)
-    encoding = every.get("encoding", "sum")
+    encoding = settings.get("encoding", "sum")
     if encoding not in ENCODINGS:
         raise ConfigError(f"{where}.encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
     axes = {key: chosen[key] for key in _ordered(chosen) if key != "model"}
     words = [_word(key, value, where) for key, value in axes.items()]
-    # files of one name have one content, so that a block's single values are in the names of data and splits too
+    # names of data and splits also contain a block's scalars, so that files with one name have one content
     data_words, split_words = (
-        [_word(key, every[key], where) for key in _ordered(every) if key in homes[home]]
-        for home in ("options", "split")
+        [_word(key, settings[key], where) for key in _ordered(settings) if key in sections[section]]
+        for section in ("options", "split")
     )
     return Run(
-        id="-".join([every["model"], *words]),
+        id="-".join([settings["model"], *words]),
         experiment=name,
-        row=every["model"],
+        row=settings["model"],
         dataset="-".join([experiment.screen, *data_words]),
         split="-".join([split.kind, *split_words]),
         encoding=encoding,
@@ -167,36 +179,36 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, homes: 
 
 
 def batches(found: typing.Iterable[Run], size: int) -> dict[str, list[Run]]:
-    """Runs that read the same data and split, at most ``size`` together, by a name. {} where ``size`` is 1.
+    """Named batches of at most ``size`` runs with the same data and split; {} if ``size`` is 1.
 
-    In the order of the grid, so that runs of one model come together.
+    Runs keep the order of the grid, so that runs of one model stay together.
     """
     if size == 1:
         return {}
-    alike: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, str], list[Run]] = {}
     for run in found:
         if run.checkpoint is None:
-            alike.setdefault((run.dataset, run.split), []).append(run)
+            groups.setdefault((run.dataset, run.split), []).append(run)
     return {
-        f"{dataset}.{split}.{at // size}": same[at : at + size]
-        for (dataset, split), same in alike.items()
-        for at in range(0, len(same), size)
+        f"{dataset}.{split}.{start // size}": group[start : start + size]
+        for (dataset, split), group in groups.items()
+        for start in range(0, len(group), size)
     }
 
 
 def grid_table(runs: list[Run]) -> list[dict[str, SCALAR]]:
-    """A row per run: id, model, method, inference, the axes of the whole experiment, dataset and split."""
+    """One row per run: id, model, method, inference, the axes of all runs of the experiment, dataset and split."""
     keys = _ordered({key for run in runs for key in run.axes} | {"encoding"})
     rows = []
     for run in runs:
         settings = {**plain(run.screen.options), **plain(run.split_config), **plain(run.training)}
         settings |= {**plain(run.model), "encoding": run.encoding, "checkpoint": run.checkpoint}
-        named = {"run": run.id, "model": run.row, "method": row(run.row).method, "inference": row(run.row).inference}
-        rows.append({**named, **{key: settings[key] for key in keys}, "dataset": run.dataset, "split_name": run.split})
+        names = {"run": run.id, "model": run.row, "method": row(run.row).method, "inference": row(run.row).inference}
+        rows.append({**names, **{key: settings[key] for key in keys}, "dataset": run.dataset, "split_name": run.split})
     return rows
 
 
 def run_settings(run: Run) -> dict[str, Any]:
-    """What the training of a run depends on, as plain values: the params of its rule."""
+    """Everything that the training of a run depends on, as plain values: the params of its rule."""
     own = {"run": run.id, "model": run.row, "encoding": run.encoding}
     return own | {"config": dataclasses.asdict(run.model), "training": dataclasses.asdict(run.training)}

@@ -1,4 +1,4 @@
-"""The settings of a model: plain values, checked, without torch."""
+"""The settings of a model: plain, validated values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samsvae.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The four switches of the family and their sizes; defaults are those of SAMS-VAE's paper."""
+    """The four switches of the model family and the sizes; the defaults are those of the SAMS-VAE paper."""
 
     embedding: Literal["none", "random", "learned"] = "random"
     mask: Literal["none", "ones", "bernoulli", "beta_bernoulli"] = "bernoulli"
@@ -53,16 +53,18 @@ class ModelConfig:
             raise ConfigError(f"dropout: {self.dropout} is not allowed; it must lie in [0, 1).")
         masked = self.mask in MASKED
         if self.mask_per_cell and self.mask != "beta_bernoulli":
-            raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
+            raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli, but the mask is {self.mask!r}.")
         if self.guide_mask_prob == "beta" and self.mask != "beta_bernoulli":
-            raise ConfigError(f"guide_mask_prob: 'beta' needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
+            raise ConfigError(f"guide_mask_prob: 'beta' needs mask: beta_bernoulli, but the mask is {self.mask!r}.")
         if self.guide_embedding == "given_mask" and not (masked and self.embedding == "random"):
-            raise ConfigError("guide_embedding: 'given_mask' needs a random embedding and a mask that is drawn.")
+            raise ConfigError(
+                "guide_embedding: 'given_mask' needs embedding: random and mask: bernoulli or beta_bernoulli."
+            )
         if self.effect in ("additive", "prior_mean") and self.embedding == "none":
-            raise ConfigError(f"effect: {self.effect!r} needs an embedding; it is 'none'.")
+            raise ConfigError(f"effect: {self.effect!r} needs an embedding, but embedding is 'none'.")
         if self.effect in ("none", "decoder_input") and self.embedding != "none":
             raise ConfigError(
                 f"embedding: {self.embedding!r} is not allowed with effect: {self.effect!r}; it must be 'none'."
             )
         if self.encoder_reads == "x_offset" and self.embedding == "none":
-            raise ConfigError("encoder_reads: 'x_offset' needs an embedding; it is 'none'.")
+            raise ConfigError("encoder_reads: 'x_offset' needs an embedding, but embedding is 'none'.")

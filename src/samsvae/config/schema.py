@@ -12,7 +12,7 @@ from samsvae.config.validate import type_hints
 
 
 def schema(cls: type = Study) -> dict[str, Any]:
-    """The JSON schema of a configuration, for editors and for those who read (config/schema.json)."""
+    """The JSON schema of a configuration class, as in config/schema.json."""
     top = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Configuration of samsvae"}
     return top | _schema_of(cls)
 
@@ -34,7 +34,7 @@ def _schema_of(hint: Any) -> dict[str, Any]:
         properties, required = {}, []
         for item in dataclasses.fields(hint):
             properties[item.name] = _schema_of(type_hints(hint)[item.name])
-            if "schema" in item.metadata:  # the types behind a field that holds a plain dict
+            if "schema" in item.metadata:  # the classes that a plain dict is checked against
                 properties[item.name] = {"anyOf": [_schema_of(kind) for kind in item.metadata["schema"]()]}
             if item.default is not dataclasses.MISSING:
                 default = item.default

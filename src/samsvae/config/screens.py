@@ -15,7 +15,7 @@ SCALAR = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Source:
-    """Where a screen comes from: a local ``path``, a verified download from ``urls``, or a ``miniature`` made here."""
+    """Where a screen comes from: a local ``path``, a verified download from ``urls``, or a synthetic ``miniature``."""
 
     path: str | None = None
     urls: tuple[str, ...] = ()
@@ -30,26 +30,28 @@ class Source:
             raise ConfigError("source: give one of path, urls or miniature.")
         at_least(1, self, "size")
         if self.sort == "urls" and not (self.checksum and self.size):
-            raise ConfigError("source: a download needs its size and its checksum, as md5:... or sha256:...")
+            raise ConfigError("source: a download needs its size and its checksum (md5:... or sha256:...).")
         if self.sort == "path" and self.checksum and not self.size:
-            raise ConfigError("source: a checksum needs the size beside it.")
+            raise ConfigError("source: a checksum also needs the size.")
         if self.checksum and not re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum.lower()):
-            raise ConfigError(f"source: the checksum {self.checksum!r} is not md5:(32 digits) or sha256:(64 digits).")
+            raise ConfigError(
+                f"source: the checksum {self.checksum!r} is not valid. Allowed: md5:(32 digits), sha256:(64 digits)."
+            )
 
     @property
     def sort(self) -> Literal["miniature", "path", "urls"]:
-        """Which of them counts: a later configuration may add one to those of an earlier."""
+        """Which one is used, since a configuration file may add one to those of the file it extends."""
         return "miniature" if self.miniature is not None else "path" if self.path is not None else "urls"
 
     @property
     def verified(self) -> bool:
-        """Whether a local file is to be verified before it is used."""
+        """Whether a local file is verified before it is used."""
         return self.sort == "path" and self.checksum is not None
 
 
 @dataclass(frozen=True)
 class ReplogleMiniature:
-    """A made screen in the form of Replogle's (``samsvae.screens.miniature.replogle_source``)."""
+    """A synthetic screen in the format of Replogle's (``samsvae.screens.miniature.replogle_source``)."""
 
     seed: int = 0
     n_targets: int = 50
@@ -68,7 +70,7 @@ class ReplogleMiniature:
 
 @dataclass(frozen=True)
 class NormanMiniature:
-    """A made screen in the form of Norman's (``samsvae.screens.miniature.norman_source``)."""
+    """A synthetic screen in the format of Norman's (``samsvae.screens.miniature.norman_source``)."""
 
     seed: int = 0
     cells_per_condition: int = 40
@@ -88,7 +90,7 @@ MINIATURES: dict[str, type] = {"replogle": ReplogleMiniature, "norman": NormanMi
 
 @dataclass(frozen=True)
 class ReplogleOptions:
-    """Filter of a Replogle screen; ``keep``: the listed cells, controls and genes of the papers, or all of the file."""
+    """Filter of a Replogle screen. ``keep``: the cells, controls and genes listed by the papers, or all in the file."""
 
     keep: Literal["listed", "all"] = "listed"
     n_controls: int = 2000
@@ -102,19 +104,19 @@ class ReplogleOptions:
 
 @dataclass(frozen=True)
 class NormanOptions:
-    """Filter of the Norman screen; ``genes``: a file with a gene name on each line, in place of the 5,000."""
+    """Filter of the Norman screen. ``genes``: a file with one gene name per line, instead of the 5,000 genes."""
 
     genes: str | None = None
 
     @property
     def tables(self) -> list[str]:
-        """The files that the filter reads beside the counts."""
+        """The files that the filter reads in addition to the counts."""
         return [self.genes] if self.genes else []
 
 
 @dataclass(frozen=True)
 class CustomOptions:
-    """Filter of a screen of one's own (docs/own-data.md)."""
+    """Filter of your own screen (docs/own-data.md)."""
 
     perturbation_column: str = "perturbation"
     control: tuple[str, ...] = ("control",)
@@ -138,7 +140,7 @@ class CustomOptions:
 
     @property
     def tables(self) -> list[str]:
-        """The files that the filter reads beside the counts."""
+        """The files that the filter reads in addition to the counts."""
         listed = self.genes if isinstance(self.genes, str) and self.genes != "all" else None
         written = self.genes_split.path if self.genes_split else None
         return [path for path in (self.annotation, self.cell_table, listed, written) if path]
@@ -146,7 +148,7 @@ class CustomOptions:
 
 @dataclass(frozen=True)
 class SamsOptions:
-    """Simulation of the SAMS-VAE paper's release; ``cells`` per perturbation to train on."""
+    """Simulation as in the SAMS-VAE release. ``cells``: training cells per perturbation."""
 
     cells: int = 500
     val_cells: int = 100
@@ -161,12 +163,12 @@ class SamsOptions:
         at_least(1, self, "cells", "n_perturbations", "n_features", "sim_latents")
         at_least(0, self, "val_cells", "test_cells", "data_seed")
         if not 0.0 <= self.sim_mask_prob <= 1.0:
-            raise ConfigError(f"sim_mask_prob: {self.sim_mask_prob} is not a share. Allowed: 0 to 1.")
+            raise ConfigError(f"sim_mask_prob: {self.sim_mask_prob} is not a probability. Allowed: 0 to 1.")
 
 
 @dataclass(frozen=True)
 class SparseShiftOptions:
-    """Sparse-shift simulation of the SVAE+ paper; ``cells`` per intervention to train on."""
+    """Sparse-shift simulation of the SVAE+ paper. ``cells``: training cells per intervention."""
 
     cells: int = 400
     n_perturbations: int = 100
@@ -195,7 +197,7 @@ OPTIONS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How cells are split; the kinds are those of ``samsvae.screens.splits``."""
+    """How cells are split; ``samsvae.screens.splits`` implements the kinds."""
 
     kind: Literal["random", "norman_ood", "norman_efficiency", "held_out", "given", "file"] = "random"
     test_fraction: float = 0.2
@@ -215,11 +217,13 @@ class SplitConfig:
         for name, kinds in (("fraction", ("norman_ood", "norman_efficiency")), ("test_pairs", ("norman_ood",))):
             if getattr(self, name) != getattr(SplitConfig, name) and self.kind not in kinds:
                 allowed = " and ".join(map(repr, kinds))
-                raise ConfigError(f"{name}: a split of kind {self.kind!r} does not read it. Allowed: with {allowed}.")
+                raise ConfigError(f"{name}: a split of kind {self.kind!r} does not use it. Allowed: with {allowed}.")
         if (self.kind == "file") != (self.path is not None):
-            raise ConfigError("path: needed for a split of kind 'file', and only there.")
+            raise ConfigError("path: required for a split of kind 'file'; not allowed otherwise.")
         if (self.kind == "held_out") != bool(self.conditions or self.combinations_of):
-            raise ConfigError("conditions or combinations_of: needed for a split of kind 'held_out', and only there.")
+            raise ConfigError(
+                "conditions or combinations_of: required for a split of kind 'held_out'; not allowed otherwise."
+            )
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,6 @@ class ScreenConfig:
             if self.kind not in MINIATURES:
                 allowed = " and ".join(MINIATURES)
                 raise ConfigError(f"source.miniature: not allowed for kind {self.kind!r}. Allowed: for {allowed}.")
-            made = plain(build(MINIATURES[self.kind], given, "source.miniature"))
-            # YAML reads 2e3 as text; and no more than is given: a default is no reason to make it anew
-            object.__setattr__(self, "source", replace(self.source, miniature={key: made[key] for key in given}))
+            checked = plain(build(MINIATURES[self.kind], given, "source.miniature"))
+            # checked, since YAML reads 2e3 as text; only the given keys, so that a new default does not rerun the rule
+            object.__setattr__(self, "source", replace(self.source, miniature={key: checked[key] for key in given}))

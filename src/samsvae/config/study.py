@@ -1,4 +1,4 @@
-"""The whole configuration: which experiments to run, their settings, and the screens they read."""
+"""The complete configuration: which experiments to run, their settings, and the screens they read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samsvae.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Experiment:
-    """A screen, a split and a grid of runs. ``model`` and ``training`` hold for every run; a block's own come after.
+    """A screen, a split and a grid of runs. ``model`` and ``training`` hold for every run unless a block sets them.
 
     ``shown``: the model in figures of one model (default: the best on validation data). ``compared``: values of grid
     axes that figures are restricted to, such as n_latent: 100.
@@ -36,7 +36,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class PathVars:
-    """The folders of all that is made, which Snakemake puts in the place of <results>, <logs> and <benchmarks>."""
+    """The output folders, which Snakemake substitutes for <results>, <logs> and <benchmarks>."""
 
     results: str = "results"
     logs: str = "<results>/logs"
@@ -45,16 +45,16 @@ class PathVars:
     def __post_init__(self):
         for name in field_names(PathVars):
             if not getattr(self, name):
-                raise ConfigError(f"{name}: '' is not allowed. Needed: a folder.")
+                raise ConfigError(f"{name}: '' is not allowed; it must name a folder.")
 
     def folder(self, name: str) -> str:
-        """The path of one of them."""
+        """The path of the folder with this name."""
         return getattr(self, name).replace("<results>", self.results)
 
 
 @dataclass(frozen=True)
 class Study:
-    """The whole configuration: which experiments to run, their settings, and the screens they read."""
+    """The complete configuration: which experiments to run, their settings, and the screens they read."""
 
     experiments: tuple[str, ...]
     settings: dict[str, Experiment]
@@ -71,7 +71,7 @@ class Study:
             raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is not allowed; it must be above 0.")
         at_least(1, self, "jobs_per_gpu", "runs_per_job")
         if not self.experiments:
-            raise ConfigError(f"experiments: none chosen.{nearest('', self.settings)}")
+            raise ConfigError(f"experiments: none is listed.{nearest('', self.settings)}")
         for name in self.experiments:
             if name not in self.settings:
                 raise ConfigError(f"experiments: no settings for {name!r}.{nearest(name, self.settings)}")

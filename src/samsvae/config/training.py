@@ -1,4 +1,4 @@
-"""The settings of a training: plain values, checked, without torch."""
+"""The settings of a training: plain, validated values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from samsvae.errors import ConfigError
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained; defaults are those of SAMS-VAE's paper."""
+    """How a model is trained; the defaults are those of the SAMS-VAE paper."""
 
     steps: int = 150_000
     epochs: int | None = None
@@ -51,9 +51,9 @@ class TrainingConfig:
         at_least(1, self, "steps", "batch_size", "particles", "validation_particles", "validation_every")
         at_least(1, self, "epochs", "patience")
         if self.objective == "iwelbo" and self.analytic_kl:
-            raise ConfigError("analytic_kl: true is not allowed with objective: iwelbo, which weighs draws.")
+            raise ConfigError("analytic_kl: true is not allowed with objective: iwelbo, which weights single draws.")
         if self.extra_share and self.plate == "every_step":
-            raise ConfigError("extra_share: needs plate: epoch; under 'every_step' every cell has the weight 1/n.")
+            raise ConfigError("extra_share: needs plate: epoch; with plate: every_step every cell has the weight 1/n.")
         for name in ("learning_rate", "adam_eps", "rate_mask", "rate_embedding", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < math.inf:

@@ -1,4 +1,4 @@
-"""Plain dicts (YAML) into checked dataclasses. This module knows no class by name."""
+"""Turns plain dicts (from YAML) into validated dataclasses. This module knows no class by name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def plain(value: Any) -> dict[str, Any]:
 
 @cache
 def type_hints(cls: type) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
     return typing.get_type_hints(cls)
 
 
 def build(cls: type, data: Any, where: str = "config") -> Any:
-    """An instance of a dataclass from a dict; ConfigError names the key, the value and what is allowed."""
+    """Build a dataclass from a dict; ConfigError names the key, the value and what is allowed."""
     values = checked_fields(cls, data, where)
     for item in dataclasses.fields(cls):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
@@ -37,10 +38,11 @@ def build(cls: type, data: Any, where: str = "config") -> Any:
 
 
 def checked_fields(cls: type, data: Any, where: str) -> dict[str, Any]:
-    """The values of some fields of a dataclass, checked one by one."""
+    """Check a dict with some fields of a dataclass, value by value."""
     if not isinstance(data, typing.Mapping):
         raise ConfigError(
-            f"{where}: {data!r} is not allowed here. Needed: keys among {', '.join(sorted(field_names(cls)))}."
+            f"{where}: {data!r} is not allowed. Needed: keys with values. "
+            f"Allowed keys: {', '.join(sorted(field_names(cls)))}."
         )
     hints, names = type_hints(cls), field_names(cls)
     for key in data:
@@ -50,18 +52,18 @@ def checked_fields(cls: type, data: Any, where: str) -> dict[str, Any]:
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:
-    """A value as the type hint of its field asks for; ConfigError names the key, the value and what is allowed."""
+    """Check a value against the type of its field; ConfigError names the key, the value and what is allowed."""
     origin = typing.get_origin(hint) or hint
     if origin in HOOKS:
         return HOOKS[origin](value, hint, where)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)
     raise TypeError(
-        f"{where}: no field may have the type {hint!r}; known are dataclasses and {', '.join(map(str, HOOKS))}"
+        f"{where}: fields of type {hint!r} are not supported. Allowed: dataclasses and {', '.join(map(str, HOOKS))}."
     )
 
 
-def _refuse(value: Any, hint: Any, where: str) -> ConfigError:
+def _not_allowed(value: Any, hint: Any, where: str) -> ConfigError:
     return ConfigError(f"{where}: {value!r} is not allowed. Allowed: {_describe(hint)}.")
 
 
@@ -72,7 +74,7 @@ def _union(value: Any, hint: Any, where: str) -> Any:
         except ConfigError as error:
             if dataclasses.is_dataclass(option) and isinstance(value, typing.Mapping):
                 raise error
-    raise _refuse(value, hint, where)
+    raise _not_allowed(value, hint, where)
 
 
 def _literal(value: Any, hint: Any, where: str) -> Any:
@@ -97,24 +99,24 @@ def _dict(value: Any, hint: Any, where: str) -> dict[str, Any]:
 
 
 def _float(value: Any, hint: Any, where: str) -> float:
-    if isinstance(value, str):  # YAML reads 1e-4, without a point, as text
+    if isinstance(value, str):  # YAML reads 1e-4 (without a point) as text
         try:
             value = float(value)
         except ValueError:
             raise ConfigError(f"{where}: {value!r} is not a number.") from None
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    raise _refuse(value, hint, where)
+    raise _not_allowed(value, hint, where)
 
 
 def _instance(value: Any, hint: Any, where: str) -> Any:
-    """For int, str, bool and None; True is no whole number, though Python says that it is an int."""
+    """Check an int, str, bool or None. True is not accepted as an int, although bool is a subclass of int."""
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise _refuse(value, hint, where)
+    raise _not_allowed(value, hint, where)
 
 
-#: How a value is checked, by the type of its field (for a generic type its origin): (value, type, key) -> value.
+#: Check for each type of field (for a generic type, its origin): (value, type, key) -> value.
 HOOKS: dict[Any, Callable[[Any, Any, str], Any]] = {
     Any: lambda value, hint, where: value,
     typing.Union: _union,
@@ -145,11 +147,12 @@ def _describe(hint: Any) -> str:
 
 
 def field_names(cls: type) -> set[str]:
+    """The names of the fields of a dataclass."""
     return {item.name for item in dataclasses.fields(cls)}
 
 
 def at_least(least: int, settings: object, *names: str) -> None:
-    """ConfigError where one of these settings is less; one that may be None and is has no least."""
+    """ConfigError if one of these settings is below ``least``; a setting that is None is allowed."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and value < least:

@@ -1,4 +1,4 @@
-"""Words and constants that every layer shares."""
+"""Names and constants that all layers share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The table of models: a row per published method, data not classes.
+"""The table of models: one row of data per published method, no classes.
 
-A row sets the switches of ``ModelConfig`` and, where its paper trains in a way of its own, of ``TrainingConfig``;
-sizes and priors are left to the experiment. Rows and order follow Table 1 of the SAMS-VAE paper.
+A row sets the switches of ``ModelConfig`` and, if its paper trains differently, of ``TrainingConfig``. Sizes and priors
+are left to the experiment. Rows and their order follow Table 1 of the SAMS-VAE paper.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from samsvae.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Row:
-    """A published method with one inference: its names in the tables, and its settings."""
+    """A published method with one kind of inference: its names in the tables and its settings."""
 
     method: str
     inference: str
@@ -25,7 +25,7 @@ _CPA = {"mask": "ones"}
 
 _SVAE_PLUS = {"embedding": "learned", "mask": "beta_bernoulli", "effect": "prior_mean"}
 
-#: The SVAE+ paper's own networks and training, shared by the rows that it compares.
+#: Networks and training of the SVAE+ paper, shared by the methods that it compares.
 _LOPEZ_MODEL = {
     "n_layers": 2,
     "width": 128,
@@ -81,17 +81,17 @@ ROWS: dict[str, Row] = {
     "vae": _lopez("VAE", _NO_EFFECT),
     "beta_vae": _lopez("beta-VAE", _NO_EFFECT, kl_weight=2.0),
     "ivae": _lopez("iVAE", {"embedding": "learned", "mask": "ones", "effect": "prior_mean"}),
-    # a Beta(1, 1) prior is flat: its sparsity comes from the penalty alone
+    # a Beta(1, 1) prior is flat, so sparsity comes from the penalty alone
     "svae": _lopez("sVAE", {**_MASKED, "beta_a": 1.0, "beta_b": 1.0}, mask_penalty=100.0),
     "svae_plus_lopez": _lopez("SVAE+ (Lopez)", {**_MASKED, "beta_b": 10.0}, plate="every_step", loss_scale="n_cells"),
 }
 
-#: The eight rows of the SAMS-VAE paper's table, in its order.
+#: The eight rows of Table 1 of the SAMS-VAE paper, in its order.
 TABLE_1 = tuple(list(ROWS)[:8])
 
 
 def row(name: str) -> Row:
-    """The row of a name; ConfigError with the nearest match where there is none."""
+    """The row with this name; ConfigError suggests the closest name if there is none."""
     if not isinstance(name, str) or name not in ROWS:
         raise ConfigError(f"model: {name!r} is not a known model.{nearest(str(name), ROWS)}")
     return ROWS[name]

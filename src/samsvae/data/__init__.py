@@ -1,1 +1,1 @@
-"""What training reads: arrays, cells on a device, streamed counts. Imports torch and numpy."""
+"""The data that a training reads: arrays, cells on a device, streamed counts. Imports only torch and numpy."""

@@ -1,4 +1,4 @@
-"""The training arrays of a screen and the split table, as files: read, checked, large counts memory-mapped."""
+"""Reads and checks the training arrays of a screen and the split table; large counts are memory-mapped."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from samsvae.files import atomic
 
 @dataclass(frozen=True)
 class Screen:
-    """A filtered screen as written by ``samsvae.screens.pack.write_arrays``; large counts are a map of the file."""
+    """A filtered screen as written by ``samsvae.screens.pack.write_arrays``; large counts are memory-mapped."""
 
-    counts: np.ndarray  # (n, G) integers, or float32 of a real-valued simulation
+    counts: np.ndarray  # (n, G) integers, or float32 for a real-valued simulation
     library: np.ndarray  # (n,)
     cells: np.ndarray  # (n,) names
     genes: np.ndarray  # (G,) names
     condition: np.ndarray  # (n,) codes into conditions
-    conditions: np.ndarray  # (C,) names, the control among them
-    members: np.ndarray  # (C, P) codes into perturbations, -1 where there is none
+    conditions: np.ndarray  # (C,) names, including the control
+    members: np.ndarray  # (C, P) codes into perturbations, -1 as padding
     perturbations: np.ndarray  # (T,) names
-    controls: tuple[str, ...] = ()  # the labels that mean the control, its name first; () where there is none
-    separator: str = ""  # what joins the labels of a combination
+    controls: tuple[str, ...] = ()  # the labels that mean the control, its name first; () without a control
+    separator: str = ""  # joins the labels of a combination
 
 
-#: The arrays that a screen needs, by name.
+#: The names of the arrays that a file must have.
 FIELDS = tuple(item.name for item in fields(Screen) if item.default is MISSING)
 
-#: Bytes of counts from which they stay in the file, of which processes share the pages that they have read.
+#: Counts of at least so many bytes stay in the file; processes share the pages that were read.
 MAPPED = 2**26
 
 
 def read_screen(path: Path | str) -> Screen:
-    """Read the training arrays of a screen; DataError where the file is damaged or not of that form.
+    """Read the training arrays of a screen; DataError if the file is damaged or has another format.
 
-    The last one read is remembered: runs that share a process share it. Its arrays are not to be written to.
+    The last screen is cached, so that the runs of a process share it. Do not write to its arrays.
     """
     try:
         state = os.stat(path)
@@ -69,33 +69,33 @@ def _read_screen(path: str, mtime_ns: int, size: int) -> Screen:
 
 
 def _labels(file: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """How labels are read; files of before the version that wrote it know the control's name alone."""
+    """How labels are read. Files written by older versions know only the name of the control."""
     if "controls" in file:
         return {"controls": tuple(file["controls"].tolist()), "separator": str(file["separator"])}
     return {"controls": tuple(given["conditions"][(given["members"] < 0).all(1)].tolist())}
 
 
 def _mapped(path: str, archive: zipfile.ZipFile) -> np.memmap | None:
-    """The counts of an npz as a read-only map of the file; None where they are small, or compressed."""
+    """The counts of an npz file as a read-only memory map; None if they are small or compressed."""
     member = archive.getinfo("counts.npy")
     if member.compress_type != zipfile.ZIP_STORED or member.file_size < MAPPED:
         return None
     with open(path, "rb") as file:
-        file.seek(member.header_offset + 26)  # where a zip's header of a member has the lengths of its two last parts
+        file.seek(member.header_offset + 26)  # a member's zip header has the lengths of its last two fields there
         start = member.header_offset + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist())
         _verify(path, file, start, member)
         file.seek(start)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read[np.lib.format.read_magic(file)](file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 def _verify(path: str, file: IO[bytes], start: int, member: zipfile.ZipInfo) -> None:
-    """BadZipFile where a member is not what its checksum says. Done once for a file: a note beside it says so."""
+    """BadZipFile if a member does not match its checksum. Checked once per file; a marker file records the result."""
     state = os.fstat(file.fileno())
-    note, text = Path(path).with_name(f".{Path(path).name}.verified"), f"{state.st_size} {state.st_mtime_ns}\n"
+    marker, text = Path(path).with_name(f".{Path(path).name}.verified"), f"{state.st_size} {state.st_mtime_ns}\n"
     try:
-        if note.read_text() == text:
+        if marker.read_text() == text:
             return
     except OSError:
         pass
@@ -105,12 +105,15 @@ def _verify(path: str, file: IO[bytes], start: int, member: zipfile.ZipInfo) -> 
         checksum, left = zlib.crc32(block, checksum), left - len(block)
     if left or checksum != member.CRC:
         raise zipfile.BadZipFile(f"Bad CRC-32 for file {member.filename!r}")
-    with suppress(OSError), atomic(note) as aside:  # a folder that may not be written to: verified every time
+    with suppress(OSError), atomic(marker) as aside:  # in a read-only folder the file is verified every time
         aside.write_text(text)
 
 
 def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarray:
-    """The split of every cell of a screen (n,), from a table with the columns cell and split, in any row order."""
+    """The split of every cell of a screen (n,), from a table with the columns cell and split, in any row order.
+
+    DataError if the table has another format, another set of cells or an unknown split.
+    """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")
     lines = Path(path).read_text().splitlines()
@@ -122,7 +125,7 @@ def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarra
     rows = [line.split("\t") for line in lines[1:]]
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise DataError(f"{path}: line {number} has {len(row)} fields; needed are {len(header)}.")
+            raise DataError(f"{path}: line {number} has {len(row)} fields; needed: {len(header)}.")
     split_of = {row[at_cell]: row[at_split] for row in rows}
     if len(split_of) < len(rows):
         twice = [name for name, times in Counter(row[at_cell] for row in rows).items() if times > 1]
@@ -133,6 +136,6 @@ def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarra
     missing = [cell for cell in cells if cell not in split_of]
     if missing or len(split_of) != len(cells):
         extra = set(split_of) - set(cells)
-        what = f"has no row for {some(missing)}" if missing else f"names cells not in the screen: {some(extra)}"
-        raise DataError(f"{path}: the split table does not fit the screen; it {what}.")
+        problem = f"has no row for {some(missing)}" if missing else f"names cells not in the screen: {some(extra)}"
+        raise DataError(f"{path}: the split table does not fit the screen; it {problem}.")
     return np.array([split_of[cell] for cell in cells])

@@ -1,6 +1,6 @@
-"""Cells as the model reads them: counts resident on the device, dosages as indices.
+"""Cells as the model reads them: counts on the device, dosages as indices.
 
-Letters: n cells, P most perturbations in a cell, T perturbations, G genes, C conditions.
+Letters: n cells, P largest number of perturbations in a cell, T perturbations, G genes, C conditions.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from samsvae.data.arrays import Screen
 from samsvae.errors import ConfigError, nearest
 from samsvae.models.batch import Batch, MultiHot, plate_weights
 
-#: Part of the free memory of a card that the counts of a split may take; more of them are streamed.
+#: Fraction of a GPU's free memory that the counts of a split may use; larger counts are streamed.
 ROOM = 0.5
 
-#: Bytes of a split's counts above which, on a CPU, its cells are read when a batch asks for them.
+#: On a CPU, counts of a split with more bytes are read from the file batch by batch.
 READ_LATE = 2**31
 
 
 @dataclass(frozen=True)
 class Dosage:
-    """How conditions become perturbations of the model.
+    """How conditions map to the perturbations of the model.
 
-    ``names`` (T,): the model's perturbations. ``members`` (C, P): rows of names, T where there is none.
+    ``names`` (T,): the perturbations. ``members`` (C, P): the perturbations of each condition as indices into
+    ``names``, with T as padding.
     """
 
     names: tuple[str, ...]
@@ -37,7 +38,7 @@ class Dosage:
 
 
 def encode(screen: Screen, encoding: str) -> Dosage:
-    """Dosage encoding of a screen: ``sum`` (a pair is two ones) or ``unique`` (a pair is one of its own)."""
+    """Dosage encoding of a screen: ``sum`` (a pair has two ones) or ``unique`` (a pair is a separate perturbation)."""
     if encoding not in ENCODINGS:
         raise ConfigError(f"encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
     treated = (screen.members >= 0).any(axis=1)
@@ -53,9 +54,9 @@ def encode(screen: Screen, encoding: str) -> Dosage:
 
 @dataclass(frozen=True)
 class FileRows:
-    """Some rows of a matrix that stays in its file: indexed and split like a tensor (n, G) on the host."""
+    """Some rows of a matrix that stays in its file; can be indexed and split like a tensor (n, G) on the host."""
 
-    source: Tensor  # (N, G), mapped
+    source: Tensor  # (N, G), memory-mapped
     rows: Tensor  # (n,) int64
     device = torch.device("cpu")
 
@@ -79,33 +80,33 @@ class FileRows:
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of one split, on one device, in the dtype of the file until a batch is read.
+    """The cells of one split, on one device. Counts keep the dtype of the file until a batch is read.
 
-    Where ``streamed``, the counts stay on the host, or in their file, and are read batch by batch
+    If ``streamed``, the counts stay on the host or in their file and are read batch by batch
     (``samsvae.data.streaming``).
     """
 
     counts: Tensor | FileRows  # (n, G)
     library: Tensor  # (n,)
-    index: Tensor  # (n, P) int64, T = none
+    index: Tensor  # (n, P) int64, T as padding
     n_perturbations: int
     names: np.ndarray  # (n,) cell names, for messages
-    share: Tensor  # (T,) 1 / n_t, 0 where no cell of this split received t
+    share: Tensor  # (T,) 1 / n_t, or 0 if no cell of this split received t
     streamed: bool = False
 
     @property
     def device(self) -> torch.device:
-        """Where batches are."""
+        """The device of the batches."""
         return self.library.device
 
     def __len__(self) -> int:
         return len(self.counts)
 
     def batch(self, at: Tensor | slice, counts: Tensor | None = None, *, own: bool = False) -> Batch:
-        """The cells at some positions (n',), with the plate weights of the whole split.
+        """The cells at some positions (n',), with the plate weights of the complete split.
 
-        ``counts`` (n', G): those of the cells, where they are at hand already. ``own``: with rows for the
-        perturbations that these cells received, and for no others.
+        ``counts`` (n', G): the counts of these cells, if they were read before. ``own``: the batch has rows only for
+        perturbations that these cells received.
         """
         index, share, rows = self.index[at], self.share, None
         dose = (index < self.n_perturbations).to(self.library.dtype)
@@ -122,7 +123,7 @@ class Cells:
 
 
 def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.device | str = "cpu") -> Cells:
-    """Put the cells at ``rows`` (a mask or positions) on a device; many of a mapped file stay there."""
+    """Put the cells at ``rows`` (a mask or positions) on a device; large memory-mapped counts stay in their file."""
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows
     device = torch.device(device)
     index = torch.from_numpy(dosage.members[screen.condition[rows]].astype(np.int64))
@@ -134,7 +135,7 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
     counts: Tensor | FileRows
     if mapped and streamed:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the file is not to be written to, which nobody does
+            warnings.simplefilter("ignore")  # torch warns that the array is read-only; nothing writes to it
             counts = FileRows(torch.from_numpy(screen.counts), torch.from_numpy(rows))
     else:
         on_host = torch.from_numpy(np.ascontiguousarray(screen.counts[rows]))
@@ -151,6 +152,6 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
 
 
 def _free(device: torch.device) -> int:
-    """Bytes of a card that are free, or that torch holds unused."""
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held
+    """Bytes on a GPU that are free, or reserved by torch but unused."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused

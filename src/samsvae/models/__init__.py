@@ -1,1 +1,1 @@
-"""The mathematics: distributions, latents, networks and the one probabilistic core. Imports torch and numpy."""
+"""The mathematics: distributions, latents, networks and the probabilistic model. Imports only torch and numpy."""

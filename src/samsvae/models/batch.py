@@ -1,6 +1,6 @@
-"""What the model reads: a batch of cells, with their perturbations as sparse multi-hot dosages.
+"""The input of the model: a batch of cells, with their perturbations as sparse multi-hot dosages.
 
-Letters: n cells, P most perturbations in a cell, T perturbations (R of them drawn), L latents, G genes.
+Letters: n cells, P largest number of perturbations in a cell, T perturbations (R of them drawn), L latents, G genes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from samsvae.errors import DataError
 
 
 class CellTable(Protocol):
-    """Cells that give batches (``samsvae.data.cells.Cells`` is one)."""
+    """Cells that can be read in batches, such as ``samsvae.data.cells.Cells``."""
 
     @property
     def counts(self) -> Splittable: ...
@@ -37,8 +37,8 @@ class Splittable(Protocol):
 class Batch:
     """Some cells, ready for the model.
 
-    ``rows`` (R,) are the perturbations whose latents are drawn (None: all T, in order); ``dosage.index`` (n, P)
-    points into them, R being the padding. ``share`` (R,) is the plate weight 1/n_t, 0 where n_t is 0.
+    ``rows`` (R,): the perturbations whose latents are drawn (None: all T, in order). ``dosage.index`` (n, P) points
+    into them, with R as padding. ``share`` (R,): the plate weight 1/n_t, or 0 if n_t is 0.
     """
 
     x: Tensor  # (n, G)
@@ -51,10 +51,10 @@ class Batch:
     def from_dense(
         cls, x: Tensor, dosage: Tensor, *, library: Tensor | None = None, n_cells: Tensor | None = None
     ) -> Batch:
-        """A batch from dense dosages (n, T), 0 where a cell did not receive a perturbation.
+        """A batch from counts x (n, G) and dense dosages (n, T), which are 0 if a cell did not receive a perturbation.
 
-        ``library`` (n,): default the sums of x (n, G). ``n_cells`` (T,): how many cells of the split received each
-        perturbation; default those of this batch, as of a whole split. DataError where the shapes do not fit.
+        ``library`` (n,): by default the row sums of x. ``n_cells`` (T,): the number of cells of the split that received
+        each perturbation; by default this batch is taken as the complete split. DataError if the shapes do not match.
         """
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         library = x.sum(-1) if library is None else library
@@ -68,7 +68,7 @@ class Batch:
                 raise DataError(f"{name} has the shape {tuple(value.shape)}; allowed: {needed}.")
         received = dosage != 0
         width = max(1, int(received.sum(-1).max())) if len(x) else 1
-        # the perturbations of a cell first, in their order; what follows them has dose 0 and becomes padding
+        # puts the perturbations of a cell first, in their order; the rest have dose 0 and become padding
         index = received.int().argsort(dim=-1, descending=True, stable=True)[:, :width]
         dose = dosage.gather(-1, index).to(x.dtype)
         index = index.masked_fill(dose == 0, dosage.shape[-1])
@@ -76,24 +76,24 @@ class Batch:
 
     @property
     def received(self) -> MultiHot:
-        """The dosage in terms of all T perturbations, for what has weights of its own for each of them."""
+        """The dosage indexed by all T perturbations, for layers with weights for each of them."""
         if self.rows is None:
             return self.dosage
-        # the padding becomes any row: its dose is 0
+        # the padding may point to any row, because its dose is 0
         return MultiHot(torch.nn.functional.pad(self.rows, (0, 1))[self.dosage.index], self.dosage.dose)
 
 
 def plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 / n_t of the cells that received t (T,), and 0 where none did (eq. 11)."""
+    """Plate weights (T,) from n_cells (T,): 1 / n_t, or 0 if no cell received t (eq. 11)."""
     n_cells = n_cells.double()
     return torch.where(n_cells > 0, 1.0 / n_cells.clamp(min=1.0), 0.0).to(dtype)
 
 
 @dataclass(frozen=True)
 class MultiHot:
-    """Rows of weights to add up in place of a dense one-hot (or dosage) input.
+    """A sparse one-hot (or dosage) input, which selects rows of weights to add up.
 
-    ``index`` (n, P) names the rows, with the number of rows as padding; ``dose`` (n, P) is 0 there.
+    ``index`` (n, P): the rows, with the number of rows as padding. ``dose`` (n, P): their factors, 0 for padding.
     """
 
     index: Tensor
@@ -102,7 +102,7 @@ class MultiHot:
     def gather(self, table: Tensor) -> Tensor:
         """sum_p dose[p] * table[..., index[p], :]; table (..., T, L) gives (..., n, L)."""
         n, several = self.index.shape
-        # the padding reads any row: its dose is 0
+        # the padding may read any row, because its dose is 0
         table = table if table.shape[-2] else F.pad(table, (0, 0, 0, 1))
         rows = table.index_select(-2, self.index.flatten().clamp(max=table.shape[-2] - 1))
         if several == 1:

@@ -75,10 +75,10 @@ class Normal:
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Bernoulli(sigmoid(logits)); drawn by the straight-through binary concrete (eq. 6).
+    """Bernoulli(sigmoid(logits)), drawn by the straight-through binary concrete (eq. 6).
 
-    A draw is exactly 0 or 1, with the gradient of the relaxed value. ``log_prob`` is the plain
-    Bernoulli's, linear in the value, so that the gradient reaches it through the value too.
+    A draw is exactly 0 or 1, with the gradient of the relaxed value. ``log_prob`` is that of a Bernoulli variable and
+    linear in the value, so that its gradient also flows through the value.
     """
 
     logits: Tensor
@@ -94,7 +94,7 @@ class Bernoulli:
         return value * self.logits + F.logsigmoid(-self.logits)
 
     def relaxed(self, noise: Tensor) -> Tensor:
-        """The value before rounding, kept inside (eps, 1 - eps)."""
+        """The value before rounding, clamped to [eps, 1 - eps]."""
         soft = torch.sigmoid((self.logits + noise) / self.temperature)
         eps = torch.finfo(soft.dtype).eps
         return soft.clamp(eps, 1.0 - eps)
@@ -113,7 +113,7 @@ class Bernoulli:
 
 @dataclass(frozen=True)
 class Beta:
-    """Beta(a, b) on (0, 1); drawn as a ratio of two gamma variables, with implicit gradients in a and b (eq. 5)."""
+    """Beta(a, b) on (0, 1), drawn as a ratio of two gamma variables, with implicit gradients of a and b (eq. 5)."""
 
     a: Tensor
     b: Tensor
@@ -130,7 +130,7 @@ class Beta:
         return (self.a - 1.0) * torch.log(value) + (self.b - 1.0) * torch.log1p(-value) - log_norm
 
     def draw(self, noise: Tensor) -> Tensor:
-        """A value for each array (2, 13) of normal noise (..., 2, 13), kept inside (eps, 1 - eps)."""
+        """A value for each array (2, 13) of normal noise (..., 2, 13), clamped to [eps, 1 - eps]."""
         return _BetaDraw.apply(self.a, self.b, noise)
 
     def kl(self, other: Beta) -> Tensor:
@@ -143,10 +143,10 @@ class Beta:
 
 
 def _log_gamma_variable(shape: Tensor, noise: Tensor) -> Tensor:
-    """log of a Gamma(shape, 1) variable from normal noise (..., 13).
+    """Log of a Gamma(shape, 1) variable, from normal noise (..., 13).
 
-    Marsaglia and Tsang's rejection at shape + 1, times u^(1 / shape). The first of six proposals that is accepted
-    counts; one in 10^7 draws or fewer finds none and takes the first.
+    Marsaglia and Tsang's rejection at shape + 1, times u^(1 / shape). The first accepted one of six proposals is used;
+    in at most one of 10^7 draws none is accepted, and the first one is used.
     """
     x, uniform, power = noise[..., :6], torch.special.log_ndtr(noise[..., 6:12]), noise[..., 12]
     d = (shape + 2.0 / 3.0)[..., None]
@@ -234,7 +234,7 @@ class NegativeBinomial:
 
 @dataclass(frozen=True)
 class Poisson:
-    """Poisson counts of a given rate."""
+    """Poisson counts with a given rate."""
 
     rate: Tensor
 

@@ -38,29 +38,30 @@ class Latent(Protocol):
 
 
 def _rows(table: Tensor, batch: Batch) -> Tensor:
-    """The rows (R, L) of a table (T, L) of one row per perturbation that a batch asks for."""
+    """The rows (R, L) of the batch's perturbations, from a table (T, L) with one row per perturbation."""
     return table if batch.rows is None else table.index_select(0, batch.rows)
 
 
 def shift(values: Values) -> Tensor:
-    """M * E, or E alone where the model has no mask: (K, R, L), or (R, L) of a learned E without a mask."""
+    """M * E, or E alone if the model has no mask: (K, R, L), or (R, L) for a learned E without a mask."""
     embedding = values["embedding"]
     return values["mask"] * embedding if "mask" in values else embedding
 
 
 def offset(values: Values, batch: Batch) -> Tensor:
-    """o = sum_t d_t (E_t * M_t) of each cell (eq. 1), by gathered rows: (K, n, L), or (n, L)."""
+    """o = sum_t d_t (E_t * M_t) for each cell (eq. 1): (K, n, L), or (n, L) for a learned E without a mask."""
     if "cell_mask" not in values:
         return batch.dosage.gather(shift(values))
-    # a mask of its own for every cell: (K, n, P, L)
+    # every cell has its own mask: (K, n, P, L)
     padded = nn.functional.pad(values["embedding"], (0, 0, 0, 1))[..., batch.dosage.index, :]
     return (values["cell_mask"] * padded * batch.dosage.dose[..., None]).sum(-2)
 
 
 class MaskProbability(nn.Module):
-    """pi ~ Beta(a, b), guided by a point mass at sigmoid(s), or by Beta(e^u, e^w) with u and w free (eq. 5).
+    """pi ~ Beta(a, b), with a point mass at sigmoid(s) or Beta(e^u, e^w) with free u and w as guide (eq. 5).
 
-    Both guides start from the mean sigmoid(init); the free Beta starts at a concentration of 2, flat where init is 0.
+    Both guides start with the mean sigmoid(init). The free Beta starts with a concentration of 2, so it is flat if init
+    is 0.
     """
 
     name = "mask_prob"
@@ -85,7 +86,7 @@ class MaskProbability(nn.Module):
     def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point | Beta:
         if not self.is_point:
             return Beta(torch.exp(_rows(self.log_a, batch)), torch.exp(_rows(self.log_b, batch)))
-        eps = torch.finfo(torch.float32).eps  # the Beta density has no value at 0 and 1
+        eps = torch.finfo(torch.float32).eps  # the Beta density is not defined at 0 and 1
         return Point(torch.sigmoid(_rows(self.logits, batch)).clamp(eps, 1.0 - eps))
 
     def prior(self, values: Values, batch: Batch) -> Beta:
@@ -93,10 +94,10 @@ class MaskProbability(nn.Module):
 
 
 class Mask(nn.Module):
-    """M ~ Bern(alpha), guided by Bernoulli(sigmoid(s)) with straight-through draws (eq. 6).
+    """M ~ Bern(alpha), with Bernoulli(sigmoid(s)) as guide and straight-through draws (eq. 6).
 
-    Where a mask probability pi was drawn before it, p(M | pi) = q(M | pi) = Bern(pi) and the term is 0.
-    ``per_cell`` draws a mask for every cell in place of one per particle (the SVAE+ paper's own training).
+    If a mask probability pi was drawn before, p(M | pi) = q(M | pi) = Bern(pi) and the term is 0. ``per_cell`` draws a
+    mask for every cell instead of one per particle, as the training in the SVAE+ paper does.
     """
 
     plate: Plate = "perturbation"
@@ -137,8 +138,8 @@ class Mask(nn.Module):
 
 
 class Embedding(nn.Module):
-    """E ~ N(0, beta^2), guided by N(mu, (exp(u) + 1e-4)^2), mu and u free (``mean_field``; eq. 7),
-    or by a network of [M_t, onehot(t)] with a mean and a log-variance head (``given_mask``; eq. 8)."""
+    """E ~ N(0, beta^2). The guide is N(mu, (exp(u) + 1e-4)^2) with free mu and u (``mean_field``; eq. 7), or a network
+    of [M_t, onehot(t)] with a mean and a log-variance head (``given_mask``; eq. 8)."""
 
     name = "embedding"
     plate: Plate = "perturbation"
@@ -170,7 +171,7 @@ class Embedding(nn.Module):
 
 
 class LearnedEmbedding(nn.Module):
-    """E as a free parameter: no prior, no term in the loss; initial value ``init_scale`` N(0, 1)."""
+    """E as a free parameter without a prior or a term in the loss; it starts from ``init_scale`` times N(0, 1)."""
 
     name = "embedding"
     plate: Plate = "perturbation"
@@ -188,8 +189,9 @@ class LearnedEmbedding(nn.Module):
 
 
 class CellState(nn.Module):
-    """z (or z_basal) of a cell: prior N(0, I), or N(o, I) where the effect enters as ``prior_mean`` (eq. 4);
-    guide a network of x, [x, o] or [x, d] (eq. 9). x enters as ``inputs``, normalised (eq. 10)."""
+    """The state z (or z_basal) of a cell. The prior is N(0, I), or N(o, I) if the effect is ``prior_mean`` (eq. 4). The
+    guide is a network of x, [x, o] or [x, d] (eq. 9), where x is passed as ``inputs``, the normalised counts (eq. 10).
+    """
 
     plate: Plate = "cell"
     per_cell = False

@@ -1,8 +1,9 @@
-"""The one probabilistic core: draw the guide, score the terms, ELBO, IWELBO, prediction. It names no model.
+"""The probabilistic model of all methods: draws, terms of the bound, ELBO, IWELBO and prediction.
 
-A model is an ordered tuple of latents plus what the decoder reads; a published method is a row of ``zoo``.
-Letters: K particles, n cells, P most perturbations in a cell, T perturbations (R of them drawn), L latents, G genes.
-Equation numbers refer to docs/model.md.
+A model is a list of latents in the order of their draws, and a decoder. A published method is a row of ``zoo``; no
+method is named here. The approximate posterior q is called the guide. Letters: K particles, n cells, P largest number
+of perturbations in a cell, T perturbations (R of them drawn), L latents, G genes. Equation numbers refer to
+docs/model.md.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from samsvae.models.latents import CellState, Embedding, Latent, LearnedEmbeddin
 from samsvae.models.networks import MLP, Likelihood, Observed
 from samsvae.models.noise import Noise, given
 
-#: Values of the input whose moments are taken at once: few enough for a cache.
+#: Number of input values whose moments are computed at once: few enough to fit a cache.
 MOMENTS = 2**18
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Values of the latents, drawn from the guide, and the guide's distributions, by the latent's name."""
+    """Values of the latents drawn from their guides, and the guides, both by the name of the latent."""
 
     values: dict[str, Tensor]
     guides: dict[str, Distribution]
 
 
 class Model(nn.Module):
-    """A model of the family for given genes and perturbations.
+    """A model for given genes and perturbations.
 
-    Weights are initialised from ``seed``; the moments of the encoder's input are set by ``fit_inputs``.
+    ``seed`` initialises the weights; ``fit_inputs`` sets the moments of the encoder's input.
     """
 
     input_mean: Tensor  # (G,)
@@ -50,8 +51,9 @@ class Model(nn.Module):
         self.n_perturbations = n_perturbations
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # a ModuleList registers the weights of the latents; every latent is a module
-            self.latents: Sequence[Latent] = nn.ModuleList(_latents(config, n_genes, n_perturbations))  # type: ignore[assignment, arg-type]
+            latents = _latents(config, n_genes, n_perturbations)
+            # a ModuleList registers the weights; every latent is an nn.Module
+            self.latents: Sequence[Latent] = nn.ModuleList(latents)  # type: ignore[assignment, arg-type]
             network = _network(config, config.width, config.n_layers)
             second = (n_perturbations,) if config.effect == "decoder_input" else ()
             self.decoder = MLP((config.n_latent, *second), **network | {"dropout": 0.0})
@@ -71,7 +73,7 @@ class Model(nn.Module):
         total, square = torch.zeros(2, self.n_genes, dtype=torch.float64, device=self.input_mean.device)
         for chunk in cells.counts.split(max(1, MOMENTS // self.n_genes)):
             values = self._transform(chunk.to(self.input_mean.device).double())
-            # one pass: about a centre near the mean nothing large cancels
+            # a centre near the mean avoids cancellation of large terms, so one pass is enough
             centre = values.mean(0) if centre is None else centre
             total += values.sub_(centre).sum(0)
             square += values.square_().sum(0)
@@ -80,7 +82,7 @@ class Model(nn.Module):
         mean = centre + total / n
         sd = torch.sqrt((square - total**2 / n).clamp(min=0.0) / max(n - 1, 1))
         self.input_mean.copy_(mean)
-        # a constant gene's sd is 0 but for rounding
+        # the sd of a constant gene is 0 except for rounding
         self.input_sd.copy_(torch.where(sd > 1e-9 * (1.0 + mean.abs()), sd, 1.0))
 
     def _transform(self, x: Tensor) -> Tensor:
@@ -101,10 +103,10 @@ class Model(nn.Module):
         shared: Draw | None = None,
         values: dict[str, Tensor] | None = None,
     ) -> Draw:
-        """Draw every latent from the guide, in order.
+        """Draw every latent from its guide, in order.
 
-        Latents of ``shared`` are taken from there and their guides not asked again. ``values`` stand in the place of
-        draws; their guides are, so that they can be scored.
+        Latents in ``shared`` keep their values, and their guides are not computed again. ``values`` replace draws, but
+        their guides are computed, so that they can be scored. ValueError if such values have the wrong shape.
         """
         drawn = dict(shared.values) if shared else {}
         guides: dict[str, Distribution] = {}
@@ -118,7 +120,7 @@ class Model(nn.Module):
                 continue
             needed = _shape(latent, guides[name], particles)
             if tuple(values[name].shape) != needed:
-                raise ValueError(f"values of {name!r} have shape {tuple(values[name].shape)}, needed is {needed}")
+                raise ValueError(f"values of {name!r} have the shape {tuple(values[name].shape)}; needed: {needed}")
             drawn[name] = values[name]
         return Draw(drawn, guides)
 
@@ -126,7 +128,7 @@ class Model(nn.Module):
         return self.inputs(batch) if latent.plate == "cell" else None
 
     def decode(self, values: dict[str, Tensor], batch: Batch) -> Observed:
-        """p(x | z) of every particle and cell: (K, n, G)."""
+        """p(x | z) for every particle and cell: (K, n, G)."""
         config = self.config
         z = values["z_basal"] + offset(values, batch) if config.effect == "additive" else values["z"]
         parts = (z, batch.received) if config.effect == "decoder_input" else (z,)
@@ -143,10 +145,10 @@ class Model(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms of the ELBO (eq. 11), each (K, n) or broadcastable to it.
 
-        ``reconstruction`` is log p(x | .), every other log p - log q of the latent of that name, summed over L;
-        those of a perturbation enter a cell by the plate weight. ``analytic_kl``: in closed form where there is one.
-        ``extra_share`` is added to every plate weight 1/n_t (not to 0, the weight of n_t = 0). ``plate`` weighs every
-        perturbation's term alike in every cell, in place of the plate weights.
+        ``reconstruction`` is log p(x | .). Every other term is log p - log q of the latent with that name, summed over
+        L; the terms of a cell's perturbations are multiplied by their plate weights. ``analytic_kl`` uses the closed
+        form if there is one. ``extra_share`` is added to every plate weight 1/n_t, but not to the weight 0 of n_t = 0.
+        ``plate`` is a single weight for all perturbations in all cells, used instead of the plate weights.
         """
         terms = {"reconstruction": self.decode(draw.values, batch).log_likelihood(batch.x)}
         for latent in self.latents:
@@ -160,12 +162,12 @@ class Model(nn.Module):
                 term = prior.log_prob(value) - guide.log_prob(value)
             term = term.sum(-1)
             if latent.plate == "perturbation":
-                term = _shared_out(term, batch, extra_share) if plate is None else plate * term.sum(-1, keepdim=True)
+                term = _to_cells(term, batch, extra_share) if plate is None else plate * term.sum(-1, keepdim=True)
             terms[latent.name] = term
         return terms
 
     def elbo(self, batch: Batch, noise: Noise, particles: int) -> Tensor:
-        """ELBO of every particle and cell (K, n) (eq. 11)."""
+        """ELBO for every particle and cell (K, n) (eq. 11)."""
         return add_up(self.terms(batch, self.draw(batch, noise, particles)).values())
 
     def log_terms(
@@ -176,32 +178,33 @@ class Model(nn.Module):
         values: dict[str, Tensor] | None = None,
         **options,
     ) -> dict[str, Tensor]:
-        """The terms of the ELBO (K, n) under given noise, or at given values, of the latents (eq. 11).
+        """The terms of the ELBO (K, n) for given noise or given values of the latents (eq. 11).
 
-        Both are named by the latents (``names``). ``noise``: standard logistic for ``mask`` and ``cell_mask``, standard
-        normal for the others; (K, T, L) of a perturbation's latent, (K, n, L) of a cell's. ``values``: the same
-        shapes; they are held against prior and guide as a draw would be. A latent without a choice (a point mass, a
-        learned embedding) needs neither. ``options`` are those of ``terms``. A latent that adds nothing has zeros.
-        ValueError names the latent whose noise is missing, or whose noise or values are of another shape.
+        Both are given by the names of the latents (``names``). ``noise``: standard logistic for ``mask`` and
+        ``cell_mask``, standard normal for the others; (K, T, L) for a latent of the perturbations, (K, n, L) for one of
+        the cells. ``values``: the same shapes; they are scored under prior and guide like a draw. A latent that is not
+        random (a point mass, a learned embedding) needs neither. ``options`` are those of ``terms``. A latent without
+        a term has zeros. ValueError names a latent with missing noise, or with noise or values of the wrong shape.
         """
         noise, values = noise or {}, values or {}
         if unknown := sorted({*noise, *values} - set(self.names)):
-            raise ValueError(f"no latent is called {' or '.join(map(repr, unknown))}; this model has {self.names}")
+            allowed = ", ".join(self.names)
+            raise ValueError(f"no latent is called {' or '.join(map(repr, unknown))}. Allowed: {allowed}.")
         particles = next((len(x) for x in (*noise.values(), *values.values())), 1)
-        found = self.terms(batch, self.draw(batch, given(noise), particles, values=values), **options)
-        nothing = batch.x.new_zeros(())
-        every = ("reconstruction", *self.names)
-        return {name: found.get(name, nothing).expand(particles, len(batch.x)) for name in every}
+        terms = self.terms(batch, self.draw(batch, given(noise), particles, values=values), **options)
+        zero = batch.x.new_zeros(())
+        names = ("reconstruction", *self.names)
+        return {name: terms.get(name, zero).expand(particles, len(batch.x)) for name in names}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the latents, in guide order: those of their noise and of their terms."""
+        """The names of the latents, of their noise and of their terms, in the order of the draws."""
         return tuple(latent.name for latent in self.latents)
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def draw_shared(self, noise: Noise, particles: int, batch: Batch | None = None) -> Draw:
-        """One draw of the perturbations' latents from the guide, to be shared by all cells: (K, R, L) each."""
+        """One draw of the perturbations' latents from their guides, shared by all cells: (K, R, L) each."""
         batch = self.no_cells() if batch is None else batch
         values: dict[str, Tensor] = {}
         guides: dict[str, Distribution] = {}
@@ -211,9 +214,9 @@ class Model(nn.Module):
         return Draw(values, guides)
 
     def log_weights(self, batch: Batch, noise: Noise, particles: int, shared: Draw, *, joint: bool = False) -> Tensor:
-        """log p(x | .) + log p(z | .) - log q(z | .) (K, n) under one draw of the shared latents (eq. 13).
+        """log p(x | .) + log p(z | .) - log q(z | .) (K, n) for one draw of the shared latents (eq. 13).
 
-        ``joint`` adds the terms of the shared latents by their plate weights (the bound that training uses).
+        ``joint`` adds the terms of the shared latents with their plate weights, as in the training bound.
         """
         draw = self.draw(batch, noise, particles, shared=shared)
         if joint:
@@ -221,14 +224,14 @@ class Model(nn.Module):
         return add_up(self.terms(batch, draw).values())
 
     def predict(self, batch: Batch, noise: Noise, particles: int, *, repeats: int = 1):
-        """p(x | z) (K, n, G) for dosages alone: shared latents from the guide, z from its prior (eq. 14).
+        """p(x | z) (K, n, G) from dosages alone: shared latents from their guides, z from its prior (eq. 14).
 
-        Only ``library``, ``dosage`` and ``rows`` of the batch are read. ``repeats``: cells that follow one another and
-        have a draw of the shared latents in common (K is a multiple of it).
+        Only ``library``, ``dosage`` and ``rows`` of the batch are read. ``repeats``: number of consecutive particles
+        that share a draw of the shared latents; K is a multiple of it.
         """
         values = self.draw_shared(noise, particles // repeats, batch).values
         if repeats > 1:
-            # a point mass has no particles to repeat
+            # the value of a point mass has no particle axis to repeat
             values = {k: v.repeat_interleave(repeats, 0) if v.ndim == 3 else v for k, v in values.items()}
         for latent in self.latents:
             if latent.name not in values:
@@ -239,11 +242,11 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def posterior_mean(self, cells: CellTable, *, chunk: int = 4096) -> Tensor:
-        """Mean of q(z | x, .) at typical values of the shared latents, plus the offset where it is additive: (n, L).
+        """The latent state of every cell (n, L), used to score the recovery of latents in simulations.
 
-        Typical: the mean of an embedding, the likelier value of a mask (the networks only ever see masks of 0 and 1).
-
-        The latent state of every cell, as used for the recovery of latents in simulations.
+        It is the mean of q(z | x, .) at typical values of the shared latents, plus the offset if the effect is
+        additive. Typical values are the mean of an embedding and the more likely value of a mask, since the networks
+        are only trained on masks of 0 and 1.
         """
         out = []
         for start in range(0, len(cells), chunk):
@@ -256,9 +259,9 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def perturbation_tables(self) -> dict[str, Tensor]:
-        """``mask_probability`` and ``embedding`` (T, L), as far as the model has them.
+        """``mask_probability`` and ``embedding`` (T, L), if the model has them.
 
-        The embedding is the mean of its guide, given the likelier value of every mask where the guide reads masks.
+        The embedding is the mean of its guide; a guide that reads masks gets the more likely value of every mask.
         """
         batch = self.no_cells()
         values: dict[str, Tensor] = {}
@@ -270,7 +273,7 @@ class Model(nn.Module):
         return {name: table for name, table in tables.items() if table is not None}
 
     def no_cells(self) -> Batch:
-        """A batch of no cells, through which the latents of all perturbations can be asked for."""
+        """A batch without cells, used to draw the latents of all perturbations."""
         empty = torch.zeros(0, 1, device=self.input_mean.device)
         return Batch(empty, empty[:, 0], MultiHot(empty.long(), empty), empty[:, 0])
 
@@ -326,7 +329,7 @@ def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[La
     if config.embedding == "random":
         given_mask = config.guide_embedding == "given_mask"
         network = _network(config, config.embedding_width, config.embedding_layers)
-        network |= {"batch_norm": False, "dropout": 0.0}  # those are for networks that read cells
+        network |= {"batch_norm": False, "dropout": 0.0}  # only networks that read cells have these
         latents.append(Embedding(*size, prior_scale=config.embedding_scale, network=network if given_mask else None))
     elif config.embedding == "learned":
         latents.append(LearnedEmbedding(*size, init_scale=config.embedding_init))
@@ -344,7 +347,7 @@ def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[La
 
 
 def _draw(latent: Latent, distribution: Distribution, noise: Noise, particles: int) -> Tensor:
-    """K draws of a distribution, whose own shape may or may not start with K already."""
+    """K draws from a distribution, which may or may not have a particle axis of size K already."""
     if distribution.noise_kind is None:
         return distribution.mean  # a point mass
     shape = (*_shape(latent, distribution, particles), *distribution.noise_shape)
@@ -362,8 +365,8 @@ def _typical(distribution: Distribution) -> Tensor:
     return torch.round(distribution.mean) if isinstance(distribution, Bernoulli) else distribution.mean
 
 
-def _shared_out(term: Tensor, batch: Batch, extra: float) -> Tensor:
-    """Terms of the perturbations (K, R) or (R,) as shares of the cells: sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
+def _to_cells(term: Tensor, batch: Batch, extra: float) -> Tensor:
+    """Distribute the perturbations' terms (K, R) or (R,) over the cells: sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
     share = batch.share + extra * (batch.share > 0) if extra else batch.share
     weighted = (term * share)[..., None]  # (K, R, 1)
     received = replace(batch.dosage, dose=(batch.dosage.dose != 0).to(term.dtype))

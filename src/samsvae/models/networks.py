@@ -1,4 +1,4 @@
-"""Neural networks of the guide and the decoder.
+"""Neural networks of the approximate posterior (the guide) and the decoder.
 
 Letters: K particles, n cells, T perturbations, L latents, G genes, H hidden units.
 """
@@ -25,9 +25,9 @@ ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
 class MLP(nn.Module):
     """Residual MLP h1 = a(W1 v + b1); h_{j+1} = h_j + a(W h_j + b) (eq. 3).
 
-    The input v comes in parts, each with leading dimensions of its own, and the first layer is applied to each
-    part alone: what does not depend on the particle is computed once, and a one-hot part is read as weight rows.
-    ``residual=False``, ``batch_norm`` and ``dropout`` give the networks of the SVAE+ paper.
+    The input v comes in parts, each with its own leading dimensions, and the first layer is applied to each part
+    separately. So a part that does not depend on the particle is computed once, and a one-hot part selects rows of
+    weights. ``residual=False``, ``batch_norm`` and ``dropout`` give the networks of the SVAE+ paper.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class MLP(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """N(W h + b, exp(W' h + b') + 1e-4): mean and variance of a Gaussian guide (eq. 7)."""
+    """N(W h + b, exp(W' h + b') + 1e-4): mean and variance of a Gaussian approximate posterior (eq. 7)."""
 
     def __init__(self, width: int, n_out: int):
         super().__init__()
@@ -87,7 +87,7 @@ class Likelihood(nn.Module):
 
     ``nb``: mean l softmax(W h + c) + 1e-4, one concentration exp(r_g) per gene. ``poisson``: rate softplus(W h + c).
     ``normal``: mean W h + c, variance exp(W' h + c') + 1e-4. ``normal_fixed``: variance exp(v_g) + 1e-4.
-    The library size l (n,) enters ``nb`` only.
+    Only ``nb`` uses the library size l (n,).
     """
 
     KINDS = ("nb", "normal", "normal_fixed", "poisson")

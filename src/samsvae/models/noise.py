@@ -1,4 +1,4 @@
-"""Noise as an argument: named random streams, and noise that is given."""
+"""Noise as an argument: named random streams, or given tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def standard_noise(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard noise of a kind: ``normal`` N(0, 1), or ``logistic`` with location 0 and scale 1."""
+    """Standard noise: ``normal`` N(0, 1), or ``logistic`` with location 0 and scale 1."""
     device = generator.device
     if kind == "normal":
         return torch.randn(shape, generator=generator, device=device)
@@ -18,7 +18,7 @@ def standard_noise(kind: str, shape: tuple[int, ...], generator: torch.Generator
         eps = torch.finfo(torch.float32).eps
         u = torch.rand(shape, generator=generator, device=device).clamp_(eps, 1.0 - eps)
         return torch.log(u) - torch.log1p(-u)
-    raise ValueError(f"unknown kind of noise {kind!r}: allowed are 'normal' and 'logistic'")
+    raise ValueError(f"unknown kind of noise {kind!r}. Allowed: 'normal', 'logistic'.")
 
 
 #: (name of the latent, kind of noise, shape) -> standard noise
@@ -26,9 +26,9 @@ Noise = Callable[[str, str, tuple[int, ...]], Tensor]
 
 
 class Streams:
-    """Named streams of noise: every latent draws from a generator of its own, seeded by (seed, name).
+    """Named noise streams: every latent draws from its own generator, seeded by (seed, name).
 
-    Adding a latent to a model, or drawing it more often, changes no other latent's noise.
+    Adding a latent to a model, or drawing it more often, does not change the noise of the other latents.
     """
 
     def __init__(self, seed: int | str, device: torch.device | str = "cpu"):
@@ -49,27 +49,27 @@ class Streams:
 
 
 def given(noise: dict[str, Tensor]) -> Noise:
-    """Noise fixed beforehand, by the name of the latent."""
+    """Noise that returns given tensors, by the name of the latent; ValueError for a missing one or a wrong shape."""
 
     def stream(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
         if name not in noise:
-            raise ValueError(f"no noise is given for {name!r}, which needs the shape {tuple(shape)}")
+            raise ValueError(f"no noise is given for {name!r}; it needs the shape {tuple(shape)}")
         if tuple(noise[name].shape) != tuple(shape):
-            raise ValueError(f"noise of {name!r} has shape {tuple(noise[name].shape)}, needed is {tuple(shape)}")
+            raise ValueError(f"noise of {name!r} has the shape {tuple(noise[name].shape)}; needed: {tuple(shape)}")
         return noise[name]
 
     return stream
 
 
 def stream_states(noise: Streams) -> dict[str, Tensor]:
-    """Where each stream is."""
+    """The state of each stream."""
     return {name: stream.get_state() for name, stream in noise.generators.items()}
 
 
 def set_stream_states(noise: Streams, states: dict[str, Tensor]) -> None:
-    """Put streams where they were, those that were not drawn from yet to their beginning.
+    """Set the streams to the given states, and streams without a state to their beginning.
 
-    The generators stay the same objects: captured steps draw from them.
+    The generators stay the same objects, because captured steps draw from them.
     """
     start = Streams(noise.seed, noise.device)
     for name in {*noise.generators, *states}:

@@ -1,7 +1,7 @@
 """The likelihood of counts: a negative binomial whose mean is the library size times a softmax (eq. 2).
 
-On a CPU the sum over genes is taken in blocks that fit the cache, with gradients by hand and a table of gamma terms; on
-a GPU a fused kernel does the same. Letters: K particles, n cells, G genes.
+On a CPU the sum over genes is computed in blocks that fit the cache, with explicit gradients and a table of gamma
+terms. On a GPU a fused kernel does the same. Letters: K particles, n cells, G genes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from samsvae.models.distributions import NegativeBinomial
 class SoftmaxNegativeBinomial:
     """Negative binomial counts with mean l softmax(logits) + 1e-4 (eq. 2).
 
-    Shapes: ``logits`` (..., n, G), ``library`` l (n,), ``concentration`` (G,), value (n, G). The sum over genes, which
-    training needs, is scored without the mean ever being held whole.
+    Shapes: ``logits`` (..., n, G), ``library`` l (n,), ``concentration`` (G,), value (n, G). ``log_likelihood``, which
+    training uses, never holds the complete mean in memory.
     """
 
     logits: Tensor
@@ -41,7 +41,7 @@ class SoftmaxNegativeBinomial:
         return NegativeBinomial(self.mean, self.concentration).sample(generator)
 
     def log_likelihood(self, value: Tensor) -> Tensor:
-        """log_prob summed over genes (..., n): by a kernel on a card, by blocks and a table on a CPU."""
+        """log_prob summed over genes (..., n): by a kernel on a GPU, by blocks and a table on a CPU."""
         if self.logits.is_cuda or torch.compiler.is_compiling():
             from samsvae.ops.softmax_nb import softmax_nb
 
@@ -53,13 +53,14 @@ class SoftmaxNegativeBinomial:
 
 
 class _GammaTerms(torch.autograd.Function):
-    """On a CPU: sum_g lgamma(x + theta) - lgamma(theta) - x log(theta) - lgamma(x + 1) of every cell (n,).
+    """On a CPU: sum_g lgamma(x + theta) - lgamma(theta) - x log(theta) - lgamma(x + 1) for every cell (n,).
 
-    What the likelihood of x (n, G) has of neither the mean nor the particle: computed once for all particles. For
-    whole counts the first three are sum_{j < x} log(1 + j / theta), which a table of the small counts holds.
+    These terms of the likelihood of x (n, G) depend neither on the mean nor on the particle and are computed once for
+    all particles. For integer counts the first three equal sum_{j < x} log(1 + j / theta), which a table holds for
+    small counts.
     """
 
-    TABLE = 64  # counts; above it the gamma functions themselves
+    TABLE = 64  # largest count in the table; the gamma functions are used above it
 
     @staticmethod
     def forward(ctx, theta: Tensor, x: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class _GammaTerms(torch.autograd.Function):
 
     @staticmethod
     def places(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The place in the table of every count (n G,), and those above it; None where counts are not whole."""
+        """The position of every count in the table (n G,), and the counts above it; None if counts are not integers."""
         if not torch.equal(x, x.floor()):
             return None, None
         genes = x.shape[-1]
@@ -93,7 +94,7 @@ class _GammaTerms(torch.autograd.Function):
 
     @staticmethod
     def below(terms: Tensor) -> Tensor:
-        """Sums over the rows above each row."""
+        """For each row, the sum of the rows before it."""
         return F.pad(terms[:-1].cumsum(0), (0, 0, 1, 0))
 
     @staticmethod
@@ -114,12 +115,12 @@ def _d_gammas(theta: Tensor, x: Tensor) -> Tensor:
 class _MeanTerms(torch.autograd.Function):
     """On a CPU: sum_g x log(m) - (x + theta) log(1 + m / theta) (K, n), m = l softmax(logits) + 1e-4.
 
-    The gradients by hand:
+    The gradients are explicit:
     d/dm = x / m - (x + theta) / (m + theta); d/dtheta = (1 + x / theta) m / (m + theta) - log(1 + m / theta).
-    Cells are taken in blocks that a CPU's cache holds, and each number is read while it is there.
+    Cells are processed in blocks that fit a CPU's cache, so that each number is read while it is there.
     """
 
-    BLOCK = 2**17  # numbers of a block of logits
+    BLOCK = 2**17  # logits per block
 
     @staticmethod
     def forward(ctx, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:

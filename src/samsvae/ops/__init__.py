@@ -1,1 +1,1 @@
-"""Speed only: the same numbers as plain torch, sooner. Imports torch and numpy."""
+"""Faster versions of plain torch operations, with the same results. Imports only torch and numpy."""

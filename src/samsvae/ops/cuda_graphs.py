@@ -1,8 +1,9 @@
-"""One step of work after another: as they come, or on a card captured once in a CUDA graph and replayed.
+"""Repeated steps of work: run as plain Python or, on a GPU, captured once in a CUDA graph and replayed.
 
-A step of a small model is some hundred kernels of a few microseconds each, which Python launches more slowly than the
-card runs them. A graph is launched at once. It reads and writes fixed addresses: so a step takes its inputs from
-tensors that stay, changes weights and moments in place, and draws from generators whose state the graph reads anew.
+A step of a small model launches some hundred kernels of a few microseconds each, and Python launches them more slowly
+than the GPU runs them. A graph launches all of them at once. It reads and writes fixed addresses, so a step takes its
+inputs from tensors that stay alive, changes weights and moments in place, and draws from registered generators, whose
+state the graph reads again at every replay.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-#: Steps of a shape that run as they come before it is captured: real steps, which load kernels and make handles.
+#: Plain steps of a shape before it is captured. They are real steps; they load kernels and create library handles.
 WARM = 2
 
-#: Steps after which the host looks how far the card is: it stays less than twice as many ahead, and so hears signals.
+#: The host checks every so many steps how far the GPU is. It stays less than twice as many steps ahead, so that it
+#: reacts to signals in time.
 AHEAD = 64
 
 
@@ -31,14 +33,14 @@ class Generators(Protocol):
 
 
 class NotCaptured(RuntimeError):
-    """A step cannot be captured. The streams of noise are left halfway: there is no going on from here."""
+    """A step cannot be captured. The noise streams are in an undefined state, so the training must start over."""
 
 
 class CudaGraph:
-    """The work of a function, captured on the current stream. What it returns is filled anew by each ``replay``.
+    """A function captured on the current stream. Each ``replay`` overwrites the tensor that ``record`` returned.
 
-    ``pool`` of memory: one for graphs that never run at once and die together. ``generators``: those that the function
-    draws from, beside torch's own. Each replay goes on in their streams as the function itself would.
+    ``pool``: the memory pool, shared by graphs that never run at the same time and are freed together. ``generators``:
+    the generators that the function draws from, besides torch's own. Each replay advances them as the function would.
     """
 
     def __init__(self, pool, generators: Iterable[torch.Generator]):
@@ -48,7 +50,7 @@ class CudaGraph:
             self.graph.register_generator_state(generator)
 
     def record(self, work: Callable[[], Tensor]) -> Tensor:
-        """Capture the work, which is not done by that, and give its result to be."""
+        """Capture the work without running it; return the tensor that will hold its result."""
         stream = torch.cuda.current_stream()
         with torch.cuda.graph(self.graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             return work()
@@ -57,53 +59,53 @@ class CudaGraph:
         self.graph.replay()
 
 
-#: From generators to something that records work and replays it, as CudaGraph does.
+#: Creates a graph from the generators that its work draws from.
 Graphs = Callable[[Iterable[torch.Generator]], CudaGraph]
 
 
 def graphs(device: torch.device) -> Graphs | None:
-    """How work is captured on a device, in one pool of memory; None where it cannot be."""
+    """How work is captured on a device, in one memory pool; None if the device has no graphs."""
     return partial(CudaGraph, torch.cuda.graph_pool_handle()) if device.type == "cuda" else None
 
 
 class Steps:
-    """Calls ``step(*inputs)``, which gives a scalar, on tensors of a few shapes, in any order, many times.
+    """Calls ``step(*inputs)``, which returns a scalar, many times on tensors of a few shapes, in any order.
 
-    The step may not wait for the card, and keeps what it changes at fixed addresses. ``noise``: the streams it draws
-    from. ``make``: how it is captured, or NotCaptured where that fails; without, every step runs as it comes.
+    The step must not wait for the GPU, and it changes tensors in place only. ``noise``: the streams that it draws from.
+    ``make``: how a graph is created; None never captures. NotCaptured is raised if a capture fails.
     """
 
     def __init__(self, step: Callable[..., Tensor], noise: Generators, make: Graphs | None = None):
         self.step, self.noise, self.make = step, noise, make
-        self.times: Counter[tuple] = Counter()
+        self.times: Counter[tuple] = Counter()  # calls so far, by the shapes of the inputs
         self.captured: dict[tuple, tuple[tuple[Tensor, ...], CudaGraph, Tensor]] = {}
         self.marks: deque[torch.cuda.Event] = deque()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """What the step gives, in memory of its own; on a card it may not be done yet."""
+        """The result of the step, in its own memory; on a GPU the step may still be running."""
         shapes = tuple(tuple(each.shape) for each in inputs)
         self.times[shapes] += 1
         self._wait()
         if self.make is None or self.times[shapes] <= WARM:
             return self.step(*inputs)
         if shapes not in self.captured:
-            held = tuple(each.clone() for each in inputs)
+            buffers = tuple(each.clone() for each in inputs)
             graph = self.make(self.noise.generators.values())
             try:
-                self.captured[shapes] = held, graph, graph.record(lambda: self.step(*held))
+                self.captured[shapes] = buffers, graph, graph.record(lambda: self.step(*buffers))
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # the end of a capture that has failed raises one of its own
-                why = error.__context__ or error
-                raise NotCaptured(f"A step could not be captured in a CUDA graph ({why}).") from error
-        held, graph, out = self.captured[shapes]
-        for mine, given in zip(held, inputs, strict=True):
-            mine.copy_(given)
+            except RuntimeError as error:  # ending a failed capture raises again: the cause is the context
+                cause = error.__context__ or error
+                raise NotCaptured(f"A step could not be captured in a CUDA graph ({cause}).") from error
+        buffers, graph, out = self.captured[shapes]
+        for buffer, given in zip(buffers, inputs, strict=True):
+            buffer.copy_(given)
         graph.replay()
         return out.clone()
 
     def _wait(self) -> None:
-        """Let the card catch up where the host is far ahead, without letting it run dry."""
+        """Let the GPU catch up if the host is far ahead, without letting the GPU run out of work."""
         if self.noise.device.type != "cuda" or self.times.total() % AHEAD:
             return
         mark = torch.cuda.Event(blocking=True)
@@ -115,13 +117,13 @@ class Steps:
 
 @cache
 def stream_of(device: torch.device, work: str) -> torch.cuda.Stream:
-    """The one stream of a kind of work on a card: torch has few, and libraries keep memory for each."""
+    """The stream for a kind of work on a GPU, always the same: torch has few, and libraries reserve memory for each."""
     return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager
 def on_one_stream(device: torch.device) -> Iterator[None]:
-    """Work on one stream of its own on a card: nothing can be captured on the stream that is there by default."""
+    """Within the block, a GPU works on a separate stream, since nothing can be captured on the default stream."""
     if device.type != "cuda":
         yield
         return

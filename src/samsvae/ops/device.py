@@ -1,4 +1,4 @@
-"""The device of torch that a name stands for."""
+"""Names of torch devices."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from samsvae.errors import ConfigError
 
 
 def usable(device: object) -> str:
-    """The name of a device of torch; ConfigError, with what is allowed here, where torch cannot use it."""
-    import torch  # only now: CUDA reads its environment once
+    """The name of a torch device. ConfigError lists the available devices if torch cannot use this one."""
+    import torch  # imported late, because CUDA reads its environment variables only once
 
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    allowed = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{card}" for card in range(cards))]
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    allowed = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
     if str(device) not in allowed:
-        why = "" if cards or not str(device).startswith("cuda") else " (torch sees no card here)"
-        raise ConfigError(f"device: {str(device)!r} is not allowed{why}. Allowed: {', '.join(allowed)}.")
+        reason = "" if gpus or not str(device).startswith("cuda") else " (torch sees no GPU here)"
+        raise ConfigError(f"device: {str(device)!r} is not allowed{reason}. Allowed: {', '.join(allowed)}.")
     return str(device)

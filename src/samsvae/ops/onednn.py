@@ -1,4 +1,4 @@
-"""What torch does not do by itself to be fast on a CPU: exact products by oneDNN, and memory kept between steps."""
+"""CPU speed-ups that torch does not enable by itself: exact oneDNN products, and memory reused between steps."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 
 
 def fast_cpu(work: Callable) -> Callable:
-    """Decorates a function of a model, which goes first: where the model is on a CPU, all of this module is used."""
+    """Decorator for a function whose first argument is a model; on a CPU the function runs in `fast_products`."""
 
     @wraps(work)
-    def fast(model, *args, **kwargs):
+    def wrapper(model, *args, **kwargs):
         with fast_products() if model.input_mean.device.type == "cpu" else nullcontext():
             return work(model, *args, **kwargs)
 
-    return fast
+    return wrapper
 
 
 @contextmanager
 def fast_products() -> Iterator[None]:
-    """While it holds, oneDNN multiplies float32 matrices on a CPU, in place of MKL, where that is exact.
+    """Within the block, oneDNN multiplies float32 matrices on the CPU instead of MKL, if its products are exact.
 
-    torch gives the products to oneDNN under the setting that allows it bf16. Many CPUs compute in float32 all the
-    same, in half of MKL's time; where one does not, the setting is left.
+    torch uses oneDNN only under the setting that allows bf16. Many CPUs still compute in float32 under it, in half of
+    MKL's time. On a CPU that does not, the setting is left unchanged. Memory is reused as in `keep_memory`.
     """
     keep_memory()
     if not exact_products():
@@ -49,28 +49,29 @@ def _bf16_allowed() -> Iterator[None]:
 
 @cache
 def exact_products(limit: float = 1e-6) -> bool:
-    """Whether oneDNN's products are float32's under that setting: measured against float64, once in a process.
+    """Whether oneDNN's products have float32 accuracy if bf16 is allowed: checked against float64, once per process.
 
-    In the three layouts of a linear layer: forward, and the gradients of its input and of its weight.
+    The relative error must stay below ``limit`` for the three products of a linear layer: forward, and the gradients of
+    its input and its weight.
     """
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
     a, b, c = (torch.randn(256, 256, generator=generator) for _ in range(3))
     with _bf16_allowed():
-        found = [(torch.addmm(c, a, b.T), c + a.double() @ b.T.double()), (a @ b, a.double() @ b.double())]
-        found.append((a.T @ b, a.T.double() @ b.double()))
-    return all(((ours - exact).norm() / exact.norm()).item() < limit for ours, exact in found)
+        pairs = [(torch.addmm(c, a, b.T), c + a.double() @ b.T.double()), (a @ b, a.double() @ b.double())]
+        pairs.append((a.T @ b, a.T.double() @ b.double()))
+    return all(((ours - exact).norm() / exact.norm()).item() < limit for ours, exact in pairs)
 
 
 @cache
 def keep_memory() -> None:
-    """Have the C library keep the memory that a step frees for the next step.
+    """Make the C library reuse the memory that a step frees for the next step.
 
-    By its defaults (glibc) arrays of megabytes go back to the system, and come again as thousands of empty pages.
+    By default glibc returns arrays of megabytes to the system, which then provides thousands of empty pages again.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3
-    with suppress(AttributeError, OSError):  # another C library
+    with suppress(AttributeError, OSError):  # not glibc
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_threshold, 2**30)
         libc.mallopt(m_trim_threshold, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""How precisely the products of matrices are computed in a training."""
+"""Precision of the matrix products in a training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Bfloat16Linear(TorchFunctionMode):
-    """Linear maps of float32 in bfloat16, forwards and backwards, with results in float32; all else as it is."""
+    """Computes linear maps in bfloat16, forward and backward, with float32 results; changes nothing else."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.linear:
@@ -27,9 +27,10 @@ class _Bfloat16Linear(TorchFunctionMode):
 
 @contextlib.contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Within the block: ``float32``; ``tf32`` products on cards (elsewhere float32); ``bf16`` in all linear maps.
+    """Within the block, matrix products use the precision with this ``name``.
 
-    What is not a product of matrices, the likelihood above all, stays in float32.
+    ``float32``; ``tf32`` for products on GPUs (elsewhere float32); ``bf16`` for all linear maps. Everything else, above
+    all the likelihood, stays in float32.
     """
     if name == "bf16":
         with _Bfloat16Linear():

@@ -1,9 +1,9 @@
-"""A fused kernel for cards: the softmax of the decoder and the negative binomial of it, forwards and backwards.
+"""A fused GPU kernel for the decoder's softmax and its negative binomial likelihood, forward and backward.
 
-Letters: S runs, K particles, n cells, G genes. Plain operations write the mean, its logarithm and more at (K, n, G) to
-memory, and read them back; here the logits are read twice forwards (the second time from the cache) and once
-backwards. Triton comes with the CUDA builds of torch and is imported at the first use; without it, or off a card, the
-same function is made of torch's own operations.
+Letters: S runs, K particles, n cells, G genes. Plain operations write arrays of (K, n, G), such as the mean and its
+logarithm, to memory and read them back. The kernel reads the logits twice in the forward pass (the second time from the
+cache) and once in the backward pass. Triton comes with the CUDA builds of torch and is imported at first use. Without
+Triton or without a GPU, torch's own operations compute the same function.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-#: Kinds of device that the kernels are for: cards with Triton, and CPUs under its interpreter.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
+#: Device types that can run the kernels: GPUs with Triton, and CPUs under Triton's interpreter.
 _USABLE = {"cuda": _HAS_TRITON, "cpu": _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"}
 
+#: Device types on which a kernel was launched to see whether it compiles.
 _TRIED: set[str] = set()
 
-#: Most genes that a program reads at a time, forwards and backwards, and cells whose gradients in theta it adds up.
+#: Largest number of genes that a program reads at a time (forward, backward), and the number of cells over which it
+#: sums the gradients of theta.
 FORWARD_GENES, BACKWARD_GENES, CELLS = 1024, 256, 2
 
 
 def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: float) -> Tensor:
-    """What the mean has a part in of log NB(x; m, theta), summed over genes, at m = l softmax(logits) + floor (eq. 2).
+    """The terms of log NB(x; m, theta) that contain the mean m = l softmax(logits) + floor, summed over genes (eq. 2).
 
-    sum_g x_g log m_g - (x_g + theta_g) log(1 + m_g / theta_g): to be added to the gamma terms
-    lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log theta, which no particle changes.
+    sum_g x_g log m_g - (x_g + theta_g) log(1 + m_g / theta_g). The caller adds the gamma terms
+    lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log theta, which are the same for all particles.
 
     Parameters
     ----------
     logits
-        (..., n, G), float32 or bfloat16; the arithmetic is float32 (float64 where they are).
+        (..., n, G), float32 or bfloat16, computed in float32; or float64, computed in float64.
     library, theta, x
-        (n,), (G,) and (n, G), x of integers or of floats. Gradients go to ``logits`` and ``theta``.
+        (n,), (G,) and (n, G); x may hold integers or floats. ``logits`` and ``theta`` get gradients.
 
     Returns
     -------
@@ -58,25 +60,25 @@ def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor:
 
 
 def has_triton(device: str) -> bool:
-    """Whether the kernels run on a kind of device, as far as is known (``try_out``)."""
+    """Whether the kernels run on a type of device, as far as is known (``try_out``)."""
     return _USABLE.get(device, False)
 
 
 def try_out(device: torch.device) -> None:
-    """Launch a kernel once in a process, to know whether it can be: Triton needs a C compiler and Python's headers."""
+    """Launch a kernel once per process to see whether it compiles: Triton needs a C compiler and Python's headers."""
     kind = device.type
     if kind in _TRIED or not has_triton(kind):
         return
     _TRIED.add(kind)
     try:
         _forward(*(torch.ones(shape, device=device) for shape in ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1, 1))), 1e-4)
-    except Exception as error:  # whatever a compiler may say
+    except Exception as error:  # a compiler can raise anything
         _USABLE[kind] = False
-        log.warning("the fused likelihood cannot be compiled here, torch's operations do it, more slowly: %s", error)
+        log.warning("the fused likelihood cannot be compiled here; using torch's slower operations instead: %s", error)
 
 
-# Operators of their own, so that torch.compile takes them as they are. Forwards leaves two numbers a row beside the
-# logits: log sum exp, and s of the backward pass. With p = softmax and
+# Custom operators, so that torch.compile does not look inside them. The forward pass saves two numbers per row besides
+# the logits: log sum exp, and s for the backward pass. With p = softmax and
 # c_g = x / m - (x + theta) / (m + theta) = theta (x - m) / (m (m + theta)), the derivative in m:
 # d/dlogits_g = l p_g (c_g - s), s = sum_g p_g c_g; d/dtheta_g = x / theta - c_g m / theta - log(1 + m / theta).
 
@@ -100,13 +102,13 @@ def _forward(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: f
 def _backward(
     grad: Tensor, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, lse: Tensor, dot: Tensor, floor: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients in the logits (S, K, n, G) and in theta (S, G)."""
+    """Gradients of the logits (S, K, n, G) and of theta (S, G)."""
     from samsvae.ops import triton_softmax_nb
 
     runs, particles, cells, genes = logits.shape
     block, groups = _block(genes, BACKWARD_GENES), -(-cells // CELLS)
     d_logits = torch.empty_like(logits)
-    d_theta = theta.new_empty(runs, groups, genes)  # a row per group of cells: added up below, in one order
+    d_theta = theta.new_empty(runs, groups, genes)  # one row per group of cells, summed below in a fixed order
     if lse.numel():
         triton_softmax_nb.backward[(groups, -(-genes // block), runs)](
             grad, logits, library, theta, x, lse, dot, d_logits, d_theta,
@@ -127,7 +129,7 @@ def _(grad, logits, library, theta, x, lse, dot, floor):
     return torch.empty_like(logits), torch.empty_like(theta)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _save_for_backward(ctx, inputs, output) -> None:
     *tensors, ctx.floor = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
@@ -138,12 +140,12 @@ def _gradients(ctx, grad, *_):
     return d_logits, None, d_theta, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_keep)
+_forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 @_forward.register_vmap
 def _(info, dims, *given):
-    """Under torch.func.vmap: one launch for all runs. Gradients are asked for outside of it, of the longer stack."""
+    """Under torch.func.vmap, one launch for all runs. Gradients are taken outside of it, for the stack of all runs."""
     *parts, floor = given
     each = (part[None] if at is None else part.movedim(at, 0) for part, at in zip(parts, dims[:-1], strict=True))
     runs = (part.expand(info.batch_size, *part.shape[1:]).flatten(0, 1).contiguous() for part in each)
@@ -151,10 +153,10 @@ def _(info, dims, *given):
 
 
 def _block(genes: int, most: int) -> int:
-    """The block size that leaves the fewest lanes idle, the larger of equals."""
+    """The block size that leaves the fewest lanes idle; on a tie the larger one."""
     return min((most, most // 2, most // 4), key=lambda block: -(-genes // block) * block)
 
 
 def _warps(block: int) -> int:
-    """Warps of a program: four values a thread."""
+    """Warps per program, so that a thread has four values."""
     return max(block // 128, 1)

@@ -1,7 +1,7 @@
-"""The device code of ``samsvae.ops.softmax_nb``: imported where Triton is, at the first use.
+"""The GPU code of ``samsvae.ops.softmax_nb``, imported at first use if Triton is installed.
 
-Names that end in ``_at`` are addresses of contiguous arrays, with the shapes of ``samsvae.ops.softmax_nb``. The cost
-per element is arithmetic, not memory: hence one division per element, and a logarithm of our own.
+Names that end in ``_at`` are addresses of contiguous arrays with the shapes in ``samsvae.ops.softmax_nb``. Arithmetic
+limits the speed, not memory, hence a single division per element and a custom logarithm.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import triton.language as tl
 
 @triton.jit
 def _exponent(w):
-    """The power of two that brings w > 0 into [0.75, 1.5), as the bits to take from a float's."""
+    """The power of two that scales w > 0 into [0.75, 1.5), as the bits to subtract from the bits of a float."""
     return (w.to(tl.int32, bitcast=True) - 0x3F400000) & -0x800000
 
 
 @triton.jit
 def _from_reduced(f, exponent):
-    """log((1 + f) 2^k), f in [-0.25, 0.5): relative error 1e-7, also near log 1 = 0, unlike that of the card's log2."""
+    """log((1 + f) 2^k) for f in [-0.25, 0.5), with relative error 1e-7, also near log 1 = 0, unlike the GPU's log2."""
     q = -0.04507450386881828
     q = 0.10463005304336548 + f * q
     q = -0.13161203265190125 + f * q
@@ -32,7 +32,7 @@ def _from_reduced(f, exponent):
 
 @triton.jit
 def log(w):
-    """Natural logarithm of a normal float w > 0."""
+    """Natural logarithm of a normal (not denormal) float w > 0."""
     exponent = _exponent(w)
     scale = (0x3F800000 - exponent).to(tl.float32, bitcast=True)
     return _from_reduced(w * scale - 1.0, exponent)
@@ -40,7 +40,7 @@ def log(w):
 
 @triton.jit
 def log1p(u):
-    """log(1 + u), u >= 0, with the digits of u that 1 + u has lost."""
+    """log(1 + u) for u >= 0, without losing the digits of u that 1 + u rounds away."""
     exponent = _exponent(1.0 + u)
     scale = (0x3F800000 - exponent).to(tl.float32, bitcast=True)
     return _from_reduced(u * scale + (scale - 1.0), exponent)
@@ -51,7 +51,7 @@ def forward(
     logits_at, library_at, theta_at, x_at, out_at, lse_at, dot_at,
     particles, cells, genes, floor, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One particle of one cell of one run: log sum exp as it goes, then the sums over genes."""
+    """One particle of one cell of one run: a running log sum exp, then the sums over genes."""
     row = tl.program_id(0).to(tl.int64)
     run = row // (particles * cells)
     cell = run * cells + row % cells
@@ -77,7 +77,7 @@ def forward(
         p = tl.exp(a - lse)
         m = library * p + floor
         value += tl.where(there, x * log(m) - (x + theta) * log1p(m / theta), 0.0)
-        dot += p * (theta * (x - m) / (m * (m + theta)))  # p is 0 beyond the genes
+        dot += p * (theta * (x - m) / (m * (m + theta)))  # p is 0 past the last gene
     tl.store(out_at + row, tl.sum(value, 0))
     tl.store(lse_at + row, lse)
     tl.store(dot_at + row, tl.sum(dot, 0))
@@ -88,7 +88,7 @@ def backward(
     grad_at, logits_at, library_at, theta_at, x_at, lse_at, dot_at, d_logits_at, d_theta_at,
     particles, cells, genes, floor, CELLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Some genes of some cells of one run, in all particles."""
+    """A block of genes in a group of cells of one run, for all particles."""
     group = tl.program_id(0).to(tl.int64)
     run = tl.program_id(2).to(tl.int64)
     library_at += run * cells

@@ -1,1 +1,1 @@
-"""The training loop and its parts. Imports torch and numpy."""
+"""The training loop and its parts. Imports only torch and numpy."""

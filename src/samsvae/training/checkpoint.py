@@ -1,4 +1,4 @@
-"""Weights in a file that carries what is needed to use them: configuration, genes, perturbations, encoding."""
+"""Checkpoints: weights with everything needed to use them (configuration, genes, perturbations, encoding)."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ HISTORY = ("step", "epoch", "train_loss", "val_loss")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model with the names of its genes (G) and perturbations (T), and how it came about.
+    """A trained model, the names of its genes (G) and perturbations (T), and facts about its training.
 
-    ``facts``: row, encoding, best step and validation loss, training settings, how labels are read and how many
-    training cells received each perturbation (``screen_facts``); plain values. Files of before lack some of them.
+    ``facts``: plain values with the row, the encoding, the best step and its validation loss, the training settings,
+    how labels are read, and how many training cells received each perturbation (``screen_facts``). Older files lack
+    some of them.
     """
 
     model: Model
@@ -47,25 +48,26 @@ class Checkpoint:
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """The perturbations that no training cell received; () where the file does not say."""
+        """The perturbations that no training cell received; () if the file has no such record."""
         return tuple(name for name, n in self.facts.get("training_cells", {}).items() if n == 0)
 
 
 def label_facts(screen: Screen) -> dict:
-    """How a checkpoint reads the labels of its screen: ``control``, ``controls`` and ``separator``."""
+    """How the labels of a screen are read: ``control``, ``controls`` and ``separator``."""
     control = screen.controls[0] if screen.controls else ""
     return {"control": control, "controls": list(screen.controls), "separator": screen.separator}
 
 
 def screen_facts(screen: Screen, dosage: Dosage, train_cells: Cells) -> dict:
-    """What a checkpoint knows of its screen; the log warns of perturbations that no training cell received.
+    """The facts of a checkpoint about its screen: ``label_facts`` and ``training_cells``.
 
-    Beside ``label_facts``, ``training_cells``: how many training cells received each perturbation of the model.
+    ``training_cells``: how many training cells received each perturbation of the model. A warning is logged if there
+    are perturbations without training cells.
     """
     each = torch.bincount(train_cells.index.flatten(), minlength=len(dosage.names) + 1)[:-1].tolist()
     cells = dict(zip(dosage.names, each, strict=True))
     if never := [name for name, n in cells.items() if n == 0]:
-        log.warning("no training cell received %s, whose effects the model cannot learn", some(never))
+        log.warning("no training cell received %s, so the model cannot learn their effects", some(never))
     return label_facts(screen) | {"training_cells": cells}
 
 
@@ -91,7 +93,7 @@ def facts(
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
-    """Write a checkpoint: the same weights and facts give the same bytes."""
+    """Write a checkpoint. The same weights and facts give the same bytes."""
     content = {
         "format": FORMAT,
         "config": dataclasses.asdict(checkpoint.model.config),
@@ -100,44 +102,44 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
         "facts": checkpoint.facts,
         "weights": {key: value.detach().cpu().contiguous() for key, value in checkpoint.model.state_dict().items()},
     }
-    memory = io.BytesIO()  # torch writes the file's name into the archive: that of the temporary file must not be
-    torch.save(_interned(content), memory)
+    memory = io.BytesIO()  # torch would write the name of the temporary file into the archive
+    torch.save(_intern(content), memory)
     with atomic(path) as aside:
         aside.write_bytes(memory.getvalue())
 
 
-def _interned(value: Any) -> Any:
-    """The same value with equal texts as one object: a pickle tells apart what is equal from what is the same."""
+def _intern(value: Any) -> Any:
+    """The same value with equal strings as one object, since a pickle depends on the identity of objects."""
     if isinstance(value, str):
         return sys.intern(str(value))
     if isinstance(value, dict):
-        return {_interned(key): _interned(item) for key, item in value.items()}
-    return type(value)(map(_interned, value)) if isinstance(value, list | tuple) else value
+        return {_intern(key): _intern(item) for key, item in value.items()}
+    return type(value)(map(_intern, value)) if isinstance(value, list | tuple) else value
 
 
 def read(
     path: str | Path, device: torch.device | str = "cpu", *, stand_in: Callable[[str], type | None] = lambda name: None
 ) -> dict:
-    """The content of a file that torch has saved, without running any code from it; CheckpointError if damaged.
+    """Read a file saved by torch without running any code from it; CheckpointError if it is damaged.
 
-    ``stand_in``: for a class that the file names and that torch does not read by itself, by its full name, the class
-    that is made in its place; None refuses the file.
+    ``stand_in``: maps the full name of a class in the file that torch does not load by itself to the class used in its
+    place; None rejects the file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the sums of what it reads
+        with zipfile.ZipFile(path) as archive:  # torch does not verify checksums
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("its parts are compressed, which torch does not do")
+                raise ValueError("it has compressed parts, which torch never writes")
             if broken := archive.testzip():
-                raise ValueError(f"in its part {broken!r}")
+                raise ValueError(f"wrong checksum of its part {broken!r}")
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        found = {name: stand_in(name) for name in names}
-        if refused := sorted(name for name, cls in found.items() if cls is None):
-            raise ValueError(f"it refers to {some(refused)}, which is not loaded for safety")
-        with torch.serialization.safe_globals([(cls, name) for name, cls in found.items() if cls is not None]):
+        classes = {name: stand_in(name) for name in names}
+        if rejected := sorted(name for name, cls in classes.items() if cls is None):
+            raise ValueError(f"it refers to code that is not allowed: {some(rejected)}")
+        with torch.serialization.safe_globals([(cls, name) for name, cls in classes.items() if cls is not None]):
             content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
-    except Exception as error:  # torch raises many kinds on a damaged or foreign file
+    except Exception as error:  # torch raises many types of errors for a damaged or foreign file
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason}).") from None
     if type(content) is not dict:
@@ -146,9 +148,10 @@ def read(
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint without running any code from it; CheckpointError where it is damaged or not of ours.
+    """Read a checkpoint without running any code from it.
 
-    ConfigError where ``device`` is none that torch can use here.
+    CheckpointError if the file is damaged or is not a checkpoint of this package; ConfigError if torch cannot use
+    ``device``.
     """
     device = usable(device)
     content = read(path)

@@ -1,4 +1,4 @@
-"""What is wrong: inputs a model cannot read, and the term, cell or gene behind a loss that is not finite."""
+"""Error diagnosis: inputs that a model cannot read, and the term, cell or gene behind a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from samsvae.training.objective import objective, only_own_perturbations
 
 
 def check_inputs(model: Model, *splits: Cells) -> None:
-    """ConfigError where a model cannot read the dosages of the cells, or is not one of counts where they are."""
+    """ConfigError if a model cannot read the dosages of the cells, or has a normal likelihood for integer counts."""
     if model.config.likelihood.startswith("normal") and not all(x.counts.dtype.is_floating_point for x in splits):
         raise ConfigError(
-            f"likelihood: {model.config.likelihood!r} is not allowed for counts, whose effects are taken of "
-            "log2(1 + counts per 10,000), which its values may have none of. Allowed: 'nb', 'poisson'."
+            f"likelihood: {model.config.likelihood!r} is not allowed for counts: effects are computed from "
+            "log2(1 + counts per 10,000), and this likelihood can predict negative values. Allowed: 'nb', 'poisson'."
         )
     if model.config.effect != "prior_mean":
         return
@@ -28,8 +28,8 @@ def check_inputs(model: Model, *splits: Cells) -> None:
         several = ((cells.index < cells.n_perturbations).sum(-1) > 1).cpu().numpy()
         if several.any():
             raise ConfigError(
-                f"encoding: 'sum' is not allowed for this model (SVAE+, sVAE, iVAE): it accepts one perturbation "
-                f"a cell, and {several.sum()} cells received several ({some(cells.names[several], 3)}). "
+                "encoding: 'sum' is not allowed for this model (SVAE+, sVAE, iVAE), which accepts one perturbation "
+                f"per cell: {several.sum()} cells received several ({some(cells.names[several], 3)}). "
                 "Allowed: 'unique'."
             )
 
@@ -46,7 +46,7 @@ def culprit(
     n_cells: int | None = None,
     warmup: float | Tensor = 1.0,
 ) -> str:
-    """What ``diagnose`` says of the last of some batches, the noise being that before the first of them."""
+    """The result of ``diagnose`` for the last of some batches; ``noise`` is in its state before the first of them."""
     for at in parts:
         batch = cells.batch(at, own=only_own_perturbations(cells, config))
         draw = model.draw(batch, noise, config.particles)
@@ -62,10 +62,13 @@ def diagnose(
     cells: np.ndarray,
     genes: np.ndarray | None,
 ) -> str:
-    """One sentence that names the term of a loss that is not finite, and the cell, gene or weight behind it."""
+    """A sentence that names the term of a loss that is not finite, and the cell, gene or weight that caused it."""
     broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if broken:
-        return f"the weights {some(broken, 3)} are not finite (a gradient of the step before was not); lower the rates."
+        return (
+            f"the weights {some(broken, 3)} are not finite, because a gradient of the previous step was not. "
+            "Lower the learning rates."
+        )
     for name, term in terms.items():
         bad = ~torch.isfinite(term.detach())
         if not bad.any():
@@ -75,7 +78,7 @@ def diagnose(
             with torch.no_grad():
                 scores = model.decode(draw.values, batch).log_prob(batch.x)
             columns = (~torch.isfinite(scores)).flatten(0, -2).any(0).cpu().numpy()
-            named = some(np.flatnonzero(columns) if genes is None else genes[columns], 3)
-            return f"the term 'reconstruction' is not finite for gene {named}, cell {where}."
+            which = some(np.flatnonzero(columns) if genes is None else genes[columns], 3)
+            return f"the term 'reconstruction' is not finite for gene {which}, cell {where}."
         return f"the term {name!r} is not finite for cell {where}."
-    return "the sum of the terms is not finite, though each term is."
+    return "the sum of the terms is not finite, although each term is."

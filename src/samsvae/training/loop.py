@@ -1,6 +1,6 @@
-"""One training loop: device-resident batches, validation every epoch, the weights of the best validation kept.
+"""The training loop: batches on the device, validation after every epoch, and the weights of the best validation.
 
-The counts stay on the device and batches are index reads; x is never sampled. Equation numbers: docs/model.md.
+The counts stay on the device, and a batch only indexes them; x is never sampled. Equation numbers: docs/model.md.
 """
 
 from __future__ import annotations
@@ -43,25 +43,26 @@ def train(
     report_every: float = 10.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Trained:
-    """Train a model in place and leave it with the weights of the best validation loss.
+    """Train a model in place; afterwards it has the weights with the best validation loss.
 
-    The same seed on the same CPU and thread count gives the same bytes, in one go or resumed from ``keep``.
-    NumericalError where a loss is not finite; Interrupted after a signal, when the state is kept.
+    The same seed, CPU and number of threads give the same bytes, also if the training was resumed from ``keep``.
+    ``report_every``: seconds between log lines. ConfigError if the settings do not fit the cells or the model;
+    NumericalError if a loss is not finite; Interrupted after a stop signal, once the state is saved in ``keep``.
     """
     check_inputs(model, train_cells, val_cells)
     if config.mask_penalty and model.config.mask != "beta_bernoulli":
-        raise ConfigError(f"mask_penalty: needs mask: beta_bernoulli; the mask here is {model.config.mask!r}.")
+        raise ConfigError(f"mask_penalty: needs mask: beta_bernoulli, but the mask is {model.config.mask!r}.")
     if model.config.batch_norm and len(train_cells) % config.batch_size == 1:
         raise ConfigError(
             f"batch_size: {config.batch_size} leaves a last batch of one of the {len(train_cells)} training cells, "
-            "which batch_norm cannot read; take another."
+            "which is too small for batch_norm. Choose another batch size."
         )
-    beginning = copy.deepcopy(model.state_dict())
+    initial = copy.deepcopy(model.state_dict())
     try:
         return _train(model, train_cells, val_cells, config, genes, keep, report_every, clock)
     except NotCaptured as error:
-        log.warning("%s Beginning anew without (capture: never), which is slower and gives the same.", error)
-    model.load_state_dict(beginning)
+        log.warning("%s Starting again with capture: never, which is slower and gives the same results.", error)
+    model.load_state_dict(initial)
     never = replace(config, capture="never")
     return _train(model, train_cells, val_cells, never, genes, keep, report_every, clock)
 
@@ -76,32 +77,20 @@ def _train(
     report_every: float,
     clock: Callable[[], float],
 ) -> Trained:
-    """The training of ``train``; NotCaptured where its steps should be captured and cannot be."""
+    """The training of ``train``; NotCaptured if its steps cannot be captured."""
     device = train_cells.device
     if device.type == "cuda":
         from samsvae.ops.softmax_nb import try_out
 
-        try_out(device)  # before a step is compiled or captured
+        try_out(device)  # must happen before a step is compiled or captured
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
     steps = config.steps if config.epochs is None else config.epochs * math.ceil(n / size)
     run = TrainingState(model, config, train_cells, val_cells, genes)
     if keep is not None and keep.load(run):
         log.info("resumed at step %d of %d", run.step, steps)
-    result, start = run.result, clock()
-    told = saved = start
-    before, first = result.seconds, run.step
-
-    def leave_if_asked() -> None:
-        """Between two batches: end here where a signal came."""
-        if stopped:
-            run.read()
-            if keep is not None:
-                result.seconds = before + clock() - start
-                keep.save(run)
-            raise Interrupted(f"stopped by {stopped[0]} at step {run.step} of {steps}", kept=keep is not None)
-
     model.train()
-    with stop_signals() as stopped, precision(config.precision, device), on_one_stream(device):
+    with stop_signals() as signals, precision(config.precision, device), on_one_stream(device):
+        monitor = _Monitor(run, steps, signals, keep, report_every, clock)
         while (run.step < steps or run.permutation is not None) and not run.done:
             full = run.warm_up()
             if run.permutation is None:
@@ -110,31 +99,77 @@ def _train(
                 if run.step == steps:
                     break
                 run.advance(*inputs)
-                leave_if_asked()
-                now = clock()
-                if now - told >= report_every:
-                    told = now
-                    run.read()
-                    _tell(run, steps, (run.step - first) / max(now - start, 1e-9))
-                if keep is not None and now - saved >= keep.every:
-                    run.read()
-                    result.seconds, saved = before + now - start, now
-                    keep.save(run)
+                monitor.after_step()
             run.read()
             if (run.epoch + 1) % config.validation_every and run.step < steps:
                 run.end_epoch()
                 continue
-            loss = run.validate(between=leave_if_asked)
+            loss = run.validate(between=monitor.stop_after_signal)
             run.end_epoch(loss, full=full)
     model.load_state_dict(run.best)
     model.zero_grad(set_to_none=True)
     model.eval()
-    result.steps, result.seconds = run.step, before + clock() - start
-    _tell(run, run.step, (run.step - first) / max(clock() - start, 1e-9))
-    return result
+    monitor.finish()
+    return run.result
 
 
-def _tell(run: TrainingState, steps: int, speed: float) -> None:
+class _Monitor:
+    """Acts between the steps of a training: logs progress, saves the state and stops after a signal."""
+
+    def __init__(
+        self,
+        run: TrainingState,
+        steps: int,
+        signals: list[str],  # names of the stop signals received so far
+        keep: Keep | None,
+        report_every: float,
+        clock: Callable[[], float],
+    ):
+        self.run, self.steps, self.signals = run, steps, signals
+        self.keep, self.report_every, self.clock = keep, report_every, clock
+        self.start = self.reported = self.saved = clock()
+        self.earlier_seconds, self.first_step = run.result.seconds, run.step
+
+    def stop_after_signal(self) -> None:
+        """Save the state and raise Interrupted if a stop signal was received."""
+        if not self.signals:
+            return
+        self.run.read()
+        if self.keep is not None:
+            self._save(self.keep, self.clock())
+        message = f"stopped by {self.signals[0]} at step {self.run.step} of {self.steps}"
+        raise Interrupted(message, saved=self.keep is not None)
+
+    def after_step(self) -> None:
+        """Stop after a signal; log progress and save the state when it is time."""
+        self.stop_after_signal()
+        now = self.clock()
+        if now - self.reported >= self.report_every:
+            self.reported = now
+            self.run.read()
+            log_progress(self.run, self.steps, self._speed(now))
+        if self.keep is not None and now - self.saved >= self.keep.every:
+            self.saved = now
+            self.run.read()
+            self._save(self.keep, now)
+
+    def finish(self) -> None:
+        """Record the number of steps and the seconds, and log the end."""
+        self.run.result.steps = self.run.step
+        self.run.result.seconds = self.earlier_seconds + self.clock() - self.start
+        log_progress(self.run, self.run.step, self._speed(self.clock()))
+
+    def _save(self, keep: Keep, now: float) -> None:
+        self.run.result.seconds = self.earlier_seconds + now - self.start
+        keep.save(self.run)
+
+    def _speed(self, now: float) -> float:
+        """Steps per second since the start or the resumption."""
+        return (self.run.step - self.first_step) / max(now - self.start, 1e-9)
+
+
+def log_progress(run: TrainingState, steps: int, speed: float) -> None:
+    """Log the step, the losses and the time left; ``samsvae.study.progress`` reads this line."""
     left = span((steps - run.step) / max(speed, 1e-9))
     loss = run.losses[-1] if run.losses else run.result.history[-1]["train_loss"]
     log.info(

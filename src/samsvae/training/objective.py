@@ -1,4 +1,4 @@
-"""The training objective: ELBO or IWELBO with its weights (eq. 11, 15)."""
+"""The training objective: ELBO or IWELBO with weighted terms (eq. 11, 15)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from samsvae.models.model import Draw, Model, add_up
 def objective(
     model: Model, batch: Batch, draw: Draw, config: TrainingConfig, *, n_cells: int, warmup: float | Tensor = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of a batch per cell under given draws (eq. 11, or eq. 15 for ``iwelbo``), and the terms it is made of.
+    """Loss per cell of a batch with given draws (eq. 11, or eq. 15 for ``iwelbo``), and its terms.
 
-    Minus the mean over particles and cells. ``n_cells``: size of the split, by which ``plate: every_step`` shares out.
-    ``warmup``: a number, or a scalar of float64 that a captured step reads anew.
+    The loss is minus the mean over particles and cells. ``n_cells``: size of the split; with ``plate: every_step`` the
+    terms of the perturbations have the weight 1 / n_cells. ``warmup``: a number, or a float64 scalar tensor that a
+    captured step reads at every replay.
     """
     plate = 1.0 / n_cells if config.plate == "every_step" else None
     terms = model.terms(batch, draw, analytic_kl=config.analytic_kl, plate=plate, extra_share=config.extra_share)
@@ -33,7 +34,7 @@ def objective(
 
 
 def _weight(term: str, config: TrainingConfig, warmup: float | Tensor) -> float | Tensor:
-    """What a term of the ELBO counts: 1 for the reconstruction, for a latent its own weight times that of all."""
+    """Weight of a term of the ELBO: 1 for the reconstruction; kl_weight, warm-up and its own weight for a latent."""
     if term == "reconstruction":
         return 1.0
     weights = {"mask_prob": config.weight_mask_prob, "embedding": config.weight_embedding}
@@ -44,7 +45,8 @@ def _weight(term: str, config: TrainingConfig, warmup: float | Tensor) -> float 
 def only_own_perturbations(cells: Cells, config: TrainingConfig) -> bool:
     """Whether batches leave out the perturbations that none of their cells received.
 
-    Exact where the loss reads no term of them. Not where steps are captured or compiled, for one shape each.
+    This is exact if the loss has no term for them. It is not used if steps are captured or compiled, because every
+    batch would have another shape.
     """
     host = cells.device.type == "cpu" and not config.compile
     return host and config.plate != "every_step" and not config.mask_penalty

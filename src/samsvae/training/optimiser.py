@@ -1,4 +1,4 @@
-"""Adam, and which parameters have learning rates of their own."""
+"""Adam, and the parameters with separate learning rates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Group(NamedTuple):
 class Adam:
     """Adam with L2 weight decay inside the gradient, as published.
 
-    The library's own fused step without its optimiser class, whose first use imports a compiler for a second.
+    This is torch's fused step without its optimiser class, whose first use spends a second on importing a compiler.
     """
 
     def __init__(self, model: Model, config: TrainingConfig):
@@ -43,7 +43,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, skip: Tensor | None = None) -> None:
-        """One step along the gradients, which are left in place; none where ``skip``, a scalar, is 1."""
+        """One step along the gradients, which are not cleared; no step if ``skip``, a scalar tensor, is 1."""
         for parameters, means, squares, steps, rate, decay in self.groups:
             adam(
                 parameters,
@@ -65,7 +65,7 @@ class Adam:
 
 
 def parameter_groups(model: Model, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Parameters by kind: the free ones of masks and of embeddings may have rates of their own; networks the rest."""
+    """Groups of parameters: networks, and the free parameters of masks and embeddings, which may have other rates."""
     kinds: dict[str, list[Tensor]] = {"mask": [], "embedding": []}
     for latent in model.latents:
         if isinstance(latent, MaskProbability | Mask):

@@ -1,4 +1,4 @@
-"""A training under way: everything the next step depends on, kept so that an interrupted one can resume."""
+"""The state of a training: everything that the next step depends on, saved so that a training can resume."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from samsvae.training.validation import validation_loss, validation_step
 
 log = logging.getLogger(__name__)
 
-#: Steps after which the place of the streams of noise is noted anew, from where a step can be drawn again.
+#: The state of the noise streams is recorded every so many steps, so that a later step can be repeated from there.
 NOISE_EVERY = 64
 
 
 @dataclass
 class Trained:
-    """What a training leaves behind: the model holds the best weights; ``history`` one row per validation."""
+    """The result of a training, besides the best weights in the model; ``history`` has one row per validation."""
 
     best_step: int
     best_loss: float
@@ -45,11 +45,10 @@ class Trained:
 
 
 class TrainingState:
-    """A training on its way: all that the next step depends on, and what is known of it so far.
+    """A training in progress: everything that the next step depends on, and the results so far.
 
-    On a card steps are launched one after another and their losses read together, when somebody asks. A loss that is
-    not finite stops all updates from its own step on, on the card, so that the weights behind it are there to be
-    looked at when it is found.
+    On a GPU, steps are launched one after another, and their losses are read together later. If a loss is not finite,
+    the GPU makes no updates from that step on, so that the weights that caused it can still be examined.
     """
 
     def __init__(
@@ -59,23 +58,23 @@ class TrainingState:
         self.optimiser = Adam(model, config)
         self.noise, self.order = Streams(config.seed, self.device), Streams(config.seed, "cpu").generator("order")
         if config.compile:
-            torch.compiler.reset()  # drops what earlier runs of the process compiled, of which it takes a few only
+            torch.compiler.reset()  # drops the code compiled for earlier runs, since torch caches only a few functions
         make = graphs(self.device) if config.capture == "auto" else None
-        self.at_once = make is None and self.device.type != "cuda"  # whether a loss is read as soon as it is there
+        self.reads_at_once = make is None and self.device.type != "cuda"  # whether every loss is read at its step
         self.val_cells, self.val_noise = val_cells, Streams("", self.device)
         self.val_steps = Steps(
             validation_step(model, val_cells, config, self.val_noise, len(cells)), self.val_noise, make
         )
-        self.bad = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
+        self.bad = torch.zeros((), device=self.device)  # 1 after the first loss that is not finite
         self.warmup: Tensor | float = 1.0
         if config.warmup_epochs:
             self.warmup = torch.ones((), dtype=torch.float64, device=self.device)
         step = training_step(model, cells, config, self.optimiser, self.noise, self.bad, self.warmup)
         self.steps = Steps(step, self.noise, make)
-        self.unread: list[Tensor] = []  # losses since the last reading
-        self.before: dict[str, Tensor] = {}  # the noise at some step at or before the first of them
-        self.since: list[Tensor] = []  # positions of the cells of each step from that one on
-        self.permutation: Tensor | None = None  # of the epoch under way, of which len(losses) batches are done
+        self.unread: list[Tensor] = []  # losses that were not read yet
+        self.before: dict[str, Tensor] = {}  # state of the noise before a step at or before the first of them
+        self.since: list[Tensor] = []  # positions of the cells for each step from that one on
+        self.permutation: Tensor | None = None  # order of the cells in the current epoch; len(losses) batches are done
         self.losses: list[float] = []
         self.step = self.epoch = self.stale = 0
         self.done = False
@@ -84,7 +83,7 @@ class TrainingState:
         torch.manual_seed(config.seed)  # dropout draws from torch's own generator
 
     def warm_up(self) -> bool:
-        """Set the weight of the terms for the epoch; whether it is the full one."""
+        """Set the warm-up weight for the epoch; return whether it is 1."""
         if not isinstance(self.warmup, Tensor):
             return True
         warmup = min(1.0, self.epoch / self.config.warmup_epochs)
@@ -92,31 +91,31 @@ class TrainingState:
         return warmup == 1.0
 
     def advance(self, at: Tensor, *counts: Tensor) -> None:
-        """The next step; where nothing is won by waiting, it is read at once."""
+        """Take the next step; on a CPU without graphs its loss is read at once."""
         if not self.since or (len(self.since) >= NOISE_EVERY and not self.unread):
-            self.before, self.since = self._noise(), []
+            self.before, self.since = self._noise_states(), []
         self.unread.append(self.steps(at, *counts))
         self.since.append(at)
         self.step += 1
-        if self.at_once:
+        if self.reads_at_once:
             self.read()
 
     def read(self) -> None:
-        """Wait for the steps so far and note their losses; NumericalError at the first that is not finite."""
+        """Wait for the steps so far and read their losses; NumericalError for the first one that is not finite."""
         if not self.unread:
             return
         losses = torch.stack(self.unread).tolist()
         for number, loss in enumerate(losses, start=1 - len(losses)):
             if not math.isfinite(loss):
-                self._set_noise(self.before)
+                self._set_noise_states(self.before)
                 parts = self.since[: len(self.since) + number]
-                what = culprit(self.model, self.cells, parts, self.config, self.noise, self.genes, warmup=self.warmup)
-                raise NumericalError(f"Step {self.step + number}: {what}")
+                cause = culprit(self.model, self.cells, parts, self.config, self.noise, self.genes, warmup=self.warmup)
+                raise NumericalError(f"Step {self.step + number}: {cause}")
         self.losses += losses
         self.unread = []
 
     def validate(self, between: Callable[[], None]) -> float:
-        """The validation loss of the weights as they are, by noise that depends on the step alone."""
+        """The validation loss of the current weights, with noise that depends only on the seed and the step."""
         self.val_noise.seed = f"{self.config.seed}/validation/{self.step}"
         set_stream_states(self.val_noise, {})
         return validation_loss(
@@ -125,7 +124,7 @@ class TrainingState:
         )  # fmt: skip
 
     def end_epoch(self, loss: float | None = None, *, full: bool = True) -> None:
-        """Go on to the next epoch. ``loss``: of a validation; ``full``: terms had their full weight in the epoch."""
+        """Finish the epoch. ``loss``: its validation loss, if any; ``full``: whether the warm-up weight was 1."""
         mean = sum(self.losses) / len(self.losses)
         self.losses, self.permutation = [], None
         self.epoch += 1
@@ -139,15 +138,15 @@ class TrainingState:
             self.stale += self.config.validation_every if full else 0
             self.done = self.config.patience is not None and self.stale >= self.config.patience
         if self.done:
-            log.info("stopped at step %d: no better validation loss for %d epochs", self.step, self.stale)
+            log.info("stopped early at step %d: no better validation loss for %d epochs", self.step, self.stale)
 
-    def _noise(self) -> dict[str, Tensor]:
-        """Where the streams of noise are: those of the latents, and torch's own under the name ``torch``."""
+    def _noise_states(self) -> dict[str, Tensor]:
+        """The states of the latents' noise streams, and of torch's own generator under the name ``torch``."""
         cuda = self.device.type == "cuda"
         own = torch.cuda.get_rng_state(self.device) if cuda else torch.get_rng_state()
         return stream_states(self.noise) | {"torch": own}
 
-    def _set_noise(self, states: dict[str, Tensor]) -> None:
+    def _set_noise_states(self, states: dict[str, Tensor]) -> None:
         set_stream_states(self.noise, {name: state for name, state in states.items() if name != "torch"})
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states["torch"].cpu(), self.device)
@@ -155,51 +154,52 @@ class TrainingState:
             torch.set_rng_state(states["torch"].cpu())
 
     def state(self) -> dict:
-        """Everything, as tensors and plain values."""
+        """Everything that `restore` needs, as tensors and plain values."""
         return {
             **{name: getattr(self, name) for name in ("permutation", "losses", "step", "epoch", "stale", "best")},
             "weights": self.model.state_dict(),
             "moments": [tensors for group in self.optimiser.groups for tensors in group[1:4]],
-            "noise": self._noise(),
+            "noise": self._noise_states(),
             "order": self.order.get_state(),
             "result": vars(self.result),
         }
 
     def restore(self, state: dict) -> None:
+        """Continue from a saved `state`."""
         for name in ("permutation", "losses", "step", "epoch", "stale", "best"):
             setattr(self, name, state[name])
         if self.permutation is not None:
-            self.permutation = self.permutation.cpu()  # all of a state is read onto the device
+            self.permutation = self.permutation.cpu()  # the complete state was read onto the device
         self.model.load_state_dict(state["weights"])
-        own = [tensors for group in self.optimiser.groups for tensors in group[1:4]]
-        for tensors, kept in zip(own, state["moments"], strict=True):
-            for tensor, value in zip(tensors, kept, strict=True):
+        moments = [tensors for group in self.optimiser.groups for tensors in group[1:4]]
+        for tensors, values in zip(moments, state["moments"], strict=True):
+            for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)
-        self._set_noise(state["noise"])
+        self._set_noise_states(state["noise"])
         self.order.set_state(state["order"].cpu())
         self.result = Trained(**state["result"])
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Where the state of a training is kept, every so many seconds, for one that is interrupted to go on from.
+    """The file in which a training saves its state, so that it can resume after an interruption.
 
-    ``stamp`` says what the training depends on: a state of another stamp is not taken.
+    ``stamp``: identifies the code, settings and data of the training; a state with another stamp is ignored.
     """
 
     path: Path
     stamp: str
-    every: float = 300.0
+    every: float = 300.0  # seconds between saves
 
     def save(self, run: TrainingState) -> None:
         memory = io.BytesIO()
         torch.save({"stamp": self.stamp, **run.state()}, memory)
         with atomic(self.path) as aside:
             aside.write_bytes(memory.getvalue())
-        log.info("step %d: state kept in %s", run.step, self.path)
+        log.info("step %d: state saved in %s", run.step, self.path)
 
     def load(self, run: TrainingState) -> bool:
-        """Whether there was a state to go on from; one that is damaged or of another stamp is passed over."""
+        """Restore a saved state and return True; return False if it is missing, damaged or has another stamp."""
         if not self.path.is_file():
             return False
         try:
@@ -208,7 +208,7 @@ class Keep:
             log.warning("%s Training from the start.", error)
             return False
         if state.get("stamp") != self.stamp:
-            log.info("%s is of other code, settings or data; training from the start", self.path)
+            log.info("%s was saved with other code, settings or data; training from the start", self.path)
             return False
         run.restore(state)
         return True

@@ -1,4 +1,4 @@
-"""One optimisation step, and the loss of a batch that training and validation share."""
+"""An optimisation step, and the loss of a batch, which training and validation share."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ def batch_loss(
     n_cells: int,
     warmup: float | Tensor = 1.0,
 ) -> Callable[..., Tensor]:
-    """The loss of the cells at some positions, as a function of these (and of their counts, where they are at hand).
+    """A function from the positions of cells (and their counts, if already read) to their loss.
 
-    Where ``compile`` is set, batches of the full ``size`` go through fewer and larger kernels. Their noise is drawn
-    beforehand, of the same streams in the same order.
+    With ``compile``, batches of the full ``size`` use fewer and larger kernels. Their noise is drawn beforehand, from
+    the same streams in the same order.
     """
 
-    def given_noise(at: Tensor, counts: tuple[Tensor, ...], noise: Noise) -> Tensor:
+    def loss_under(at: Tensor, counts: tuple[Tensor, ...], noise: Noise) -> Tensor:
         batch = cells.batch(at, *counts, own=only_own_perturbations(cells, config))
         draw = model.draw(batch, noise, particles)
         return objective(model, batch, draw, config, n_cells=n_cells, warmup=warmup)[0]
 
     if not config.compile:
-        return lambda at, *counts: given_noise(at, counts, noise)
+        return lambda at, *counts: loss_under(at, counts, noise)
     fused = torch.compile(
-        lambda at, counts, values: given_noise(at, counts, given(values)), dynamic=False, fullgraph=True
+        lambda at, counts, values: loss_under(at, counts, given(values)), dynamic=False, fullgraph=True
     )
-    asked: list[tuple[str, str, tuple[int, ...]]] = []
+    requests: list[tuple[str, str, tuple[int, ...]]] = []
 
     def loss(at: Tensor, *counts: Tensor) -> Tensor:
         if len(at) < size:
-            return given_noise(at, counts, noise)
-        if not asked:
-            asked.extend(_asked(model, cells.batch(at, *counts), particles))
-        return fused(at, counts, {name: noise(name, kind, shape) for name, kind, shape in asked})
+            return loss_under(at, counts, noise)
+        if not requests:
+            requests.extend(noise_requests(model, cells.batch(at, *counts), particles))
+        return fused(at, counts, {name: noise(name, kind, shape) for name, kind, shape in requests})
 
     return loss
 
@@ -64,11 +64,11 @@ def training_step(
     bad: Tensor,
     warmup: float | Tensor,
 ) -> Callable[..., Tensor]:
-    """A step of the training on the cells at some positions, which gives its loss.
+    """A training step: a function from the positions of cells (and their counts, if already read) to their loss.
 
-    ``bad`` becomes 1 where the loss is not finite; while it is 1 no step changes a weight.
+    ``bad``, a scalar tensor, becomes 1 if the loss is not finite; while it is 1, no step changes a weight.
     """
-    # the scale matters to Adam through its eps and weight decay
+    # Adam depends on the scale of the loss through its eps and the weight decay
     scale = float(len(cells)) if config.loss_scale == "n_cells" else 1.0
     sizes = {"size": min(config.batch_size, len(cells)), "n_cells": len(cells), "particles": config.particles}
     loss_of = batch_loss(model, cells, config, noise, **sizes, warmup=warmup)
@@ -76,7 +76,7 @@ def training_step(
     def step(at: Tensor, *counts: Tensor) -> Tensor:
         loss = loss_of(at, *counts)
         with torch.no_grad():
-            torch.maximum(bad, (loss - loss).ne(0.0), out=bad)  # inf - inf and nan are not 0
+            torch.maximum(bad, (loss - loss).ne(0.0), out=bad)  # inf - inf and nan differ from 0
         model.zero_grad(set_to_none=True)
         (loss * scale).backward()
         if config.gradient_clip is not None:
@@ -88,16 +88,16 @@ def training_step(
 
 
 @torch.no_grad()
-def _asked(model: Model, batch: Batch, particles: int) -> list[tuple[str, str, tuple[int, ...]]]:
-    """The name, kind and shape of the noise that the model asks for, in order; no stream is drawn from."""
-    asked = []
+def noise_requests(model: Model, batch: Batch, particles: int) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The name, kind and shape of the noise that a draw of the model needs, in order; draws from no stream."""
+    requests = []
 
-    def nothing(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
-        asked.append((name, kind, tuple(shape)))
+    def record(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+        requests.append((name, kind, tuple(shape)))
         return torch.zeros(shape, device=batch.x.device)
 
     mode = model.training
-    model.eval()  # no dropout, and no moments of batch norm are moved
-    model.draw(batch, nothing, particles)
+    model.eval()  # no dropout, and no update of the moments of batch norm
+    model.draw(batch, record, particles)
     model.train(mode)
-    return asked
+    return requests

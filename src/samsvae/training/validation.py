@@ -23,7 +23,7 @@ from samsvae.training.steps import batch_loss
 def validation_step(
     model: Model, cells: Cells, config: TrainingConfig, noise: Streams, n_cells: int
 ) -> Callable[..., Tensor]:
-    """The loss of a validation's cells at some positions, as a function of these; to be called without gradients."""
+    """A function from the positions of validation cells to their loss; call it without gradients."""
     size = min(_validation_size(config), len(cells))
     return batch_loss(model, cells, config, noise, particles=config.validation_particles, size=size, n_cells=n_cells)
 
@@ -43,10 +43,11 @@ def validation_loss(
     between: Callable[[], None] = lambda: None,
     steps: Steps | None = None,
 ) -> float:
-    """Mean over cells of the training objective, with fresh noise, in evaluation mode, at full weight of the terms.
+    """Mean over cells of the training objective, with fresh noise, in evaluation mode and at full weight of the terms.
 
-    ``n_cells``: of the training, by which ``plate: every_step`` shares out (default: the cells at hand). ``between``
-    is called after every batch. ``steps``: what gives the loss of a batch under this noise, where it is captured.
+    ``n_cells``: number of training cells, used by ``plate: every_step`` (default: the number of ``cells``).
+    ``between`` is called after every batch. ``steps``: computes the loss of a batch with this noise, if steps are
+    captured. NumericalError if a loss is not finite.
     """
     model.eval()
     n_cells = len(cells) if n_cells is None else n_cells
