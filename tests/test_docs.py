@@ -172,7 +172,7 @@ def test_targets_of_the_papers_exist(root):
     known |= {f"{experiment}_{figure}" for experiment in experiments for figure in registry.FIGURES}
     text = (root / "README.md").read_text()
     (table,) = re.findall(r"^\| in the papers \| target .*?\n\n", text, flags=re.S | re.M)
-    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[2])}
+    named = {name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[2])}
     assert len(named) > 10 and named <= known
 
 
