@@ -417,7 +417,7 @@ def test_off_a_card_nothing_is_captured():
 
 def test_the_benchmark_goes_through_at_a_small_size(root):
     """What it checks before it measures holds here too; the times are no test."""
-    script = [sys.executable, root / "benchmarks/card.py", "--toy", "--device", "cpu"]
+    script = [sys.executable, root / "benchmarks/gpu.py", "--toy", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(root / "src")}
     done = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
