@@ -64,7 +64,7 @@ Known = tuple[pd.DataFrame, int, int, int]
 
 @dataclass(frozen=True)
 class Size:
-    """Size of a screen and its split: train, val and test cells, G genes, C conditions, T perturbations (sum encoding)."""
+    """Cells of a split (train, val, test), and genes, conditions and perturbations (sum encoding) of its screen."""
 
     train: int
     val: int
@@ -137,7 +137,7 @@ def _obs(condition: np.ndarray, n_targets: np.ndarray | int, *, index: np.ndarra
 
 
 def work_of(run: Run, size: Size) -> tuple[int, int]:
-    """The steps of a training and the cells that its validations read; upper bounds, since patience may end it early."""
+    """Steps of a training and number of cells read by its validations. Patience may end it earlier."""
     training = run.training
     epoch = math.ceil(size.train / training.batch_size)
     steps = training.steps if training.epochs is None else training.epochs * epoch
