@@ -1,4 +1,4 @@
-"""A training from files to files: the same bytes each time, and a sentence for files that do not fit."""
+"""A training from files to files: the same bytes each time, and a clear error for files that do not match."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def trained(files, folder, name="sams_vae_corr", **changes):
     return out
 
 
-def test_what_a_run_leaves(files, tmp_path):
+def test_the_files_of_a_run(files, tmp_path):
     out = trained(files, tmp_path / "run", steps=9, seed=3)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["history.tsv", "model.pt", "run.json"]
 
-    history = list(csv.DictReader(out["history"].open(), delimiter="\t"))
+    history = list(csv.DictReader(out["history"].read_text().splitlines(), delimiter="\t"))
     assert list(history[0]) == ["run", "step", "epoch", "train_loss", "val_loss"]
     # 72 training cells in batches of 32 are three steps an epoch
     assert [(row["step"], row["epoch"]) for row in history] == [("3", "1"), ("6", "2"), ("9", "3")]
@@ -75,7 +75,7 @@ def test_what_a_run_leaves(files, tmp_path):
 
 
 def test_training_and_validation_cells_are_those_of_the_table(files, tmp_path):
-    """By hand: the moments of the input are of the training cells, the loss kept is of the validation cells."""
+    """By hand: input moments come from the training cells, the loss in the checkpoint from the validation cells."""
     found = load(trained(files, tmp_path / "run")["model"])
     made = screen()
     place = np.arange(120) % 5
@@ -91,7 +91,7 @@ def test_training_and_validation_cells_are_those_of_the_table(files, tmp_path):
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "sams_vae_bb", "svae_plus", "svae_plus_lopez", "vae"])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(files, tmp_path, name):
-    """Also where networks have dropout, and whatever torch's own generator was at before."""
+    """Also if networks have dropout, and for any earlier state of torch's own generator."""
     runs = []
     for number, seed in enumerate((3, 3, 4)):
         torch.manual_seed(number)
@@ -111,8 +111,8 @@ def test_the_order_of_the_rows_of_a_split_table_does_not_matter(files, tmp_path)
     assert first["model"].read_bytes() == second["model"].read_bytes()
 
 
-def test_cells_of_no_split_change_nothing(tmp_path):
-    """Test cells and cells of split 'none' are not looked at."""
+def test_cells_that_are_neither_train_nor_val_change_nothing(tmp_path):
+    """Test cells and cells of split 'none' are not read."""
     made, split = screen(), np.resize(["train", "none", "val", "train", "test"], 120)
     other = made.counts.copy()
     other[np.isin(split, ("none", "test"))] += 7
@@ -122,7 +122,7 @@ def test_cells_of_no_split_change_nothing(tmp_path):
     assert runs[0] == runs[1]
 
 
-def test_perturbations_without_a_training_cell_are_kept_and_said(tmp_path, caplog):
+def test_perturbations_without_training_cells_are_kept_with_a_warning(tmp_path, caplog):
     made = replace(screen(), controls=("control", "NT"), separator="+")
     split = np.where(np.isin(made.condition, (1, 4)), "val", np.resize(["train", "val", "test"], 120))
     found = load(trained(write_files(tmp_path, made, split), tmp_path / "run")["model"])
@@ -134,7 +134,7 @@ def test_perturbations_without_a_training_cell_are_kept_and_said(tmp_path, caplo
     }  # fmt: skip
 
 
-def test_arrays_of_before_that_do_not_say_how_labels_are_read(files, tmp_path):
+def test_arrays_of_an_older_version_without_facts_about_labels(files, tmp_path):
     for name in ("controls", "separator"):
         without(files[0], name)
     found = read_screen(files[0])
@@ -150,7 +150,7 @@ def test_the_unique_encoding_has_a_perturbation_per_condition(files, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-# ---- files that do not fit -----------------------------------------------------------------------------------------
+# ---- files that do not match ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
@@ -182,7 +182,7 @@ def edit(path: Path, change) -> None:
         pytest.param(lambda lines: lines.append(lines[4]), ["'cell3'"]),
     ],
 )
-def test_a_split_table_that_does_not_fit(files, tmp_path, change, said):
+def test_a_split_table_that_does_not_match(files, tmp_path, change, said):
     edit(files[1], change)
     with pytest.raises(DataError, match=r"cells\.tsv") as error:
         trained(files, tmp_path / "run")
@@ -190,7 +190,7 @@ def test_a_split_table_that_does_not_fit(files, tmp_path, change, said):
         assert part in str(error.value)
 
 
-def test_a_split_table_that_is_not_there(files, tmp_path):
+def test_a_missing_split_table(files, tmp_path):
     with pytest.raises((DataError, FileNotFoundError), match=r"absent\.tsv"):
         trained((files[0], tmp_path / "absent.tsv"), tmp_path / "run")
 
@@ -210,7 +210,7 @@ def without(path: Path, name: str) -> None:
         (lambda path: without(path, "members"), "members"),
         pytest.param(lambda path: path.write_bytes(path.read_bytes()[:1000]), "arrays"),
         pytest.param(lambda path: flip(path), "arrays"),
-        pytest.param(lambda path: np.save(path.open("wb"), np.zeros(3)), "arrays"),
+        pytest.param(lambda path: replace_by_array(path), "arrays"),
     ],
 )  # fmt: skip
 def test_arrays_that_are_damaged(files, tmp_path, damage, said):
@@ -220,14 +220,20 @@ def test_arrays_that_are_damaged(files, tmp_path, damage, said):
     assert "counts, library" in str(error.value)  # what is needed
 
 
+def replace_by_array(path: Path) -> None:
+    """One array instead of an archive of arrays."""
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+
+
 def flip(path: Path) -> None:
-    """Another bit among the counts, which come first."""
+    """Flip a bit of the counts, which come first."""
     data = bytearray(path.read_bytes())
     data[500] ^= 1
     path.write_bytes(bytes(data))
 
 
-def test_what_is_read_is_what_was_written(files):
+def test_arrays_are_read_as_they_were_written(files):
     made, found = screen(), read_screen(files[0])
     for name in vars(made):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))

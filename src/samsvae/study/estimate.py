@@ -100,7 +100,8 @@ def size_of(run: Run, results: Path) -> Size | None:
 
 def _size_from_file(arrays: Path) -> Known | None:
     try:
-        with np.load(arrays, allow_pickle=False) as file:
+        # opened here, because numpy leaves a damaged archive open
+        with open(arrays, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             names, members, code = file["conditions"], file["members"], file["condition"]
             obs = _obs(names[code], (members >= 0).sum(1)[code], index=file["cells"])
             return obs, len(file["genes"]), len(names), len(file["perturbations"])
