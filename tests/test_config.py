@@ -28,25 +28,6 @@ from samsvae.config.zoo import TABLE_1
 from samsvae.errors import ConfigError
 from samsvae.screens.miniature import norman_source, replogle_source
 
-# a quarter of a second for each of the large files
-FILES: dict[str, dict] = {}
-
-
-@pytest.fixture(scope="module")
-def configuration(root):
-    """A function: the configuration of files, each merged over those before it as Snakemake merges them."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    def read(*names: str) -> dict:
-        merged: dict = {}
-        for name in names:
-            if name not in FILES:
-                FILES[name] = yaml.load((root / "config" / name).read_text(), loader)
-            update_config(merged, copy.deepcopy(FILES[name]))
-        return merged
-
-    return read
-
 
 def small(**changes) -> dict:
     """A configuration with one experiment, on top-level keys of which ``changes`` are put."""

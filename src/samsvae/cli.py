@@ -59,9 +59,8 @@ def _parser() -> argparse.ArgumentParser:
                          help="sum (default): a combination is the sum of its parts; unique: it is a perturbation of "
                               "its own")  # fmt: skip
 
-    preview = command("preview", _preview, "preview the figures of a study with simulated results")
+    preview = command("preview", _preview, "draw the report from the runs of a study that have finished so far")
     _add_study(preview)
-    preview.add_argument("--out", default="preview", help="the folder to write to (default: preview)")
     return parser
 
 
@@ -109,6 +108,10 @@ def _import(given: argparse.Namespace) -> None:
 
 
 def _preview(given: argparse.Namespace) -> None:
+    from samsvae.study.configuration import read_config
     from samsvae.study.preview import write_preview
 
-    write_preview(_config_files(given), Path(given.directory), Path(given.out))
+    files = _config_files(given)
+    config = read_config(files)
+    with contextlib.chdir(given.directory):
+        print(write_preview(config, resources=files[0].parents[1] / "resources"))

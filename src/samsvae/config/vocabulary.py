@@ -6,7 +6,7 @@ SPLITS = ("train", "val", "test")
 
 ENCODINGS = ("sum", "unique")
 
-#: The values of ``mask`` in a model's settings with which masks are inferred.
+#: Values of a model's setting ``mask`` under which masks are inferred: these models have masks to show.
 MASKED = ("bernoulli", "beta_bernoulli")
 
 #: Counts per cell to which counts are scaled, as in log2(1 + LIBRARY x / l); also the default library of sampled cells.

@@ -7,8 +7,9 @@ Equation numbers refer to docs/model.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class Model(nn.Module):
     Weights are initialised from ``seed``; the moments of the encoder's input are set by ``fit_inputs``.
     """
 
+    input_mean: Tensor  # (G,)
+    input_sd: Tensor  # (G,)
+
     def __init__(self, config: ModelConfig, n_genes: int, n_perturbations: int, *, seed: int = 0):
         super().__init__()
         self.config = config
@@ -62,7 +66,8 @@ class Model(nn.Module):
         """Set mean and sd (n - 1) of the encoder's input over the training cells (eq. 10); sd 0 becomes 1."""
         if self.config.input not in ("log_standardise", "standardise"):
             return
-        n, centre = len(cells), None
+        n = len(cells)
+        centre: Tensor | None = None
         total, square = torch.zeros(2, self.n_genes, dtype=torch.float64, device=self.input_mean.device)
         for chunk in cells.counts.split(max(1, MOMENTS // self.n_genes)):
             values = self._transform(chunk.to(self.input_mean.device).double())
@@ -70,6 +75,8 @@ class Model(nn.Module):
             centre = values.mean(0) if centre is None else centre
             total += values.sub_(centre).sum(0)
             square += values.square_().sum(0)
+        if centre is None:
+            raise ValueError("the mean and sd of the inputs need at least one training cell")
         mean = centre + total / n
         sd = torch.sqrt((square - total**2 / n).clamp(min=0.0) / max(n - 1, 1))
         self.input_mean.copy_(mean)
@@ -159,7 +166,7 @@ class Model(nn.Module):
 
     def elbo(self, batch: Batch, noise: Noise, particles: int) -> Tensor:
         """ELBO of every particle and cell (K, n) (eq. 11)."""
-        return sum(self.terms(batch, self.draw(batch, noise, particles)).values())
+        return add_up(self.terms(batch, self.draw(batch, noise, particles)).values())
 
     def log_terms(
         self,
@@ -211,7 +218,7 @@ class Model(nn.Module):
         draw = self.draw(batch, noise, particles, shared=shared)
         if joint:
             draw = Draw(draw.values, {**shared.guides, **draw.guides})
-        return sum(self.terms(batch, draw).values())
+        return add_up(self.terms(batch, draw).values())
 
     def predict(self, batch: Batch, noise: Noise, particles: int, *, repeats: int = 1):
         """p(x | z) (K, n, G) for dosages alone: shared latents from the guide, z from its prior (eq. 14).
@@ -225,8 +232,9 @@ class Model(nn.Module):
             values = {k: v.repeat_interleave(repeats, 0) if v.ndim == 3 else v for k, v in values.items()}
         for latent in self.latents:
             if latent.name not in values:
-                source = latent.prior if latent.plate == "cell" else latent.guide
-                values[latent.name] = _draw(latent, source(values, batch), noise, particles)
+                source = latent.prior(values, batch) if latent.plate == "cell" else latent.guide(values, batch)
+                assert source is not None  # a latent of the cells has a prior
+                values[latent.name] = _draw(latent, source, noise, particles)
         return self.decode(values, batch)
 
     @torch.no_grad()
@@ -271,7 +279,15 @@ class Model(nn.Module):
         return [latent for latent in self.latents if latent.plate == "perturbation" and not latent.per_cell]
 
 
-def _network(config: ModelConfig, width: int, n_layers: int) -> dict:
+def add_up(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of one or more terms, in their order."""
+    total, *rest = terms
+    for term in rest:
+        total = total + term
+    return total
+
+
+def _network(config: ModelConfig, width: int, n_layers: int) -> dict[str, Any]:
     return {
         "width": width,
         "n_layers": n_layers,
@@ -288,8 +304,15 @@ def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[La
     latents: list[Latent] = []
     beta_bernoulli = config.mask == "beta_bernoulli"
     if beta_bernoulli:
-        prior = {"a": config.beta_a, "b": config.beta_b}
-        latents.append(MaskProbability(*size, **prior, init=config.mask_logit_init, guide=config.guide_mask_prob))
+        latents.append(
+            MaskProbability(
+                *size,
+                a=config.beta_a,
+                b=config.beta_b,
+                init=config.mask_logit_init,
+                guide=config.guide_mask_prob,
+            )
+        )
     if config.mask in MASKED:
         latents.append(
             Mask(

@@ -13,16 +13,20 @@ from samsvae.config.validate import build
 from samsvae.errors import ConfigError
 
 
-def read_study(config_files: Sequence[str | Path]) -> Study:
-    """The study of these YAML files, merged as Snakemake merges them: values of later files win.
+def read_config(config_files: Sequence[str | Path]) -> dict:
+    """These YAML files, merged as Snakemake merges them: values of later files win.
 
-    ConfigError if a file is not YAML or not a mapping, or if a key or value is not allowed; OSError if a file cannot
-    be read.
+    ConfigError if a file is not YAML or not a mapping; OSError if it cannot be read.
     """
     merged: dict = {}
     for path in config_files:
         update_config(merged, _read_yaml(Path(path)))
-    return build(Study, merged)
+    return merged
+
+
+def read_study(config_files: Sequence[str | Path]) -> Study:
+    """The study that these YAML files describe; ConfigError also if a key or value is not allowed."""
+    return build(Study, read_config(config_files))
 
 
 def _read_yaml(path: Path) -> dict:

@@ -131,9 +131,9 @@ def read(
                 raise ValueError(f"in its part {broken!r}")
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         found = {name: stand_in(name) for name in names}
-        if refused := sorted(name for name, made in found.items() if made is None):
-            raise ValueError(f"it asks for {some(refused)}, of which nothing is run or made")
-        with torch.serialization.safe_globals([(made, name) for name, made in found.items()]):
+        if refused := sorted(name for name, cls in found.items() if cls is None):
+            raise ValueError(f"it refers to {some(refused)}, which is not loaded for safety")
+        with torch.serialization.safe_globals([(cls, name) for name, cls in found.items() if cls is not None]):
             content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None

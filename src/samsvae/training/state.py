@@ -67,7 +67,9 @@ class TrainingState:
             validation_step(model, val_cells, config, self.val_noise, len(cells)), self.val_noise, make
         )
         self.bad = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
-        self.warmup = torch.ones((), dtype=torch.float64, device=self.device) if config.warmup_epochs else 1.0
+        self.warmup: Tensor | float = 1.0
+        if config.warmup_epochs:
+            self.warmup = torch.ones((), dtype=torch.float64, device=self.device)
         step = training_step(model, cells, config, self.optimiser, self.noise, self.bad, self.warmup)
         self.steps = Steps(step, self.noise, make)
         self.unread: list[Tensor] = []  # losses since the last reading
@@ -83,7 +85,7 @@ class TrainingState:
 
     def warm_up(self) -> bool:
         """Set the weight of the terms for the epoch; whether it is the full one."""
-        if not self.config.warmup_epochs:
+        if not isinstance(self.warmup, Tensor):
             return True
         warmup = min(1.0, self.epoch / self.config.warmup_epochs)
         self.warmup.fill_(warmup)
