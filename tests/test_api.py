@@ -31,12 +31,12 @@ HOW = {"perturbation": "guide", "control": "none", "separator": "+"}
 
 @pytest.fixture
 def cells() -> ad.AnnData:
-    made = screen(n=150)
-    label = np.array(["a", "b", "c", "d", "c+a", "none"])[made.condition]
-    obs = pd.DataFrame({"guide": label, "batch": "x"}, index=made.cells)
-    x = np.log1p(made.counts.astype(np.float32))
-    layers = {"counts": sp.csr_matrix(made.counts.astype(np.float32))}
-    return ad.AnnData(x, obs, pd.DataFrame(index=made.genes), layers=layers)
+    synthetic = screen(n=150)
+    label = np.array(["a", "b", "c", "d", "c+a", "none"])[synthetic.condition]
+    obs = pd.DataFrame({"guide": label, "batch": "x"}, index=synthetic.cells)
+    x = np.log1p(synthetic.counts.astype(np.float32))
+    layers = {"counts": sp.csr_matrix(synthetic.counts.astype(np.float32))}
+    return ad.AnnData(x, obs, pd.DataFrame(index=synthetic.genes), layers=layers)
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def fitted(cells):
 def test_the_same_weights_as_from_files(cells, fitted, tmp_path):
     cells.write_h5ad(tmp_path / "raw.h5ad")
     options = {"perturbation_column": "guide", "control": "none", "separator": "+", "counts": "layer:counts"}
-    made = filter_screen(tmp_path / "raw.h5ad", tmp_path / "screen.h5ad", **options)
+    filtered = filter_screen(tmp_path / "raw.h5ad", tmp_path / "screen.h5ad", **options)
     write_arrays(tmp_path / "screen.h5ad", tmp_path / "arrays.npz")
-    write_split(random_split(made.obs, test_fraction=0.0), tmp_path / "cells.tsv")
+    write_split(random_split(filtered.obs, test_fraction=0.0), tmp_path / "cells.tsv")
     chosen = row("sams_vae_corr")
     settings = {
         "run": "r", "model": "sams_vae_corr", "encoding": "sum",

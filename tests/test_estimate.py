@@ -113,10 +113,10 @@ def test_sizes_of_the_papers(root, tmp_path):
 def test_sizes_of_simulations_match_the_simulated_data(tmp_path):
     options = {"cells": 7, "val_cells": 3, "test_cells": 2, "n_perturbations": 6, "n_held_out": 2, "n_controls": 31}
     [run, *_] = runs(study(tmp_path, screen={"kind": "simulate_sparse_shift", "options": options}), "sim")
-    made = sparse_shift(cells=(7, 3, 2), n_perturbations=6, n_held_out=2, n_controls=31).obs
-    number = made["split"].value_counts()
+    synthetic = sparse_shift(cells=(7, 3, 2), n_perturbations=6, n_held_out=2, n_controls=31).obs
+    number = synthetic["split"].value_counts()
     assert size_of(run, tmp_path) == Size(
-        number["train"], number["val"], number["test"], 100, made["condition"].nunique(), 6
+        number["train"], number["val"], number["test"], 100, synthetic["condition"].nunique(), 6
     )
     [run, *_] = runs(study(tmp_path, split={"kind": "random", "test_fraction": 0.5, "val_fraction": 0.1}), "sim")
     assert size_of(run, tmp_path) == Size(22_500, 2500, 25_000, 100, 100, 100)
@@ -131,10 +131,10 @@ def test_existing_files_determine_the_size(tmp_path):
     assert size_of(run, tmp_path) is None
     folder = tmp_path / "data" / run.dataset
     folder.mkdir(parents=True)
-    made = screen()
-    write_files(folder, made)
+    synthetic = screen()
+    write_files(folder, synthetic)
     assert size_of(run, tmp_path) == Size(76, 20, 24, 9, 6, 4)  # of 120 cells 96, of these 76
-    with_a = (made.members == 0).any(1)[made.condition].sum()
+    with_a = (synthetic.members == 0).any(1)[synthetic.condition].sum()
     split = {"kind": "held_out", "conditions": ["a", "c+a"], "test_fraction": 0}
     [run, *_] = runs(study(tmp_path, screen=CUSTOM, split=split), "sim")
     assert size_of(run, tmp_path).test == with_a > 20
@@ -158,8 +158,9 @@ def test_existing_files_determine_the_size(tmp_path):
 def test_work_by_hand_and_as_trained(tmp_path, settings, steps, validations):
     [run, *_] = runs(study(tmp_path, **settings), "sim")
     assert work_of(run, Size(640, 100, 0, 9, 6, 4)) == (steps, 100 * validations)
-    made, own = screen(740), model("cond_vae")
-    cells, held_out = (cells_of(made, rows, encode(made, "sum"), "cpu") for rows in np.split(np.arange(740), [640]))
+    synthetic, own = screen(740), model("cond_vae")
+    parts, dosage = np.split(np.arange(740), [640]), encode(synthetic, "sum")
+    cells, held_out = (cells_of(synthetic, rows, dosage, "cpu") for rows in parts)
     done = train(own, cells, held_out, replace(run.training, particles=1, validation_particles=1))
     assert (done.steps, len(done.history)) == (steps, validations)
 

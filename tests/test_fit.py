@@ -77,15 +77,15 @@ def test_the_files_of_a_run(files, tmp_path):
 def test_training_and_validation_cells_are_those_of_the_table(files, tmp_path):
     """By hand: input moments come from the training cells, the loss in the checkpoint from the validation cells."""
     found = load(trained(files, tmp_path / "run")["model"])
-    made = screen()
+    synthetic = screen()
     place = np.arange(120) % 5
     train, val = np.isin(place, (0, 1, 3)), place == 2
-    logs = np.log1p(made.counts[train].astype(float))
+    logs = np.log1p(synthetic.counts[train].astype(float))
     np.testing.assert_allclose(found.model.input_mean, logs.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.model.input_sd[1:], logs.std(0, ddof=1)[1:], rtol=1e-5)
     config = TrainingConfig(**found.facts["training"])
     noise = Streams(f"0/validation/{found.facts['best_step']}")
-    loss = validation_loss(found.model, cells_of(made, val, encode(made, "sum")), config, noise)
+    loss = validation_loss(found.model, cells_of(synthetic, val, encode(synthetic, "sum")), config, noise)
     assert loss == pytest.approx(found.facts["validation_loss"], rel=1e-6)
 
 
@@ -113,21 +113,24 @@ def test_the_order_of_the_rows_of_a_split_table_does_not_matter(files, tmp_path)
 
 def test_cells_that_are_neither_train_nor_val_change_nothing(tmp_path):
     """Test cells and cells of split 'none' are not read."""
-    made, split = screen(), np.resize(["train", "none", "val", "train", "test"], 120)
-    other = made.counts.copy()
+    synthetic, split = screen(), np.resize(["train", "none", "val", "train", "test"], 120)
+    other = synthetic.counts.copy()
     other[np.isin(split, ("none", "test"))] += 7
     (tmp_path / "changed").mkdir()
-    files = write_files(tmp_path, made, split), write_files(tmp_path / "changed", replace(made, counts=other), split)
+    files = (
+        write_files(tmp_path, synthetic, split),
+        write_files(tmp_path / "changed", replace(synthetic, counts=other), split),
+    )
     runs = [trained(of, tmp_path / str(i))["model"].read_bytes() for i, of in enumerate(files)]
     assert runs[0] == runs[1]
 
 
 def test_perturbations_without_training_cells_are_kept_with_a_warning(tmp_path, caplog):
-    made = replace(screen(), controls=("control", "NT"), separator="+")
-    split = np.where(np.isin(made.condition, (1, 4)), "val", np.resize(["train", "val", "test"], 120))
-    found = load(trained(write_files(tmp_path, made, split), tmp_path / "run")["model"])
+    synthetic = replace(screen(), controls=("control", "NT"), separator="+")
+    split = np.where(np.isin(synthetic.condition, (1, 4)), "val", np.resize(["train", "val", "test"], 120))
+    found = load(trained(write_files(tmp_path, synthetic, split), tmp_path / "run")["model"])
     assert found.untrained == ("b",) and "no training cell received 'b'" in caplog.text
-    train = made.members[made.condition[split == "train"]]
+    train = synthetic.members[synthetic.condition[split == "train"]]
     assert found.facts["training_cells"] == {name: int((train == t).sum()) for t, name in enumerate("abcd")}
     assert {key: found.facts[key] for key in ("control", "controls", "separator")} == {
         "control": "control", "controls": ["control", "NT"], "separator": "+",
@@ -234,7 +237,7 @@ def flip(path: Path) -> None:
 
 
 def test_arrays_are_read_as_they_were_written(files):
-    made, found = screen(), read_screen(files[0])
-    for name in vars(made):
-        np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+    synthetic, found = screen(), read_screen(files[0])
+    for name in vars(synthetic):
+        np.testing.assert_array_equal(getattr(found, name), getattr(synthetic, name))
     assert read_split(files[1], found.cells).tolist() == ["train", "train", "val", "train", "test"] * 24

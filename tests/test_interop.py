@@ -170,18 +170,18 @@ def test_settings_without_counterpart_in_the_release_are_named(name, what):
 @pytest.mark.parametrize("name", (*ROWS, "ivae", "svae_plus_lopez"))
 def test_relabelling_commutes_with_everything(name):
     """With genes, perturbations and cells in another order, every term, gradient, mean and table is only reordered."""
-    made = screen(pairs=name not in ("svae_plus", "ivae", "svae_plus_lopez"))
+    synthetic = screen(pairs=name not in ("svae_plus", "ivae", "svae_plus_lopez"))
     rng = np.random.default_rng(3)
     genes, order, cells = rng.permutation(9), rng.permutation(4), rng.permutation(120)
     net = shaken(name).double()
     other = reordered(net, genes=genes, perturbations=order)
-    dosage = encode(made, "sum")
+    dosage = encode(synthetic, "sum")
     members = np.full_like(dosage.members, 4)
     for c, row in enumerate(dosage.members):
         back = [int(np.flatnonzero(order == t)[0]) for t in row if t < 4]
         members[c, : len(back)] = back
-    theirs = replace(made, counts=made.counts[:, genes])
-    first = double(cells_of(made, cells, dosage))
+    theirs = replace(synthetic, counts=synthetic.counts[:, genes])
+    first = double(cells_of(synthetic, cells, dosage))
     second = double(cells_of(theirs, cells, replace(dosage, members=members)))
     n, noise = 40, {}
     streams = torch.Generator().manual_seed(5)
@@ -362,20 +362,20 @@ def test_damaged_and_other_files_are_refused(tmp_path):
 
 
 def test_weights_are_reordered_to_the_order_of_the_screen(tmp_path):
-    made, net = screen(), shaken("sams_vae_corr")
+    synthetic, net = screen(), shaken("sams_vae_corr")
     genes, order = np.random.default_rng(1).permutation(9), np.array([2, 0, 3, 1])
     path = tmp_path / "theirs.ckpt"
     lightning_file(path, to_reference(reordered(net, genes=genes, perturbations=order)))
-    order_file(path, "genes").write_text("\n".join(made.genes[genes]) + "\n")
-    order_file(path, "perturbations").write_text("\n".join(made.perturbations[order]) + "\n")
-    found = named_checkpoint(path, made, "sum")
+    order_file(path, "genes").write_text("\n".join(synthetic.genes[genes]) + "\n")
+    order_file(path, "perturbations").write_text("\n".join(synthetic.perturbations[order]) + "\n")
+    found = named_checkpoint(path, synthetic, "sum")
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in found.model.state_dict().items())
-    assert found.genes == tuple(made.genes) and found.perturbations == ("a", "b", "c", "d")
-    order_file(path, "genes").write_text("\n".join(made.genes[genes][1:]) + "\n")
+    assert found.genes == tuple(synthetic.genes) and found.perturbations == ("a", "b", "c", "d")
+    order_file(path, "genes").write_text("\n".join(synthetic.genes[genes][1:]) + "\n")
     with pytest.raises(
         CheckpointError, match=r"genes\.txt: the genes differ from those of the screen: only one of them has 'gene"
     ):
-        named_checkpoint(path, made, "sum")
+        named_checkpoint(path, synthetic, "sum")
 
 
 def test_weights_of_another_screen_are_refused(tmp_path):
@@ -390,14 +390,14 @@ def test_weights_of_another_screen_are_refused(tmp_path):
 
 def test_the_import_command_writes_our_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    made, net = screen(), shaken("sams_vae_corr")
-    net.fit_inputs(cells_of(made, np.arange(120), encode(made, "sum")))
+    synthetic, net = screen(), shaken("sams_vae_corr")
+    net.fit_inputs(cells_of(synthetic, np.arange(120), encode(synthetic, "sum")))
     lightning_file(tmp_path / "best.ckpt", to_reference(net))
-    np.savez(tmp_path / "arrays.npz", **vars(made))
+    np.savez(tmp_path / "arrays.npz", **vars(synthetic))
     assert main(["import", "best.ckpt", "arrays.npz", "model.pt"]) == 0
     found = checkpoint.load(tmp_path / "model.pt")
     assert found.facts["model"] == "sams_vae_corr" and found.perturbations == ("a", "b", "c", "d")
-    members = encode(made, "sum").members
+    members = encode(synthetic, "sum").members
     np.testing.assert_array_equal(condition_means(found.model, members), condition_means(net, members))
     lightning_file(tmp_path / "turned.ckpt", to_reference(reordered(net, genes=[1, 0, *range(2, 9)])))
     assert main(["import", "turned.ckpt", "arrays.npz", "model.pt"]) == 1
@@ -408,8 +408,8 @@ def test_the_import_command_writes_our_checkpoint(tmp_path, monkeypatch, capsys)
 
 
 def test_given_noise_must_be_complete():
-    net, made = model("sams_vae_mf"), screen()
-    batch = cells_of(made, np.arange(10), encode(made, "sum")).batch(slice(None))
+    net, synthetic = model("sams_vae_mf"), screen()
+    batch = cells_of(synthetic, np.arange(10), encode(synthetic, "sum")).batch(slice(None))
     with pytest.raises(ValueError, match="no noise is given for 'embedding'"):
         net.log_terms(batch, noise={"mask": torch.zeros(2, 4, 4)})
     with pytest.raises(ValueError, match="noise of 'mask' has shape"):

@@ -39,8 +39,8 @@ def job(asked: dict, found: Data, folder: Path, caplog) -> tuple[bool, bool]:
 
 def test_a_job_recomputes_what_has_changed_and_reuses_the_rest(tmp_path, caplog):
     """It trains if code, settings, cells or split have changed; it scores then, or if the scoring has changed."""
-    made, folder = screen(), tmp_path / "run"
-    found, asked = data(tmp_path, made), settings()
+    synthetic, folder = screen(), tmp_path / "run"
+    found, asked = data(tmp_path, synthetic), settings()
     assert job(asked, found, folder, caplog) == (True, True)
     first = {name: (folder / name).read_bytes() for name in FILES}
     assert job(asked, found, folder, caplog) == (False, False)
@@ -56,9 +56,9 @@ def test_a_job_recomputes_what_has_changed_and_reuses_the_rest(tmp_path, caplog)
     assert (folder / "model.pt").read_bytes() != first["model.pt"]
     assert twice(settings(seed=1), replace(found, codes={"training": "t", "scoring": "s2"})) == (False, True)
     assert twice(settings(seed=1), replace(found, evaluation={**SCORES, "ate_samples": 30})) == (False, True)
-    assert twice(asked, data(tmp_path, replace(made, counts=made.counts + 1))) == (True, True)
-    assert twice(asked, data(tmp_path, made, np.resize(["train", "val"], 120))) == (True, True)
-    assert twice(asked, data(tmp_path, made)) == (True, True)
+    assert twice(asked, data(tmp_path, replace(synthetic, counts=synthetic.counts + 1))) == (True, True)
+    assert twice(asked, data(tmp_path, synthetic, np.resize(["train", "val"], 120))) == (True, True)
+    assert twice(asked, data(tmp_path, synthetic)) == (True, True)
     assert {name: (folder / name).read_bytes() for name in SAME} == {name: first[name] for name in SAME}
 
 

@@ -289,8 +289,8 @@ def fit(
         result = train(net, train_cells, val_cells, training, genes=arrays.genes)
     named = {"run": model, "model": model, "encoding": encoding, "training": vars(training)}
     described = facts(named, names, best_step=result.best_step, validation_loss=result.best_loss)
-    made = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, described)
-    return Fitted(made, pd.DataFrame(result.history, columns=list(HISTORY)))
+    trained = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, described)
+    return Fitted(trained, pd.DataFrame(result.history, columns=list(HISTORY)))
 
 
 def _sort_settings(chosen: Row, settings: dict[str, Any]) -> tuple[ModelConfig, TrainingConfig, dict[str, Any]]:

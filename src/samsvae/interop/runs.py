@@ -96,11 +96,11 @@ def import_checkpoint(
     ``settings``: the settings of the run. CheckpointError if the weights do not match them or the screen.
     """
     screen = read_screen(arrays)
-    made = named_checkpoint(path, screen, settings["encoding"], config=settings["config"])
+    imported = named_checkpoint(path, screen, settings["encoding"], config=settings["config"])
     training, dosage = build(TrainingConfig, settings["training"], "training"), encode(screen, settings["encoding"])
-    parts, model = read_split(split, screen.cells), made.model.to(device)
+    parts, model = read_split(split, screen.cells), imported.model.to(device)
     train_cells, val_cells = (part(screen, parts, name, dosage, device, split) for name in ("train", "val"))
-    check_moments(model, train_cells, made.genes, path)
+    check_moments(model, train_cells, imported.genes, path)
     losses = {
         f"{name}_loss": validation_loss(model, cells, training, Streams(f"{training.seed}/{name}", device))
         for name, cells in (("train", train_cells), ("val", val_cells))
@@ -110,7 +110,7 @@ def import_checkpoint(
     known = facts(settings, names, checkpoint=Path(path).name, validation_loss=losses["val_loss"])
     history = [dict(zip(HISTORY, (0, 0, losses["train_loss"], losses["val_loss"]), strict=True))]
     trained = Trained(best_step=0, best_loss=losses["val_loss"], steps=0, seconds=0.0, history=history)
-    write_run(settings, Checkpoint(model, made.genes, made.perturbations, known), trained, device, out)
+    write_run(settings, Checkpoint(model, imported.genes, imported.perturbations, known), trained, device, out)
 
 
 def convert_checkpoint(path: str | Path, arrays: str | Path, out: str | Path, *, encoding: str = "sum") -> None:
@@ -121,9 +121,9 @@ def convert_checkpoint(path: str | Path, arrays: str | Path, out: str | Path, *,
     weights do not match the screen.
     """
     screen = read_screen(arrays)
-    made = named_checkpoint(path, screen, encoding)
+    imported = named_checkpoint(path, screen, encoding)
     every = cells_of(screen, np.arange(len(screen.cells)), encode(screen, encoding))
-    check_moments(made.model, every, made.genes, path)
-    settings = made.facts | {"run": Path(path).stem, "model": row_of(vars(made.model.config))}
+    check_moments(imported.model, every, imported.genes, path)
+    settings = imported.facts | {"run": Path(path).stem, "model": row_of(vars(imported.model.config))}
     known = facts(settings, label_facts(screen), checkpoint=Path(path).name)
-    save(Checkpoint(made.model, made.genes, made.perturbations, known), out)
+    save(Checkpoint(imported.model, imported.genes, imported.perturbations, known), out)

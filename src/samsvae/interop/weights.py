@@ -166,6 +166,7 @@ def row_of(config: Mapping[str, Any]) -> str | None:
 # ---- names and constants -------------------------------------------------------------------------------------------
 
 
+# more than 12 branches, because each setting that changes the names has one
 def _names(model: Model) -> dict[str, str]:
     """Name of every weight in the release -> our name."""
     config = model.config
