@@ -280,7 +280,7 @@ def test_a_preview_shows_what_has_finished(checkout, study, tmp_path):
     shutil.rmtree(results / "simulation_sams" / "runs")
     before = {path: path.read_bytes() for path in (results / "figures").rglob("*") if path.is_file()}
     config = ["--configfile", str(checkout / "tests" / "smoke.yaml"), "--directory", str(tmp_path)]
-    main(["preview", *config])
+    assert main(["preview", *config]) == 0
     page = (results / "preview" / "report.html").read_text()
     n = 5 + 3 + 3 + 2 + 3
     assert f"PREVIEW: {n - 4} of {n} trainings have finished" in page
@@ -337,7 +337,7 @@ def test_an_edit_reruns_what_it_concerns(checkout, study):
     snakemake(checkout, study, "--", f"{run}/scores.tsv", config=checkout / "tests" / "smoke.yaml")
     log = (study / "results/logs/simulation_sams/train/sams_vae_corr-cells20-draw0.log").read_text()
     scoring.write_text(before)
-    assert "trained before" in log and "steps/s" not in log  # scored anew, not trained anew
+    assert "already trained" in log and "steps/s" not in log  # scored anew, not trained anew
     assert (study / run / "model.pt").read_bytes() == weights
 
 
@@ -376,9 +376,9 @@ def test_runs_that_share_a_process_are_those_of_jobs_of_their_own(checkout, stud
     logs = study / "batched/logs/replogle"
     said = "".join(file.read_text() for file in (logs / "together").glob("*.0.log"))
     said += "".join(file.read_text() for file in (logs / "together").glob("*.1.log"))
-    assert said.count("kept from before") == 2 and said.count(": done") == 4
+    assert said.count("taken from the cache") == 2 and said.count(": done") == 4
     assert "best validation loss" in (logs / "together/svae_plus-b5-seed1.log").read_text()
-    assert "taken as it was trained together" in (logs / "train/svae_plus-b5-seed1.log").read_text()
+    assert "trained together with other runs" in (logs / "train/svae_plus-b5-seed1.log").read_text()
     cost = read(study / "batched/replogle/cost.tsv").set_index("run")
     assert cost["job"].nunique() == 2 and cost.loc["svae_plus-b5-seed1", "job"].startswith("together/")
     assert (cost["job_seconds"] > cost["seconds"]).all()

@@ -58,7 +58,8 @@ def read_screen(path: Path | str) -> Screen:
 @lru_cache(maxsize=1)
 def _read_screen(path: str, mtime_ns: int, size: int) -> Screen:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, because numpy leaves a damaged archive open
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             archive = file.zip if isinstance(file, np.lib.npyio.NpzFile) else None
             counts = None if archive is None else _mapped(path, archive)
             given: dict[str, Any] = {} if counts is None else {"counts": counts}

@@ -36,7 +36,5 @@ def _read_yaml(path: Path) -> dict:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid YAML ({reason}).") from None
     if not isinstance(content, dict | None):
-        raise ConfigError(
-            f"{path}: {type(content).__name__!r} is not allowed here. Needed: a mapping of keys to values."
-        )
+        raise ConfigError(f"{path}: must hold a mapping of keys to values, not {type(content).__name__!r}.")
     return content or {}

@@ -64,7 +64,7 @@ Known = tuple[pd.DataFrame, int, int, int]
 
 @dataclass(frozen=True)
 class Size:
-    """Size of a screen and its split: train, val and test cells, G genes, C conditions, T perturbations (sum encoding)."""
+    """Cells of a split (train, val, test), and genes, conditions and perturbations (sum encoding) of its screen."""
 
     train: int
     val: int
@@ -100,7 +100,8 @@ def size_of(run: Run, results: Path) -> Size | None:
 
 def _size_from_file(arrays: Path) -> Known | None:
     try:
-        with np.load(arrays, allow_pickle=False) as file:
+        # opened here, because numpy leaves a damaged archive open
+        with open(arrays, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             names, members, code = file["conditions"], file["members"], file["condition"]
             obs = _obs(names[code], (members >= 0).sum(1)[code], index=file["cells"])
             return obs, len(file["genes"]), len(names), len(file["perturbations"])
@@ -137,7 +138,7 @@ def _obs(condition: np.ndarray, n_targets: np.ndarray | int, *, index: np.ndarra
 
 
 def work_of(run: Run, size: Size) -> tuple[int, int]:
-    """The steps of a training and the cells that its validations read; upper bounds, since patience may end it early."""
+    """Steps of a training and number of cells read by its validations. Patience may end it earlier."""
     training = run.training
     epoch = math.ceil(size.train / training.batch_size)
     steps = training.steps if training.epochs is None else training.epochs * epoch

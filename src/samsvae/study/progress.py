@@ -104,9 +104,8 @@ def progress_report(statuses: Sequence[RunStatus]) -> str:
             lines += [f"  {x.retry}"] if x.retry else []
     if any(x.state != "done" for x in statuses):
         left = time_left(statuses)
-        lines.append(
-            f"time left: {'unknown until a training is done' if left is None else f'{span(left)} (training only)'}"
-        )
+        known = "unknown until a training is done" if left is None else f"{span(left)} (training only)"
+        lines.append(f"time left: {known}")
     return "\n".join(lines)
 
 
