@@ -1,9 +1,11 @@
-# make demo    the whole workflow on a simulated miniature, CPU only; ends with the path of the report
-# make test    the tests            make lint    ruff, snakefmt, snakemake --lint
-# make clean   drop .venv, caches    make lock    resolve the dependencies anew
+# make demo    run the workflow on small simulated data (CPU only); prints the path of the report
+# make test    run the tests            make lint    ruff, snakefmt, mypy, snakemake --lint
+# make clean   remove .venv and caches  make lock    resolve the dependencies again
 #
-# Everything runs in .venv, made from envs/requirements.lock and made anew when the lock changes.
-# Settings: PYTHON (3.11 or newer), CORES (all), PYTEST_ARGS, e.g. make test PYTEST_ARGS="-m 'not slow'"
+# Everything runs in .venv. On Python 3.11 it is installed from envs/requirements.lock; other versions install the
+# newest allowed packages, because the lock is for 3.11. It is rebuilt when the lock or the Python version changes.
+# Settings: PYTHON (3.11 or newer), CORES (all), PYTEST_ARGS, for example
+#   make test PYTEST_ARGS="-m 'not slow'"        make PYTHON=python3.12 test
 
 PYTHON ?= python3
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -11,21 +13,22 @@ PYTEST_ARGS ?=
 
 DEMO := --configfile config/demo.yaml
 REPORT := results/demo/report.html
-VENV := .venv/made
-PIP_QUIET := --quiet --disable-pip-version-check --no-input
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv/installed-$(VERSION)
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input
 
-# The recipes say `python` and `snakemake`: both are the venv's.
+# The recipes call `python`, `snakemake` and the linters of the venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint clean lock
+.PHONY: venv demo test lint clean lock
 .DELETE_ON_ERROR:
 
-# `--` ends the list of config files, which would swallow the targets.
+# `--` ends the list of configuration files, which would otherwise include the targets.
 demo: $(VENV)
 	snakemake --cores $(CORES) $(DEMO) -- all report
 	@test -s $(REPORT)
-	@echo "The report: $(CURDIR)/$(REPORT)"
+	@echo "Report: $(CURDIR)/$(REPORT)"
 
 test: $(VENV)
 	python -m pytest $(PYTEST_ARGS)
@@ -34,29 +37,37 @@ lint: $(VENV)
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules
+	mypy
 	snakemake $(DEMO) --lint
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache src/samsvae.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache src/samsvae.egg-info
 	find . -path ./results -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv: $(VENV)
 
 $(VENV): envs/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "samsvae needs Python 3.11 or newer: make PYTHON=/path/to/python")'
-	@echo "Making .venv from $<: some minutes, once"
+	@echo "Installing .venv for Python $(VERSION), which takes some minutes"
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install $(PIP_QUIET) -r $<
-	.venv/bin/python -m pip install $(PIP_QUIET) --no-deps --no-build-isolation --editable .
+ifeq ($(VERSION),3.11)
+	$(PIP) -r envs/requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+else
+	$(PIP) --editable '.[study,dev]'
+endif
 	@touch $@
 
-# torch is pinned here, since everything else follows it. The CPU build's name ("+cpu") is cut off, so that
-# the lock fits every build; what the CUDA build needs on top (nvidia-*, triton) torch itself pins exactly.
+# torch is pinned here, because everything else depends on its version. The suffix of the CPU build ("+cpu") is removed,
+# so that the lock fits every build. The CUDA build itself pins the extra packages that it needs (nvidia-*, triton).
 TORCH := 2.13.0
 lock:
 	rm -rf .lock-venv
 	$(PYTHON) -m venv .lock-venv
-	.lock-venv/bin/python -m pip install $(PIP_QUIET) setuptools torch==$(TORCH) --editable '.[study,dev]'
-	{ echo "# Every package at its exact version, Python 3.11. Made by 'make lock'; do not edit."; \
+	.lock-venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input setuptools torch==$(TORCH) \
+	  --editable '.[study,dev]'
+	{ echo "# Exact version of every package, for Python 3.11. Written by 'make lock'; do not edit."; \
 	  .lock-venv/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 	  | grep -v -e '^nvidia-' -e '^cuda-' -e '^triton=' | sed -E 's/^(torch==[^+]*)\+.*/\1/'; } > envs/requirements.lock
 	rm -rf .lock-venv

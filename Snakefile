@@ -1,9 +1,13 @@
-# The map: configuration, rules, and one target per figure and table (snakemake --list-target-rules).
+# The entry point: configuration, rules, and one target per figure and table (snakemake --list-target-rules).
 import os
 import sys
 from pathlib import Path
 
-# Scripts import the package from here, in a venv, in conda and on a cluster alike.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+# Scripts import the package from this checkout: in a venv, with conda and on a cluster alike.
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 
@@ -15,12 +19,12 @@ pathvars:
     benchmarks="<results>/benchmarks",
 
 
-# A card is counted on the machine that holds it: a submission to a cluster has cards of its own.
+# GPUs are counted on the machine that has them: a submission to a cluster gets its own.
 resource_scopes:
     gpu="local",
 
 
-report: "workflow/report/workflow.rst"
+report: "workflow/report/provenance.rst"
 
 
 include: "rules/common.smk"
@@ -31,19 +35,18 @@ include: "rules/evaluate.smk"
 include: "rules/figures.smk"
 
 
-# For what a failed run says about how to try it again; the Snakemake of a submission keeps what it was handed.
+# A failed run prints the command that retries it. On a cluster, the Snakemake inside a job keeps the value it was given.
 os.environ.setdefault(CALL, call_of(sys.argv[1:]))
 
 
 onstart:
-    logger.info(notice(STUDY.device, STUDY.jobs_per_gpu))
+    logger.info(notice(PLAN.study.device, PLAN.study.jobs_per_gpu))
 
 
 rule all:
     """Everything that the configuration asks for: every run, table and figure."""
     default_target: True
     input:
-        tables_of_experiments(),
-        figures_of_study(),
-        data_cards_of_study(),
+        PLAN.tables(),
+        PICTURES.pictures(),
         "<results>/cost.tsv",

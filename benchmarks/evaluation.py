@@ -1,12 +1,12 @@
-"""CPU time of evaluation at the papers' shapes: the bound, effects, tests of expression, loading, imports.
+"""CPU time of evaluation at the papers' sizes: the bound, effects, tests of expression, loading, imports.
 
     python benchmarks/evaluation.py                   # the Replogle shape
     python benchmarks/evaluation.py --shape norman
-    python benchmarks/evaluation.py --shape toy       # correctness alone, in seconds
+    python benchmarks/evaluation.py --shape toy       # checks only, in seconds
 
-torch and numpy alone; the rows of scipy and scikit-learn are left out where those are missing. Before any time is taken
-the bound and the sampler are checked against plain ones. Process time of one thread, medians of interleaved repeats;
-`product` is one float32 product (2560 x 400) @ (400 x 1187), by which machines can be compared.
+Needs torch and numpy only; rows that need scipy or scikit-learn are left out if those are missing. The bound and the
+sampler are checked against plain versions before anything is timed. Times are process times of one thread, medians of
+interleaved repeats. `product` is one float32 product (2560 x 400) @ (400 x 1187), for comparing machines.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from shapes import SHAPES, Shape, made_screen
+from shapes import SHAPES, Shape, synthetic_screen
 
 from samsvae import data
 from samsvae.data.arrays import FIELDS, Screen
@@ -35,7 +35,7 @@ from samsvae.ops.negative_binomial_draws import negative_binomial
 
 
 def model_of(shape: Shape, screen: Screen, cells: Cells) -> Model:
-    """A SAMS-VAE (corr. z_basal and E) whose genes have the means of the screen, few masks on."""
+    """A SAMS-VAE (corr. z_basal and E) whose genes have the means of the screen and whose masks are mostly off."""
     model = Model(shape.settings("sams_vae_corr")[0], shape.genes, shape.perturbations)
     with torch.no_grad():
         profile = torch.from_numpy(screen.counts.mean(0) + 1e-3)
@@ -48,7 +48,7 @@ def model_of(shape: Shape, screen: Screen, cells: Cells) -> Model:
 
 @torch.no_grad()
 def check(model: Model, cells: Cells, members: np.ndarray) -> None:
-    """The bound and the effects against plain torch.distributions, in the mean; AssertionError where they differ."""
+    """Compare the means of the bound and the effects with plain torch.distributions; AssertionError if they differ."""
     n, particles, times = min(200, len(cells)), 10, 20
     found = torch.stack([iwelbo(model, cells, particles=particles, seed=s)[:n].mean() for s in range(times)]).double()
     batch, generator = cells.batch(slice(0, n)), torch.Generator().manual_seed(1)
@@ -72,13 +72,13 @@ def check(model: Model, cells: Cells, members: np.ndarray) -> None:
     weights = torch.stack(weights).unflatten(0, (times, particles))
     plain = (torch.logsumexp(weights, 1) - np.log(particles)).mean(1)
     error = torch.sqrt((found.var() + plain.var()) / times)
-    assert abs(found.mean() - plain.mean()) < 5 * error, "the bound differs from the plain one"
+    assert abs(found.mean() - plain.mean()) < 5 * error, "the bound differs from the plain version"
 
     mean = torch.full((4000, model.n_genes), 1.0) * model.likelihood.mean.bias.softmax(0) * 1e4
     theta = model.likelihood.log_concentration.exp()
     x = negative_binomial(mean, theta, torch.Generator().manual_seed(2)).double()
     error = torch.sqrt((mean[0] + mean[0] ** 2 / theta) / len(mean)) + 1e-3
-    assert ((x.mean(0) - mean[0]).abs() < 6 * error).all(), "sampled counts have other means"
+    assert ((x.mean(0) - mean[0]).abs() < 6 * error).all(), "the means of sampled counts differ from the expected ones"
     for transform in ("mean", "log2"):
         options = {"samples": 500, "transform": transform}
         sampled, closed = (condition_means(model, members, **options, closed_form=c) for c in (False, True))
@@ -92,7 +92,7 @@ def cpu(work: Callable[[], object]) -> float:
 
 
 def fresh(code: str) -> tuple[float, float]:
-    """CPU seconds and peak MiB of a fresh process."""
+    """CPU seconds and peak memory (MiB) of a fresh process."""
     tail = "import time; print(time.process_time(), *(x.split()[1] for x in open('/proc/self/status') if 'VmHWM' in x))"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{tail}"], capture_output=True, text=True, check=True)
     seconds, kibibytes = map(float, done.stdout.split()[-2:])
@@ -127,7 +127,7 @@ def main() -> None:
     torch.set_num_threads(1)
     shape = SHAPES[given.shape]
     genes, perturbations, n = shape.genes, shape.perturbations, shape.whole
-    screen = made_screen(shape, n, pool=4000)
+    screen = synthetic_screen(shape, n, pool=4000)
     dosage = encode(screen, "sum")
     cells = cells_of(screen, np.arange(min(1000, n)), dosage)
     model = model_of(shape, screen, cells)
@@ -136,7 +136,7 @@ def main() -> None:
     print(
         f"{given.shape}: {genes} genes, {perturbations} perturbations, {latents} latents; {share:.0%} of counts not 0"
     )
-    print("bound and sampler agree with plain ones")
+    print("bound and sampler agree with the plain versions")
     if given.shape == "toy":
         return
 

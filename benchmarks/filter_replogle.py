@@ -1,14 +1,14 @@
-"""Speed and memory of the Replogle filter and of the training arrays, on made files in the published form.
+"""Speed and memory of the Replogle filter and of packing training arrays, on synthetic files in the published format.
 
     python benchmarks/filter_replogle.py FOLDER --cells 242500                  # 8 GB of counts, on disk
     python benchmarks/filter_replogle.py FOLDER --sparse                        # the published size, mostly holes
-    python benchmarks/filter_replogle.py FOLDER --cells 560000 --keep all       # unfiltered, beyond int32
+    python benchmarks/filter_replogle.py FOLDER --cells 560000 --keep all       # unfiltered, more than 2^31 values
     python benchmarks/filter_replogle.py FOLDER --sparse --keep all             # unfiltered, memory at the full size
-    python benchmarks/filter_replogle.py FOLDER --cells 242500 --form chunks    # gzip chunks, as scPerturb stores it
+    python benchmarks/filter_replogle.py FOLDER --cells 242500 --form chunks    # gzip chunks, as scPerturb stores them
     python benchmarks/filter_replogle.py FOLDER --cells 242500 --form csr
 
-Each prints a row for every step: seconds, MB/s of the file read, dd's MB/s on the same file in the same state, and
-the peak of resident memory (VmHWM) of a fresh process. The files are deleted at the end.
+Each command prints one row per step: seconds, MB/s of the file that is read, MB/s of dd on the same file in the same
+state, and the peak of resident memory (VmHWM) of a fresh process. The files are deleted at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from samsvae.screens.replogle import CONTROL, choose_cells, filter_tables, read_
 
 LISTS = Path(__file__).resolve().parents[1] / "resources" / "replogle"
 CELLS, GENES, LISTED, CONTROLS, OTHERS = 1_989_578, 8_248, 116_641, 75_328, 9_185
-POOL = 2_000  # distinct rows, drawn again and again: what they cost to read and to compress is what counts
+POOL = 2_000  # distinct rows, drawn repeatedly: only the cost of reading and compressing them matters
 
 
 def lists() -> dict:
@@ -38,16 +38,16 @@ def lists() -> dict:
 
 
 def make_source(path: Path, cells: int, genes: int, form: str, sparse: bool, keep: str, seed: int = 0) -> None:
-    """A file in the published form. The published numbers of cells and genes give the published counts kept.
+    """A file in the published format. The published numbers of cells and genes give the published numbers kept.
 
-    `sparse`: only the rows that the filter keeps are written, or, where it keeps all, a count in each and the whole
-    of the last ones; the rest are holes, which read as zeros.
+    `sparse`: write only the rows that the filter keeps. If it keeps all rows, write one count in each row and the last
+    20,000 rows in full. The rest are holes, which read as zeros.
     """
     rng = np.random.default_rng(seed)
     kept = lists()
     measured, perturbed = kept["measured_genes"], kept["perturbed_genes"]
     n_measured = min(len(measured), round(genes * len(measured) / GENES))
-    names = [*measured[:n_measured], measured[n_measured - 1]]  # one symbol is there twice
+    names = [*measured[:n_measured], measured[n_measured - 1]]  # one symbol occurs twice
     names = np.array([*names, *(f"OTHER{i}" for i in range(genes - len(names)))], object)
     rng.shuffle(names)
 
@@ -81,14 +81,14 @@ def make_source(path: Path, cells: int, genes: int, form: str, sparse: bool, kee
         x = file.create_dataset("X", (cells, genes), np.float32, **options)
         x.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         if sparse:
-            x[0] = rows[0]  # gives the dataset its place, and none of it a block on the disk
+            x[0] = rows[0]  # sets the offset of the dataset without allocating blocks for the rest
             place = x.id.get_offset()
         else:
             step = x.chunks[0] if x.chunks else POOL
             for start in range(0, cells, step):
                 n = min(step, cells - start)
                 x[start : start + n] = rows[rng.integers(POOL, size=n)]
-    if sparse:  # not through HDF5, which writes 64 KiB for each of them
+    if sparse:  # bypasses HDF5, which would write 64 KiB per row
         whole = (
             np.arange(cells - 10 * POOL, cells) if keep == "all" else choose_cells(gene_of[code], perturbed, 2_000, 0)
         )
@@ -101,7 +101,7 @@ def make_source(path: Path, cells: int, genes: int, form: str, sparse: bool, kee
 
 
 def _write_obs(obs: h5py.Group, rng, gene_of, gene, pairs, pair) -> None:
-    """As anndata 0.7 wrote it: labels are codes, which refer to a list of names beside them."""
+    """As anndata 0.7 wrote it: labels are codes that refer to a list of names stored next to them."""
     n = len(gene)
     bases = np.array(list("ACGT"))
     letters = bases[(np.arange(n)[:, None] >> 2 * np.arange(15, -1, -1)) & 3]
@@ -137,7 +137,7 @@ def _write_var(var: h5py.Group, names: np.ndarray) -> None:
 
 
 def _write_csr(x: h5py.Group, rng, rows: np.ndarray, cells: int) -> None:
-    """float32 values and int32 columns, gzip, in h5py's own chunks."""
+    """float32 values and int32 columns, gzip, with chunk sizes chosen by h5py."""
     there = [np.flatnonzero(row) for row in rows]
     order = rng.integers(POOL, size=cells)
     starts = np.concatenate([[0], np.cumsum([len(there[i]) for i in order])])
@@ -155,7 +155,7 @@ def _write_csr(x: h5py.Group, rng, rows: np.ndarray, cells: int) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Written to the disk and out of the page cache."""
+    """Flush the file to disk and drop it from the page cache."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -168,7 +168,7 @@ def _dd(path: Path) -> float:
 
 
 def _apart(step: str, source: Path, target: Path, keep: str) -> tuple[float, int]:
-    """Seconds and VmHWM (MiB) of a step in a process of its own."""
+    """Run a step in a process of its own: seconds and VmHWM (MiB)."""
     command = [sys.executable, __file__, "--step", step, str(source), str(target), "--keep", keep]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     return float(out[0]), int(out[1])

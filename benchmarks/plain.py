@@ -1,11 +1,11 @@
 """The yardstick: a training step of SAMS-VAE, CPA-VAE and SVAE+ in plain PyTorch, straight from the mathematics.
 
 `torch.distributions`, `nn.Linear`, dense one-hot dosages, a `DataLoader`, `torch.optim.Adam`, and no tricks. It imports
-nothing of samsvae, so that the product can be held against it. Equation numbers: docs/model.md.
+nothing from samsvae, so that samsvae can be compared with it. Equation numbers: docs/model.md.
 
-Letters: K particles, n cells, T perturbations, L latents, G genes. ``noise`` is None, where the distributions draw for
-themselves, or standard noise by the name of the latent: logistic ``mask`` (K, T, L), normal ``embedding`` (K, T, L),
-normal ``z_basal`` or ``z`` (K, n, L).
+Letters: K particles, n cells, T perturbations, L latents, G genes. ``noise`` is None (the distributions draw for
+themselves) or a dictionary of standard noise by the name of the latent: logistic ``mask`` (K, T, L), normal
+``embedding`` (K, T, L), normal ``z_basal`` or ``z`` (K, n, L).
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def steps(
     weight_decay: float = 1e-6,
     gradient_clip: float | None = None,
 ) -> Iterator[float]:
-    """Train without end; yields the loss of every step."""
+    """Train endlessly; yield the loss of every step."""
     device = next(model.parameters()).device
     adam = optimiser(model, learning_rate, weight_decay)
     while True:

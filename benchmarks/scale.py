@@ -1,13 +1,14 @@
-"""What a step of training costs, and how much memory, against cells, genes, perturbations and particles.
+"""Time and memory of a training step as cells, genes, perturbations or particles grow.
 
     python benchmarks/scale.py OUT                       # OUT.tsv, OUT.md and, with matplotlib, OUT.png; all axes
     python benchmarks/scale.py OUT --axis perturbations
-    python benchmarks/scale.py OUT --toy                 # two tiny points of each, for correctness
+    python benchmarks/scale.py OUT --toy                 # two tiny points per axis, to check correctness only
 
-torch and numpy alone. One size is changed at a time, from the Replogle shape; every point is a process of its own, on
-a GPU where torch sees one. The CPU's milliseconds are process time of one thread, the GPU's of the clock. `memory` is
-the peak of the process (on a GPU: what torch has taken there) above that of the imports; `data` are the counts; `dense`
-is what dosages of cells x perturbations would take as float32, which nothing here may do.
+Needs torch and numpy only. One size changes at a time, starting from the Replogle shape. Every point runs in a process
+of its own, on a GPU if torch finds one. Milliseconds are process time of one thread on a CPU and wall time on a GPU.
+`memory` is the peak of the process (on a GPU: of the memory that torch allocated) above that after the imports; `data`
+is the size of the counts; `dense` is the size that a float32 matrix of dosages, cells x perturbations, would have: the
+code never builds one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from shapes import Shape, made_screen
+from shapes import Shape, synthetic_screen
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
@@ -42,7 +43,7 @@ COLUMNS = ("axis", "cells", "genes", "perturbations", "particles", "ms", "memory
 
 
 def peak(device: str) -> float:
-    """MiB of the process, or of what torch has taken of the card."""
+    """Peak memory in MiB: of the process, or allocated by torch on the GPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -50,13 +51,13 @@ def peak(device: str) -> float:
 
 
 def point(sizes: dict[str, int], *, batch: int, few: int, many: int) -> dict[str, object]:
-    """One row: the difference of two trainings, of a few and of many steps, leaves what is done once out."""
+    """One row. The difference between a short and a long training leaves out the work that is done once."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     before = peak(device)
     genes, perturbations = sizes["genes"], sizes["perturbations"]
-    shape = Shape(genes, perturbations, sizes["cells"], library=genes)  # counts that a byte holds
-    screen = made_screen(shape, pool=1000, dtype=np.uint8)
+    shape = Shape(genes, perturbations, sizes["cells"], library=genes)  # counts that fit into a byte
+    screen = synthetic_screen(shape, pool=1000, dtype=np.uint8)
     dosage = encode(screen, "sum")
     validation = np.zeros(sizes["cells"], bool)
     validation[:: max(1, sizes["cells"] // batch)] = True
@@ -67,7 +68,7 @@ def point(sizes: dict[str, int], *, batch: int, few: int, many: int) -> dict[str
     model.fit_inputs(train_cells)
     clock = time.perf_counter if device == "cuda" else time.process_time
     taken = []
-    for steps in (1, few, many):  # the first warms up
+    for steps in (1, few, many):  # the first is a warm-up
         training = TrainingConfig(
             steps=steps, batch_size=batch, particles=sizes["particles"], validation_every=10**6, validation_particles=1
         )
@@ -86,7 +87,7 @@ def point(sizes: dict[str, int], *, batch: int, few: int, many: int) -> dict[str
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Milliseconds and memory of each axis, log-log; nothing without matplotlib."""
+    """Plot milliseconds and memory along each axis, log-log; do nothing without matplotlib."""
     try:
         import matplotlib.pyplot as plt
         from matplotlib.ticker import LogLocator
@@ -96,7 +97,7 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, panels = plt.subplots(2, len(axes), figsize=(3 * len(axes), 5), squeeze=False, layout="constrained")
     for column, axis in zip(panels.T, axes, strict=True):
         own = [row for row in rows if row["axis"] == axis]
-        for panel, value, label in zip(column, ("ms", "memory_mb"), ("ms a step", "MiB"), strict=True):
+        for panel, value, label in zip(column, ("ms", "memory_mb"), ("ms per step", "MiB"), strict=True):
             panel.loglog([row[axis] for row in own], [row[value] for row in own], "o-", color="black")
             panel.set(xlabel=axis, ylabel=label if axis == axes[0] else "")
             panel.set_ylim(bottom=min(row[value] for row in rows) / 2, top=max(row[value] for row in rows) * 2)
@@ -110,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--axis", nargs="+", choices=AXES, default=list(AXES))
-    parser.add_argument("--most", type=int, default=2**63, help="leave out points of more values than this (n x G)")
+    parser.add_argument("--most", type=int, default=2**63, help="skip points with more counts than this (n x G)")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The shapes of the papers' screens and models, and made cells of any shape: what the benchmarks share."""
+"""Sizes of the papers' screens and models, and synthetic cells of any size: shared by the benchmarks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from samsvae.data.arrays import Screen
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the data, and settings of the model and its training where they are not the defaults."""
+    """Sizes of the data, and the settings of model and training that differ from the defaults."""
 
     genes: int
     perturbations: int
-    cells: int  # enough to time steps on
-    whole: int = 0  # those of the screen
+    cells: int  # enough for timing steps
+    whole: int = 0  # cells in the complete screen
     model: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     pairs: int = 0
@@ -31,7 +31,7 @@ class Shape:
         return ModelConfig(**{**row(model).model, **self.model}), TrainingConfig(**self.training)
 
 
-#: Settings of config/config.yaml; the simulation's cells are counts here.
+#: Settings as in config/config.yaml, but the simulation's cells hold counts here.
 SHAPES = {
     "replogle": Shape(1187, 680, 10_240, 118_641, controls=0.017),
     "norman": Shape(
@@ -67,13 +67,13 @@ SHAPES = {
 }
 
 
-def made_screen(
+def synthetic_screen(
     shape: Shape, cells: int = 0, *, pool: int | None = None, dtype: type = np.int16, seed: int = 0
 ) -> Screen:
     """Counts like those of Perturb-seq: negative binomial of concentration 1, 40 % not zero, uneven library sizes.
 
-    ``cells``: those of the shape by default. ``pool``: so many are drawn and come again and again, each time under a
-    condition of its own.
+    ``cells``: their number, by default that of the shape. ``pool``: the number of distinct cells; they are repeated,
+    each repeat under a condition of its own.
     """
     rng, cells = np.random.default_rng(seed), cells or shape.cells
     names = np.array([f"p{t}" for t in range(shape.perturbations)])
@@ -88,7 +88,7 @@ def made_screen(
     profile = _profile(shape)
     library = shape.library * rng.lognormal(-0.06, 0.35, (drawn, 1))
     counts = np.empty((drawn, shape.genes), dtype)
-    for start in range(0, drawn, 512):  # in parts, so that the peak of memory is that of the steps
+    for start in range(0, drawn, 512):  # in parts, so that drawing the cells does not set the peak of memory
         mean = library[start : start + 512] * profile
         found = rng.poisson(mean * rng.exponential(size=mean.shape))
         counts[start : start + 512] = np.minimum(found, np.iinfo(dtype).max)
@@ -106,7 +106,7 @@ def made_screen(
 
 
 def _profile(shape: Shape) -> np.ndarray:
-    """Shares of the genes (G,): lognormal, as wide as leaves 40 % of the counts above 0."""
+    """Shares of the genes (G,): lognormal, with the spread at which 40 % of the counts are above 0."""
     normal = statistics.NormalDist()
     score = np.array([normal.inv_cdf((g + 0.5) / shape.genes) for g in range(shape.genes)])
     low, high = 0.0, 10.0

@@ -1,8 +1,8 @@
-"""Several runs of one shape as one: each weight has the runs as its first axis, and a step of all is one step.
+"""Several runs of one shape as a single stack: the first axis of each weight is the run, and one step trains all runs.
 
-Seeds, starting weights, batches and what a model keeps as buffers (its priors) are a run's own; sizes and the settings
-of training are shared. A step is `torch.func.vmap` of the objective: S products of matrices are one batch of them, and
-what was too small for a card grows S times. One Adam moves them all.
+Each run has its own seed, starting weights, batches and buffers (its priors); sizes and training settings are shared.
+A step is `torch.func.vmap` of the objective: S matrix products become one batched product, so work that is too small
+to fill a GPU grows S times. One Adam updates all runs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from samsvae.training.steps import noise_requests
 
 
 class Stacked:
-    """Runs of some models on the same cells, each with the noise that it would draw alone under its seed.
+    """Runs of several models on the same cells; each run draws the noise that it would draw alone under its seed.
 
-    Row s of every weight, gradient and buffer of ``model`` is that of run s. A loss that is not finite stops all runs.
+    Row s of every weight, gradient and buffer of ``model`` belongs to run s. A loss that is not finite stops all runs.
     """
 
     def __init__(self, models: list[Model], seeds: list[int], cells: Cells, config: TrainingConfig):
@@ -52,11 +52,11 @@ class Stacked:
 
     @property
     def generators(self) -> dict[str, torch.Generator]:
-        """Those of all runs, for a capture."""
+        """The generators of all runs, for a capture."""
         return {f"{run}/{name}": g for run, own in enumerate(self.streams) for name, g in own.generators.items()}
 
     def _step(self, at: Tensor) -> Tensor:
-        """A step on the cells at some positions (S, n); the losses (S,). `samsvae.training` does it for one run."""
+        """One step on the cells at the given positions (S, n); returns losses (S,). For one run: `samsvae.training`."""
         noise = {name: torch.stack([own(name, *rest) for own in self.streams]) for name, *rest in self.asked}
         losses = self.losses(at, noise)
         with torch.no_grad():
@@ -73,7 +73,7 @@ class Stacked:
 
 
 class _Loss(nn.Module):
-    """The objective as a module, which functional_call can give the weights of a run."""
+    """The objective as a module, so that functional_call can pass the weights of a run."""
 
     def __init__(self, model: Model, cells: Cells, config: TrainingConfig):
         super().__init__()
@@ -81,7 +81,7 @@ class _Loss(nn.Module):
 
     def forward(self, at: Tensor, noise: dict[str, Tensor]) -> Tensor:
         batch = self.cells.batch(at)
-        # vmap has no rules for the likelihood that a CPU has of its own: it takes the card's
+        # vmap has no rule for the likelihood kernel of the CPU, so the CPU takes the GPU's path here
         with nullcontext() if at.is_cuda else patch("torch.compiler.is_compiling", return_value=True):
             draw = self.model.draw(batch, given(noise), self.config.particles)
             return objective(self.model, batch, draw, self.config, n_cells=len(self.cells))[0]

@@ -1,13 +1,13 @@
-"""Cost of a training step: samsvae beside plain PyTorch (plain.py), after a check that both compute the same.
+"""Cost of a training step: samsvae against plain PyTorch (plain.py), after a check that both compute the same.
 
     python benchmarks/step.py                                    # the Replogle shape, CPU, one thread
     python benchmarks/step.py --shape norman --repeats 5
     python benchmarks/step.py --device cuda --matmul tf32 --record
 
-From a checkout, with torch and numpy alone. (1) Same weights, batch and noise: relative errors of the loss and of every
-gradient; above 1e-4 or 1e-3 nothing is timed and the exit status is 1. Then those of bf16 against float32. (2) A
-calibration by one float32 product. (3) Interleaved repeats, as CPU time of the process or between CUDA events; peak
-memory of each variant in a process of its own.
+Runs from a checkout with torch and numpy only. (1) Check under the same weights, batch and noise: if the relative error
+of the loss exceeds 1e-4, or that of a gradient 1e-3, nothing is timed and the exit status is 1. The errors of bf16
+against float32 are also printed. (2) Calibration by one float32 product. (3) Times of interleaved repeats: CPU time of
+the process, or the time between CUDA events; peak memory of each variant in a process of its own.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 
 import plain  # noqa: E402
 
-#: what torch calls the arithmetic of float32 products, by device
+#: where torch stores the arithmetic of float32 products, by device
 HOLDERS = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}
 
 
 def arithmetic(device: str) -> str:
-    """The arithmetic of float32 products that is set: none, ieee, tf32 or bf16."""
+    """The current arithmetic of float32 products: none, ieee, tf32 or bf16."""
     return HOLDERS[device].matmul.fp32_precision
 
 
@@ -46,9 +46,9 @@ def set_arithmetic(device: str, value: str | None) -> None:
         HOLDERS[device].matmul.fp32_precision = value
 
 
-DEFAULT = {device: arithmetic(device) for device in HOLDERS}  # before samsvae is imported, which may choose for itself
+DEFAULT = {device: arithmetic(device) for device in HOLDERS}  # read before the import of samsvae, which may change it
 
-from shapes import SHAPES, Shape, made_screen  # noqa: E402
+from shapes import SHAPES, Shape, synthetic_screen  # noqa: E402
 
 from samsvae.config.training import TrainingConfig  # noqa: E402
 from samsvae.config.zoo import TABLE_1  # noqa: E402
@@ -64,7 +64,7 @@ from samsvae.training.optimiser import Adam  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 HEADING = "## The training step: `step.py`"
 LOSS, GRADIENT = 1e-4, 1e-3  # the largest relative errors allowed
-ARITHMETIC = {"cpu": ("ieee", "tf32", "bf16"), "cuda": ("ieee", "tf32")}  # cuBLAS takes no bf16 for float32
+ARITHMETIC = {"cpu": ("ieee", "tf32", "bf16"), "cuda": ("ieee", "tf32")}  # cuBLAS does not offer bf16 for float32
 PRODUCT = (2560, 400, 1187)  # the calibration: particles x cells, width, genes of the Replogle shape
 VARIANTS = {
     "plain": "plain PyTorch",
@@ -78,8 +78,8 @@ MODELS = TABLE_1[1:]  # plain.py has no conditional VAE
 
 
 def screen_of(shape: Shape, model: str) -> Screen:
-    """Made cells; for SVAE+, which reads one perturbation a cell, without pairs."""
-    return made_screen(replace(shape, pairs=0) if model == "svae_plus" else shape)
+    """Synthetic cells; without pairs for SVAE+, which reads one perturbation per cell."""
+    return synthetic_screen(replace(shape, pairs=0) if model == "svae_plus" else shape)
 
 
 def dense(screen: Screen) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +118,7 @@ def plain_model(shape: Shape, model: str, x: torch.Tensor, d: torch.Tensor) -> p
 
 
 def plain_names(model: Model) -> dict[str, str]:
-    """Name of every weight of samsvae -> its name in plain.py."""
+    """Map the name of each weight in samsvae to its name in plain.py."""
     learned = model.config.embedding == "learned"
     own = {
         "mask.logits": "mask_logits",
@@ -149,7 +149,7 @@ def plain_names(model: Model) -> dict[str, str]:
 
 
 def noise_of(model: Model, config: TrainingConfig, n: int, device: str) -> dict[str, torch.Tensor]:
-    """Standard noise of every latent, by name: (K, T, L), or (K, n, L) of a cell's."""
+    """Standard noise of every latent, by name: (K, T, L), or (K, n, L) for a latent of cells."""
     stream, noise = Streams("check", device), {}
     for latent in model.latents:
         kind = "logistic" if latent.name == "mask" else "normal"
@@ -161,9 +161,9 @@ def noise_of(model: Model, config: TrainingConfig, n: int, device: str) -> dict[
 def errors(shape: Shape, model: str, device: str = "cpu", chosen: str | None = None) -> dict[str, float]:
     """Relative errors of samsvae against plain.py under the same weights, batch and noise.
 
-    ``loss``; of every weight the gradient, |g - g'| / |g'|; ``update``, the largest of a change by Adam along one and
-    the same gradient. Weights are moved off their starting values, where some gradients vanish. ``chosen``: arithmetic
-    of float32 products for samsvae; its own by default.
+    Keys: ``loss``; each weight, for its gradient, |g - g'| / |g'|; ``update``, the largest error of an Adam update from
+    the same gradient. The weights are moved away from their starting values, where some gradients vanish. ``chosen``:
+    arithmetic of float32 products for samsvae; by default its own choice.
     """
     own = arithmetic(device)
     screen = screen_of(shape, model)
@@ -189,7 +189,7 @@ def errors(shape: Shape, model: str, device: str = "cpu", chosen: str | None = N
     batch = cells.batch(at.to(device))
 
     def of_batch(name: str, kind: str, needed: tuple[int, ...]) -> torch.Tensor:
-        """The noise of the perturbations that the batch asks for."""
+        """The noise of the perturbations in the batch."""
         every = noise[name]
         return every if every.shape == needed else every[:, batch.rows]
 
@@ -207,7 +207,7 @@ def errors(shape: Shape, model: str, device: str = "cpu", chosen: str | None = N
     for name, p in weights.items():
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         found[names[name]] = _relative(p.grad, other[names[name]].grad)
-        other[names[name]].grad = p.grad.clone()  # Adam magnifies what differs in a gradient near 0
+        other[names[name]].grad = p.grad.clone()  # Adam would magnify small differences of gradients near 0
     before = {name: p.detach().clone() for name, p in weights.items()}
     Adam(ours, config).step()
     plain.optimiser(theirs, config.learning_rate, config.weight_decay).step()
@@ -217,9 +217,9 @@ def errors(shape: Shape, model: str, device: str = "cpu", chosen: str | None = N
 
 
 def bf16_errors(shape: Shape, model: str, device: str = "cpu", steps: int = 40) -> dict[str, float]:
-    """Relative errors of the loss and of every gradient of `precision: bf16`, against float32 under the same noise.
+    """Relative errors of the loss and of every gradient under `precision: bf16`, against float32 with the same noise.
 
-    After some steps of training, on the cells of one batch.
+    Measured on the cells of one batch, after ``steps`` training steps.
     """
     screen, config = screen_of(shape, model), shape.settings(model)[1]
     cells, few = (cells_of(screen, np.arange(n), encode(screen, "sum"), device) for n in (shape.cells, 2))
@@ -242,21 +242,21 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def within(found: dict[str, float]) -> bool:
-    """Whether the errors are allowed; those of moments and of the update count as a gradient's."""
+    """Whether the errors are allowed; moments and the update have the bound of a gradient."""
     return all(e <= (LOSS if name == "loss" else GRADIENT) for name, e in found.items())
 
 
-def told(found: dict[str, float]) -> str:
+def described(found: dict[str, float]) -> str:
     worst = max((name for name in found if name not in ("loss", "update")), key=found.get)
     text = f"relative error of the loss {found['loss']:.1e}, of a gradient {found[worst]:.1e} or less ({worst})"
     return f"{text}, of Adam's update {found['update']:.1e}" if "update" in found else text
 
 
-# ---- what is timed -------------------------------------------------------------------------------------------------
+# ---- variants ------------------------------------------------------------------------------------------------------
 
 
 def plain_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
-    """A function that takes some steps of plain.py, reading of the batches included."""
+    """A function that runs some steps of plain.py, including the reading of batches."""
     x, d = dense(screen_of(shape, model))
     config = shape.settings(model)[1]
     made = plain_model(shape, model, x, d).to(device)
@@ -277,7 +277,7 @@ def plain_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
 
 
 def train_steps(shape: Shape, model: str, device: str, precision: str = "float32") -> Callable[[int], None]:
-    """A call of `train` for so many steps; what it costs beside them does not depend on their number."""
+    """A function that calls `train` for some steps; the cost outside the steps does not depend on their number."""
     screen = screen_of(shape, model)
     dosage = encode(screen, "sum")
     cells, few = (cells_of(screen, np.arange(n), dosage, device) for n in (shape.cells, 2))
@@ -293,7 +293,7 @@ STEPS = {"plain": plain_steps, "train": train_steps, "bf16": partial(train_steps
 
 
 def cost(work: Callable[[], object], device: str) -> float:
-    """Milliseconds of some work: CPU time of the process, or between CUDA events."""
+    """Milliseconds of some work: CPU time of the process, or the time between CUDA events."""
     if device == "cpu":
         start = time.process_time()
         work()
@@ -308,7 +308,7 @@ def cost(work: Callable[[], object], device: str) -> float:
 
 
 def calibrate(device: str, repeats: int = 9) -> dict[str, tuple[float, float]]:
-    """Milliseconds and relative error against float64 of one float32 product, by the arithmetic asked for."""
+    """Milliseconds of one float32 product and its relative error against float64, for each arithmetic."""
     m, k, n = PRODUCT
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(m, k, generator=generator).to(device), torch.randn(k, n, generator=generator).to(device)
@@ -321,7 +321,7 @@ def calibrate(device: str, repeats: int = 9) -> dict[str, tuple[float, float]]:
         for _ in range(count):
             a @ b
 
-    for _ in range(repeats + 1):  # interleaved; the first of each warms up
+    for _ in range(repeats + 1):  # interleaved; the first of each is a warm-up
         for kind, value in kinds.items():
             set_arithmetic(device, value)
             times.setdefault(kind, []).append(cost(multiply, device) / count)
@@ -333,10 +333,10 @@ def calibrate(device: str, repeats: int = 9) -> dict[str, tuple[float, float]]:
 
 
 def gflop(shape: Shape, model: str) -> float:
-    """GFLOP of the matrix products that a step cannot do without, forward and backward.
+    """GFLOP of the matrix products that every step needs, forward and backward.
 
-    x enters the encoder once a batch; one-hot inputs are read as rows; the embedding network sees the perturbations
-    of the batch.
+    x enters the encoder once per batch, one-hot inputs are read as rows, and the embedding network sees only the
+    perturbations in the batch.
     """
     config, training = shape.settings(model)
     screen = screen_of(replace(shape, genes=2), model)
@@ -346,7 +346,7 @@ def gflop(shape: Shape, model: str) -> float:
     each = training.particles * n
     deep = (config.n_layers - 1) * width
     read = each if config.encoder_reads == "x_offset" else n
-    # (rows, inputs, outputs, products): forward, by the weight, and by the input where that has a gradient
+    # (rows, inputs, outputs, products): forward, gradient of the weight and, if needed, gradient of the input
     products = [(n, shape.genes, width, 2), (read, width, deep + 2 * latent, 3)]
     products += [(each, latent, width, 3)] * (2 if read == each else 1) + [(each, width, deep + shape.genes, 3)]
     if config.guide_embedding == "given_mask":
@@ -357,13 +357,13 @@ def gflop(shape: Shape, model: str) -> float:
 
 
 def measure(shape: Shape, model: str, device: str, repeats: int, chosen: str | None) -> dict[str, list]:
-    """Milliseconds a step of every variant, of interleaved repeats."""
+    """Milliseconds per step of every variant, from interleaved repeats."""
     works = {name: make(shape, model, device) for name, make in STEPS.items()}
     own = dict.fromkeys(works, chosen or arithmetic(device)) | {"plain": DEFAULT[device]}
     found = {name: [] for name in works}
 
     def run(name: str, count: int) -> float:
-        """Some steps under the arithmetic of the variant, and what it makes of it; of a training the steps alone."""
+        """Time steps under the arithmetic of the variant, which may change it; for a training, only the steps."""
         set_arithmetic(device, own[name])
         outside = cost(lambda: works[name](1), device) if name != "plain" else 0.0
         ms = cost(lambda: works[name](count + (name != "plain")), device)
@@ -373,7 +373,7 @@ def measure(shape: Shape, model: str, device: str, repeats: int, chosen: str | N
     counts = dict.fromkeys(works, 2)
     for name in works:
         run(name, 1)
-        while run(name, counts[name]) < 200.0:  # a repeat takes a fifth of a second or more
+        while run(name, counts[name]) < 200.0:  # a repeat takes at least 0.2 s
             counts[name] *= 2
     for repeat in range(repeats):
         for name in list(works)[:: 1 if repeat % 2 else -1]:
@@ -382,7 +382,7 @@ def measure(shape: Shape, model: str, device: str, repeats: int, chosen: str | N
 
 
 def alone(variant: str, options: argparse.Namespace) -> float:
-    """Peak memory, MiB, of some steps of a variant in a process of its own: resident, or allocated on the card."""
+    """Peak memory (MiB) of a few steps of a variant in its own process: resident, or allocated on the GPU."""
     command = [sys.executable, __file__, "--alone", variant, "--shape", options.shape, "--model", options.model]
     command += ["--device", options.device, "--threads", str(options.threads)]
     command += ["--matmul", options.matmul] if options.matmul else []
@@ -419,7 +419,7 @@ def machine(device: str, threads: int) -> str:
 def table(found: dict[str, list[float]], memory: dict[str, float], floor: float) -> str:
     base = statistics.median(found["plain"])
     lines = [
-        "| variant | ms a step, median | quartiles | plain / variant | of the floor | peak, MiB |",
+        "| variant | ms per step, median | quartiles | plain / variant | of the floor | peak, MiB |",
         "|---|---|---|---|---|---|",
     ]
     for name, values in found.items():
@@ -433,7 +433,7 @@ def table(found: dict[str, list[float]], memory: dict[str, float], floor: float)
 
 
 def record(text: str, results: Path = RESULTS) -> None:
-    """Put a section below the heading of this benchmark, newest first."""
+    """Insert a section below the heading of this benchmark, newest first."""
     before = results.read_text() if results.is_file() else "# Results\n"
     if HEADING not in before:
         before = f"{before.rstrip()}\n\n{HEADING}\n"
@@ -451,14 +451,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--matmul",
         choices=("ieee", "tf32", "bf16"),
-        help="torch's fp32_precision for samsvae (plain PyTorch keeps the default); what it chooses itself by default",
+        help="torch's fp32_precision for samsvae (plain PyTorch uses torch's default); by default samsvae chooses",
     )
-    parser.add_argument("--check", action="store_true", help="the check alone")
-    parser.add_argument("--record", action="store_true", help="put the table into RESULTS.md")
+    parser.add_argument("--check", action="store_true", help="run only the check")
+    parser.add_argument("--record", action="store_true", help="add the table to RESULTS.md")
     parser.add_argument("--alone", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.matmul and options.matmul not in ARITHMETIC[options.device]:
-        parser.error(f"--matmul {options.matmul} is not for {options.device}: {', '.join(ARITHMETIC[options.device])}")
+        parser.error(
+            f"--matmul {options.matmul} is not for {options.device}. Allowed: {', '.join(ARITHMETIC[options.device])}"
+        )
     torch.set_num_threads(options.threads)
     shape, device = SHAPES[options.shape], options.device
     chosen = options.matmul
@@ -467,24 +469,24 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     found = errors(shape, options.model, device)
-    print(f"check, {options.shape}, {options.model}: {told(found)}", flush=True)
+    print(f"check, {options.shape}, {options.model}: {described(found)}", flush=True)
     if not within(found):
-        print(f"allowed are {LOSS} and {GRADIENT}: nothing is timed", file=sys.stderr)
+        print(f"errors up to {LOSS} (loss) and {GRADIENT} (gradients) are allowed: nothing is timed", file=sys.stderr)
         return 1
-    rough = told(bf16_errors(shape, options.model, device))
+    rough = described(bf16_errors(shape, options.model, device))
     print(f"bf16 against float32, after 40 steps: {rough}", flush=True)
     if options.check:
         return 0
     lines = [
         f"### {options.shape}, {options.model}: {datetime.date.today()}, {machine(device, options.threads)}\n",
-        f"{shape.genes:,} genes, {shape.perturbations} perturbations, {shape.cells:,} made cells. "
-        f"Check: {told(found)}. bf16 against float32, after 40 steps: {rough}.",
+        f"{shape.genes:,} genes, {shape.perturbations} perturbations, {shape.cells:,} synthetic cells. "
+        f"Check: {described(found)}. bf16 against float32, after 40 steps: {rough}.",
     ]
     if chosen:
-        off = told(errors(shape, options.model, device, chosen))
-        lines.append(f"Float32 products of samsvae by {chosen}: {off}.")
+        off = described(errors(shape, options.model, device, chosen))
+        lines.append(f"Float32 products of samsvae in {chosen}: {off}.")
     rates = calibrate(device)
-    # tf32 is what a card offers for float32; on a CPU only true float32 counts
+    # a GPU offers tf32 for float32; on a CPU only true float32 counts
     best = min((x for x in rates if device == "cuda" or rates[x][1] < 2e-6), key=lambda x: rates[x][0])
     work = 2 * math.prod(PRODUCT) / 1e9
     floor = gflop(shape, options.model) / work * rates[best][0]

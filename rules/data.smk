@@ -1,30 +1,31 @@
-# Screens: fetch or make the source, filter it, lay it out for training, split it, and what the data say by themselves.
+# Screens: download or simulate the source, filter it, pack it for training, split its cells, and compute the effects and
+# tests of the data.
 
 
 wildcard_constraints:
-    experiment=alternatives(STUDY.settings),
-    dataset=alternatives(DATASETS),
-    screen=alternatives(STUDY.screens),
+    experiment=alternatives(PLAN.study.settings),
+    dataset=alternatives(PLAN.datasets),
+    screen=alternatives(PLAN.study.screens),
     split=r"[\w.-]+",
     run=r"[\w.-]+",
 
 
 rule download_source:
-    """Download the source of a screen: resumed, verified, put in place by rename.
+    """Download the source of a screen: resumed, verified, and renamed into place.
 
-    No edit of code downloads it again: its checksum says that it is right.
+    No code edit downloads it again, because its checksum proves that it is right.
     """
     output:
         "<results>/sources/{screen}.h5ad",
     log:
         "<logs>/download/{screen}.log",
     wildcard_constraints:
-        screen=sources_of("urls"),
+        screen=PLAN.screens_from("urls"),
     localrule: True
     conda:
         "../envs/samsvae.yaml"
     params:
-        source=source_settings,
+        source=PLAN.source_settings,
     script:
         "../workflow/scripts/download_source.py"
 
@@ -32,7 +33,7 @@ rule download_source:
 rule verify_source:
     """Verify a local copy of a source by its size and checksum."""
     input:
-        local_source,
+        PLAN.local_source,
     output:
         "<results>/sources/{screen}.verified",
     log:
@@ -40,14 +41,14 @@ rule verify_source:
     conda:
         "../envs/samsvae.yaml"
     params:
-        source=source_settings,
+        source=PLAN.source_settings,
         code=code_of("verify_source"),
     script:
         "../workflow/scripts/verify_source.py"
 
 
 rule make_miniature_replogle:
-    """A small made screen in the raw schema of the Replogle file (demo)."""
+    """A small synthetic screen in the raw schema of the Replogle file (demo)."""
     input:
         labels=ROOT / "resources/miniature/replogle_labels.tsv",
         measured=ROOT / "resources/replogle/measured_genes.tsv",
@@ -57,18 +58,18 @@ rule make_miniature_replogle:
     log:
         "<logs>/miniature/{screen}.log",
     wildcard_constraints:
-        screen=sources_of("miniature", "replogle"),
+        screen=PLAN.screens_from("miniature", "replogle"),
     conda:
         "../envs/samsvae.yaml"
     params:
-        settings=miniature_settings,
+        settings=PLAN.miniature_settings,
         code=code_of("make_miniature_replogle"),
     script:
         "../workflow/scripts/make_miniature_replogle.py"
 
 
 rule make_miniature_norman:
-    """A small made screen in the schema of the Norman file (demo)."""
+    """A small synthetic screen in the schema of the Norman file (demo)."""
     input:
         measured=ROOT / "resources/replogle/measured_genes.tsv",
     output:
@@ -76,21 +77,21 @@ rule make_miniature_norman:
     log:
         "<logs>/miniature/{screen}.log",
     wildcard_constraints:
-        screen=sources_of("miniature", "norman"),
+        screen=PLAN.screens_from("miniature", "norman"),
     conda:
         "../envs/samsvae.yaml"
     params:
-        settings=miniature_settings,
+        settings=PLAN.miniature_settings,
         code=code_of("make_miniature_norman"),
     script:
         "../workflow/scripts/make_miniature_norman.py"
 
 
 rule filter_replogle:
-    """A Replogle screen to the cells, controls and genes of the papers, or all of it."""
+    """Filter a Replogle screen to the cells, controls and genes of the papers, or keep all of it."""
     input:
-        source=source_of,
-        verified=verification_of,
+        source=PLAN.source,
+        verified=PLAN.verification,
         perturbed=ROOT / "resources/replogle/perturbed_genes.tsv",
         measured=ROOT / "resources/replogle/measured_genes.tsv",
         pathways=ROOT / "resources/replogle/pathways.tsv",
@@ -101,25 +102,25 @@ rule filter_replogle:
     benchmark:
         "<benchmarks>/filter/{dataset}.tsv"
     wildcard_constraints:
-        dataset=of_kind("replogle"),
+        dataset=PLAN.datasets_of_kind("replogle"),
     conda:
         "../envs/samsvae.yaml"
     resources:
         mem_mb=2000,
     params:
-        options=options_of,
-        checksum=checksum_of,
+        options=PLAN.options,
+        checksum=PLAN.checksum,
         code=code_of("filter_replogle"),
     script:
         "../workflow/scripts/filter_replogle.py"
 
 
 rule filter_norman:
-    """Norman's screen to the highly variable genes, with single genes and pairs as conditions."""
+    """Filter Norman's screen to the highly variable genes, with single genes and pairs as conditions."""
     input:
-        source=source_of,
-        verified=verification_of,
-        tables=lambda wildcards: DATASETS[wildcards.dataset].options.tables,
+        source=PLAN.source,
+        verified=PLAN.verification,
+        tables=PLAN.option_tables,
     output:
         "<results>/data/{dataset}/screen.h5ad",
     log:
@@ -127,25 +128,25 @@ rule filter_norman:
     benchmark:
         "<benchmarks>/filter/{dataset}.tsv"
     wildcard_constraints:
-        dataset=of_kind("norman"),
+        dataset=PLAN.datasets_of_kind("norman"),
     conda:
         "../envs/samsvae.yaml"
     resources:
         mem_mb=16000,
     params:
-        options=options_of,
-        checksum=checksum_of,
+        options=PLAN.options,
+        checksum=PLAN.checksum,
         code=code_of("filter_norman"),
     script:
         "../workflow/scripts/filter_norman.py"
 
 
 rule filter_custom:
-    """A screen of your own, as its block of the configuration describes it."""
+    """Filter a screen of your own, as its block of the configuration describes."""
     input:
-        source=source_of,
-        verified=verification_of,
-        tables=lambda wildcards: DATASETS[wildcards.dataset].options.tables,
+        source=PLAN.source,
+        verified=PLAN.verification,
+        tables=PLAN.option_tables,
     output:
         "<results>/data/{dataset}/screen.h5ad",
     log:
@@ -153,21 +154,21 @@ rule filter_custom:
     benchmark:
         "<benchmarks>/filter/{dataset}.tsv"
     wildcard_constraints:
-        dataset=of_kind("custom"),
+        dataset=PLAN.datasets_of_kind("custom"),
     conda:
         "../envs/samsvae.yaml"
     resources:
         mem_mb=16000,
     params:
-        options=options_of,
-        checksum=checksum_of,
+        options=PLAN.options,
+        checksum=PLAN.checksum,
         code=code_of("filter_custom"),
     script:
         "../workflow/scripts/filter_custom.py"
 
 
 rule pack_arrays:
-    """The counts and names of a screen as training reads them, with numpy alone."""
+    """Pack the counts and names of a screen into the arrays that training reads with numpy alone."""
     input:
         "<results>/data/{dataset}/screen.h5ad",
     output:
@@ -185,10 +186,10 @@ rule pack_arrays:
 
 
 rule split_cells:
-    """Which cells train, validate and test: a table with a row per cell, and its summary."""
+    """Assign cells to training, validation and test: a table with one row per cell, and a summary."""
     input:
         screen="<results>/data/{dataset}/screen.h5ad",
-        table=written_split,
+        table=one_sentence(PLAN.split_table),
     output:
         table="<results>/{experiment}/splits/{dataset}/{split}/cells.tsv",
         summary="<results>/{experiment}/splits/{dataset}/{split}/summary.tsv",
@@ -197,22 +198,20 @@ rule split_cells:
     conda:
         "../envs/samsvae.yaml"
     params:
-        settings=split_settings,
+        settings=one_sentence(PLAN.split_settings),
         code=code_of("split_cells"),
     script:
         "../workflow/scripts/split_cells.py"
 
 
 rule reference_effects:
-    """Effects of the perturbations in the data, and the scores of predictions that need no model."""
+    """Compute the effects of the perturbations in the data, and score predictions that need no model."""
     input:
         screen="<results>/data/{dataset}/screen.h5ad",
         arrays="<results>/data/{dataset}/arrays.npz",
         split="<results>/{experiment}/splits/{dataset}/{split}/cells.tsv",
     output:
-        effects="<results>/{experiment}/splits/{dataset}/{split}/effects.h5ad",
-        scores="<results>/{experiment}/splits/{dataset}/{split}/baselines.tsv",
-        per_condition="<results>/{experiment}/splits/{dataset}/{split}/per_condition.tsv",
+        **SPLIT_OUTPUT,
     log:
         "<logs>/{experiment}/splits/{dataset}/{split}.effects.log",
     conda:
@@ -226,7 +225,7 @@ rule reference_effects:
 
 
 rule test_expression:
-    """Differential expression of every condition against control in the data: Wilcoxon and t-test by scanpy."""
+    """Test every condition of the data against control for differential expression: Wilcoxon and t-test."""
     input:
         "<results>/data/{dataset}/screen.h5ad",
     output:

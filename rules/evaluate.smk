@@ -1,11 +1,11 @@
-# What is asked of trained runs beside their scores, and the tables of an experiment.
+# Evaluations of trained runs that only some figures need, and the tables of an experiment.
 
 
 rule pathway_accuracy:
-    """How well the masks of a run predict the pathways of its perturbations, beside a null of permuted labels."""
+    """Score how well the masks of a run predict the annotation of its perturbations, and a null of permuted labels."""
     input:
         perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
-        screen=screen_of,
+        screen=RUN_INPUT["screen"],
     output:
         "<results>/{experiment}/runs/{run}/pathways.tsv",
     log:
@@ -14,18 +14,18 @@ rule pathway_accuracy:
         "../envs/samsvae.yaml"
     threads: 1
     params:
-        settings=evaluation_of,
+        settings=PLAN.evaluation,
         code=code_of("pathway_accuracy"),
     script:
         "../workflow/scripts/pathway_accuracy.py"
 
 
 rule test_model_expression:
-    """Differential expression in cells sampled from a run's model, equally many of every condition and of control."""
+    """Test cells sampled from a run's model for differential expression, as many per condition as for control."""
     input:
         model="<results>/{experiment}/runs/{run}/model.pt",
-        arrays=arrays_of,
-        data=expression_of,
+        arrays=RUN_INPUT["arrays"],
+        data=one_sentence(PLAN.data_tests),
     output:
         tests="<results>/{experiment}/runs/{run}/expression_tests.tsv",
         agreement="<results>/{experiment}/runs/{run}/expression_agreement.tsv",
@@ -37,21 +37,21 @@ rule test_model_expression:
     resources:
         mem_mb=16000,
     params:
-        settings=evaluation_of,
+        settings=PLAN.evaluation,
         code=code_of("test_model_expression"),
     script:
         "../workflow/scripts/test_model_expression.py"
 
 
 rule collect:
-    """The tables of an experiment: scores, histories and cost of all its runs."""
+    """Collect the tables of an experiment: scores, histories and cost of all its runs."""
     input:
         grid="<results>/{experiment}/grid.tsv",
-        scores=each_run("scores.tsv"),
-        histories=each_run("history.tsv"),
-        records=each_run("run.json"),
-        pathways=pathway_files,
-        baselines=each_split("baselines.tsv"),
+        scores=PLAN.each_run("scores.tsv"),
+        histories=PLAN.each_run("history.tsv"),
+        records=PLAN.each_run("run.json"),
+        pathways=lambda wildcards: PICTURES.pathway_files(wildcards.experiment),
+        baselines=PLAN.each_split("baselines.tsv"),
     output:
         scores="<results>/{experiment}/scores.tsv",
         histories="<results>/{experiment}/histories.tsv",
@@ -60,9 +60,9 @@ rule collect:
         "<logs>/{experiment}/collect.log",
     conda:
         "../envs/samsvae.yaml"
-    # no inputs: without them, as in results from elsewhere, no training is to be repeated
+    # params, not inputs: results copied from elsewhere may lack benchmarks, which is no reason to train again
     params:
-        benchmarks=benchmarks_of,
+        benchmarks=PLAN.benchmarks_of_runs,
         code=code_of("collect"),
     script:
         "../workflow/scripts/collect.py"

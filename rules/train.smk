@@ -1,9 +1,9 @@
-# One job per run of the grid: train it (or take its weights from a checkpoint), on a card of its own where there are
-# cards, and score it.
+# One job per run of the grid: train it (or import its weights from a checkpoint), on a GPU of its own if there are GPUs,
+# and score it.
 
 
 rule write_grid:
-    """The runs of an experiment, with their parameters."""
+    """List the runs of an experiment with their parameters."""
     output:
         "<results>/{experiment}/grid.tsv",
     log:
@@ -12,22 +12,20 @@ rule write_grid:
     conda:
         "../envs/samsvae.yaml"
     params:
-        grid=grid_of,
+        grid=one_sentence(PLAN.grid),
         code=code_of("write_grid"),
     script:
         "../workflow/scripts/write_grid.py"
 
 
 rule train_together:
-    """Train and score several runs of the same data in one process, which pays for its start once (runs_per_job).
+    """Train and score several runs of the same data in one process, so that its start is paid for once (runs_per_job).
 
-    What they make is kept beside the runs (samsvae.study.jobs) for the rule take. A run that fails leaves the others alone.
+    The results are cached next to the runs (samsvae.study.jobs) for the rule take. A run that fails leaves the others
+    alone.
     """
     input:
-        arrays=arrays_of,
-        split=split_of,
-        screen=screen_of,
-        reference=reference_of,
+        **RUN_INPUT,
     output:
         "<results>/{experiment}/together/{batch}.tsv",
     log:
@@ -41,11 +39,10 @@ rule train_together:
     resources:
         gpu=1,
         mem_mb=16000,
-        runtime=minutes_together,
+        runtime=PLAN.minutes_together,
     params:
-        runs=trainings_of,
-        evaluation=evaluation_of,
-        simulated=is_simulated,
+        **RUN_PARAMS,
+        runs=one_sentence(PLAN.trainings),
         codes=RUN_CODES,
         code=code_of("train_together"),
     script:
@@ -53,31 +50,22 @@ rule train_together:
 
 
 rule train:
-    """Train one run, keep the weights of the best validation loss, and score them.
+    """Train one run, keep the weights with the lowest validation loss, and score them.
 
-    One job, since a job's start costs more than its scores. What it makes is kept aside, stamped with all that it
-    depends on (samsvae.study.jobs): an edit of the code that scores does not train again.
+    Both in one job, because starting a job costs more than scoring. The results are cached under a digest of everything
+    they depend on (samsvae.study.jobs), so an edit of the scoring code does not train again.
     """
     input:
-        arrays=arrays_of,
-        split=split_of,
-        screen=screen_of,
-        reference=reference_of,
-        together=together_of,
+        **RUN_INPUT,
+        together=PLAN.together,
     output:
-        model="<results>/{experiment}/runs/{run}/model.pt",
-        history="<results>/{experiment}/runs/{run}/history.tsv",
-        run="<results>/{experiment}/runs/{run}/run.json",
-        scores="<results>/{experiment}/runs/{run}/scores.tsv",
-        per_condition="<results>/{experiment}/runs/{run}/per_condition.tsv",
-        effects="<results>/{experiment}/runs/{run}/effects.h5ad",
-        perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
+        **RUN_OUTPUT,
     log:
         "<logs>/{experiment}/train/{run}.log",
     benchmark:
         "<benchmarks>/{experiment}/train/{run}.tsv"
     wildcard_constraints:
-        run=rf"(?!{IMPORTED})(?:{ALONE})",
+        run=rf"(?!{IMPORTED})(?:{PLAN.trained_alone()})",
     priority: 10
     conda:
         "../envs/samsvae.yaml"
@@ -87,9 +75,8 @@ rule train:
         mem_mb=16000,
         runtime=120,
     params:
-        settings=training_of,
-        evaluation=evaluation_of,
-        simulated=is_simulated,
+        **RUN_PARAMS,
+        settings=one_sentence(PLAN.training),
         codes=RUN_CODES,
         code=code_of("train"),
     script:
@@ -97,38 +84,28 @@ rule train:
 
 
 rule take:
-    """Take a run from those that were trained together (runs_per_job): links, made where Snakemake runs.
+    """Link the files of a run that was trained together with others (runs_per_job); runs where Snakemake runs.
 
-    Of a run that failed there it says why; the next call trains that one by the rule train.
+    For a run that failed there, this job fails with the reason; the next call trains that run by the rule train.
     """
     input:
-        arrays=arrays_of,
-        split=split_of,
-        screen=screen_of,
-        reference=reference_of,
-        together=together_of,
+        **RUN_INPUT,
+        together=PLAN.together,
     output:
-        model="<results>/{experiment}/runs/{run}/model.pt",
-        history="<results>/{experiment}/runs/{run}/history.tsv",
-        run="<results>/{experiment}/runs/{run}/run.json",
-        scores="<results>/{experiment}/runs/{run}/scores.tsv",
-        per_condition="<results>/{experiment}/runs/{run}/per_condition.tsv",
-        effects="<results>/{experiment}/runs/{run}/effects.h5ad",
-        perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
+        **RUN_OUTPUT,
     log:
         "<logs>/{experiment}/train/{run}.log",
     wildcard_constraints:
-        run=rf"(?!{IMPORTED}|(?:{ALONE})/)[\w.-]+",
+        run=rf"(?!{IMPORTED}|(?:{PLAN.trained_alone()})/)[\w.-]+",
     priority: 10
     retries: 0
     localrule: True
     conda:
         "../envs/samsvae.yaml"
-    # the same as those of train: which of the two has made a run is no reason to make it again
+    # the same as for train: which of the two rules made a run is no reason to make it again
     params:
-        settings=training_of,
-        evaluation=evaluation_of,
-        simulated=is_simulated,
+        **RUN_PARAMS,
+        settings=one_sentence(PLAN.training),
         codes=RUN_CODES,
         code=code_of("train"),
     script:
@@ -136,21 +113,12 @@ rule take:
 
 
 rule import_checkpoint:
-    """Take the weights of a run from a checkpoint of the SAMS-VAE release, and score them as those of a training."""
+    """Import the weights of a run from a checkpoint of the SAMS-VAE release, and score them like trained ones."""
     input:
-        arrays=arrays_of,
-        split=split_of,
-        screen=screen_of,
-        reference=reference_of,
-        checkpoint=checkpoint_of,
+        **RUN_INPUT,
+        checkpoint=one_sentence(PLAN.checkpoint),
     output:
-        model="<results>/{experiment}/runs/{run}/model.pt",
-        history="<results>/{experiment}/runs/{run}/history.tsv",
-        run="<results>/{experiment}/runs/{run}/run.json",
-        scores="<results>/{experiment}/runs/{run}/scores.tsv",
-        per_condition="<results>/{experiment}/runs/{run}/per_condition.tsv",
-        effects="<results>/{experiment}/runs/{run}/effects.h5ad",
-        perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
+        **RUN_OUTPUT,
     log:
         "<logs>/{experiment}/import/{run}.log",
     wildcard_constraints:
@@ -163,9 +131,8 @@ rule import_checkpoint:
         mem_mb=16000,
         runtime=60,
     params:
-        settings=training_of,
-        evaluation=evaluation_of,
-        simulated=is_simulated,
+        **RUN_PARAMS,
+        settings=one_sentence(PLAN.training),
         code=code_of("import_checkpoint"),
     script:
         "../workflow/scripts/import_checkpoint.py"

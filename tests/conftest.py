@@ -1,5 +1,6 @@
 """What all tests share. One thread each, so that sums are added in the same order on every machine."""
 
+import copy
 import importlib
 import os
 import sys
@@ -37,3 +38,23 @@ def shared(root) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder} (real data; set SAMSVAE_SHARED to where it is)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def configuration(root) -> Callable[..., dict]:
+    """A function: the configuration of files, each merged over those before it as Snakemake merges them."""
+    import yaml
+    from snakemake.utils import update_config
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    files: dict[str, dict] = {}  # a quarter of a second for each of the large files
+
+    def read(*names: str) -> dict:
+        merged: dict = {}
+        for name in names:
+            if name not in files:
+                files[name] = yaml.load((root / "config" / name).read_text(), loader)
+            update_config(merged, copy.deepcopy(files[name]))
+        return merged
+
+    return read

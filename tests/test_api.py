@@ -1,4 +1,4 @@
-"""A model on an AnnData, without files: the weights are those of the workflow, and errors name what is meant."""
+"""The API on an AnnData: the weights are the same as in the workflow, and errors name the problem."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ HOW = {"perturbation": "guide", "control": "none", "separator": "+"}
 
 @pytest.fixture
 def cells() -> ad.AnnData:
-    made = screen(n=150)
-    label = np.array(["a", "b", "c", "d", "c+a", "none"])[made.condition]
-    obs = pd.DataFrame({"guide": label, "batch": "x"}, index=made.cells)
-    x = np.log1p(made.counts.astype(np.float32))
-    layers = {"counts": sp.csr_matrix(made.counts.astype(np.float32))}
-    return ad.AnnData(x, obs, pd.DataFrame(index=made.genes), layers=layers)
+    synthetic = screen(n=150)
+    label = np.array(["a", "b", "c", "d", "c+a", "none"])[synthetic.condition]
+    obs = pd.DataFrame({"guide": label, "batch": "x"}, index=synthetic.cells)
+    x = np.log1p(synthetic.counts.astype(np.float32))
+    layers = {"counts": sp.csr_matrix(synthetic.counts.astype(np.float32))}
+    return ad.AnnData(x, obs, pd.DataFrame(index=synthetic.genes), layers=layers)
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def fitted(cells):
     return fit(cells, "sams_vae_corr", **HOW, layer="counts", progress=False, **SMALL, **SHORT)
 
 
-def test_the_same_weights_as_by_way_of_files(cells, fitted, tmp_path):
+def test_the_same_weights_as_from_files(cells, fitted, tmp_path):
     cells.write_h5ad(tmp_path / "raw.h5ad")
     options = {"perturbation_column": "guide", "control": "none", "separator": "+", "counts": "layer:counts"}
-    made = filter_screen(tmp_path / "raw.h5ad", tmp_path / "screen.h5ad", **options)
+    filtered = filter_screen(tmp_path / "raw.h5ad", tmp_path / "screen.h5ad", **options)
     write_arrays(tmp_path / "screen.h5ad", tmp_path / "arrays.npz")
-    write_split(random_split(made.obs, test_fraction=0.0), tmp_path / "cells.tsv")
+    write_split(random_split(filtered.obs, test_fraction=0.0), tmp_path / "cells.tsv")
     chosen = row("sams_vae_corr")
     settings = {
         "run": "r", "model": "sams_vae_corr", "encoding": "sum",
@@ -62,13 +62,13 @@ def test_the_same_weights_as_by_way_of_files(cells, fitted, tmp_path):
     for name, value in fitted.checkpoint.model.state_dict().items():
         assert (other.model.state_dict()[name] == value).all(), name
     assert len(fitted.history) == 8 and fitted.history["val_loss"].notna().all()
-    # labels of a run of the workflow mean what they meant in its screen
+    # labels mean the same as in the screen of the run
     assert other.facts == fitted.checkpoint.facts | {"run": "r"}
     pd.testing.assert_frame_equal(load(out["model"]).effects(["c+a", "none"]), fitted.effects(["c+a", "none"]))
     assert set(load(out["model"]).sample([], n=2).obs["condition"]) == {"none"}
 
 
-def test_a_file_of_before_that_knows_less_of_its_screen(fitted, tmp_path, caplog):
+def test_a_file_of_an_older_version_with_fewer_facts(fitted, tmp_path, caplog):
     facts = dict(fitted.checkpoint.facts)
     for name in ("control", "controls", "separator", "training_cells"):
         del facts[name]
@@ -78,7 +78,7 @@ def test_a_file_of_before_that_knows_less_of_its_screen(fitted, tmp_path, caplog
     assert set(old.sample([], n=2).obs["condition"]) == {"control"} and not caplog.text
 
 
-def test_the_anndata_is_left_as_it_was(cells):
+def test_the_anndata_is_not_changed(cells):
     before = cells.copy()
     fit(cells, "cpa_vae_mf", **HOW, layer="counts", progress=False, **SMALL, **SHORT)
     pd.testing.assert_frame_equal(cells.obs, before.obs)
@@ -125,14 +125,14 @@ def test_save_and_load(fitted, tmp_path):
     assert found.sample("none", n=3).obs["condition"].tolist() == ["none"] * 3
 
 
-def test_in_the_unique_encoding_a_combination_is_one_of_its_own(cells):
+def test_in_the_unique_encoding_a_combination_is_a_perturbation_of_its_own(cells):
     found = fit(cells, "svae_plus", **HOW, layer="counts", encoding="unique", progress=False, **SMALL, **SHORT)
     assert found.perturbations == ("a", "a+c", "b", "c", "d")
     assert set(found.effects(["a+c"], draws=2)["condition"]) == {"a+c"}
     same = found.effects(["a+c"], seed=1)["effect"]
     np.testing.assert_array_equal(found.effects(["c + a"], seed=1)["effect"], same)
     with pytest.raises(DataError, match=r"'a\+b' is not a perturbation of the model"):
-        found.effects(["b+a"])  # never seen together: no such perturbation
+        found.effects(["b+a"])  # the two were never combined, so there is no such perturbation
 
 
 def test_a_split_column_and_options_of_the_screen(cells):
@@ -146,7 +146,7 @@ def test_a_split_column_and_options_of_the_screen(cells):
         _ = found.mask_probability
 
 
-def test_the_split_that_genes_were_chosen_on_is_trained_on(cells, monkeypatch):
+def test_the_split_of_genes_split_is_used_for_training(cells, monkeypatch):
     seen = {}
     monkeypatch.setattr(api, "train", lambda net, *parts, **_: seen.update(parts=parts[:2]) or train(net, *parts, **_))
     cells.obs["split"] = np.resize(["train", "test", "train", "val"], cells.n_obs)
@@ -157,15 +157,15 @@ def test_the_split_that_genes_were_chosen_on_is_trained_on(cells, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["sams_vae_corr", "cond_vae", "svae_plus"])
-def test_effects_that_no_training_cell_showed_are_said(cells, caplog, tmp_path, model):
-    """The guide is trained on a perturbation's prior alone: its effects look like ordinary ones."""
+def test_effects_without_training_cells_are_warned_about(cells, caplog, tmp_path, model):
+    """Without cells only the prior trains the approximate posterior, but the effects look like ordinary ones."""
     unique = model == "svae_plus"
     cells.obs["part"] = np.resize(["train", "train", "val"], cells.n_obs)
     cells.obs.loc[cells.obs["guide"] == "b", "part"] = "val"
     cells.obs.loc[cells.obs["guide"] == "c+a", "part"] = "none"
     how = {**HOW, "layer": "counts", "progress": False, **SHORT, **(SMALL if model != "cond_vae" else {})}
     found = fit(cells, model, split="part", encoding="unique" if unique else "sum", **how)
-    never = ("a+c", "b") if unique else ("b",)  # a combination of what was seen is no such thing
+    never = ("a+c", "b") if unique else ("b",)  # combinations of perturbations with training cells are fine
     assert found.checkpoint.untrained == never
     assert f"no training cell received {', '.join(map(repr, never))}" in caplog.text
     found.save(tmp_path / "model.pt")
@@ -178,10 +178,10 @@ def test_effects_that_no_training_cell_showed_are_said(cells, caplog, tmp_path, 
     assert "no training cell received 'b'" in caplog.text
 
 
-def test_a_label_stands_for_one_dosage_alone(cells):
+def test_a_label_stands_for_one_dosage(cells):
     how = {**HOW, "layer": "counts", "progress": False, **SMALL, **SHORT, "encoding": "unique"}
     one = fit(cells, "svae_plus", **how)
-    with pytest.raises(DataError, match=r"\['a', 'c'\] is not allowed: the model reads one perturbation a cell"):
+    with pytest.raises(DataError, match=r"\['a', 'c'\] is not allowed: the model reads one perturbation per cell"):
         one.effects(["a+c", ["a", "c"]])
     with pytest.raises(DataError, match=r"\['a', 'b'\] is not allowed"):
         one.sample(["a", "b"])
@@ -197,12 +197,12 @@ def test_a_perturbation_is_named_once(fitted):
             call(["a", "c", "a"])
 
 
-def test_an_effect_does_not_depend_on_what_else_is_asked_for(fitted):
+def test_an_effect_does_not_depend_on_the_other_conditions(fitted):
     many = fitted.effects(["b", "a+c", "a"])
     pd.testing.assert_frame_equal(many.iloc[18:].reset_index(drop=True), fitted.effects("a"))
 
 
-def test_what_it_is_in_short(fitted):
+def test_repr(fitted):
     assert repr(fitted) == "Fitted(sams_vae_corr: 9 genes, 4 perturbations, encoding 'sum')"
 
 
@@ -213,7 +213,7 @@ def test_what_it_is_in_short(fitted):
         ({"model": ["cond_vae"]}, r"model: \['cond_vae'\] is not a known model"),
         ({"perturbation": "guides"}, "'guides'.*Did you mean 'guide'"),
         ({"control": "ctrl"}, "has no control cell"),
-        ({"layer": "count"}, "no 'layer:count', where counts are asked for. Did you mean 'layer:counts'"),
+        ({"layer": "count"}, "has no 'layer:count', which the option counts requests. Did you mean 'layer:counts'"),
         ({"layer": None}, "must hold counts"),
         ({"steps": 0}, "steps: 0"),
         ({"stepz": 3}, "'stepz'.*Did you mean 'steps'"),
@@ -225,13 +225,13 @@ def test_what_it_is_in_short(fitted):
         ({"min_cells": "many"}, "min_cells: 'many' is not allowed. Allowed: a whole number"),
         ({"genes": 1.5}, "genes: 1.5 is not allowed"),
         ({"genes": 5, "genes_split": {"kindd": "random"}}, "unknown key 'kindd'. Did you mean 'kind'"),
-        ({"genes": 5, "genes_split": {"kind": "random"}, "split": "batch"}, "split and genes_split: give one of them"),
+        ({"genes": 5, "genes_split": {"kind": "random"}, "split": "batch"}, "split and genes_split: pass only one"),
         ({"keep_obs": "batches"}, "no column 'batches'. Did you mean 'batch'"),
         ({"separator": 1}, "separator: 1 is not allowed"),
         ({"likelihood": "normal"}, "likelihood: 'normal' is not allowed for counts.*Allowed: 'nb', 'poisson'"),
     ],
 )
-def test_errors_name_what_is_meant(cells, monkeypatch, changes, said):
+def test_errors_name_the_problem(cells, monkeypatch, changes, said):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SamsvaeError, match=said):
         fit(cells, **{"model": "cpa_vae_mf", **HOW, "layer": "counts", "progress": False, **SMALL, **SHORT, **changes})
@@ -244,12 +244,12 @@ def test_unknown_conditions_and_levels(fitted):
         fitted.effects(level=1.5)
 
 
-def test_progress_is_said_on_stderr(cells, capsys):
+def test_progress_is_logged_on_stderr(cells, capsys):
     fit(cells, "cpa_vae_mf", **HOW, layer="counts", **SMALL, **SHORT)
     assert "best validation loss" in capsys.readouterr().err
 
 
-def test_a_label_means_what_it_meant_in_the_anndata(cells):
+def test_a_label_means_the_same_as_in_the_anndata(cells):
     cells.obs["guide"] = cells.obs["guide"].replace({"none": "ctrl", "d": "ctrl + d"})
     found = fit(
         cells, "cpa_vae_mf", perturbation="guide", control=["ctrl", "safe"], separator="+", layer="counts",
@@ -265,7 +265,7 @@ def test_a_label_means_what_it_meant_in_the_anndata(cells):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda f: f.effects([]), "none is asked for"),
+        (lambda f: f.effects([]), "the list is empty"),
         (lambda f: f.effects(draws=0), "draws: 0"),
         (lambda f: f.effects(cells=0), "cells: 0"),
         (lambda f: f.effects(library=-1.0), "library: -1"),
@@ -277,7 +277,7 @@ def test_a_label_means_what_it_meant_in_the_anndata(cells):
         (lambda f: f.effects(level="high"), "level: 'high'"),
     ],
 )
-def test_numbers_that_ask_for_nothing(fitted, call, said):
+def test_numbers_and_lists_that_are_not_allowed(fitted, call, said):
     with pytest.raises(ConfigError, match=said):
         call(fitted)
 

@@ -60,12 +60,12 @@ def test_plain_pytorch_learns_on_its_own_noise(step):
 
 def test_made_counts_are_like_those_of_a_screen(step):
     shape = step.SHAPES["replogle"]
-    screen = step.made_screen(shape, 1024)
+    screen = step.synthetic_screen(shape, 1024)
     assert 0.36 < (screen.counts > 0).mean() < 0.44
     assert 8_000 < np.median(screen.library) < 12_000
     _, d = step.dense(step.screen_of(step.SHAPES["toy"], "sams_vae_corr"))
     assert set(d.sum(1).unique().tolist()) == {0.0, 1.0, 2.0} and d.max() == 1.0
-    again = step.made_screen(shape, 300, pool=100, dtype=np.uint8)
+    again = step.synthetic_screen(shape, 300, pool=100, dtype=np.uint8)
     assert again.counts.dtype == np.uint8 and (again.counts[:100] == again.counts[200:]).all()
     assert (again.library == again.counts.sum(1)).all() and len(set(again.condition)) > 100
 

@@ -417,7 +417,7 @@ def test_nothing_is_captured_without_a_gpu():
 
 def test_the_benchmark_runs_at_a_small_size(root):
     """The checks before its measurements must pass; the times are not tested."""
-    script = [sys.executable, root / "benchmarks/card.py", "--toy", "--device", "cpu"]
+    script = [sys.executable, root / "benchmarks/gpu.py", "--toy", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(root / "src")}
     done = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""The data card against numbers counted by hand, and its picture."""
+"""The data card against numbers counted by hand, and its figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from samsvae.errors import DataError
 from samsvae.figures.data_card import draw as draw_data_card
 from samsvae.screens import splits
-from samsvae.screens.data_card import card
+from samsvae.screens.data_card import data_card
 from samsvae.screens.screen import assemble, provenance, write_screen
 
 LABELS = ["ctrl"] * 4 + ["A"] * 3 + ["B"] * 2 + ["A+B"]
@@ -19,7 +19,7 @@ LABELS = ["ctrl"] * 4 + ["A"] * 3 + ["B"] * 2 + ["A+B"]
 
 @pytest.fixture
 def files(tmp_path):
-    """A screen of ten cells and three genes, the last never seen, and a split of it."""
+    """A screen of ten cells and three genes, the last gene never seen, and a split for it."""
     counts = np.array([[i + 1, i % 2, 0] for i in range(10)])
     obs = pd.DataFrame(index=[f"cell{i}" for i in range(10)])
     facts = provenance(
@@ -37,16 +37,16 @@ def files(tmp_path):
     return tmp_path / "screen.h5ad", tmp_path / "cells.tsv", counts
 
 
-def test_a_card_counts_what_is_there(files):
+def test_a_data_card_matches_numbers_counted_by_hand(files):
     screen, split, counts = files
-    found = card(screen, split, name="mine", split_name="random (first of 2)")
+    found = data_card(screen, split, name="mine", split_name="random (first of 2)")
     facts = dict(zip(found.facts["item"], found.facts["value"], strict=True))
     assert facts["data set"] == "mine" and facts["split"] == "random (first of 2)"
     assert facts["cells"] == "10" and facts["genes"] == "3"
     assert facts["perturbations"] == "2" and facts["combinations"] == "1" and facts["control cells"] == "4"
     assert facts["cells per condition"] == "median 2, from 1 to 3"
     assert facts["counts per cell"] == "median 6, from 1 to 11"
-    assert facts["entries that are 0"] == f"{(counts == 0).mean():.1%}" == "50.0%"
+    assert facts["share of zeros"] == f"{(counts == 0).mean():.1%}" == "50.0%"
     assert facts["split: train"] == "7 cells" and facts["split: none"] == "1 cells" and "split: test" not in facts
     assert facts["cells dropped"] == "2 of 12" and facts["genes dropped"] == "4 of 7"
     assert facts["dropped rare cells"] == "2" and "dropped zero cells" not in facts
@@ -65,29 +65,29 @@ def test_a_card_counts_what_is_there(files):
     assert sizes["train", "combination"] == 1 and sizes.sum() == 10
 
 
-def test_real_values_have_a_card(files, tmp_path):
+def test_a_real_valued_screen_has_a_data_card(files, tmp_path):
     values = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
-    made = ad.read_h5ad(files[0])
+    counted = ad.read_h5ad(files[0])
     screen = assemble(
-        values, made.obs[[]], made.var, condition=LABELS, control="ctrl", separator="+", real_valued=True,
-        provenance=made.uns["provenance"],
+        values, counted.obs[[]], counted.var, condition=LABELS, control="ctrl", separator="+", real_valued=True,
+        provenance=counted.uns["provenance"],
     )  # fmt: skip
     write_screen(screen, tmp_path / "real.h5ad", real_valued=True)
-    found = card(tmp_path / "real.h5ad", files[1])
+    found = data_card(tmp_path / "real.h5ad", files[1])
     np.testing.assert_allclose(found.genes["mean"], values.astype(float).mean(0))
     assert found.counts["cells"].sum() == 10
     draw_data_card(**vars(found))
 
 
-def test_a_split_of_other_cells_is_refused(files, tmp_path):
+def test_a_split_for_other_cells_is_rejected(files, tmp_path):
     table = pd.read_csv(files[1], sep="\t").iloc[1:]
     splits.write_split(table, tmp_path / "short.tsv")
     with pytest.raises(DataError, match=r"short\.tsv: .*no row for 'cell9'"):
-        card(files[0], tmp_path / "short.tsv")
+        data_card(files[0], tmp_path / "short.tsv")
 
 
-def test_the_picture_shows_every_panel(files):
-    found = vars(card(*files[:2]))
+def test_the_figure_shows_every_panel(files):
+    found = vars(data_card(*files[:2]))
     fig = draw_data_card(**found)
     fig.canvas.draw()
     axes = {ax.get_label(): ax for part in fig.subfigs for ax in part.axes}
@@ -101,15 +101,15 @@ def test_the_picture_shows_every_panel(files):
         assert axes[name].has_data() and axes[name].get_xlabel() + axes[name].get_ylabel()
 
 
-def test_a_long_card_ends_in_dots(files):
-    found = vars(card(*files[:2]))
+def test_a_long_data_card_ends_with_an_ellipsis(files):
+    found = vars(data_card(*files[:2]))
     found["facts"] = pd.concat([found["facts"]] * 8, ignore_index=True)
     facts = draw_data_card(**found).subfigs[0].axes[0]
     assert facts.texts[-1].get_text() == "…" and max(text.get_position()[1] for text in facts.texts) <= 75
 
 
-def test_a_card_grows_with_its_facts(files):
-    found = vars(card(*files[:2]))
+def test_a_data_card_grows_with_its_facts(files):
+    found = vars(data_card(*files[:2]))
     found["facts"] = pd.concat([found["facts"]] * 2, ignore_index=True)
     assert len(found["facts"]) > 30
     fig = draw_data_card(**found)
@@ -121,7 +121,7 @@ def test_a_card_grows_with_its_facts(files):
 
 
 def test_conditions_of_equal_size_do_not_hide_each_other(files):
-    found = vars(card(*files[:2]))
+    found = vars(data_card(*files[:2]))
     conditions = [("c", "control", 9), ("A", "single", 5), ("B", "single", 5), ("A+B", "combination", 5)]
     found["conditions"] = pd.DataFrame(conditions, columns=["condition", "kind", "cells"])
     fig = draw_data_card(**found)
@@ -132,6 +132,6 @@ def test_conditions_of_equal_size_do_not_hide_each_other(files):
 
 
 def test_nothing_to_draw_is_named(files):
-    found = vars(card(*files[:2]))
+    found = vars(data_card(*files[:2]))
     with pytest.raises(DataError, match="conditions: the table has no rows"):
         draw_data_card(**{**found, "conditions": found["conditions"].iloc[:0]})

@@ -28,25 +28,6 @@ from samsvae.config.zoo import TABLE_1
 from samsvae.errors import ConfigError
 from samsvae.screens.miniature import norman_source, replogle_source
 
-# cached, since reading a large file takes a quarter of a second
-FILES: dict[str, dict] = {}
-
-
-@pytest.fixture(scope="module")
-def configuration(root):
-    """A function that reads configuration files and merges each over those before it, as Snakemake does."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    def read(*names: str) -> dict:
-        merged: dict = {}
-        for name in names:
-            if name not in FILES:
-                FILES[name] = yaml.load((root / "config" / name).read_text(), loader)
-            update_config(merged, copy.deepcopy(FILES[name]))
-        return merged
-
-    return read
-
 
 def small(**changes) -> dict:
     """A configuration with one experiment; ``changes`` replace top-level keys."""

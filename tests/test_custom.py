@@ -11,8 +11,9 @@ import scipy.sparse as sp
 from samsvae.data import arrays
 from samsvae.errors import ConfigError, DataError
 from samsvae.screens import splits
-from samsvae.screens.counts import Counts, most_variable
+from samsvae.screens.counts import Counts
 from samsvae.screens.custom import filter_screen
+from samsvae.screens.genes import most_variable
 from samsvae.screens.pack import write_arrays
 from samsvae.screens.screen import read_screen
 
@@ -37,7 +38,7 @@ def filtered(source, target, **options):
     return read_screen(target)
 
 
-def test_conditions_have_one_name_each(tmp_path):
+def test_each_condition_has_one_name(tmp_path):
     screen = run(small(), tmp_path)
     assert screen.obs["condition"].tolist() == ["ctrl", "ctrl", "A", "A", "A+B", "A+B", "B", "B", "C", "C"]
     assert screen.uns["control"] == "ctrl"
@@ -52,7 +53,7 @@ def test_labels_are_not_split_without_a_separator(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["X", "layer:umi", "raw"])
-def test_counts_may_be_in_three_places(tmp_path, place):
+def test_counts_may_be_in_any_of_three_places(tmp_path, place):
     adata = small()
     if place == "layer:umi":
         adata.layers["umi"], adata.X = adata.X.copy(), adata.X * 0.5
@@ -87,23 +88,23 @@ def test_most_variable_genes_are_scanpys(tmp_path):
     rng = np.random.default_rng(1)
     mean = rng.gamma(1, 4, 200)
     counts = rng.poisson(rng.gamma(1, mean, (150, 200)))
-    counts[:, 7] = 0  # a gene that nobody has
-    counts[3, 100:] += 300  # a cell whose counts are cut
+    counts[:, 7] = 0  # a gene without counts
+    counts[3, 100:] += 300  # a cell whose counts are clipped
     obs = pd.DataFrame({"target": ["ctrl", "A", "B"] * 50}, index=[f"c{i}" for i in range(150)])
     adata = ad.AnnData(counts.astype(np.float32), obs, pd.DataFrame(index=[f"g{i}" for i in range(200)]))
     screen = run(adata, tmp_path, genes=30)
     scanpy.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=30)
     assert screen.var_names.tolist() == adata.var_names[adata.var["highly_variable"]].tolist()
     assert screen.n_vars == 30
-    for stored in (sp.csr_matrix, sp.csc_matrix, np.asarray):  # read in tiles, the same genes
+    for stored in (sp.csr_matrix, sp.csc_matrix, np.asarray):  # reading in tiles gives the same genes
         again = ad.AnnData(stored(counts.astype(np.float32)), obs, adata.var[[]])
         assert run(again, tmp_path, genes=30, block_bytes=2_000).var_names.tolist() == screen.var_names.tolist()
-    with pytest.raises(DataError, match=r"200 asked for, but only 199 genes vary"):
+    with pytest.raises(DataError, match=r"200 requested, but only 199 genes vary"):
         run(adata, tmp_path, genes=200)
 
 
-def made(n=400, genes=80, seed=3):
-    """Cells of two halves: some genes vary in the first half only, others in the second only."""
+def two_halves(n=400, genes=80, seed=3):
+    """Cells in two halves: some genes vary only in the first half, others only in the second."""
     rng = np.random.default_rng(seed)
     counts = rng.poisson(rng.gamma(2, 3, genes), (n, genes))
     half = np.arange(n) < n // 2
@@ -119,13 +120,13 @@ def made(n=400, genes=80, seed=3):
 def test_genes_of_training_cells_alone(tmp_path, caplog):
     import scanpy
 
-    adata = made()
+    adata = two_halves()
     part = np.where(np.arange(400) < 200, "train", np.resize(["val", "test"], 400))
     lines = "".join(f"{cell}\t{name}\n" for cell, name in zip(adata.obs_names, part, strict=True))
     (tmp_path / "mine.tsv").write_text("cell\tsplit\n" + lines)
     by_hand = {"kind": "file", "path": str(tmp_path / "mine.tsv")}
     screen = run(adata, tmp_path, genes=20, genes_split=by_hand)
-    assert "all of them" not in caplog.text
+    assert "all cells" not in caplog.text
     train = adata[part == "train"].copy()
     scanpy.pp.highly_variable_genes(train, flavor="seurat_v3", n_top_genes=20, span=0.5)
     assert screen.var_names.tolist() == train.var_names[train.var["highly_variable"]].tolist()
@@ -133,18 +134,18 @@ def test_genes_of_training_cells_alone(tmp_path, caplog):
     assert splits.make_split(screen.obs, kind="given")["split"].tolist() == part.tolist()
     assert screen.uns["provenance"]["genes_chosen_on_cells"] == 200
 
-    # What the other cells hold changes nothing; without the split it does, and the log says so.
+    # The other cells have no influence; without the split they do, and the log says so.
     shuffled = adata.copy()
     shuffled.X = sp.vstack([adata.X[:200], adata.X[200:][:, np.random.default_rng(0).permutation(80)]], "csr")
     again = run(shuffled, tmp_path, genes=20, genes_split=by_hand)
     assert again.var_names.tolist() == screen.var_names.tolist()
     caplog.set_level("INFO")
     assert run(adata, tmp_path, genes=20).var_names.tolist() != screen.var_names.tolist()
-    assert "test cells are looked at" in caplog.text
+    assert "test cells influence the choice" in caplog.text
 
 
-def test_the_split_of_the_genes_is_kept_for_the_cells_that_are_kept(tmp_path):
-    adata = made()
+def test_the_split_for_choosing_genes_is_written_for_the_kept_cells(tmp_path):
+    adata = two_halves()
     adata.obs["split"], adata.obs["condition"] = "theirs", "theirs"
     adata.obs.loc["c7", "target"] = None
     screen = run(adata, tmp_path, genes=20, genes_split={"kind": "random", "split_seed": 4}, unlabelled="drop")
@@ -152,7 +153,7 @@ def test_the_split_of_the_genes_is_kept_for_the_cells_that_are_kept(tmp_path):
     expected = splits.random_split(rest, seed=4).set_index("cell")["split"]
     assert screen.obs["split"].tolist() == expected[screen.obs_names].tolist()
     assert set(screen.obs["source_split"]) == set(screen.obs["source_condition"]) == {"theirs"}
-    with pytest.raises(ConfigError, match=r"genes_split: only with genes: NUMBER"):
+    with pytest.raises(ConfigError, match=r"genes_split: allowed only when genes is a number, but genes is 'all'"):
         run(adata, tmp_path, genes_split={"kind": "random"})
     with pytest.raises(ConfigError, match=r"no cell has the condition 'D'"):
         options = {"unlabelled": "drop", "genes_split": {"kind": "held_out", "conditions": ["D"]}}
@@ -193,8 +194,8 @@ def test_rare_conditions_and_empty_cells_may_be_dropped(tmp_path):
         run(adata, tmp_path, zero_cells="drop", min_cells=3, rare="drop")
 
 
-def test_nothing_that_is_left_is_said_of_the_source(tmp_path):
-    """Not of the file that was to be written, and with the number to change."""
+def test_a_filter_that_leaves_nothing_names_the_source(tmp_path):
+    """The message names the source, not the file to write, and the number to change."""
     many = small()
     many.obs["target"] = ["ctrl"] * 5 + ["A"] * 3 + ["B"] * 2
     with pytest.raises(DataError, match=r"in\.h5ad: .*'target' has no perturbed .*min_cells = 4 .*'A' \(3\)"):
@@ -208,13 +209,13 @@ def test_nothing_that_is_left_is_said_of_the_source(tmp_path):
         run(empty, tmp_path, zero_cells="drop")
 
 
-def test_labels_that_may_be_mistakes_are_said(tmp_path, caplog):
+def test_labels_that_may_be_mistakes_are_warned_about(tmp_path, caplog):
     adata = small()
     adata.obs["target"] = ["ctrl", "ctrl", "Ctrl", "nan", "A+nan", "NA", "A", "A", "CTRL+A", "A"]
     screen = run(adata, tmp_path)
-    assert {"nan", "NA", "Ctrl", "CTRL"} < set(screen.uns["perturbations"].index), "said, not mended"
-    assert "'NA (1 cells)', 'nan (2 cells)': a perturbation here, but it looks like a missing label" in caplog.text
-    assert "'CTRL (1 cells)', 'Ctrl (1 cells)': a perturbation here, but it looks like a control" in caplog.text
+    assert {"nan", "NA", "Ctrl", "CTRL"} < set(screen.uns["perturbations"].index), "warned about, not fixed"
+    assert "'NA (1 cells)', 'nan (2 cells)': treated as a perturbation, but looks like a missing label" in caplog.text
+    assert "'CTRL (1 cells)', 'Ctrl (1 cells)': treated as a perturbation, but looks like a control" in caplog.text
     caplog.clear()
     adata.obs["target"] = ["none"] * 5 + ["A"] * 5
     run(adata, tmp_path, control="none")
@@ -222,7 +223,7 @@ def test_labels_that_may_be_mistakes_are_said(tmp_path, caplog):
 
 
 def test_every_label_of_the_control_is_kept(tmp_path):
-    """For those who ask a model trained on the arrays for a control by its other name."""
+    """A user may ask a trained model for the control by another of its labels."""
     run(small(), tmp_path)
     write_arrays(tmp_path / "out.h5ad", tmp_path / "out.npz")
     found = arrays.read_screen(tmp_path / "out.npz")
@@ -262,7 +263,7 @@ def test_a_10x_folder_with_a_table_of_cells(tmp_path):
     np.testing.assert_array_equal(screen.X.toarray(), adata.X.toarray())
     assert screen.obs["target"].tolist() == LABELS
     adata.obs.iloc[2:].rename_axis("cell").to_csv(tmp_path / "cells.tsv", sep="\t")
-    with pytest.raises(DataError, match=r"cells\.tsv: 2 cells of .*tenx are missing: 'c0', 'c1'"):
+    with pytest.raises(DataError, match=r"cells\.tsv: column 'cell' lacks 2 cells of .*tenx: 'c0', 'c1'"):
         filter_screen(folder, tmp_path / "out.h5ad", cell_table=tmp_path / "cells.tsv", **BASE)
 
 
@@ -303,11 +304,11 @@ def test_a_10x_h5(tmp_path):
     assert screen.var_names[1] == "g0-1"
 
 
-# ---- how a file may be written -------------------------------------------------------------------------------------
+# ---- file formats --------------------------------------------------------------------------------------------------
 
 
 def wide(x):
-    """A CSR matrix with indices of 64 bits, as large files have them."""
+    """A CSR matrix with 64-bit indices, as in large files."""
     x = sp.csr_matrix(x)
     x.indices, x.indptr = x.indices.astype(np.int64), x.indptr.astype(np.int64)
     return x
@@ -326,7 +327,7 @@ def wide(x):
     ],
 )
 @pytest.mark.parametrize("place", ["X", "layer:umi", "raw"])
-def test_however_counts_are_stored(tmp_path, stored, place, genes, block_bytes):
+def test_all_storage_formats_of_counts(tmp_path, stored, place, genes, block_bytes):
     adata = small()
     x = stored(adata.X)
     if place == "X":
@@ -350,7 +351,7 @@ def test_however_counts_are_stored(tmp_path, stored, place, genes, block_bytes):
         np.testing.assert_allclose(screen.obs["library_size"], total[keep] * expected.sum() / total[keep].sum())
 
 
-def test_what_a_label_may_be(tmp_path):
+def test_labels_may_be_categories_numbers_or_text(tmp_path):
     adata = small()
     adata.obs["target"] = pd.Categorical(adata.obs["target"], [*sorted(set(LABELS)), "never used"])
     assert "never used" not in set(run(adata, tmp_path).uns["perturbations"].index)
@@ -366,7 +367,7 @@ def test_cells_without_a_label_may_be_dropped(tmp_path, stored):
     adata = small()
     adata.X = stored(adata.X)
     adata.obs.loc[["c2", "c4"], "target"] = [None, "  "]
-    adata.obs.loc["c2", "depth"] = np.nan  # a cell that is dropped needs no depth
+    adata.obs.loc["c2", "depth"] = np.nan  # a dropped cell needs no depth
     screen = run(adata, tmp_path, unlabelled="drop", library_size="depth")
     assert screen.obs_names.tolist() == ["c0", "c1", "c3", "c5", "c6", "c7", "c8", "c9"]
     np.testing.assert_array_equal(screen.X.toarray(), adata[screen.obs_names].X.toarray())
@@ -374,15 +375,15 @@ def test_cells_without_a_label_may_be_dropped(tmp_path, stored):
     assert screen.uns["provenance"]["dropped_cells"] == 2
 
 
-def test_a_separator_inside_of_names_is_said(tmp_path, caplog):
+def test_a_separator_inside_names_is_warned_about(tmp_path, caplog):
     adata = small()
     adata.obs["target"] = ["ctrl"] * 4 + ["HLA_A"] * 3 + ["B"] * 3
     run(adata, tmp_path, separator="_")
-    assert "2 perturbations occur in combinations only: 'A', 'HLA'" in caplog.text
-    assert "separator '_' is part of the names" in caplog.text
+    assert "2 perturbations occur only in combinations: 'A', 'HLA'" in caplog.text
+    assert "separator '_' also occurs inside names" in caplog.text
     caplog.clear()
     run(small(), tmp_path)
-    assert "combinations only" not in caplog.text
+    assert "only in combinations" not in caplog.text
     run(small(), tmp_path, separator=",")
     assert "no label contains the separator ','" in caplog.text
 
@@ -413,12 +414,12 @@ def test_a_file_that_is_damaged_inside(tmp_path):
         filter_screen(tmp_path / "in.h5ad", tmp_path / "out.h5ad", **BASE)
 
 
-def test_tables_of_an_anndata_of_long_ago(tmp_path):
+def test_tables_from_a_very_old_anndata(tmp_path):
     with h5py.File(tmp_path / "old.h5ad", "w") as file:
         file["X"] = np.ones((2, 2), np.float32)
         for name in ("obs", "var"):
             file[name] = np.array([("a", 1), ("b", 2)], dtype=[("index", "S1"), ("n", int)])
-    with pytest.raises(DataError, match=r"old.h5ad: obs is in a form of anndata before 0.7; write the file anew"):
+    with pytest.raises(DataError, match=r"old.h5ad: obs has the format of anndata before 0\.7\. Rewrite the file"):
         filter_screen(tmp_path / "old.h5ad", tmp_path / "out.h5ad", **BASE)
 
 
@@ -448,11 +449,11 @@ def spoiled(how):
     [
         ("", {"perturbation_column": "targets"}, "obs has no column 'targets'. Did you mean 'target'"),
         ("", {"control": "controll"}, "'target' has no control cell .'controll'.. Did you mean 'ctrl'"),
-        ("", {"counts": "layer:umi"}, "there is no 'layer:umi'.*Allowed: X"),
-        ("", {"counts": "raw"}, "there is no 'raw'"),
-        ("", {"genes": ["g1", "g9"]}, "has no gene 'g9' of those asked for. Did you mean"),
+        ("", {"counts": "layer:umi"}, "has no 'layer:umi'.*Allowed: X"),
+        ("", {"counts": "raw"}, "has no 'raw'"),
+        ("", {"genes": ["g1", "g9"]}, "has no gene 'g9', which the option genes requests. Did you mean"),
         ("", {"library_size": "depht"}, "no column 'depht'. Did you mean 'depth'"),
-        ("", {"library_size": "target"}, "'target' is not above 0 in 10 cells"),
+        ("", {"library_size": "target"}, "'target' must be above 0, but 10 cells have other values"),
         ("", {"min_cells": 3}, "5 labels with fewer than min_cells = 3 cells: 'A .2.'"),
         ("negative", {}, "X must hold counts.*cell 'c4', gene 'g2' is -3"),
         ("fraction", {}, "X must hold counts.*cell 'c4', gene 'g2' is 1.5"),
@@ -461,14 +462,14 @@ def spoiled(how):
         ("missing label", {}, "'target' has no label in 1 cells: 'c2'"),
         ("blank label", {}, "'target' has no label in 1 cells: 'c2'.*unlabelled: drop"),
         ("empty part", {}, "combinations with an empty part .separator '.'.: 'A.'"),
-        ("no depth", {"library_size": "depth"}, "'depth' is not above 0 in 1 cells: 'c2'"),
+        ("no depth", {"library_size": "depth"}, "'depth' must be above 0, but 1 cells have other values: 'c2'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*names are not unique.*", "ignore::scipy.sparse.SparseEfficiencyWarning")
 def test_each_bad_input_gets_one_sentence(tmp_path, how, options, sentence):
-    with pytest.raises(DataError, match=rf"in\.h5ad: .*({sentence})") as told:
+    with pytest.raises(DataError, match=rf"in\.h5ad: .*({sentence})") as error:
         run(spoiled(how), tmp_path, **options)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "out.h5ad").exists()
 
 
@@ -497,7 +498,7 @@ def test_options_that_are_not_allowed(tmp_path, options, sentence):
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "x.h5ad").write_bytes(b"no")
     (tmp_path / "x.txt").write_bytes(b"no")
-    for name, sentence in (("x.h5ad", "not a readable"), ("x.txt", "not a known form"), ("y.h5ad", "no such file")):
+    for name, sentence in (("x.h5ad", "not a readable"), ("x.txt", "not a known format"), ("y.h5ad", "no such file")):
         with pytest.raises(DataError, match=rf"{name}: {sentence}"):
             filter_screen(tmp_path / name, tmp_path / "out.h5ad", **BASE)
 
@@ -539,17 +540,17 @@ def test_real_papalexi_counts(shared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "said"),
+    ("part", "change", "sentence"),
     [
-        ("indices", lambda v: np.where(np.arange(len(v)) == 5, 10**7, v), "indices are not those of"),
-        ("indices", lambda v: np.where(np.arange(len(v)) == 5, -1, v), "indices are not those of"),
+        ("indices", lambda v: np.where(np.arange(len(v)) == 5, 10**7, v), "indices outside 0 to"),
+        ("indices", lambda v: np.where(np.arange(len(v)) == 5, -1, v), "indices outside 0 to"),
         ("indices", lambda v: v[:-1], "indices"),
         ("indptr", lambda v: np.where(np.arange(len(v)) == 3, 10**9, v), "indptr does not fit"),
         ("indptr", lambda v: v[::-1].copy(), "indptr does not fit"),
     ],
 )
-def test_a_damaged_column_matrix_is_a_sentence(tmp_path, part, change, said):
-    """scipy would read, and write, beyond its arrays."""
+def test_a_damaged_column_matrix_is_named(tmp_path, part, change, sentence):
+    """scipy would read and write past its arrays."""
     rng = np.random.default_rng(0)
     obs = pd.DataFrame({"received": ["ctrl", "A"] * 20}, index=[f"c{i}" for i in range(40)])
     x = sp.csc_matrix(rng.poisson(2.0, (40, 7)).astype(np.float32))
@@ -558,5 +559,5 @@ def test_a_damaged_column_matrix_is_a_sentence(tmp_path, part, change, said):
         values = file[f"X/{part}"][:].astype(np.int64)
         del file[f"X/{part}"]
         file[f"X/{part}"] = change(values)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=sentence):
         filter_screen(tmp_path / "in.h5ad", tmp_path / "out.h5ad", perturbation_column="received", control="ctrl")

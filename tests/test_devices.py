@@ -1,4 +1,4 @@
-"""Cards of one's own, with a fake nvidia-smi on PATH and each holder in a process of its own."""
+"""Each process gets its own GPU; with a fake nvidia-smi on PATH and one process per holder."""
 
 import os
 import subprocess
@@ -9,22 +9,22 @@ import pytest
 from samsvae.errors import ConfigError
 from samsvae.study import gpus as devices
 
-NO_CARDS = "exit 6"
-TWO_CARDS = "printf '0, GPU-aa\\n1, GPU-bb\\n'"
+NO_GPUS = "exit 6"
+TWO_GPUS = "printf '0, GPU-aa\\n1, GPU-bb\\n'"
 
-# Holds until its standard input is closed, and says what it holds and what CUDA would see.
+# Holds GPUs until its standard input is closed; prints their names and what CUDA would see.
 HOLDER = """
 import os, sys
 from samsvae.study.gpus import hold_gpus
-with hold_gpus({arguments}poll=0.02, folder=sys.argv[1]) as cards:
-    print(*cards, os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+with hold_gpus({arguments}poll=0.02, folder=sys.argv[1]) as gpus:
+    print(*gpus, os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch, root):
-    """Call with the text of nvidia-smi and of variables: the machine that this and later processes see."""
+    """Call with a script for nvidia-smi and with environment variables to set the machine that processes see."""
 
     def make(nvidia_smi, **variables):
         program = tmp_path / "bin" / "nvidia-smi"
@@ -46,7 +46,7 @@ def machine(tmp_path, monkeypatch, root):
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a holder; all are killed at the end of the test."""
+    """Start a holder. All holders are killed at the end of the test."""
     started = []
 
     def run(arguments="", **variables):
@@ -62,7 +62,7 @@ def start(tmp_path):
 
 
 def held(process):
-    """What a holder says, once it holds: its cards, then CUDA_VISIBLE_DEVICES."""
+    """What a holder prints once it holds: its GPUs, then CUDA_VISIBLE_DEVICES."""
     return process.stdout.readline().split()
 
 
@@ -70,35 +70,35 @@ def wait_until_waiting(process):
     assert "waiting" in process.stderr.readline()
 
 
-def test_each_process_its_own_card(machine, start):
-    machine(TWO_CARDS)
+def test_each_process_gets_its_own_gpu(machine, start):
+    machine(TWO_GPUS)
     said = [held(start()) for _ in range(2)]
     assert sorted(said) == [["GPU-aa", "GPU-aa"], ["GPU-bb", "GPU-bb"]]
 
 
 @pytest.mark.parametrize("end", [lambda process: process.stdin.close(), lambda process: process.kill()])
-def test_card_is_free_when_its_holder_ends(machine, start, end):
-    machine(TWO_CARDS)
+def test_a_gpu_is_free_when_its_holder_ends(machine, start, end):
+    machine(TWO_GPUS)
     first, second = start(), start()
-    card = held(first)[0]
-    assert held(second)[0] != card
+    gpu = held(first)[0]
+    assert held(second)[0] != gpu
     third = start()
     wait_until_waiting(third)
     end(first)
-    assert held(third)[0] == card
+    assert held(third)[0] == gpu
 
 
-def test_jobs_per_gpu_fill_idle_cards_first(machine, start):
-    machine(TWO_CARDS)
-    cards = [held(start("jobs_per_gpu=2, "))[0] for _ in range(4)]
-    assert sorted(cards[:2]) == ["GPU-aa", "GPU-bb"]
-    assert sorted(cards) == ["GPU-aa", "GPU-aa", "GPU-bb", "GPU-bb"]
+def test_jobs_per_gpu_fill_idle_gpus_first(machine, start):
+    machine(TWO_GPUS)
+    gpus = [held(start("jobs_per_gpu=2, "))[0] for _ in range(4)]
+    assert sorted(gpus[:2]) == ["GPU-aa", "GPU-bb"]
+    assert sorted(gpus) == ["GPU-aa", "GPU-aa", "GPU-bb", "GPU-bb"]
     wait_until_waiting(start("jobs_per_gpu=2, "))
 
 
-def test_two_cards_are_taken_together(machine, start):
-    """One of two cards is taken: who wants both holds neither meanwhile."""
-    machine(TWO_CARDS)
+def test_two_gpus_are_taken_together(machine, start):
+    """While one of two GPUs is in use, a process that needs both holds neither."""
+    machine(TWO_GPUS)
     first = start()
     held(first)
     both = start("count=2, ")
@@ -107,24 +107,24 @@ def test_two_cards_are_taken_together(machine, start):
     assert len(held(second)) == 2
     first.stdin.close()
     second.stdin.close()
-    assert held(both) == ["GPU-aa", "GPU-bb", "None"]  # no choice, so the variable stays unset
+    assert held(both) == ["GPU-aa", "GPU-bb", "None"]  # all GPUs are held, so the variable stays unset
 
 
 def test_a_grant_is_never_widened(machine, start):
-    machine(TWO_CARDS, CUDA_VISIBLE_DEVICES="1")
+    machine(TWO_GPUS, CUDA_VISIBLE_DEVICES="1")
     assert held(start()) == ["1", "1"]
-    wait_until_waiting(start())  # although card 0 is idle
+    wait_until_waiting(start())  # although GPU 0 is idle
 
 
-def test_names_and_indices_of_one_card_share_a_lock(machine, start):
-    """A process that sees only card 1, by index, and one that may choose never meet."""
-    machine(TWO_CARDS)
+def test_names_and_indices_of_one_gpu_share_a_lock(machine, start):
+    """A process that sees only GPU 1 (by index) and one that may choose never get the same GPU."""
+    machine(TWO_GPUS)
     assert held(start(CUDA_VISIBLE_DEVICES="1"))[0] == "1"
     assert held(start())[0] == "GPU-aa"
 
 
 @pytest.mark.parametrize(
-    ("variable", "cards"),
+    ("variable", "gpus"),
     [
         (None, ["GPU-aa", "GPU-bb"]),
         ("0,1", ["0", "1"]),
@@ -134,45 +134,45 @@ def test_names_and_indices_of_one_card_share_a_lock(machine, start):
         ("MIG-cc", ["MIG-cc"]),  # a slice that nvidia-smi does not list
         ("", []),
         ("-1", []),
-        ("NoDevFiles", []),  # Slurm's word for none
+        ("NoDevFiles", []),  # Slurm's value for none
     ],
 )
-def test_granted(variable, cards):
+def test_granted(variable, gpus):
     env = {} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}
-    assert list(devices.granted(env, {"0": "GPU-aa", "1": "GPU-bb"})) == cards
+    assert list(devices.granted(env, {"0": "GPU-aa", "1": "GPU-bb"})) == gpus
 
 
-@pytest.mark.parametrize("nvidia_smi", [NO_CARDS, "echo No devices were found", "true"])
-def test_no_card(machine, caplog, nvidia_smi):
+@pytest.mark.parametrize("nvidia_smi", [NO_GPUS, "echo No devices were found", "true"])
+def test_no_gpu(machine, caplog, nvidia_smi):
     machine(nvidia_smi)
-    with devices.hold_gpus() as cards:
-        assert cards == []
+    with devices.hold_gpus() as gpus:
+        assert gpus == []
     with devices.hold_device("auto") as device:
         assert device == "cpu"
     assert [record.getMessage() for record in caplog.records] == [
-        "device 'auto': no card is visible, so this runs on the CPU"
+        "device 'auto': no GPU is visible, so this runs on the CPU"
     ]
-    with pytest.raises(ConfigError, match="'cuda', but no card is visible"), devices.hold_device("cuda"):
+    with pytest.raises(ConfigError, match="'cuda', but no GPU is visible"), devices.hold_device("cuda"):
         pass
 
 
 def test_no_nvidia_smi(machine, monkeypatch, tmp_path):
-    machine(NO_CARDS)
+    machine(NO_GPUS)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with devices.hold_gpus() as cards:
-        assert cards == []
+    with devices.hold_gpus() as gpus:
+        assert gpus == []
 
 
-def test_hidden_cards_are_left_alone(machine):
-    machine(TWO_CARDS, CUDA_VISIBLE_DEVICES="")
+def test_hidden_gpus_are_not_used(machine):
+    machine(TWO_GPUS, CUDA_VISIBLE_DEVICES="")
     with devices.hold_device("auto") as device:
         assert device == "cpu"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_hold_device_with_a_card(machine, monkeypatch):
-    """torch is asked only after a card has been chosen."""
-    machine(TWO_CARDS)
+def test_hold_device_with_a_gpu(machine, monkeypatch):
+    """torch is imported only after a GPU was chosen."""
+    machine(TWO_GPUS)
     seen = []
     monkeypatch.setattr(devices, "_torch_has_cuda", lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]) is None)
     with devices.hold_device("auto") as device:
@@ -180,20 +180,20 @@ def test_hold_device_with_a_card(machine, monkeypatch):
     assert seen == ["GPU-aa"]
 
 
-def test_torch_without_cuda_gives_its_card_back(machine, monkeypatch, caplog):
-    machine(TWO_CARDS, CUDA_VISIBLE_DEVICES="0")
+def test_torch_without_cuda_releases_its_gpu(machine, monkeypatch, caplog):
+    machine(TWO_GPUS, CUDA_VISIBLE_DEVICES="0")
     monkeypatch.setattr(devices, "_torch_has_cuda", lambda: False)
     with devices.hold_device("auto") as device:
         assert device == "cpu"
-        with devices.hold_gpus() as cards:  # would wait for ever if the card were still held
-            assert cards == ["0"]
-    assert "torch cannot use card 0" in caplog.text
-    with pytest.raises(ConfigError, match="'cuda', but torch cannot use card 0"), devices.hold_device("cuda"):
+        with devices.hold_gpus() as gpus:  # would wait forever if the GPU were still held
+            assert gpus == ["0"]
+    assert "torch cannot use GPU 0" in caplog.text
+    with pytest.raises(ConfigError, match="'cuda', but torch cannot use GPU 0"), devices.hold_device("cuda"):
         pass
 
 
-def test_cpu_asks_nobody(machine, monkeypatch):
-    machine(TWO_CARDS)
+def test_cpu_never_looks_for_gpus(machine, monkeypatch):
+    machine(TWO_GPUS)
     monkeypatch.setattr(devices, "hold_gpus", None)
     with devices.hold_device("cpu") as device:
         assert device == "cpu"
@@ -203,22 +203,22 @@ def test_cpu_asks_nobody(machine, monkeypatch):
     ("call", "message"),
     [
         (lambda: devices.hold_device("gpu"), "'gpu' is not a device.*Allowed: auto, cpu, cuda"),
-        (lambda: devices.hold_gpus(3), "3 cards are wanted, but this process may use 2"),
+        (lambda: devices.hold_gpus(3), "3 GPUs are requested, but this process may use 2"),
         (lambda: devices.hold_gpus(jobs_per_gpu=0), "at least 1, not 1 and 0"),
         (lambda: devices.hold_gpus(count=0), "at least 1, not 0 and 1"),
     ],
 )
-def test_wrong_wishes(machine, call, message):
-    machine(TWO_CARDS)
+def test_wrong_arguments(machine, call, message):
+    machine(TWO_GPUS)
     with pytest.raises(ConfigError, match=message), call():
         pass
 
 
-def test_the_notice_says_once_which_cards_there_are(machine):
-    machine(TWO_CARDS)
+def test_the_notice_counts_the_gpus(machine):
+    machine(TWO_GPUS)
     assert "--resources gpu=2" in devices.notice("auto")
     assert "device: cpu" in devices.notice("cpu")
-    machine(TWO_CARDS, CUDA_VISIBLE_DEVICES="1")
+    machine(TWO_GPUS, CUDA_VISIBLE_DEVICES="1")
     assert "--resources gpu=1" in devices.notice("auto")
-    machine(NO_CARDS)
+    machine(NO_GPUS)
     assert devices.notice("auto").startswith("No GPU")

@@ -1,4 +1,4 @@
-"""Code digests: an edit counts where, and only where, a script imports the code."""
+"""Code digests: an edit counts if and only if the script imports the edited code."""
 
 import os
 import shutil
@@ -62,7 +62,7 @@ def digests(checkout):
         (
             "src/samsvae/errors.py",
             "ValueError",
-            "KeyError",  # what an error says changes no result
+            "KeyError",  # messages change no result
             (False, False),
         ),  # imported by a package's __init__
         ("src/samsvae/figures.py", "orange", "blue", (False, True)),
@@ -85,14 +85,14 @@ def test_package_init_counts_for_all(checkout):
     assert all(a != b for a, b in zip(before, digests(checkout), strict=True))
 
 
-def test_same_at_another_place(checkout, tmp_path_factory):
+def test_the_folder_of_the_checkout_does_not_matter(checkout, tmp_path_factory):
     copy = shutil.copytree(checkout, tmp_path_factory.mktemp("copy") / "elsewhere")
     assert digests(copy) == digests(checkout)
     assert code_of(copy / "workflow/scripts/train.py", copy) == digests(checkout)[0]
 
 
 def test_form():
-    """The digest of this very file, of the checkout: 16 hexadecimal characters."""
+    """The digest of this file: 16 hexadecimal characters."""
     digest = code_of(__file__, os.path.dirname(os.path.dirname(__file__)))
     assert len(digest) == 16
     assert int(digest, 16) >= 0
@@ -100,7 +100,7 @@ def test_form():
 
 @pytest.mark.parametrize("python", ["python3.11", "python3.12", "python3.13", "python3.14"])
 def test_same_under_other_pythons(root, python):
-    """The digest of a real module, with f-strings and annotations, is no matter of the Python."""
+    """The digest of a real module with f-strings and annotations does not depend on the Python version."""
     script = "src/samsvae/study/gpus.py"
     code = f"import samsvae.study.code_digest as d; print(d.code_of({script!r}, {str(root)!r}))"
     found = shutil.which(python)

@@ -1,4 +1,4 @@
-"""The downloader against a small server of our own that misbehaves on request."""
+"""The downloader against a small local server that misbehaves on request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HTML = b"\n<HTML>" + b"x" * (SIZE - 7)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers of one request each. `start`: the first byte asked for; `nth`: requests at this path so far."""
+    """Handles one request each. `start`: the first requested byte; `nth`: number of earlier requests at this path."""
 
     protocol_version = "HTTP/1.1"
 
@@ -86,14 +86,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def stall(to, body=BODY):
-    """A beginning, then silence."""
+    """Send the beginning, then nothing."""
     to.answer(200, body[:GOOD], length=SIZE) if not to.start else to.serve(end=min(to.start + 500_000, SIZE))
     to.wfile.flush()
     to.server.over.wait(20)
 
 
 def trickle(to):
-    """The whole, slowly enough to be killed in it."""
+    """Send the complete file, slowly enough to be killed meanwhile."""
     to.answer(
         206, b"", SIZE - to.start, Content_Range=f"bytes {to.start}-{SIZE - 1}/{SIZE}"
     ) if to.start else to.answer(200, b"", SIZE)
@@ -103,18 +103,18 @@ def trickle(to):
 
 
 def moved(to):
-    """To an address that serves once."""
+    """Redirect to an address that works only once."""
     to.answer(302, Location=f"/signed?{to.nth}")
 
 
 def mood(to):
-    """Anything, by chance."""
+    """Behave in a random way."""
     name = to.server.chance.choice([*RIGHT, *NEVER])
     BEHAVIOURS[name.strip("/")](to)
 
 
 def whole_only(to, body=BODY, end=SIZE):
-    """A server that knows no ranges."""
+    """A server that does not support ranges."""
     to.answer(200, body[:end], length=len(body))
 
 
@@ -126,7 +126,7 @@ def span(first, total):
     return {"Content_Range": f"bytes {first}-{SIZE - 1}/{total}"}
 
 
-# What ends well without any help, by and by.
+# Behaviours that give the correct file in the end without help.
 RIGHT = {
     "/good": lambda to: to.serve(),
     "/cut": lambda to: to.serve(end=GOOD) if not to.nth else to.serve(),
@@ -143,7 +143,7 @@ RIGHT = {
     "/little-by-little": lambda to: to.answer(
         206, BODY[to.start : to.start + 200_000], Content_Range=f"bytes {to.start}-{to.start + 199_999}/{SIZE}"
     ),
-    "/total-untold": lambda to: (
+    "/total-unknown": lambda to: (
         to.serve(end=GOOD) if not to.nth else to.answer(206, BODY[to.start :], **span(to.start, "*"))
     ),
     "/gzip": lambda to: to.answer(200, gzip.compress(BODY, 1), Content_Encoding="gzip"),
@@ -160,7 +160,7 @@ RIGHT = {
     "/moved": moved,
     "/stall": stall,
 }
-# What never gives the right file, and what is said of it (from the start; on resuming, where that differs).
+# Behaviours that never give the correct file, and their messages (from the start | on resuming, if different).
 NEVER = {
     "/missing": (lambda to: to.answer(404), "HTTP 404 Not Found without the file"),
     "/forbidden": (lambda to: to.answer(403, b"<?xml?><Error/>"), "HTTP 403 Forbidden without the file"),
@@ -168,35 +168,41 @@ NEVER = {
         lambda to: to.answer(202, x_amzn_waf_action="challenge"),
         "HTTP 202 Accepted without the file .x-amzn-waf-action: challenge",
     ),
-    "/empty": (lambda to: to.answer(200), "a file of 0 bytes"),
+    "/empty": (lambda to: to.answer(200), "for a file of 0 bytes"),
     "/html": (
         lambda to: to.answer(200, b"<p>Sign in", Content_Type="Text/HTML; charset=utf-8"),
-        "HTTP 200 OK with an HTML page in place of the file .Content-Type Text/HTML",
+        "HTTP 200 OK with an HTML page instead of the file .Content-Type Text/HTML",
     ),
-    "/html-untold": (lambda to: to.answer(200, HTML), "an HTML page in place of the file .it begins b'.n<HTML>x"),
+    "/html-unlabelled": (lambda to: to.answer(200, HTML), "an HTML page instead of the file .it begins b'.n<HTML>x"),
     "/html-as-range": (
         lambda to: to.answer(206, HTML[: SIZE - to.start], **span(to.start, SIZE)),
-        "an HTML page in place of the file .it begins",
+        "an HTML page instead of the file .it begins",
     ),
-    "/short": (lambda to: to.serve(BODY[:-5]), "of a file of 1,499,995 bytes"),
-    "/long": (lambda to: to.serve(BODY + b"more"), "of a file of 1,500,004 bytes"),
+    "/short": (lambda to: to.serve(BODY[:-5]), "for a file of 1,499,995 bytes"),
+    "/long": (lambda to: to.serve(BODY + b"more"), "for a file of 1,500,004 bytes"),
     "/short-of-range": (
         lambda to: to.answer(416, Content_Range="bytes */500000") if to.start else to.answer(404),
-        "HTTP 404 Not Found|HTTP 416 .* of a file of 500,000 bytes",
+        "HTTP 404 Not Found|HTTP 416 .* for a file of 500,000 bytes",
     ),
-    "/wrong": (lambda to: to.serve(OTHER), f"md5:{hashlib.md5(OTHER).hexdigest()}|other bytes than file.part has"),
-    "/wrong-no-range": (lambda to: whole_only(to, OTHER), "length, but with md5|other bytes than file.part has"),
+    "/wrong": (
+        lambda to: to.serve(OTHER),
+        f"md5:{hashlib.md5(OTHER).hexdigest()}|bytes that differ from file.part near",
+    ),
+    "/wrong-no-range": (lambda to: whole_only(to, OTHER), "length, but with md5|bytes that differ from file.part near"),
     "/wrong-half": (lambda to: to.serve(HALF), f"length, but with md5:{hashlib.md5(HALF).hexdigest()}"),
-    "/wrong-chunked-too-long": (lambda to: to.chunked(OTHER + OTHER), "length, but with md5|other bytes"),
+    "/wrong-chunked-too-long": (lambda to: to.chunked(OTHER + OTHER), "length, but with md5|bytes that differ"),
     "/never-a-range": (
         lambda to: to.answer(206, BODY[7:], **span(7, SIZE)),
         r"HTTP 206 .*\(bytes 7-1499999/1500000\) to a request for the bytes from 0 on",
     ),
     "/refuses": (lambda to: to.answer(416), "HTTP 416 .* to a request for the bytes from 0 on"),
     "/not-gzip": (lambda to: to.answer(200, OTHER, Content_Encoding="gzip"), "connection failed .*3 tries"),
-    "/down": (lambda to: to.answer(500), "HTTP 500 .*given up after 3 tries without progress"),
+    "/down": (lambda to: to.answer(500), "HTTP 500 .*gave up after 3 tries without progress"),
     "/always-cut": (lambda to: to.serve(end=to.start), "connection failed .*3 tries"),
-    "/chunked-short": (lambda to: to.chunked(BODY[:60_000]), "ended after 60,000 of 1,500,000 bytes .*3 tries"),
+    "/chunked-short": (
+        lambda to: to.chunked(BODY[:60_000]),
+        "response ended after 60,000 of 1,500,000 bytes .*3 tries",
+    ),
     "/loop": (lambda to: to.answer(302, Location="/loop"), "connection failed .*redirects.*3 tries"),
     "/hang-up": (lambda to: setattr(to, "close_connection", True), "connection failed .*3 tries"),
     "/silence": (lambda to: to.server.over.wait(20), "connection failed .*timed out.*3 tries"),
@@ -235,7 +241,7 @@ def server():
 
 @pytest.fixture
 def sleeps(monkeypatch):
-    """The waits between tries, of which none is waited for."""
+    """The waits between tries, recorded instead of waited for."""
     waits = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
     return waits
@@ -264,14 +270,14 @@ def part(tmp_path):
 def test_a_file_arrives(server, tmp_path, checksum):
     target = get(server, tmp_path / "deep" / "fi[l]e", "/good", checksum=checksum)
     assert target.read_bytes() == BODY
-    assert [path.name for path in target.parent.iterdir()] == ["fi[l]e"], "nothing is left beside it"
+    assert [path.name for path in target.parent.iterdir()] == ["fi[l]e"], "no other file is left"
     get(server, target, "/good", checksum=checksum)
-    assert server.seen == [("/good", None)], "a file that is there and right is not fetched again"
+    assert server.seen == [("/good", None)], "a correct existing file is not downloaded again"
     assert [path.name for path in target.parent.iterdir()] == ["fi[l]e"]
 
 
 @pytest.mark.parametrize("path", RIGHT)
-def test_a_misbehaviour_that_can_be_borne_ends_with_the_file(server, target, path, caplog):
+def test_a_tolerable_misbehaviour_still_gives_the_file(server, target, path, caplog):
     caplog.set_level(logging.INFO)
     assert get(server, target, path, timeout=0.5).read_bytes() == BODY
     assert os.listdir(target.parent) == ["file"]
@@ -279,7 +285,7 @@ def test_a_misbehaviour_that_can_be_borne_ends_with_the_file(server, target, pat
 
 
 @pytest.mark.parametrize("path", RIGHT)
-def test_each_of_them_goes_on_from_a_good_part(server, target, part, path):
+def test_each_of_them_resumes_from_a_good_part(server, target, part, path):
     part.write_bytes(BODY[:GOOD])
     assert get(server, target, path, timeout=0.5).read_bytes() == BODY
     assert os.listdir(target.parent) == ["file"]
@@ -296,27 +302,27 @@ def test_each_of_them_goes_on_from_a_good_part(server, target, part, path):
         ("/busy", [None, None]),
     ],
 )
-def test_what_is_asked_for_after_a_break(server, target, path, asked):
-    """From the last bytes on, which are compared, and of the address that was given, not where it led to."""
+def test_the_ranges_requested_after_a_break(server, target, path, asked):
+    """They start at the last bytes, which are compared, and go to the original address, not to its redirect."""
     get(server, target, path)
     for start, end in zip(starts(server, path), asked, strict=True):
         assert start is end is None or end - OVERLAP - READ < start <= end - OVERLAP
 
 
 @pytest.mark.parametrize("path", NEVER)
-def test_what_is_not_the_file_is_told_and_the_old_file_stays(server, target, path):
+def test_a_wrong_response_is_reported_and_the_old_file_stays(server, target, path):
     target.write_bytes(b"older")
     with pytest.raises(DownloadError) as error:
         get(server, target, path, timeout=0.2)
-    expected = f"{target}: expected 1,500,000 bytes with {MD5}; came: {server.url}{path}: "
+    expected = f"{target}: expected 1,500,000 bytes with {MD5}, but received: {server.url}{path}: "
     assert str(error.value).startswith(expected) and re.search(NEVER[path][1], str(error.value))
     assert target.read_bytes() == b"older"
 
 
 @pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize("path", NEVER)
-def test_no_answer_costs_what_is_there(server, target, part, path, noted):
-    """A good part outlives every bad answer, and is gone on from."""
+def test_no_response_destroys_a_good_part(server, target, part, path, noted):
+    """A good part survives every bad response, and the download resumes from it."""
     part.write_bytes(BODY[:GOOD])
     if noted:
         part.with_name("file.part.json").write_text(json.dumps([[0, f"{server.url}/good", ""]]))
@@ -347,7 +353,7 @@ def test_a_mirror_whose_second_half_is_wrong_costs_only_what_came_from_it(server
     assert starts(server, "/good") == [GOOD - OVERLAP]
 
 
-def test_which_bytes_came_from_where_is_known_to_a_later_call(server, target, part):
+def test_a_later_call_knows_the_source_of_each_stretch(server, target, part):
     for path in ("/stub", "/wrong-half-later"):
         with pytest.raises(DownloadError, match="3 tries without progress"):
             get(server, target, path)
@@ -357,20 +363,20 @@ def test_which_bytes_came_from_where_is_known_to_a_later_call(server, target, pa
 
 
 @pytest.mark.parametrize("paths", [["/junk", "/good"], ["/junk", "/wrong", "/good"], ["/junk", "/cut", "/missing"]])
-def test_junk_of_one_address_does_not_bar_the_next(server, target, paths):
-    """80,000 bytes of no length told: they look like the beginning of the file."""
+def test_junk_from_one_address_does_not_block_the_next(server, target, paths):
+    """80,000 bytes without a stated length look like the beginning of the file."""
     assert get(server, target, *paths).read_bytes() == BODY
     assert os.listdir(target.parent) == ["file"]
 
 
 def test_another_file_at_the_same_address_is_not_mixed_with_the_first(server, target):
-    """Cut, and replaced by another version, here the right one: clean start, in a second part."""
+    """The response breaks off and the file is replaced by another version, the correct one: start in a second part."""
     assert get(server, target, "/new-version").read_bytes() == BODY
     assert [start is None for start in starts(server, "/new-version")] == [True, False, True]
 
 
-def test_a_file_that_is_another_each_time_is_given_up(server, target, part):
-    with pytest.raises(DownloadError, match=r"other bytes than file\.part2 has"):
+def test_a_file_that_changes_each_time_is_given_up(server, target, part):
+    with pytest.raises(DownloadError, match=r"bytes that differ from file\.part2 near"):
         get(server, target, "/fickle")
     assert len(server.seen) == 4
     assert part.exists() and not target.exists()
@@ -395,8 +401,8 @@ def test_a_damaged_note_does_no_harm(server, target, part, note):
 
 
 @pytest.mark.parametrize("stretches", [[[0, "/good"], [900_000, "/wrong-half"]], [[1000, "/wrong-half"]]])
-def test_a_note_that_does_not_fit_the_part_costs_nothing_of_it(server, target, part, stretches):
-    """As after a power cut that took the end of the part, or of another part."""
+def test_a_note_that_does_not_fit_the_part_does_not_destroy_it(server, target, part, stretches):
+    """As after a power cut that lost the end of the part, or with the note of another part."""
     part.write_bytes(BODY[:GOOD])
     note = [[first, server.url + path, ""] for first, path in stretches]
     part.with_name("file.part.json").write_text(json.dumps(note))
@@ -409,7 +415,7 @@ def test_a_note_that_does_not_fit_the_part_costs_nothing_of_it(server, target, p
 @pytest.mark.parametrize("damaged", [1, 4096, OVERLAP, OVERLAP + 1, 300_000])
 @pytest.mark.parametrize("filler", [bytes(SIZE), OTHER])
 def test_a_damaged_end_is_cut_off(server, target, part, have, damaged, filler, path):
-    """As after a power cut: zeros or old blocks of the disk. The rest is not fetched again."""
+    """As after a power cut: zeros or old disk blocks. The rest is not downloaded again."""
     part.write_bytes(BODY[: have - damaged] + filler[:damaged])
     assert get(server, target, path).read_bytes() == BODY
     if path == "/good":
@@ -420,7 +426,7 @@ def test_a_damaged_end_is_cut_off(server, target, part, have, damaged, filler, p
 
 
 @pytest.mark.parametrize("noted", [True, False])
-def test_damage_far_from_the_end_costs_a_clean_start(server, target, part, noted):
+def test_damage_far_from_the_end_needs_a_new_start(server, target, part, noted):
     part.write_bytes(OTHER[:100] + BODY[100:GOOD])
     if noted:
         part.with_name("file.part.json").write_text(json.dumps([[0, f"{server.url}/good", ""]]))
@@ -429,14 +435,14 @@ def test_damage_far_from_the_end_costs_a_clean_start(server, target, part, noted
 
 
 def test_only_the_end_of_a_part_is_ever_cut_off(server, target, part, monkeypatch):
-    monkeypatch.setattr(download, "MEND", 200_000)
+    monkeypatch.setattr(download, "MAX_CUT", 200_000)
     part.write_bytes(BODY[:200_000] + OTHER[200_000:GOOD])
-    with pytest.raises(DownloadError, match=r"other bytes than file\.part has"):
+    with pytest.raises(DownloadError, match=r"bytes that differ from file\.part near"):
         get(server, target, "/stub")
     assert part.stat().st_size == GOOD
 
 
-def test_a_wrong_size_or_checksum_of_the_user_s_costs_no_part(server, target, part):
+def test_a_wrong_size_or_checksum_from_the_user_destroys_no_part(server, target, part):
     part.write_bytes(BODY[:GOOD])
     for size, checksum in ((GOOD - 99, MD5), (SIZE + 99, MD5), (SIZE, "md5:1"), (99, SHA256)):
         with pytest.raises(DownloadError):
@@ -445,9 +451,9 @@ def test_a_wrong_size_or_checksum_of_the_user_s_costs_no_part(server, target, pa
 
 
 def test_a_server_that_contradicts_itself_cuts_a_part_once(server, target, part):
-    """It takes back 100,000 bytes more each time it is asked."""
+    """It contradicts 100,000 more bytes with each request."""
     part.write_bytes(BODY[:GOOD])
-    with pytest.raises(DownloadError, match=r"other bytes than file\.part has"):
+    with pytest.raises(DownloadError, match=r"bytes that differ from file\.part near"):
         get(server, target, "/recants")
     assert GOOD - 100_000 - READ <= part.stat().st_size < GOOD
 
@@ -459,8 +465,8 @@ def test_a_whole_part_needs_no_server(target, part, surplus):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_a_server_does_no_wrong_file_is_put_in_place(server, target, part, seed):
-    """Each request is answered in another way, by chance, right and wrong ones."""
+def test_no_server_behaviour_gives_a_wrong_file(server, target, part, seed):
+    """Each request gets a random response, correct or wrong."""
     server.chance.seed(seed)
     for _ in range(4):
         try:
@@ -475,7 +481,7 @@ def test_whatever_a_server_does_no_wrong_file_is_put_in_place(server, target, pa
 
 
 def test_waits_double_up_to_a_minute(server, target, sleeps):
-    with pytest.raises(DownloadError, match="given up after 9 tries"):
+    with pytest.raises(DownloadError, match="gave up after 9 tries"):
         get(server, target, "/down", tries=9, pause=1.0)
     assert sleeps == [1, 2, 4, 8, 16, 32, 60, 60][: len(sleeps)] and len(sleeps) == 8
 
@@ -490,7 +496,7 @@ def test_waits_double_up_to_a_minute(server, target, sleeps):
         (lambda: "soon", 0.5, 0.5),
     ],
 )
-def test_retry_after_is_heeded(server, target, sleeps, monkeypatch, asked, least, most):
+def test_retry_after_is_respected(server, target, sleeps, monkeypatch, asked, least, most):
     again = lambda to: to.answer(503, Retry_After=asked()) if not to.nth else to.serve()  # noqa: E731
     monkeypatch.setitem(BEHAVIOURS, "again", again)
     get(server, target, "/again", pause=0.5)
@@ -498,7 +504,7 @@ def test_retry_after_is_heeded(server, target, sleeps, monkeypatch, asked, least
 
 
 def test_tries_count_only_without_progress(server, target, sleeps):
-    """More breaks than tries: each time something came."""
+    """More breaks than tries are fine if each try receives something."""
     get(server, target, "/cut-often", tries=2, pause=1.0)
     assert len(server.seen) > 5 and set(sleeps) == {1.0}
 
@@ -506,18 +512,18 @@ def test_tries_count_only_without_progress(server, target, sleeps):
 def test_no_server_and_no_address(target):
     for url, came in (
         ("http://127.0.0.1:9/x", "connection failed"),
-        ("figshare/1", "not an address"),
-        ("http://[", "not an"),
+        ("figshare/1", "not a valid address"),
+        ("http://[", "not a valid address"),
     ):
         with pytest.raises(DownloadError, match=came):
             fetch(url, target, SIZE, MD5, tries=1, pause=0.01)
-    assert os.listdir(target.parent) == [], "an empty part is no use"
+    assert os.listdir(target.parent) == [], "an empty part is useless"
 
 
 @pytest.mark.parametrize("checksum", ["crc:1", "md5:", "md5:123", SHA256[:-1], "sha256:" + "g" * 64])
-def test_a_checksum_that_no_file_can_have_is_told_first(target, checksum):
+def test_an_invalid_checksum_is_reported_first(target, checksum):
     for use in (lambda: fetch("http://127.0.0.1:9/x", target, SIZE, checksum), lambda: verify(target, SIZE, checksum)):
-        with pytest.raises(DownloadError, match=rf"'{checksum}' is not understood"):
+        with pytest.raises(DownloadError, match=rf"'{checksum}' is not allowed"):
             use()
 
 
@@ -530,8 +536,8 @@ def test_two_downloads_of_one_file_do_not_mix(server, target, part):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_one_that_ended_meanwhile_is_noticed(server, target, part, monkeypatch, finished):
-    """Another process renames the part, or gives it up, between our opening and our locking of it."""
+def test_a_download_that_ended_meanwhile_is_noticed(server, target, part, monkeypatch, finished):
+    """Another process renames or removes the part after we open it and before we lock it."""
     part.write_bytes(BODY)
     lock, ends = fcntl.flock, [lambda: part.rename(target) if finished else part.unlink()]
 
@@ -545,35 +551,35 @@ def test_one_that_ended_meanwhile_is_noticed(server, target, part, monkeypatch, 
     assert len(server.seen) == (not finished) and os.listdir(target.parent) == ["file"]
 
 
-def test_a_file_system_without_locks_is_warned_of(server, target, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_warned_about(server, target, monkeypatch, caplog):
     def none(*_):
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(partial_file.fcntl, "flock", none)
     assert get(server, target, "/good").read_bytes() == BODY
-    assert "do not download it twice at once" in caplog.text
+    assert "do not run two downloads of it at once" in caplog.text
 
 
-def test_room_is_looked_for_first(server, target, part, monkeypatch):
-    """Of what is still to come, not of the whole file."""
+def test_disk_space_is_checked_first(server, target, part, monkeypatch):
+    """For the missing bytes, not for the complete file."""
     part.write_bytes(BODY[:GOOD])
     room = SIZE - GOOD - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(room * 10, 0, room))
-    with pytest.raises(DownloadError, match=r"file\.part: 800,000 bytes are to come, and 799,999 are free"):
+    with pytest.raises(DownloadError, match=r"file\.part: 800,000 bytes are missing, but only 799,999 are free"):
         get(server, target, "/good")
     assert not server.seen and part.read_bytes() == BODY[:GOOD]
     room += 1
     assert get(server, target, "/good").exists()
 
 
-def test_a_part_that_cannot_be_written_is_told_at_once(server, target, part):
+def test_a_part_that_cannot_be_written_is_reported_at_once(server, target, part):
     part.mkdir()
     with pytest.raises(DownloadError, match=r"cannot be written"):
         get(server, target, "/good")
     assert not server.seen
 
 
-def test_the_file_is_on_the_disk_before_its_name_is_and_then_the_folder(server, target, part, monkeypatch):
+def test_the_file_is_synced_before_the_rename_and_the_folder_after_it(server, target, part, monkeypatch):
     steps, fsync, replace = [], os.fsync, os.replace
 
     def noted(number):
@@ -600,7 +606,7 @@ def test_what_a_power_cut_can_damage_is_bounded(server, target, monkeypatch):
     get(server, target, "/good")
     sizes = [0, *(size for size in synced if size >= READ), SIZE]
     assert max(b - a for a, b in itertools.pairwise(sizes)) < 300_000 + READ
-    assert download.MEND > 2 * partial_file.SYNC
+    assert download.MAX_CUT > 2 * partial_file.SYNC
 
 
 def test_progress_has_a_rate_and_the_time_left(server, target, part, monkeypatch, caplog):
@@ -616,7 +622,7 @@ def test_progress_has_a_rate_and_the_time_left(server, target, part, monkeypatch
 
 
 def start(server, target, root, path="/slow", before=""):
-    """A download in a process of its own, as a script of the workflow does it."""
+    """A download in a separate process, as in a script of the workflow."""
     code = f"{before}\nfrom samsvae.study.script import session\nwith session({str(target) + '.log'!r}):\n"
     call = f"fetch({server.url + path!r}, {str(target)!r}, {SIZE}, {MD5!r})"
     code += f"    from samsvae.screens.download import fetch\n    {call}"
@@ -630,13 +636,13 @@ def start(server, target, root, path="/slow", before=""):
 
 
 def reach(process, part, size):
-    """Wait until so much has come."""
+    """Wait until the part has this size."""
     while process.poll() is None and not (part.exists() and part.stat().st_size >= size):
         time.sleep(0.001)
     assert process.poll() is None, process.stderr.read()
 
 
-def test_killed_at_any_byte_it_goes_on(server, target, part, root):
+def test_a_download_killed_at_any_byte_resumes(server, target, part, root):
     chance, had = random.Random(0), [0]
     for kill in range(5):
         process = start(server, target, root)
@@ -654,7 +660,7 @@ def test_killed_at_any_byte_it_goes_on(server, target, part, root):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_it_leaves_a_part_and_no_traceback(server, target, part, root, number):
+def test_an_interrupted_download_leaves_a_part_and_no_traceback(server, target, part, root, number):
     process = start(server, target, root)
     reach(process, part, 200_000)
     process.send_signal(number)
@@ -662,21 +668,25 @@ def test_stopped_it_leaves_a_part_and_no_traceback(server, target, part, root, n
     assert process.returncode not in (0, None) and not target.exists()
     assert "Traceback" not in screen + Path(f"{target}.log").read_text()
     if number == signal.SIGINT:
-        assert screen == f"DownloadError: {target}: stopped. What came is kept, and the next call goes on from there.\n"
+        assert (
+            screen == f"DownloadError: {target}: interrupted. The next call resumes from the bytes received so far.\n"
+        )
     had = part.stat().st_size
     assert get(server, target, "/good").read_bytes() == BODY
     assert starts(server, "/good") == [had - OVERLAP]
 
 
-def test_a_full_disk_is_told_at_once_and_keeps_what_came(server, target, part, root):
-    """A limit of the file's size stands for it: the write breaks off in the middle of a block."""
+def test_a_full_disk_is_reported_at_once_and_the_part_stays(server, target, part, root):
+    """A limit on the file size stands in for it: the write fails in the middle of a block."""
     limit = 333_333
     before = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
     process = start(server, target, root, "/good", before)
     screen = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and len(server.seen) == 1
     assert re.fullmatch(
-        rf"DownloadError: {target}: cannot be written \(.*File too large.*\)\. What came is kept\.\n", screen
+        rf"DownloadError: {target}: cannot be written \(.*File too large.*\)\. "
+        r"The next call resumes from the bytes received so far\.\n",
+        screen,
     )
     assert part.read_bytes() == BODY[: part.stat().st_size] and part.stat().st_size > limit - READ
     assert get(server, target, "/good").read_bytes() == BODY

@@ -1,4 +1,4 @@
-"""The lock that pip reads, the conda environment and pyproject.toml agree."""
+"""The lock for pip, the conda environment and pyproject.toml agree."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ CONDA_NAMES = {"torch": "pytorch"}
 
 @pytest.fixture(scope="module")
 def direct(root):
-    """Direct requirements by name: (of base and study, of all)."""
+    """Direct requirements by name, in normal form: (base and study, all)."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     study, dev = (
@@ -25,7 +25,7 @@ def direct(root):
 
 @pytest.fixture(scope="module")
 def lock(root):
-    """Lines of the lock without comments."""
+    """The lines of the lock without comments."""
     lines = (root / "envs/requirements.lock").read_text().splitlines()
     return [line for line in lines if not line.startswith("#")]
 
@@ -37,9 +37,14 @@ def pinned(lock):
 
 
 def test_lock_has_exact_public_versions_only(lock):
-    """No path, URL, local build ("+cpu") or option, which other machines would not have."""
+    """No path, URL, local build ("+cpu") or option, which would not work on other machines."""
     odd = [line for line in lock if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)]
     assert odd == []
+
+
+def test_lock_is_sorted_as_pip_sorts(lock):
+    names = [line.partition("==")[0].lower() for line in lock]
+    assert names == sorted(set(names))
 
 
 def test_lock_fits_every_build_of_torch(pinned):

@@ -1,4 +1,4 @@
-"""The time of a study foretold: sums by hand, from rates that are given; and rates of a tiny shape."""
+"""The estimated time of a study: sums by hand from given rates, and measured rates of a tiny shape."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import yaml
 from small import model, screen
 from small_files import write_files
 
+from samsvae.cli import main
 from samsvae.config.grid import run_settings, runs
 from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.data.cells import cells_of, encode
 from samsvae.screens.simulate import sparse_shift
 from samsvae.study import estimate as estimates
-from samsvae.study.estimate import Line, Size, estimate, measure, report, shape_of, size_of, work_of
-from samsvae.study.progress import main
+from samsvae.study.estimate import Estimate, Size, estimate, estimate_report, measure, shape_of, size_of, work_of
 from samsvae.training.loop import train
 
 RATE = {"step": 0.01, "validation": 0.0001, "cell": 0.002, "condition": 0.5}
@@ -48,38 +48,38 @@ def study(results: Path, *, split: dict | None = None, screen: dict | None = Non
     )
 
 
-def test_sums_by_hand_and_a_shape_is_tried_once(tmp_path):
+def test_sums_by_hand_and_a_shape_is_timed_once(tmp_path):
     tried = []
 
     def rate(run, shape, device):
         tried.append(shape)
         return RATE
 
-    [line], unknown = estimate(study(tmp_path), device="cpu", rate=rate)
+    [found], unknown = estimate(study(tmp_path), device="cpu", rate=rate)
     assert unknown == [] and len(tried) == 1
     assert (tried[0]["genes"], tried[0]["perturbations"]) == (100, 100)
-    assert (line.trainings, line.done, line.steps) == (6, 0, 6000)
+    assert (found.trainings, found.done, found.steps) == (6, 0, 6000)
     # 32,000 cells are 1,000 batches: one epoch, and one validation of 4,000 cells
-    assert line.training == pytest.approx(6 * (1000 * 0.01 + 4000 * 0.0001))
-    assert line.scoring == pytest.approx(6 * (8000 * 0.002 + 100 * 0.5))
-    assert line.left == pytest.approx(line.training + line.scoring)
-    again = estimate(study(tmp_path), device="cpu", rate=lambda *_: pytest.fail("tried again"))
-    assert again == ([line], [])
+    assert found.training == pytest.approx(6 * (1000 * 0.01 + 4000 * 0.0001))
+    assert found.scoring == pytest.approx(6 * (8000 * 0.002 + 100 * 0.5))
+    assert found.left == pytest.approx(found.training + found.scoring)
+    again = estimate(study(tmp_path), device="cpu", rate=lambda *_: pytest.fail("timed again"))
+    assert again == ([found], [])
 
 
-def test_what_is_done_corrects_the_rest(tmp_path):
+def test_done_runs_correct_the_estimate_of_the_rest(tmp_path):
     for number, run in enumerate(runs(study(tmp_path), "sim")[:3]):
         record = tmp_path / "sim" / "runs" / run.id / "run.json"
         record.parent.mkdir(parents=True)
-        other = {"encoding": "unique"} if number == 2 else {}  # of other settings than today's: to be done anew
+        other = {"encoding": "unique"} if number == 2 else {}  # other settings than the current ones: to be rerun
         record.write_text(json.dumps(run_settings(run) | other | {"seconds": 15.0}))
-    [line], _ = estimate(study(tmp_path), device="cpu", rate=lambda *_: RATE)
-    assert (line.done, line.foreseen, line.actual) == (2, pytest.approx(20.8), pytest.approx(30.0))
-    assert line.left == pytest.approx(4 * 15.0 + line.scoring * 4 / 6)
-    assert Line("e", 1, 1, 10, 5.0, 1.0, 5.0, 9.0).left == 0
+    [found], _ = estimate(study(tmp_path), device="cpu", rate=lambda *_: RATE)
+    assert (found.done, found.done_estimated, found.done_actual) == (2, pytest.approx(20.8), pytest.approx(30.0))
+    assert found.left == pytest.approx(4 * 15.0 + found.scoring * 4 / 6)
+    assert Estimate("e", 1, 1, 10, 5.0, 1.0, 5.0, 9.0).left == 0
 
 
-def test_what_changes_the_work_is_a_shape_of_its_own(tmp_path):
+def test_settings_that_change_the_work_give_another_shape(tmp_path):
     tried = []
     grid = {"model": ["sams_vae_mf", "sams_vae_corr"], "n_latent": [5, 10], "particles": [1, 2]}
     estimate(study(tmp_path, **grid), device="cpu", rate=lambda run, *_: tried.append(run) or RATE)
@@ -87,7 +87,7 @@ def test_what_changes_the_work_is_a_shape_of_its_own(tmp_path):
 
 
 def test_sizes_of_the_papers(root, tmp_path):
-    """A quarter of 131 pairs' equal shares of 41,759 cells, and so on; a cell or a pair's rounding aside."""
+    """A quarter of the 131 pairs with equal shares of 41,759 cells, and so on, except for rounding."""
     base = build(Study, yaml.safe_load((root / "config" / "config.yaml").read_text()))
     first = {name: size_of(runs(base, name)[0], tmp_path) for name in base.experiments}
     # 80 % of 118,641 are 94,912 (rounded down); of them 75,929
@@ -110,13 +110,13 @@ def test_sizes_of_the_papers(root, tmp_path):
         assert found.test == pytest.approx(0.2 * pair * of_test, rel=0.03)
 
 
-def test_sizes_of_simulations_are_those_simulated(tmp_path):
+def test_sizes_of_simulations_match_the_simulated_data(tmp_path):
     options = {"cells": 7, "val_cells": 3, "test_cells": 2, "n_perturbations": 6, "n_held_out": 2, "n_controls": 31}
     [run, *_] = runs(study(tmp_path, screen={"kind": "simulate_sparse_shift", "options": options}), "sim")
-    made = sparse_shift(cells=(7, 3, 2), n_perturbations=6, n_held_out=2, n_controls=31).obs
-    number = made["split"].value_counts()
+    synthetic = sparse_shift(cells=(7, 3, 2), n_perturbations=6, n_held_out=2, n_controls=31).obs
+    number = synthetic["split"].value_counts()
     assert size_of(run, tmp_path) == Size(
-        number["train"], number["val"], number["test"], 100, made["condition"].nunique(), 6
+        number["train"], number["val"], number["test"], 100, synthetic["condition"].nunique(), 6
     )
     [run, *_] = runs(study(tmp_path, split={"kind": "random", "test_fraction": 0.5, "val_fraction": 0.1}), "sim")
     assert size_of(run, tmp_path) == Size(22_500, 2500, 25_000, 100, 100, 100)
@@ -125,21 +125,21 @@ def test_sizes_of_simulations_are_those_simulated(tmp_path):
 CUSTOM = {"kind": "custom", "source": {"path": "x.h5ad"}, "options": {"separator": "+"}}
 
 
-def test_what_is_there_counts(tmp_path):
-    """The arrays, with the split made of them; then the split's table."""
+def test_existing_files_determine_the_size(tmp_path):
+    """First the arrays, with a split drawn from them; then the table of the split."""
     [run, *_] = runs(study(tmp_path, screen=CUSTOM, split={"kind": "random"}), "sim")
     assert size_of(run, tmp_path) is None
     folder = tmp_path / "data" / run.dataset
     folder.mkdir(parents=True)
-    made = screen()
-    write_files(folder, made)
+    synthetic = screen()
+    write_files(folder, synthetic)
     assert size_of(run, tmp_path) == Size(76, 20, 24, 9, 6, 4)  # of 120 cells 96, of these 76
-    with_a = (made.members == 0).any(1)[made.condition].sum()
+    with_a = (synthetic.members == 0).any(1)[synthetic.condition].sum()
     split = {"kind": "held_out", "conditions": ["a", "c+a"], "test_fraction": 0}
     [run, *_] = runs(study(tmp_path, screen=CUSTOM, split=split), "sim")
     assert size_of(run, tmp_path).test == with_a > 20
     [run, *_] = runs(study(tmp_path, screen=CUSTOM, split={"kind": "given"}), "sim")
-    assert size_of(run, tmp_path) is None  # the arrays do not carry it
+    assert size_of(run, tmp_path) is None  # the arrays do not contain the split
     table = tmp_path / "sim" / "splits" / run.dataset / run.split / "summary.tsv"
     table.parent.mkdir(parents=True)
     table.write_text("split\tcells\tconditions\ntrain\t50\t6\nval\t40\t6\ntest\t20\t6\nnone\t10\t6\n")
@@ -158,25 +158,26 @@ def test_what_is_there_counts(tmp_path):
 def test_work_by_hand_and_as_trained(tmp_path, settings, steps, validations):
     [run, *_] = runs(study(tmp_path, **settings), "sim")
     assert work_of(run, Size(640, 100, 0, 9, 6, 4)) == (steps, 100 * validations)
-    made, own = screen(740), model("cond_vae")
-    cells, held_out = (cells_of(made, rows, encode(made, "sum"), "cpu") for rows in np.split(np.arange(740), [640]))
+    synthetic, own = screen(740), model("cond_vae")
+    parts, dosage = np.split(np.arange(740), [640]), encode(synthetic, "sum")
+    cells, held_out = (cells_of(synthetic, rows, dosage, "cpu") for rows in parts)
     done = train(own, cells, held_out, replace(run.training, particles=1, validation_particles=1))
     assert (done.steps, len(done.history)) == (steps, validations)
 
 
-def test_data_of_unknown_size_are_named(tmp_path, root, monkeypatch, capsys):
+def test_experiments_of_unknown_size_are_named(tmp_path, root, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(estimates, "measure", None)  # nothing is tried
+    monkeypatch.setattr(estimates, "measure", None)  # nothing is timed
     demo = yaml.safe_load((root / "config" / "demo.yaml").read_text()) | {"experiments": ["replogle"]}
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(demo))
-    main(["--base", str(root / "config" / "config.yaml"), "--configfile", "demo.yaml", "--estimate", "--jobs", "4"])
+    assert main(["estimate", "--configfile", "demo.yaml", "--jobs", "4"]) == 0
     said = capsys.readouterr().out
-    assert "replogle: not known before its data and splits are there" in said and "0:00:00 with 4 at a time" in said
+    assert "replogle: unknown until its data and splits exist" in said and said.count("0:00:00 with") == 2
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus_lopez", "cond_vae"])
 def test_rates_of_a_tiny_shape(tmp_path, name):
-    """A clock that says how long each piece of work took: pairs of trainings, validations, bound and effect."""
+    """A fake clock sets how long each piece of work took: pairs of trainings, validations, IWELBO and effect."""
     own = study(tmp_path, model=name, mask_prior=0.1, seed=0, n_latent=3, width=8, embedding_width=8)
     took = [5, 9, 5, 7, 5, 105, 4, 1, 90, 3, 2]  # the medians: 9 - 5 and 4
     [run], ticks = runs(own, "sim"), iter(np.cumsum([each for time in took for each in (1, time)]).tolist())
@@ -187,7 +188,7 @@ def test_rates_of_a_tiny_shape(tmp_path, name):
     assert next(ticks, None) is None
 
 
-def test_all_is_done_once_before_it_is_timed(tmp_path, monkeypatch):
+def test_everything_runs_once_before_it_is_timed(tmp_path, monkeypatch):
     done = []
     for name in ("train", "validation_loss", "iwelbo", "condition_means"):
         work = getattr(estimates, name)
@@ -207,9 +208,8 @@ def test_all_is_done_once_before_it_is_timed(tmp_path, monkeypatch):
 
 
 def test_the_report():
-    lines = [Line("a", 10, 2, 1000, 7200.0, 3600.0, 1440.0, 1440.0), Line("b", 1, 0, 0, 0.0, 0.0, 0.0, 0.0)]
-    said = report(lines, ["c"], device="cpu", jobs=4).splitlines()
+    lines = [Estimate("a", 10, 2, 1000, 7200.0, 3600.0, 1440.0, 1440.0), Estimate("b", 1, 0, 0, 0.0, 0.0, 0.0, 0.0)]
+    said = estimate_report(lines, ["c"], device="cpu", jobs=4).splitlines()
     assert said[1].split() == ["a", "10", "2", "7200.0", "2:00:00", "1:00:00", "0:24:00", "0:24:00"]
-    assert (
-        said[3].startswith("c: not known") and said[4].startswith("left: 2:24:00 one") and "0:36:00 with 4" in said[4]
-    )
+    assert said[3].startswith("c: unknown until")
+    assert said[4] == "time left: 2:24:00 with 1 training at a time; 0:36:00 with 4"

@@ -1,4 +1,4 @@
-"""A training from files to files: the same bytes each time, and a sentence for files that do not fit."""
+"""A training from files to files: the same bytes each time, and a clear error for files that do not match."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def trained(files, folder, name="sams_vae_corr", **changes):
     return out
 
 
-def test_what_a_run_leaves(files, tmp_path):
+def test_the_files_of_a_run(files, tmp_path):
     out = trained(files, tmp_path / "run", steps=9, seed=3)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["history.tsv", "model.pt", "run.json"]
 
-    history = list(csv.DictReader(out["history"].open(), delimiter="\t"))
+    history = list(csv.DictReader(out["history"].read_text().splitlines(), delimiter="\t"))
     assert list(history[0]) == ["run", "step", "epoch", "train_loss", "val_loss"]
     # 72 training cells in batches of 32 are three steps an epoch
     assert [(row["step"], row["epoch"]) for row in history] == [("3", "1"), ("6", "2"), ("9", "3")]
@@ -75,23 +75,23 @@ def test_what_a_run_leaves(files, tmp_path):
 
 
 def test_training_and_validation_cells_are_those_of_the_table(files, tmp_path):
-    """By hand: the moments of the input are of the training cells, the loss kept is of the validation cells."""
+    """By hand: input moments come from the training cells, the loss in the checkpoint from the validation cells."""
     found = load(trained(files, tmp_path / "run")["model"])
-    made = screen()
+    synthetic = screen()
     place = np.arange(120) % 5
     train, val = np.isin(place, (0, 1, 3)), place == 2
-    logs = np.log1p(made.counts[train].astype(float))
+    logs = np.log1p(synthetic.counts[train].astype(float))
     np.testing.assert_allclose(found.model.input_mean, logs.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.model.input_sd[1:], logs.std(0, ddof=1)[1:], rtol=1e-5)
     config = TrainingConfig(**found.facts["training"])
     noise = Streams(f"0/validation/{found.facts['best_step']}")
-    loss = validation_loss(found.model, cells_of(made, val, encode(made, "sum")), config, noise)
+    loss = validation_loss(found.model, cells_of(synthetic, val, encode(synthetic, "sum")), config, noise)
     assert loss == pytest.approx(found.facts["validation_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "sams_vae_bb", "svae_plus", "svae_plus_lopez", "vae"])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(files, tmp_path, name):
-    """Also where networks have dropout, and whatever torch's own generator was at before."""
+    """Also if networks have dropout, and for any earlier state of torch's own generator."""
     runs = []
     for number, seed in enumerate((3, 3, 4)):
         torch.manual_seed(number)
@@ -111,30 +111,33 @@ def test_the_order_of_the_rows_of_a_split_table_does_not_matter(files, tmp_path)
     assert first["model"].read_bytes() == second["model"].read_bytes()
 
 
-def test_cells_of_no_split_change_nothing(tmp_path):
-    """Test cells and cells of split 'none' are not looked at."""
-    made, split = screen(), np.resize(["train", "none", "val", "train", "test"], 120)
-    other = made.counts.copy()
+def test_cells_that_are_neither_train_nor_val_change_nothing(tmp_path):
+    """Test cells and cells of split 'none' are not read."""
+    synthetic, split = screen(), np.resize(["train", "none", "val", "train", "test"], 120)
+    other = synthetic.counts.copy()
     other[np.isin(split, ("none", "test"))] += 7
     (tmp_path / "changed").mkdir()
-    files = write_files(tmp_path, made, split), write_files(tmp_path / "changed", replace(made, counts=other), split)
+    files = (
+        write_files(tmp_path, synthetic, split),
+        write_files(tmp_path / "changed", replace(synthetic, counts=other), split),
+    )
     runs = [trained(of, tmp_path / str(i))["model"].read_bytes() for i, of in enumerate(files)]
     assert runs[0] == runs[1]
 
 
-def test_perturbations_without_a_training_cell_are_kept_and_said(tmp_path, caplog):
-    made = replace(screen(), controls=("control", "NT"), separator="+")
-    split = np.where(np.isin(made.condition, (1, 4)), "val", np.resize(["train", "val", "test"], 120))
-    found = load(trained(write_files(tmp_path, made, split), tmp_path / "run")["model"])
+def test_perturbations_without_training_cells_are_kept_with_a_warning(tmp_path, caplog):
+    synthetic = replace(screen(), controls=("control", "NT"), separator="+")
+    split = np.where(np.isin(synthetic.condition, (1, 4)), "val", np.resize(["train", "val", "test"], 120))
+    found = load(trained(write_files(tmp_path, synthetic, split), tmp_path / "run")["model"])
     assert found.untrained == ("b",) and "no training cell received 'b'" in caplog.text
-    train = made.members[made.condition[split == "train"]]
+    train = synthetic.members[synthetic.condition[split == "train"]]
     assert found.facts["training_cells"] == {name: int((train == t).sum()) for t, name in enumerate("abcd")}
     assert {key: found.facts[key] for key in ("control", "controls", "separator")} == {
         "control": "control", "controls": ["control", "NT"], "separator": "+",
     }  # fmt: skip
 
 
-def test_arrays_of_before_that_do_not_say_how_labels_are_read(files, tmp_path):
+def test_arrays_of_an_older_version_without_facts_about_labels(files, tmp_path):
     for name in ("controls", "separator"):
         without(files[0], name)
     found = read_screen(files[0])
@@ -150,7 +153,7 @@ def test_the_unique_encoding_has_a_perturbation_per_condition(files, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-# ---- files that do not fit -----------------------------------------------------------------------------------------
+# ---- files that do not match ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
@@ -182,7 +185,7 @@ def edit(path: Path, change) -> None:
         pytest.param(lambda lines: lines.append(lines[4]), ["'cell3'"]),
     ],
 )
-def test_a_split_table_that_does_not_fit(files, tmp_path, change, said):
+def test_a_split_table_that_does_not_match(files, tmp_path, change, said):
     edit(files[1], change)
     with pytest.raises(DataError, match=r"cells\.tsv") as error:
         trained(files, tmp_path / "run")
@@ -190,7 +193,7 @@ def test_a_split_table_that_does_not_fit(files, tmp_path, change, said):
         assert part in str(error.value)
 
 
-def test_a_split_table_that_is_not_there(files, tmp_path):
+def test_a_missing_split_table(files, tmp_path):
     with pytest.raises((DataError, FileNotFoundError), match=r"absent\.tsv"):
         trained((files[0], tmp_path / "absent.tsv"), tmp_path / "run")
 
@@ -210,7 +213,7 @@ def without(path: Path, name: str) -> None:
         (lambda path: without(path, "members"), "members"),
         pytest.param(lambda path: path.write_bytes(path.read_bytes()[:1000]), "arrays"),
         pytest.param(lambda path: flip(path), "arrays"),
-        pytest.param(lambda path: np.save(path.open("wb"), np.zeros(3)), "arrays"),
+        pytest.param(lambda path: replace_by_array(path), "arrays"),
     ],
 )  # fmt: skip
 def test_arrays_that_are_damaged(files, tmp_path, damage, said):
@@ -220,15 +223,21 @@ def test_arrays_that_are_damaged(files, tmp_path, damage, said):
     assert "counts, library" in str(error.value)  # what is needed
 
 
+def replace_by_array(path: Path) -> None:
+    """One array instead of an archive of arrays."""
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+
+
 def flip(path: Path) -> None:
-    """Another bit among the counts, which come first."""
+    """Flip a bit of the counts, which come first."""
     data = bytearray(path.read_bytes())
     data[500] ^= 1
     path.write_bytes(bytes(data))
 
 
-def test_what_is_read_is_what_was_written(files):
-    made, found = screen(), read_screen(files[0])
-    for name in vars(made):
-        np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+def test_arrays_are_read_as_they_were_written(files):
+    synthetic, found = screen(), read_screen(files[0])
+    for name in vars(synthetic):
+        np.testing.assert_array_equal(getattr(found, name), getattr(synthetic, name))
     assert read_split(files[1], found.cells).tolist() == ["train", "train", "val", "train", "test"] * 24

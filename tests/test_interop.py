@@ -1,4 +1,4 @@
-"""Weights of the release: what is inferred from them, what is refused, and that no code of a file runs."""
+"""Weights of the release: inferred settings, refused files, and that no code of a file runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ import pytest
 import torch
 from small import model, screen
 
+from samsvae.cli import main
 from samsvae.config.zoo import TABLE_1
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError
 from samsvae.evaluation.model_effects import condition_means
 from samsvae.interop.lightning import load_checkpoint
-from samsvae.interop.runs import main, named_checkpoint, order_file
+from samsvae.interop.runs import named_checkpoint, order_file
 from samsvae.interop.weights import from_reference, reordered, row_of, to_reference
 from samsvae.models.noise import given
 from samsvae.training import checkpoint
@@ -31,7 +32,7 @@ ROWS = (*TABLE_1, "sams_vae_bb")
 
 
 def shaken(name: str, **changes):
-    """A model of a row with no weight at the value that it starts from, as after a training."""
+    """A model of a row in which no weight has its initial value, as after a training."""
     net = model(name, **changes)
     generator = torch.Generator().manual_seed(7)
     for tensor in net.state_dict().values():
@@ -91,9 +92,12 @@ def test_a_model_does_not_share_memory_with_the_state():
             lambda s: s.update({"model.decoder.mlp.layers.1.0.weight": torch.zeros(16, 16)}),
             "1 layers and the decoder 2",
         ),
-        (lambda s: s.update({"model.p_mask_probs": torch.rand(4, 4)}), "'model.p_mask_probs' must hold one value"),
-        (lambda s: s.update({"model.p_E_loc": torch.ones(4, 4)}), "'model.p_E_loc' is not the constant"),
-        (lambda s: s.update({"model.p_mask_probs": torch.ones(4, 4)}), "make no model: mask_prior: 1.0"),
+        (lambda s: s.update({"model.p_mask_probs": torch.rand(4, 4)}), "'model.p_mask_probs' must hold the same value"),
+        (lambda s: s.update({"model.p_E_loc": torch.ones(4, 4)}), "'model.p_E_loc' differs from its constant value"),
+        (
+            lambda s: s.update({"model.p_mask_probs": torch.ones(4, 4)}),
+            "from the weights are not allowed: mask_prior: 1.0",
+        ),
         (lambda s: s["guide.param_dict.q_E_loc"].fill_(float("nan")), "'guide.param_dict.q_E_loc' has values"),
         (lambda s: s.update({"guide.param_dict.q_E_loc": torch.ones(4, 4, dtype=torch.complex64)}), "real numbers"),
         (lambda s: s.update({"guide.param_dict.q_E_loc": torch.ones(1, 1).expand(4, 4)}), "dense arrays"),
@@ -107,7 +111,7 @@ def test_a_model_does_not_share_memory_with_the_state():
         (lambda s: [s.pop(k) for k in list(s) if "z_basal" in k], "none of 'guide.z_basal_encoder'"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused(change, said):
+def test_a_state_that_does_not_match_is_refused(change, said):
     state = to_reference(shaken("sams_vae_mf"))
     change(state)
     with pytest.raises(CheckpointError) as error:
@@ -115,9 +119,9 @@ def test_a_state_that_does_not_fit_is_refused(change, said):
     assert said in str(error.value)
 
 
-def test_another_row_or_setting_than_asked_for_is_refused():
+def test_an_unexpected_row_or_setting_is_refused():
     state = to_reference(shaken("sams_vae_corr_e"))
-    with pytest.raises(CheckpointError, match="row 'sams_vae_corr_e', not of 'sams_vae_corr'"):
+    with pytest.raises(CheckpointError, match="row 'sams_vae_corr_e', not to the row 'sams_vae_corr'"):
         from_reference(state, "sams_corr")
     with pytest.raises(CheckpointError, match="Did you mean 'sams_vae_mf'"):
         from_reference(state, "sams_vae_m")
@@ -148,13 +152,13 @@ def test_the_unit_vectors_of_the_embedding_network_are_checked():
         ("cpa_vae_mf", {"effect": "prior_mean"}),
     ],
 )
-def test_what_could_not_be_read_back_is_not_written(name, changes):
+def test_a_model_that_could_not_be_read_back_is_not_written(name, changes):
     with pytest.raises(CheckpointError):
         to_reference(model(name, **changes))
 
 
 @pytest.mark.parametrize(("name", "what"), [("svae", "mask_per_cell"), ("vae", "batch_norm"), ("sams_vae_mf", "input")])
-def test_what_the_release_does_not_have_is_said(name, what):
+def test_settings_without_counterpart_in_the_release_are_named(name, what):
     changes = {"input": "log"} if what == "input" else {}
     with pytest.raises(CheckpointError, match=what):
         to_reference(model(name, **changes))
@@ -165,19 +169,19 @@ def test_what_the_release_does_not_have_is_said(name, what):
 
 @pytest.mark.parametrize("name", (*ROWS, "ivae", "svae_plus_lopez"))
 def test_relabelling_commutes_with_everything(name):
-    """Genes, perturbations and cells in another order: every term, gradient, mean and table is the same, reordered."""
-    made = screen(pairs=name not in ("svae_plus", "ivae", "svae_plus_lopez"))
+    """With genes, perturbations and cells in another order, every term, gradient, mean and table is only reordered."""
+    synthetic = screen(pairs=name not in ("svae_plus", "ivae", "svae_plus_lopez"))
     rng = np.random.default_rng(3)
     genes, order, cells = rng.permutation(9), rng.permutation(4), rng.permutation(120)
     net = shaken(name).double()
     other = reordered(net, genes=genes, perturbations=order)
-    dosage = encode(made, "sum")
+    dosage = encode(synthetic, "sum")
     members = np.full_like(dosage.members, 4)
     for c, row in enumerate(dosage.members):
         back = [int(np.flatnonzero(order == t)[0]) for t in row if t < 4]
         members[c, : len(back)] = back
-    theirs = replace(made, counts=made.counts[:, genes])
-    first = double(cells_of(made, cells, dosage))
+    theirs = replace(synthetic, counts=synthetic.counts[:, genes])
+    first = double(cells_of(synthetic, cells, dosage))
     second = double(cells_of(theirs, cells, replace(dosage, members=members)))
     n, noise = 40, {}
     streams = torch.Generator().manual_seed(5)
@@ -212,7 +216,7 @@ def double(cells):
 
 
 def gradients(net):
-    """A model whose weights are the gradients of another's."""
+    """A copy of the model with gradients in place of weights."""
     twin = copy.deepcopy(net)
     for parameter, source in zip(twin.parameters(), net.parameters(), strict=True):
         parameter.data = torch.zeros_like(source) if source.grad is None else source.grad.clone()
@@ -228,7 +232,7 @@ def test_an_order_must_hold_every_number_once():
 
 
 def lightning_file(path: Path, state: dict, **more) -> Path:
-    """What Lightning writes, with objects of modules that are not installed."""
+    """A file as Lightning writes it, with objects of modules that are not installed."""
     module = types.ModuleType("pytorch_lightning.utilities.parsing")
 
     class AttributeDict(dict):
@@ -295,7 +299,7 @@ def hostile_files(folder: Path, proof: Path) -> dict[str, Path]:
 
 
 def twofold(folder: Path) -> Path:
-    """An archive with two directories: Python's reader finds a harmless one, torch's the script before it."""
+    """An archive with two directories: Python reads the harmless one, torch the script before it."""
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), folder / "a.pt")
     torch.save({"state_dict": {}}, folder / "b.pt")
     path = folder / "twofold.ckpt"
@@ -310,7 +314,7 @@ KINDS = (
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hostile_file_is_refused_and_not_run(kind, tmp_path):
+def test_a_hostile_file_is_refused_and_does_not_run(kind, tmp_path):
     proof = tmp_path / "proof"
     path = hostile_files(tmp_path, proof)[kind]
     with pytest.raises(CheckpointError, match=rf"{kind}\.ckpt: not a checkpoint, or damaged") as error:
@@ -318,8 +322,8 @@ def test_a_hostile_file_is_refused_and_not_run(kind, tmp_path):
     assert not proof.exists() and len(str(error.value).splitlines()) == 1
 
 
-def test_parts_that_are_compressed_are_refused(tmp_path):
-    """A few bytes could become all of the memory."""
+def test_compressed_parts_are_refused(tmp_path):
+    """A small file could fill the memory."""
     path = lightning_file(tmp_path / "a.ckpt", to_reference(shaken("cpa_vae_mf")))
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
@@ -357,51 +361,55 @@ def test_damaged_and_other_files_are_refused(tmp_path):
 # ---- as weights of a screen ----------------------------------------------------------------------------------------
 
 
-def test_weights_in_another_order_are_turned_to_the_screens(tmp_path):
-    made, net = screen(), shaken("sams_vae_corr")
+def test_weights_are_reordered_to_the_order_of_the_screen(tmp_path):
+    synthetic, net = screen(), shaken("sams_vae_corr")
     genes, order = np.random.default_rng(1).permutation(9), np.array([2, 0, 3, 1])
     path = tmp_path / "theirs.ckpt"
     lightning_file(path, to_reference(reordered(net, genes=genes, perturbations=order)))
-    order_file(path, "genes").write_text("\n".join(made.genes[genes]) + "\n")
-    order_file(path, "perturbations").write_text("\n".join(made.perturbations[order]) + "\n")
-    found = named_checkpoint(path, made, "sum")
+    order_file(path, "genes").write_text("\n".join(synthetic.genes[genes]) + "\n")
+    order_file(path, "perturbations").write_text("\n".join(synthetic.perturbations[order]) + "\n")
+    found = named_checkpoint(path, synthetic, "sum")
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in found.model.state_dict().items())
-    assert found.genes == tuple(made.genes) and found.perturbations == ("a", "b", "c", "d")
-    order_file(path, "genes").write_text("\n".join(made.genes[genes][1:]) + "\n")
-    with pytest.raises(CheckpointError, match=r"genes\.txt: the genes are not those of the screen: 'gene"):
-        named_checkpoint(path, made, "sum")
+    assert found.genes == tuple(synthetic.genes) and found.perturbations == ("a", "b", "c", "d")
+    order_file(path, "genes").write_text("\n".join(synthetic.genes[genes][1:]) + "\n")
+    with pytest.raises(
+        CheckpointError, match=r"genes\.txt: the genes differ from those of the screen: only one of them has 'gene"
+    ):
+        named_checkpoint(path, synthetic, "sum")
 
 
 def test_weights_of_another_screen_are_refused(tmp_path):
     path = lightning_file(tmp_path / "theirs.ckpt", to_reference(shaken("cpa_vae_mf")))
-    with pytest.raises(CheckpointError, match=r"theirs\.ckpt: the weights are of 9 genes, the screen has 8"):
+    with pytest.raises(CheckpointError, match=r"theirs\.ckpt: the weights have 9 genes, the screen has 8"):
         named_checkpoint(path, screen(genes=8), "sum")
-    with pytest.raises(CheckpointError, match="of 4 perturbations, the screen has 5"):
+    with pytest.raises(CheckpointError, match="have 4 perturbations, the screen has 5"):
         named_checkpoint(path, screen(), "unique")
     with pytest.raises(CheckpointError, match=r"theirs\.ckpt: n_latent is 4"):
         named_checkpoint(path, screen(), "sum", config={"n_latent": 3})
 
 
-def test_the_command_writes_a_checkpoint_of_ours(tmp_path):
-    made, net = screen(), shaken("sams_vae_corr")
-    net.fit_inputs(cells_of(made, np.arange(120), encode(made, "sum")))
-    path = lightning_file(tmp_path / "best.ckpt", to_reference(net))
-    np.savez(tmp_path / "arrays.npz", **vars(made))
-    main([str(path), str(tmp_path / "arrays.npz"), str(tmp_path / "model.pt")])
+def test_the_import_command_writes_our_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    synthetic, net = screen(), shaken("sams_vae_corr")
+    net.fit_inputs(cells_of(synthetic, np.arange(120), encode(synthetic, "sum")))
+    lightning_file(tmp_path / "best.ckpt", to_reference(net))
+    np.savez(tmp_path / "arrays.npz", **vars(synthetic))
+    assert main(["import", "best.ckpt", "arrays.npz", "model.pt"]) == 0
     found = checkpoint.load(tmp_path / "model.pt")
     assert found.facts["model"] == "sams_vae_corr" and found.perturbations == ("a", "b", "c", "d")
-    members = encode(made, "sum").members
+    members = encode(synthetic, "sum").members
     np.testing.assert_array_equal(condition_means(found.model, members), condition_means(net, members))
     lightning_file(tmp_path / "turned.ckpt", to_reference(reordered(net, genes=[1, 0, *range(2, 9)])))
-    with pytest.raises(SystemExit, match=r"2 of 9 genes \('gene0', 'gene1'\).*turned\.ckpt\.genes\.txt"):
-        main([str(tmp_path / "turned.ckpt"), str(tmp_path / "arrays.npz"), str(tmp_path / "model.pt")])
-    with pytest.raises(SystemExit, match="no such file"):
-        main([str(tmp_path / "none.ckpt"), str(tmp_path / "arrays.npz"), str(tmp_path / "model.pt")])
+    assert main(["import", "turned.ckpt", "arrays.npz", "model.pt"]) == 1
+    said = capsys.readouterr().err
+    assert "2 of 9 genes ('gene0', 'gene1')" in said and "turned.ckpt.genes.txt" in said and said.count("\n") == 1
+    assert main(["import", "none.ckpt", "arrays.npz", "model.pt"]) == 1
+    assert capsys.readouterr().err == "CheckpointError: none.ckpt: no such file.\n"
 
 
-def test_given_noise_must_be_whole():
-    net, made = model("sams_vae_mf"), screen()
-    batch = cells_of(made, np.arange(10), encode(made, "sum")).batch(slice(None))
+def test_given_noise_must_be_complete():
+    net, synthetic = model("sams_vae_mf"), screen()
+    batch = cells_of(synthetic, np.arange(10), encode(synthetic, "sum")).batch(slice(None))
     with pytest.raises(ValueError, match="no noise is given for 'embedding'"):
         net.log_terms(batch, noise={"mask": torch.zeros(2, 4, 4)})
     with pytest.raises(ValueError, match="noise of 'mask' has the shape"):

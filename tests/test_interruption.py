@@ -1,6 +1,6 @@
-"""A process killed at any moment, or with no room on its disk: what is started again ends in the same bytes.
+"""A process that is killed at any moment, or whose disk is full, ends with the same bytes after a restart.
 
-tests/kill_loop.py does this to whole studies, by hand.
+tests/kill_loop.py does the same with complete studies; it is run by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WANTED = (*SAME, ".trained/model.pt", ".trained/history.tsv", ".trained/stamp", 
 
 
 def started(*arguments: object, root: Path, **options) -> subprocess.Popen:
-    """This file as a script of its own: the function and its arguments."""
+    """Start this file as a script that calls a function with these arguments."""
     path = os.pathsep.join([str(root / "src"), str(root / "tests")])
     return subprocess.Popen(
         [sys.executable, __file__, *map(str, arguments)],
@@ -39,14 +39,14 @@ def started(*arguments: object, root: Path, **options) -> subprocess.Popen:
 
 
 def finished(*arguments: object, root: Path, **options) -> tuple[int, str]:
-    """Exit status, and what is on the screen."""
+    """Exit status and output."""
     process = started(*arguments, root=root, **options)
     screen = process.communicate(timeout=100)[0]
     return process.returncode, screen
 
 
 def until(found, seconds: float = 60.0) -> None:
-    """Wait for something to be so."""
+    """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < end, "waited in vain"
@@ -62,9 +62,9 @@ def write_and_wait(path: str) -> None:
         time.sleep(60)
 
 
-def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path, root):
+def test_the_next_write_removes_what_a_killed_process_left(tmp_path, root):
     path = tmp_path / "a.b.tsv"
-    for name in (".a.7.tsv", ".a.b.c.7.tsv", ".a.b.tsv", ".a.b.7.json"):  # not of this path
+    for name in (".a.7.tsv", ".a.b.c.7.tsv", ".a.b.tsv", ".a.b.7.json"):  # of other paths
         (tmp_path / name).write_text("another's")
     others = {p.name for p in tmp_path.iterdir()}
     process = started("write_and_wait", path, root=root)
@@ -78,7 +78,7 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path, root):
 
 
 def test_of_two_that_write_one_path_the_later_wins(tmp_path, monkeypatch):
-    """As where Snakemake alone was killed: its script goes on while the next one begins."""
+    """As when only Snakemake was killed: its script continues while the next one starts."""
     path = tmp_path / "a.tsv"
     with pytest.raises(FileNotFoundError), atomic(path) as first:
         first.write_text("first")
@@ -89,7 +89,7 @@ def test_of_two_that_write_one_path_the_later_wins(tmp_path, monkeypatch):
     assert path.read_text() == "second" and list(tmp_path.iterdir()) == [path]
 
 
-# ---- a disk that takes no more -------------------------------------------------------------------------------------
+# ---- a full disk ---------------------------------------------------------------------------------------------------
 
 
 def behind(error: Exception, cause: Exception) -> Exception:
@@ -108,12 +108,12 @@ def behind(error: Exception, cause: Exception) -> Exception:
         (None, None),
     ],
 )
-def test_no_room_is_known_however_it_is_told(error, number):
+def test_a_full_disk_is_recognised_in_any_error(error, number):
     assert no_room(error) == number
 
 
 def write_big(kind: str, path: str, log: str) -> None:
-    """Some 4 MB by one of the writers of the workflow, in a session as a script has it."""
+    """Write about 4 MB by one of the writers of the workflow, in a session like a script."""
     from samsvae.study.script import session
 
     with session(log):
@@ -171,7 +171,7 @@ def small_disk(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", list(BIG))
-def test_a_full_disk_is_one_sentence_and_no_half_file(small_disk, root, kind):
+def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(small_disk, root, kind):
     for path in small_disk.iterdir():
         path.unlink()
     path = small_disk / f"a.{BIG[kind]}"
@@ -179,12 +179,12 @@ def test_a_full_disk_is_one_sentence_and_no_half_file(small_disk, root, kind):
     status, screen = finished("write_big", kind, path, small_disk / "a.log", root=root)
     assert (status, screen) == (
         1,
-        f"OSError: {path}: the disk is full; no half file is left. Make room and start again.\n",
+        f"OSError: {path}: the disk is full; no partial file is left. Free some space and rerun.\n",
     )
     assert path.read_text() == "old" and {p.name for p in small_disk.iterdir()} <= {path.name, "a.log"}
 
 
-def test_a_limit_on_files_is_told_alike(tmp_path, root):
+def test_a_limit_on_the_file_size_is_one_sentence_too(tmp_path, root):
     path, most = tmp_path / "a.h5ad", 1 << 20
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # noqa: E731
     status, screen = finished("write_big", "h5ad", path, tmp_path / "a.log", root=root, preexec_fn=limit)
@@ -196,7 +196,7 @@ def test_a_limit_on_files_is_told_alike(tmp_path, root):
 
 
 def train(folder: Path, found, *, seed: int = 0, last: int | None = None, every: float = 300.0) -> bool:
-    """Whether a training in a child came to its end; it is killed at its `last` call that opens or moves a file."""
+    """Whether a training in a child process finished. It is killed at its call number `last` that touches a file."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -222,7 +222,7 @@ def train(folder: Path, found, *, seed: int = 0, last: int | None = None, every:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The bytes of all that is to be the same; of a stamp the first line (a record of times is among the others)."""
+    """The bytes that must be the same. Only the first line of a stamp counts: the others cover a record of times."""
     return {
         name: data.split(b"\n")[0] if name.endswith("stamp") else data
         for name, data in ((name, (folder / name).read_bytes()) for name in WANTED)
@@ -230,10 +230,10 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def every_moment(here: str) -> None:
-    """Kill a training, where one of another seed was before, at every call that touches a file; then start it again.
+    """Kill a training at every call that touches a file, then restart it. Its folder holds a run of another seed.
 
-    What the second start leaves is what an undisturbed one does, also where the state that was kept has lost bytes;
-    and so it is where the second start has the other seed again.
+    The restart must leave the same files as an undisturbed training, even if the saved state has lost bytes. The same
+    holds if the restart has the other seed.
     """
 
     here, sizes = Path(here), [0, 1000]
@@ -242,7 +242,7 @@ def every_moment(here: str) -> None:
     assert train(whole, files) and train(other, files, seed=1)
     assert content(whole) != content(other)
     wanted = {path.relative_to(whole) for path in whole.rglob("*")}
-    moment, finished, kept = 0, False, 0
+    moment, finished, saved = 0, False, 0
     while not finished:
         shutil.copytree(other, folder)
         finished = train(folder, files, last=moment, every=1e-9)
@@ -252,7 +252,7 @@ def every_moment(here: str) -> None:
             shutil.rmtree(again)
         state = folder / ".trained" / "state.pt"
         if state.is_file():
-            kept += 1
+            saved += 1
             os.truncate(state, sizes.pop() if sizes else state.stat().st_size)
         assert train(folder, files), moment
         assert content(folder) == content(whole), moment
@@ -260,7 +260,7 @@ def every_moment(here: str) -> None:
             print("left:", path)
         shutil.rmtree(folder)
         moment += 1
-    assert moment > 30 and kept > 10 and not sizes
+    assert moment > 30 and saved > 10 and not sizes
 
 
 @pytest.fixture(scope="module")
@@ -269,13 +269,13 @@ def moments(root, tmp_path_factory) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_at_any_moment_ends_in_the_same_bytes(moments):
+def test_a_training_killed_at_any_moment_ends_with_the_same_bytes(moments):
     status, screen = moments
     assert status == 0, screen
 
 
 @pytest.mark.slow
-def test_a_training_that_was_killed_leaves_nothing_beside(moments):
+def test_a_killed_training_leaves_no_extra_files(moments):
     assert "left:" not in moments[1]
 
 
@@ -294,7 +294,7 @@ def snakemake(root: Path, where: Path, *arguments: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_a_file_that_snakemake_has_not_recorded_is_made_again(root, tmp_path):
-    """Killed between the end of a file and its record; what lies there then, half or empty too, is not believed."""
+    """Snakemake is killed after a file is written and before it is recorded. The file is not trusted, even if empty."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     said = snakemake(root, whole, "--", MADE).communicate()[0]
     assert (whole / MADE).is_file(), said

@@ -1,4 +1,4 @@
-"""The jobs of runs: what was made before is taken, several runs share a process, a kill costs nothing but time."""
+"""The jobs of runs: cached results are reused, several runs share a process, an interrupted job loses only time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from small_jobs import FILES, PLACE, SAME, SCORES, data
 
 from samsvae.errors import ConfigError, SamsvaeError
 from samsvae.study import jobs as job_module
-from samsvae.study.cache import Kept, stamp_of
+from samsvae.study.cache import Cache, stamp_of
 from samsvae.study.jobs import TRAINED, Data, failed_in, run_one, run_together, take_one
 from samsvae.study.script import CALL
 from samsvae.tables import read
@@ -26,74 +26,74 @@ from samsvae.training import steps
 
 
 def job(asked: dict, found: Data, folder: Path, caplog) -> tuple[bool, bool]:
-    """Whether a job trained, and whether it scored; as Snakemake does, its outputs are taken away before."""
+    """Whether a job trained, and whether it scored. Its outputs are deleted before, as Snakemake does."""
     before = {name: os.stat(folder / name).st_ino for name in FILES if (folder / name).exists()}
-    kept = [folder / ".trained" / "model.pt", folder / ".scored" / "scores.tsv"]
-    was = [path.stat().st_mtime_ns if path.exists() else 0 for path in kept]
+    cached = [folder / ".trained" / "model.pt", folder / ".scored" / "scores.tsv"]
+    times = [path.stat().st_mtime_ns if path.exists() else 0 for path in cached]
     for name in before:
         (folder / name).unlink()
     run_one(asked, found, folder, PLACE)
     assert all((folder / name).is_file() for name in FILES)
-    return tuple(path.stat().st_mtime_ns != time for path, time in zip(kept, was, strict=True))
+    return tuple(path.stat().st_mtime_ns != time for path, time in zip(cached, times, strict=True))
 
 
-def test_a_job_makes_what_has_changed_and_takes_the_rest(tmp_path, caplog):
-    """Training where its code, settings, cells or split are others; scores then, and where their own reasons are."""
-    made, folder = screen(), tmp_path / "run"
-    found, asked = data(tmp_path, made), settings()
+def test_a_job_recomputes_what_has_changed_and_reuses_the_rest(tmp_path, caplog):
+    """It trains if code, settings, cells or split have changed; it scores then, or if the scoring has changed."""
+    synthetic, folder = screen(), tmp_path / "run"
+    found, asked = data(tmp_path, synthetic), settings()
     assert job(asked, found, folder, caplog) == (True, True)
     first = {name: (folder / name).read_bytes() for name in FILES}
     assert job(asked, found, folder, caplog) == (False, False)
     assert {name: (folder / name).read_bytes() for name in FILES} == first
 
     def twice(asked, found) -> tuple[bool, bool]:
-        made_anew = job(asked, found, folder, caplog)
+        recomputed = job(asked, found, folder, caplog)
         assert job(asked, found, folder, caplog) == (False, False)
-        return made_anew
+        return recomputed
 
     assert twice(asked, replace(found, codes={"training": "t2", "scoring": "s"})) == (True, True)
     assert twice(settings(seed=1), found) == (True, True)
     assert (folder / "model.pt").read_bytes() != first["model.pt"]
     assert twice(settings(seed=1), replace(found, codes={"training": "t", "scoring": "s2"})) == (False, True)
     assert twice(settings(seed=1), replace(found, evaluation={**SCORES, "ate_samples": 30})) == (False, True)
-    assert twice(asked, data(tmp_path, replace(made, counts=made.counts + 1))) == (True, True)
-    assert twice(asked, data(tmp_path, made, np.resize(["train", "val"], 120))) == (True, True)
-    assert twice(asked, data(tmp_path, made)) == (True, True)
+    assert twice(asked, data(tmp_path, replace(synthetic, counts=synthetic.counts + 1))) == (True, True)
+    assert twice(asked, data(tmp_path, synthetic, np.resize(["train", "val"], 120))) == (True, True)
+    assert twice(asked, data(tmp_path, synthetic)) == (True, True)
     assert {name: (folder / name).read_bytes() for name in SAME} == {name: first[name] for name in SAME}
 
 
-def test_what_is_kept_is_linked_not_copied(tmp_path, caplog):
+def test_outputs_are_hard_links_to_the_cache(tmp_path, caplog):
     job(settings(), data(tmp_path), tmp_path / "run", caplog)
     for name in FILES:
-        kept = tmp_path / "run" / (".trained" if name in TRAINED.values() else ".scored") / name
-        assert kept.samefile(tmp_path / "run" / name)
+        cached = tmp_path / "run" / (".trained" if name in TRAINED.values() else ".scored") / name
+        assert cached.samefile(tmp_path / "run" / name)
 
 
 @pytest.mark.parametrize("damage", ["stamp", "file", "both", "output"])
-def test_what_is_half_kept_is_not_taken(tmp_path, caplog, damage):
+def test_a_damaged_cache_is_not_used(tmp_path, caplog, damage):
     found, folder = data(tmp_path), tmp_path / "run"
     job(settings(), found, folder, caplog)
     if damage in ("stamp", "both"):
         (folder / ".trained" / "stamp").write_text("")
     if damage in ("file", "both"):
         (folder / ".trained" / "history.tsv").unlink()
-    if damage == "output":  # the same file under its second name, written to and not replaced
+    if damage == "output":  # a hard link to the cached file, overwritten in place
         os.truncate(folder / "model.pt", 100)
     assert job(settings(), found, folder, caplog)[0]
 
 
-def test_a_job_that_fails_leaves_what_was_kept(tmp_path, caplog):
+def test_a_job_that_fails_leaves_the_cache(tmp_path, caplog):
     found, folder = data(tmp_path), tmp_path / "run"
     job(settings(), found, folder, caplog)
     first = (folder / "model.pt").read_bytes()
     with pytest.raises(ConfigError, match="encoding: 'sum'"):
         run_one(settings("svae_plus"), found, folder, PLACE)
-    assert job(settings(), found, folder, caplog)[0]  # its stamp is gone: another training had begun
+    assert job(settings(), found, folder, caplog)[0]  # its stamp is gone, because another training had started
     assert (folder / "model.pt").read_bytes() == first
 
 
-def test_a_run_that_fails_says_how_to_try_it_again_and_from_where_it_would_go_on(tmp_path, caplog, monkeypatch):
-    """At step 5 the card fails; the state of step 4 is kept."""
+def test_a_failed_run_names_its_retry_command_and_resume_step(tmp_path, caplog, monkeypatch):
+    """The GPU fails at step 5; the state of step 4 is saved."""
     monkeypatch.setenv(CALL, "snakemake --cores 8 --configfile config/core.yaml")
     found, folder = data(tmp_path), tmp_path / "run"
     real, calls = steps.objective, []
@@ -106,13 +106,13 @@ def test_a_run_that_fails_says_how_to_try_it_again_and_from_where_it_would_go_on
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory") as raised:
         patch.setattr(steps, "objective", fails)
-        run_one(settings(), found, folder, replace(PLACE, keep_every=1e-9))
+        run_one(settings(), found, folder, replace(PLACE, save_every=1e-9))
     (note,) = raised.value.__notes__
     assert note == (
-        f"{folder} failed. To try it again by itself, from step 4 on: "
+        f"{folder} failed. To rerun it alone, from step 4 on: "
         f"snakemake --cores 8 --configfile config/core.yaml -- {folder}/scores.tsv"
     )
-    with pytest.raises(ConfigError) as raised:  # other settings: that state is of no use to them
+    with pytest.raises(ConfigError) as raised:  # with other settings the state is of no use
         run_one(settings("svae_plus"), found, folder, PLACE)
     assert raised.value.__notes__ == [note.replace(", from step 4 on", "")]
     caplog.set_level("INFO")
@@ -120,8 +120,8 @@ def test_a_run_that_fails_says_how_to_try_it_again_and_from_where_it_would_go_on
     assert "resumed at step 4 of" in caplog.text
 
 
-def test_runs_in_one_process_are_those_of_their_own_jobs(tmp_path, caplog):
-    """The same bytes; a run that fails is told and leaves the others alone; who comes for it is told why."""
+def test_runs_in_one_process_equal_those_in_jobs_of_their_own(tmp_path, caplog):
+    """The bytes are the same. A run that fails is reported and does not stop the others."""
     caplog.set_level("INFO")
     found, names = data(tmp_path), ("sams_vae_corr", "svae_plus", "cpa_vae_mf")
     runs = [settings(name) for name in names]  # svae_plus does not accept pairs in the summed encoding
@@ -134,37 +134,37 @@ def test_runs_in_one_process_are_those_of_their_own_jobs(tmp_path, caplog):
     assert table["state"].to_dict() == dict(zip(ids, ("done", "failed", "done"), strict=True))
     assert "ConfigError: encoding: 'sum' is not allowed" in table.loc[ids[1], "reason"]
     assert "ERROR encoding: 'sum'" in logs[ids[1]].read_text()
-    assert f"by itself: snakemake --cores 1 -- {folders[ids[1]]}/scores.tsv" in logs[ids[1]].read_text()
+    assert f"To rerun it alone: snakemake --cores 1 -- {folders[ids[1]]}/scores.tsv" in logs[ids[1]].read_text()
     assert "best validation loss" in logs[ids[0]].read_text() and "svae_plus" not in logs[ids[0]].read_text()
     assert failed_in(tmp_path / "batch.tsv") == {ids[1]: table.loc[ids[1], "reason"]}
     for asked in (runs[0], runs[2]):
         run = asked["run"]
-        assert not (folders[run] / "model.pt").exists()  # the outputs are those of another job
+        assert not (folders[run] / "model.pt").exists()  # outputs are written by another job
         take_one(asked, found, folders[run], tmp_path / "batch.tsv")
         assert job(asked, found, folders[run], caplog) == (False, False)
         assert job(asked, found, tmp_path / "alone" / run, caplog) == (True, True)
         for name in SAME:
             assert (folders[run] / name).read_bytes() == (tmp_path / "alone" / run / name).read_bytes(), name
-    with pytest.raises(SamsvaeError, match=r"failed where it was trained together with others: .*encoding: 'sum'"):
+    with pytest.raises(SamsvaeError, match=r"failed when it was trained together with other runs: .*encoding: 'sum'"):
         take_one(runs[1], found, folders[ids[1]], tmp_path / "batch.tsv")
     os.truncate(folders[ids[0]] / ".trained" / "model.pt", 100)
-    with pytest.raises(SamsvaeError, match=r"\.trained: not whole any more\. Remove .*batch\.tsv"):
+    with pytest.raises(SamsvaeError, match=r"\.trained: the cache is incomplete or damaged\. Delete .*batch\.tsv"):
         take_one(runs[0], found, folders[ids[0]], tmp_path / "batch.tsv")
-    # a new seed comes along: the others are not trained again
+    # a new seed is added: the others are not trained again
     more = [runs[0], settings(seed=4), runs[2]]
     folders["sams_vae_corr-seed4"] = tmp_path / "together" / "runs" / "new"
     logs["sams_vae_corr-seed4"] = tmp_path / "logs" / "new.log"
     caplog.clear()
     run_together(more, found, folders, logs, PLACE, tmp_path / "batch.tsv")
     assert set(read(tmp_path / "batch.tsv")["state"]) == {"done"}
-    kept = [record.args[0] for record in caplog.records if record.msg == "%s: kept from before"]
-    assert kept == [ids[2]]  # that of the first was damaged above
+    cached = [record.args[0] for record in caplog.records if record.msg == "%s: taken from the cache"]
+    assert cached == [ids[2]]  # the cache of the first was damaged above
     first = (tmp_path / "batch.tsv").read_bytes()
     run_together(more, found, folders, logs, PLACE, tmp_path / "batch.tsv")
     assert (tmp_path / "batch.tsv").read_bytes() == first
 
 
-def test_a_run_whose_folder_cannot_be_used_leaves_the_others_alone(tmp_path):
+def test_a_run_whose_folder_cannot_be_used_does_not_stop_the_others(tmp_path):
     found, runs = data(tmp_path), [settings("sams_vae_corr"), settings("cpa_vae_mf")]
     ids = [asked["run"] for asked in runs]
     folders, logs = {run: tmp_path / run for run in ids}, {run: tmp_path / f"{run}.log" for run in ids}
@@ -172,27 +172,27 @@ def test_a_run_whose_folder_cannot_be_used_leaves_the_others_alone(tmp_path):
     (folders[ids[0]] / ".trained").touch()
     run_together(runs, found, folders, logs, PLACE, tmp_path / "batch.tsv")
     assert read(tmp_path / "batch.tsv")["state"].to_list() == ["failed", "done"]
-    with pytest.raises(SamsvaeError, match=r"together with others: NotADirectoryError: .*\.trained"):
+    with pytest.raises(SamsvaeError, match=r"together with other runs: NotADirectoryError: .*\.trained"):
         take_one(runs[0], found, folders[ids[0]], tmp_path / "batch.tsv")
 
 
-def test_a_run_that_was_broken_off_comes_last_in_the_next_try(tmp_path, monkeypatch):
-    """It may be the one that takes the process down each time: then the others are made by the second try."""
+def test_an_interrupted_run_comes_last_in_the_next_try(tmp_path, monkeypatch):
+    """It may be the run that kills the process each time; the others are then done by the second try."""
     found, runs = data(tmp_path), [settings("sams_vae_corr"), settings("cpa_vae_mf")]
     ids = [asked["run"] for asked in runs]
     folders, logs = {run: tmp_path / run for run in ids}, {run: tmp_path / f"{run}.log" for run in ids}
-    real = job_module._make
+    real = job_module.train_and_score
 
     class Down(BaseException):
-        """As a process that is killed: nothing in it answers."""
+        """Like a kill: no handler in the process runs."""
 
-    def make(asked, *rest):
-        real(asked, *rest)
-        if asked is runs[0]:
+    def train_and_score(run, *rest):
+        real(run, *rest)
+        if run.settings is runs[0]:
             (folders[ids[0]] / ".trained" / "stamp").unlink()
             raise Down
 
-    monkeypatch.setattr(job_module, "_make", make)
+    monkeypatch.setattr(job_module, "train_and_score", train_and_score)
     for _ in range(2):
         with pytest.raises(Down):
             run_together(runs, found, folders, logs, PLACE, tmp_path / "batch.tsv")
@@ -203,7 +203,7 @@ def test_a_run_that_was_broken_off_comes_last_in_the_next_try(tmp_path, monkeypa
     assert table[["run", "state"]].to_numpy().tolist() == [[ids[0], "done"], [ids[1], "done"]]
 
 
-def test_a_stamp_is_of_values_and_content(tmp_path):
+def test_a_stamp_depends_on_values_and_content(tmp_path):
     path = tmp_path / "a"
     path.write_text("1")
     first = stamp_of({"b": 1, "a": 2}, path)
@@ -214,21 +214,21 @@ def test_a_stamp_is_of_values_and_content(tmp_path):
     assert first != stamp_of({"a": 2, "b": 1}, path) and first != stamp_of({"a": 3, "b": 1}, path)
 
 
-def test_a_fill_that_is_broken_off_is_not_whole(tmp_path):
-    kept, out = Kept(tmp_path / "kept", "s"), {"a": tmp_path / "a.txt"}
-    kept.fill(out, lambda made: made["a"].write_text("first"))
-    assert kept.whole(out) and not Kept(kept.folder, "t").whole(out)
+def test_an_interrupted_fill_is_not_complete(tmp_path):
+    cache, out = Cache(tmp_path / "cache", "s"), {"a": tmp_path / "a.txt"}
+    cache.fill(out, lambda files: files["a"].write_text("first"))
+    assert cache.is_complete(out) and not Cache(cache.folder, "t").is_complete(out) and not cache.was_interrupted
 
-    def broken(made):
-        made["a"].write_text("sec")
+    def interrupted(files):
+        files["a"].write_text("sec")
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        kept.fill(out, broken)
-    assert not kept.whole(out)
+        cache.fill(out, interrupted)
+    assert not cache.is_complete(out) and cache.was_interrupted
 
 
-def test_a_job_with_nothing_to_do_does_without_torch(tmp_path, caplog):
+def test_a_job_with_nothing_to_do_does_not_import_torch(tmp_path, caplog):
     found, folder = data(tmp_path), tmp_path / "run"
     job(settings(), found, folder, caplog)
     order = json.dumps([settings(), vars(found), str(folder)])
@@ -247,12 +247,12 @@ PROCESS = """
 import json, sys
 from samsvae.study.jobs import Data, Place, run_one
 asked, found, folder = json.loads(sys.argv[1])
-run_one(asked, Data(**found), folder, Place("cpu", 1, 1e-9))  # the state of every step
+run_one(asked, Data(**found), folder, Place("cpu", 1, 1e-9))  # save the state of every step
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_killed_and_started_again_ends_in_the_same_bytes(tmp_path, caplog, number):
+def test_a_killed_and_restarted_process_ends_with_the_same_bytes(tmp_path, caplog, number):
     asked, found = settings(steps=100), data(tmp_path)
     run_one(asked, found, tmp_path / "whole", PLACE)
     folder = tmp_path / "run"

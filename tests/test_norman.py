@@ -35,7 +35,7 @@ def test_equal_to_brute_force(source, tmp_path):
     np.testing.assert_array_equal(screen.obs["library_size"], x.sum(1))
     assert screen.obs_names.tolist() == full.obs_names.tolist()
     assert screen.var_names.tolist() == expected.var_names.tolist()
-    # The source names its conditions itself, in the order of the guides: here alphabetical.
+    # The source has its own condition names, in the order of the guides, which is alphabetical here.
     assert screen.obs["condition"].tolist() == full.obs["perturbation_name"].tolist()
     assert screen.obs["guide_identity"].tolist() == full.obs["guide_identity"].tolist()
     singles = full.obs[[c for c in full.obs if c.startswith("guide_") and c not in ("guide_identity", "guide_ids")]]
@@ -46,7 +46,7 @@ def test_equal_to_brute_force(source, tmp_path):
     assert screen.uns["provenance"]["dropped_genes"] == 20
 
 
-def test_the_truth_of_a_made_source_is_carried_along(source, tmp_path):
+def test_the_truth_of_a_synthetic_source_is_kept(source, tmp_path):
     filter_screen(source, tmp_path / "s.h5ad")
     screen, full = read_screen(tmp_path / "s.h5ad"), ad.read_h5ad(source)
     for key in ("miniature_truth", "miniature_effects"):
@@ -60,7 +60,7 @@ def test_conditions_of_guides_are_sorted_and_joined():
     condition, n = guide_conditions(obs, "f")
     assert condition.tolist() == ["AHR+KLF1", "control", "AHR", "KLF1"]
     assert n.tolist() == [2, 0, 1, 1]
-    with pytest.raises(DataError, match=r"f: obs columns 'guide_KLF1' must hold 0 or 1"):
+    with pytest.raises(DataError, match=r"f: obs columns 'guide_KLF1' must hold only 0 and 1"):
         guide_conditions(obs.assign(guide_KLF1=2), "f")
     with pytest.raises(DataError, match=r"no column guide_<gene>"):
         guide_conditions(obs[["guide_ids"]], "f")
@@ -73,11 +73,11 @@ def test_conditions_of_guides_are_sorted_and_joined():
         (lambda a: a.layers.update(counts=a.X), "layers/counts must hold counts"),
         (lambda a: a.var.pop("highly_variable"), "var has no column 'highly_variable'"),
         (lambda a: a.var.update(a.var[["highly_variable"]] & False), "marks no gene"),
-        (lambda a: a.obs.pop("guide_identity"), "neither known form.* guide_identity .* guide_id and perturbation"),
+        (lambda a: a.obs.pop("guide_identity"), "neither known format.* guide_identity .* guide_id and perturbation"),
         (lambda a: a.obs.insert(0, "guide_X", 1), "no control cell"),
     ],
 )
-def test_what_is_missing_is_named(source, tmp_path, spoil, sentence):
+def test_missing_parts_are_named(source, tmp_path, spoil, sentence):
     adata = ad.read_h5ad(source)
     spoil(adata)
     adata.write_h5ad(tmp_path / "bad.h5ad")
@@ -91,7 +91,7 @@ def test_what_is_missing_is_named(source, tmp_path, spoil, sentence):
 
 @pytest.fixture(scope="module")
 def second(source, tmp_path_factory):
-    """The same cells as scPerturb lays them out: another order, two cells more, CSC counts, its own columns."""
+    """The same cells in the format of scPerturb: another order, two more cells, CSC counts, other columns."""
     first = ad.read_h5ad(source)
     order = np.random.default_rng(5).permutation([*range(first.n_obs), 0, 1])
     label = first.obs["perturbation_name"].astype(str)
@@ -123,13 +123,13 @@ def test_the_second_source_gives_the_same_cells(source, second, tmp_path, block_
     for column in ("condition", "guide_identity", "n_targets"):
         assert both.obs[column].tolist() == first.obs[column].tolist(), column
     assert other.n_obs == first.n_obs + 2
-    assert "put single cells elsewhere" in other.uns["provenance"]["not_as_published"]
+    assert "assign individual cells differently" in other.uns["provenance"]["not_as_published"]
     assert "genes were chosen" not in other.uns["provenance"]["not_as_published"]
     assert first.uns["provenance"]["not_as_published"] == ""
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_same_pairs_are_tested_on_either_source(source, second, tmp_path, seed):
+def test_both_sources_test_the_same_pairs(source, second, tmp_path, seed):
     listed = tmp_path / "genes.txt"
     listed.write_text("\n".join(ad.read_h5ad(second).var_names[:40]))
     first, other = filtered(source, tmp_path / "1.h5ad"), filtered(second, tmp_path / "2.h5ad", genes=listed)
@@ -140,7 +140,7 @@ def test_the_same_pairs_are_tested_on_either_source(source, second, tmp_path, se
         ood = splits.make_split(screen.obs, kind="norman_ood", fraction=0.5, split_seed=seed)
         is_pair = (screen.obs["n_targets"] == 2).to_numpy()
         part = {name: set(ood["condition"][is_pair & (ood["split"] == name)]) for name in ("train", "test")}
-        # eight cells of a pair: by chance none of them is a test cell
+        # a pair has eight cells, and by chance none of them may be a test cell
         assert {identity_of[name] for name in part["train"]} <= set(pairs[:8]) and len(part["train"]) > 6
         assert {identity_of[name] for name in part["test"]} <= set(pairs[12:]) and len(part["test"]) > 1
         few = splits.make_split(screen.obs, kind="norman_efficiency", fraction=0.25, split_seed=seed)
@@ -171,11 +171,11 @@ def test_genes_of_the_second_source_are_scanpys(second, tmp_path, caplog):
     scanpy.pp.highly_variable_genes(seen, n_top_genes=30)
     assert screen.var_names.tolist() == seen.var_names[seen.var["highly_variable"]].tolist()
     assert "may differ from the published 5,000" in caplog.text
-    with pytest.raises(DataError, match=r"5000 genes are needed, but only \d+ are in 20 cells"):
+    with pytest.raises(DataError, match=r"5000 genes are needed, but only \d+ are seen in 20 cells"):
         filter_screen(second, tmp_path / "s.h5ad")
 
 
-def test_labels_of_either_writing():
+def test_labels_with_either_separator():
     label = pd.Series(["KLF1_AHR", "AHR+KLF1", "control", "AHR", "control_AHR", "C3orf72_FOXL2"])
     condition, n = label_conditions(label, "f")
     assert condition.tolist() == ["AHR+KLF1", "AHR+KLF1", "control", "AHR", "AHR", "C3orf72+FOXL2"]
@@ -186,7 +186,7 @@ def test_labels_of_either_writing():
         label_conditions(pd.Series(["A_", "B"]), "f")
 
 
-def test_what_is_wrong_with_a_second_source_is_named(second, tmp_path):
+def test_errors_in_the_second_source_are_named(second, tmp_path):
     adata = ad.read_h5ad(second)
     adata.X = adata.X.multiply(0.5).tocsc()
     adata.write_h5ad(tmp_path / "bad.h5ad")

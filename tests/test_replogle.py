@@ -65,7 +65,7 @@ def test_the_tracked_lists_have_the_published_sizes(lists):
 
 
 def brute_force(source, lists, n_controls):
-    """The filter in memory, in the words of the paper."""
+    """The filter in memory, written as the paper describes it."""
     full = ad.read_h5ad(source)
     controls = [i for i, gene in enumerate(full.obs["gene"]) if gene == "non-targeting"]
     np.random.RandomState(0).shuffle(controls)
@@ -115,7 +115,7 @@ def test_equal_to_brute_force(source, lists, tmp_path, form, block_rows):
 def test_the_same_bytes_from_every_form_of_the_source(source, lists, tmp_path, keep):
     full = ad.read_h5ad(source)
     found = set()
-    for form in ("as made", "again", "gzip", "csr", "anndata 0.7"):
+    for form in ("original", "again", "gzip", "csr", "anndata 0.7"):
         path = tmp_path / form / "source.h5ad"  # the file's name is in the provenance
         path.parent.mkdir()
         if form == "csr":
@@ -133,7 +133,7 @@ def test_the_same_bytes_from_every_form_of_the_source(source, lists, tmp_path, k
 
 
 def as_anndata_07(path, obs):
-    """Rewrite obs as the published file has it: codes that refer to lists of names in a group beside them."""
+    """Rewrite obs as in the published file: codes that refer to lists of names in a group next to them."""
     with h5py.File(path, "a") as file:
         del file["obs"]
         group = file.create_group("obs")
@@ -151,7 +151,7 @@ def as_anndata_07(path, obs):
 
 
 def test_a_file_of_scperturb_gives_the_same_screen(source, lists, tmp_path):
-    """Other names of columns; genes indexed by their symbols, with the id where a symbol is there twice."""
+    """Other column names; genes indexed by symbol, with the id appended if a symbol occurs twice."""
     full = ad.read_h5ad(source)
     expected = filter_screen(source, tmp_path / "s.h5ad", n_controls=50, **lists)
     names = {"sgID_AB": "guide_id", "gem_group": "batch", "mitopercent": "percent_mito"}
@@ -205,7 +205,7 @@ def test_symbols_that_label_two_genes_get_their_id():
     assert gene_names(var).tolist() == ["A", "HSPA14_ENSG2", "HSPA14_ENSG3"]
 
 
-def test_what_is_missing_is_named(source, lists, tmp_path):
+def test_missing_parts_are_named(source, lists, tmp_path):
     full = ad.read_h5ad(source)
     target = tmp_path / "s.h5ad"
 
@@ -239,7 +239,7 @@ def test_what_is_missing_is_named(source, lists, tmp_path):
         run(changed, keep="all")
     (tmp_path / "changed.h5ad").unlink()
     (tmp_path / "half.h5ad").unlink()
-    assert not any(tmp_path.iterdir()), "nothing half-written is left"
+    assert not any(tmp_path.iterdir()), "no partial file is left"
 
 
 def test_a_damaged_source_is_named(source, lists, tmp_path):
@@ -273,25 +273,26 @@ def test_a_damaged_source_is_named(source, lists, tmp_path):
 
 def test_published_counts_are_compared(source, lists, tmp_path):
     screen = filter_screen(source, tmp_path / "s.h5ad", n_controls=50, **lists)
-    told = published_differences(screen)
-    assert f"cells: 118,641 published, {screen.n_obs} here" in told
-    assert f"guide pairs: 722 published, {len(screen.uns['perturbations'])} here" in told
-    assert "cells of PSMG3: 791 published, 0 here" in told
-    assert any(line.startswith("cells of the source: 1,989,578 published") for line in told)
+    differences = published_differences(screen)
+    assert f"cells: 118,641 published, {screen.n_obs} here" in differences
+    assert f"guide pairs: 722 published, {len(screen.uns['perturbations'])} here" in differences
+    assert "cells of PSMG3: 791 published, 0 here" in differences
+    assert any(line.startswith("cells of the source: 1,989,578 published") for line in differences)
     facts = screen.uns["provenance"]
     facts["source_cells"], facts["source_genes"] = PUBLISHED_SOURCE
     facts["source_control_cells"] = 75_328
     fewer = published_differences(screen)
-    assert len(fewer) == len(told) - 3, "what equals the published counts is not mentioned"
-    assert published_differences(screen, "all") == [], "of an unfiltered screen only the source is compared"
+    assert len(fewer) == len(differences) - 3, "equal counts are not listed"
+    assert published_differences(screen, "all") == [], "for an unfiltered screen only the source is compared"
 
 
-def test_differences_are_warned_of_and_genes_not_there_are_told(source, lists, tmp_path, caplog):
+def test_differences_are_warned_about_and_missing_genes_are_logged(source, lists, tmp_path, caplog):
     caplog.set_level("INFO")
     filter_published(source, tmp_path / "s.h5ad", published_counts=True, **lists)
-    told = caplog.text
-    assert "not as published: cells: 118,641 published" in told and "differs from the published counts" in told
-    assert "of the 681 listed genes" in told and "'gene_name' has not 987 of the 1186 listed genes" in told
+    log = caplog.text
+    assert "differs from the published data: cells: 118,641 published" in log
+    assert "differs from the published counts" in log
+    assert "of the 681 listed genes" in log and "'gene_name' lacks 987 of the 1186 listed genes" in log
 
 
 def test_published_counts_agree_among_themselves():

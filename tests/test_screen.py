@@ -21,11 +21,11 @@ def stacked(x, rows, cols, **settings) -> sp.csr_matrix:
     return sp.vstack([sp.csr_matrix((0, len(cols)), dtype=np.int32), *count_blocks(x, rows, cols, **settings)], "csr")
 
 
-def made(counts=None, condition=("ctrl", "B+A", "A", "C", "C"), **options):
+def small_screen(counts=None, condition=("ctrl", "B+A", "A", "C", "C"), **options):
     counts = np.array([[1, 0, 2], [0, 3, 0], [5, 1, 1], [300, 0, 1], [0, 0, 9]]) if counts is None else counts
     obs = pd.DataFrame({"batch": list("xyxyx")}, index=[f"cell{i}" for i in range(5)])
     var = pd.DataFrame(index=["g1", "g2", "g3"])
-    options = {"control": "ctrl", "separator": "+", "provenance": {"source": "made"}} | options
+    options = {"control": "ctrl", "separator": "+", "provenance": {"source": "synthetic"}} | options
     return assemble(counts, obs, var, condition=condition, **options)
 
 
@@ -35,11 +35,11 @@ def test_docstring_examples():
 
 def test_atomic_puts_in_place_or_leaves_as_it_was(tmp_path):
     path = tmp_path / "new" / "file.txt"
-    with atomic(path) as aside:
-        assert aside.parent == path.parent and not path.exists()
-        aside.write_text("first")
-    with pytest.raises(RuntimeError), atomic(path) as aside:
-        aside.write_text("second")
+    with atomic(path) as temporary:
+        assert temporary.parent == path.parent and not path.exists()
+        temporary.write_text("first")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("second")
         raise RuntimeError
     assert path.read_text() == "first"
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
@@ -60,7 +60,7 @@ def test_members(condition, separator, control, expected):
 
 
 def test_assemble_counts_cells_of_single_perturbations():
-    screen = made(gene_of={"A": "GA"}, pathway_of={"GA": "one", "B": "two"})
+    screen = small_screen(gene_of={"A": "GA"}, pathway_of={"GA": "one", "B": "two"})
     table = screen.uns["perturbations"]
     assert list(table.index) == ["A", "B", "C"]
     assert table["n_cells"].tolist() == [2, 1, 2]
@@ -69,7 +69,7 @@ def test_assemble_counts_cells_of_single_perturbations():
     assert screen.obs["library_size"].tolist() == [3, 3, 7, 301, 9]
 
 
-def test_columns_of_the_same_name_are_kept_aside():
+def test_existing_columns_of_the_same_name_are_renamed():
     obs = pd.DataFrame({"condition": ["x", "y"]}, index=["a", "b"])
     screen = assemble(
         np.ones((2, 1)),
@@ -86,18 +86,18 @@ def test_columns_of_the_same_name_are_kept_aside():
 
 def test_write_and_read_again_with_the_same_bytes(tmp_path):
     one, two = tmp_path / "one.h5ad", tmp_path / "two.h5ad"
-    write_screen(made(), one)
-    write_screen(made(), two)
+    write_screen(small_screen(), one)
+    write_screen(small_screen(), two)
     assert one.read_bytes() == two.read_bytes()
     back = read_screen(one)
     assert back.X.dtype == np.int32 and back.X.format == "csr"
-    np.testing.assert_array_equal(back.X.toarray(), made().X.toarray())
-    pd.testing.assert_frame_equal(back.uns["perturbations"], made().uns["perturbations"])
+    np.testing.assert_array_equal(back.X.toarray(), small_screen().X.toarray())
+    pd.testing.assert_frame_equal(back.uns["perturbations"], small_screen().uns["perturbations"])
     assert back.obs["batch"].tolist() == list("xyxyx")
 
 
 def in_blocks(screen, *stops):
-    """The same screen without its counts, and those in blocks of rows."""
+    """The same screen without its counts, and its counts in blocks of rows."""
     head = ad.AnnData(None, screen.obs.assign(library_size=np.nan), screen.var, uns=screen.uns)
     return head, (screen.X[a:b] for a, b in zip((0, *stops), (*stops, screen.n_obs), strict=True))
 
@@ -107,25 +107,25 @@ def in_blocks(screen, *stops):
 def test_counts_in_blocks_give_the_bytes_of_counts_in_memory(tmp_path, monkeypatch, stops, chunk):
     monkeypatch.setattr(screens, "CHUNK", chunk)
     whole, streamed = tmp_path / "whole.h5ad", tmp_path / "streamed.h5ad"
-    write_screen(made(), whole)
-    head, blocks = in_blocks(made(), *stops)
+    write_screen(small_screen(), whole)
+    head, blocks = in_blocks(small_screen(), *stops)
     write_screen(head, streamed, blocks=blocks)
     assert whole.read_bytes() == streamed.read_bytes()
     with h5py.File(streamed) as file:
         assert file["X/data"].chunks == file["X/indices"].chunks == (chunk,)
     back = read_screen(streamed)
-    np.testing.assert_array_equal(back.X.toarray(), made().X.toarray())
+    np.testing.assert_array_equal(back.X.toarray(), small_screen().X.toarray())
     assert back.obs["library_size"].tolist() == [3, 3, 7, 301, 9]
 
 
-def test_a_library_size_of_its_own_is_kept_beside_blocks(tmp_path):
-    head, blocks = in_blocks(made(), 2)
+def test_a_given_library_size_is_kept_when_counts_come_in_blocks(tmp_path):
+    head, blocks = in_blocks(small_screen(), 2)
     head.obs["library_size"] = [9.5, 1, 2, 3, 4]
     write_screen(head, tmp_path / "s.h5ad", blocks=blocks)
     assert read_screen(tmp_path / "s.h5ad").obs["library_size"].tolist() == [9.5, 1, 2, 3, 4]
-    head, blocks = in_blocks(made(), 2)
+    head, blocks = in_blocks(small_screen(), 2)
     head.obs["library_size"] = [9.5, 1, np.nan, 3, 0]
-    with pytest.raises(DataError, match=r"bad.h5ad: .*'library_size' is not above 0 in 2 cells"):
+    with pytest.raises(DataError, match=r"bad.h5ad: .*'library_size' must be above 0, but 2 cells have other values"):
         write_screen(head, tmp_path / "bad.h5ad", blocks=blocks)
 
 
@@ -133,18 +133,18 @@ def test_a_library_size_of_its_own_is_kept_beside_blocks(tmp_path):
     ("spoil", "sentence"),
     [
         (lambda blocks: [sp.csr_matrix((5, 3), dtype=np.int32)], "5 cells have zero counts"),
-        (lambda blocks: list(blocks)[:1], "X has 2 rows, obs has 5 cells"),
+        (lambda blocks: list(blocks)[:1], "X has 2 rows, but obs has 5 cells"),
     ],
 )
-def test_blocks_that_do_not_fit_are_named_and_nothing_is_left(tmp_path, spoil, sentence):
-    head, blocks = in_blocks(made(), 2)
+def test_blocks_that_do_not_fit_are_named_and_leave_no_file(tmp_path, spoil, sentence):
+    head, blocks = in_blocks(small_screen(), 2)
     with pytest.raises(DataError, match=rf"bad.h5ad: .*{sentence}"):
         write_screen(head, tmp_path / "bad.h5ad", blocks=spoil(blocks))
     assert not any(tmp_path.iterdir())
 
 
 def test_streaming_holds_a_block_not_the_matrix(tmp_path):
-    """The counts take 34 MB as sparse blocks and 32 MB as they are read; none of them is ever there at once."""
+    """The counts take 34 MB as sparse blocks and 32 MB as read; memory never holds all of them at once."""
     cells, genes, step = 20_000, 400, 500
     counts = np.random.default_rng(0).poisson(0.7, (step, genes)).astype(np.float32)
     counts[:, 0] += 1
@@ -178,7 +178,7 @@ def test_streaming_holds_a_block_not_the_matrix(tmp_path):
 
 
 def _spoiled(how):
-    screen = made()
+    screen = small_screen()
     if how == "cell names":
         screen.obs_names = ["a", "a", "b", "c", "d"]
     elif how == "gene names":
@@ -210,24 +210,24 @@ def _spoiled(how):
         ("float", "X must be CSR int32"),
         ("negative", "negative"),
         ("zero cell", "1 cells have zero counts in the genes kept: 'cell2'"),
-        ("library", "'library_size' is not above 0 in 5 cells"),
+        ("library", "'library_size' must be above 0, but 5 cells have other values"),
         ("no library", "no column 'library_size'"),
         ("no control", "no control cell.*'absent'"),
         ("no table", "uns has no 'perturbations'"),
-        ("table", "does not list those in obs"),
+        ("table", "must list the perturbations in obs"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*names are not unique.*", "ignore::scipy.sparse.SparseEfficiencyWarning")
-def test_a_broken_contract_is_named_and_nothing_is_written(tmp_path, how, sentence):
+def test_a_broken_format_is_named_and_nothing_is_written(tmp_path, how, sentence):
     path = tmp_path / "bad.h5ad"
     with pytest.raises(DataError, match=rf"bad.h5ad: .*{sentence}"):
         write_screen(_spoiled(how), path)
     assert not any(tmp_path.iterdir())
 
 
-def test_real_values_have_to_be_declared(tmp_path):
+def test_real_values_must_be_declared(tmp_path):
     values = np.linspace(-1, 1, 15).reshape(5, 3)
-    screen = made(values, control="", condition=list("01234"), real_valued=True)
+    screen = small_screen(values, control="", condition=list("01234"), real_valued=True)
     with pytest.raises(DataError, match=r"real_valued"):
         check_screen(screen, "x.h5ad")
     write_screen(screen, tmp_path / "real.h5ad", real_valued=True)
@@ -251,7 +251,7 @@ def test_unreadable_files_are_named(tmp_path, content):
 @pytest.mark.parametrize(("top", "dtype"), [(255, np.uint8), (256, np.int16), (40_000, np.int32)])
 def test_arrays(tmp_path, top, dtype):
     counts = np.array([[1, 0, 2], [0, 3, 0], [5, 1, 1], [top, 0, 1], [0, 0, 9]])
-    write_screen(made(counts), tmp_path / "s.h5ad")
+    write_screen(small_screen(counts), tmp_path / "s.h5ad")
     write_arrays(tmp_path / "s.h5ad", tmp_path / "s.npz")
     write_arrays(tmp_path / "s.h5ad", tmp_path / "again.npz")
     assert (tmp_path / "s.npz").read_bytes() == (tmp_path / "again.npz").read_bytes()
@@ -270,9 +270,9 @@ def test_arrays(tmp_path, top, dtype):
     assert (tmp_path / "numpy.npz").read_bytes() == (tmp_path / "s.npz").read_bytes()
 
 
-def test_counts_beyond_int32_keep_their_form(tmp_path):
-    """An indptr of int64 is what a file with more than 2^31 values has."""
-    write_screen(made(), tmp_path / "s.h5ad")
+def test_an_indptr_beyond_int32_keeps_its_type(tmp_path):
+    """A file with more than 2^31 values has an int64 indptr."""
+    write_screen(small_screen(), tmp_path / "s.h5ad")
     write_arrays(tmp_path / "s.h5ad", tmp_path / "s.npz")
     with h5py.File(tmp_path / "s.h5ad", "a") as file:
         starts = file["X/indptr"][:].astype(np.int64)
@@ -280,11 +280,11 @@ def test_counts_beyond_int32_keep_their_form(tmp_path):
         file["X/indptr"] = starts
     write_arrays(tmp_path / "s.h5ad", tmp_path / "wide.npz")
     assert (tmp_path / "s.npz").read_bytes() == (tmp_path / "wide.npz").read_bytes()
-    np.testing.assert_array_equal(read_screen(tmp_path / "s.h5ad").X.toarray(), made().X.toarray())
+    np.testing.assert_array_equal(read_screen(tmp_path / "s.h5ad").X.toarray(), small_screen().X.toarray())
 
 
 def test_tables_alone(tmp_path):
-    write_screen(made(), tmp_path / "s.h5ad")
+    write_screen(small_screen(), tmp_path / "s.h5ad")
     tables = read_tables(tmp_path / "s.h5ad")
     assert tables.X is None and tables.shape == (5, 3)
     pd.testing.assert_frame_equal(tables.obs, read_screen(tmp_path / "s.h5ad").obs)
@@ -295,7 +295,7 @@ def test_tables_alone(tmp_path):
 
 
 @pytest.mark.parametrize("names", [3, 1000])
-def test_some_rows_of_a_table_are_those_that_anndata_reads(tmp_path, monkeypatch, names):
+def test_rows_of_a_table_equal_those_that_anndata_reads(tmp_path, monkeypatch, names):
     monkeypatch.setattr("samsvae.screens.counts.NAMES", names)
     n = 10
     table = pd.DataFrame(
@@ -320,7 +320,7 @@ def test_some_rows_of_a_table_are_those_that_anndata_reads(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("value", [-1.0, 0.5, np.nan, np.inf, 2.0**31])
 @pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
-def test_values_that_are_no_counts_are_named(value, form):
+def test_values_that_are_not_counts_are_named(value, form):
     x = np.arange(12, dtype=float).reshape(3, 4)
     x[1, 2] = value
     with pytest.raises(DataError, match=r"f.h5ad: X must hold counts.*cell 'b', gene 'g2'.*\(1 such"):
@@ -329,11 +329,11 @@ def test_values_that_are_no_counts_are_named(value, form):
 
 @pytest.mark.parametrize("form", ["contiguous", "chunked", "tall chunks", "csr", "double"])
 @pytest.mark.parametrize("block_rows", [1, 3, 7, 1000])
-def test_blocks_give_what_one_slice_gives(tmp_path, form, block_rows):
+def test_blocks_equal_one_slice(tmp_path, form, block_rows):
     rng = np.random.default_rng(5)
     x = rng.poisson(0.7, (53, 11)).astype(np.float32)
     rows = np.flatnonzero(rng.random(53) < 0.3)
-    rows = rows[(rows < 20) | (rows > 35)]  # a stretch without a wanted row
+    rows = rows[(rows < 20) | (rows > 35)]  # a stretch without a requested row
     cols = np.array([0, 3, 4, 10])
     with h5py.File(tmp_path / "x.h5", "w") as file:
         if form == "csr":
@@ -347,7 +347,7 @@ def test_blocks_give_what_one_slice_gives(tmp_path, form, block_rows):
     np.testing.assert_array_equal(got.toarray(), x[np.ix_(rows, cols)])
 
 
-def test_all_rows_and_columns_and_none(tmp_path):
+def test_all_rows_some_rows_and_no_rows(tmp_path):
     x = np.random.default_rng(5).poisson(0.7, (13, 6))
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["dense"] = x
@@ -361,8 +361,8 @@ def test_all_rows_and_columns_and_none(tmp_path):
 @pytest.mark.parametrize(
     ("part", "values", "sentence"),
     [
-        ("indices", [0, 1, 3], "indices are not those of 3 genes"),
-        ("indices", [0, 1, -1], "indices are not those of 3 genes"),
+        ("indices", [0, 1, 3], "indices outside 0 to 2, the range for 3 genes"),
+        ("indices", [0, 1, -1], "indices outside 0 to 2, the range for 3 genes"),
         ("indptr", [0, 2, 1, 3], "indptr does not fit 3 cells"),
         ("indptr", [0, 1, 2], "indptr does not fit 3 cells"),
         ("indptr", [0, 1, 2, 9], "indptr does not fit 3 cells and 3 values"),
@@ -377,7 +377,7 @@ def test_a_damaged_row_matrix_is_named(tmp_path, part, values, sentence):
             stacked(file["x"], np.arange(3), np.arange(3), cells="abc", genes="def", what="x")
 
 
-def test_a_column_matrix_is_refused(tmp_path):
+def test_a_column_matrix_is_rejected(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         ad.io.write_elem(file, "x", sp.csc_matrix(np.eye(3)))
         with pytest.raises(DataError, match=r"stored as csc_matrix; allowed"):

@@ -1,4 +1,4 @@
-"""What surrounds every script: one sentence for a mistake, a signal or a full disk, a traceback for a fault of ours."""
+"""What surrounds every script: one sentence for a user error, a signal or a full disk; a traceback for a bug."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import time
 import pytest
 
 from samsvae.signals import STOP, stop_signals
-from samsvae.study.script import CALL, again, call_of
+from samsvae.study.script import CALL, call_of, retry_command
 
 
 def script(body: str, tmp_path, root, interrupt=signal.SIG_DFL) -> subprocess.Popen:
-    """A script with this body inside a session, started."""
+    """Start a script with this body inside a session."""
     lines = ["from samsvae.study.script import session", f"with session({str(tmp_path / 'logs' / 'a.log')!r}):"]
     code = "\n".join([*lines, *(f"    {line}" for line in body.splitlines())])
     return subprocess.Popen(
@@ -24,19 +24,19 @@ def script(body: str, tmp_path, root, interrupt=signal.SIG_DFL) -> subprocess.Po
         env={"PYTHONPATH": str(root / "src")},
         text=True,
         stderr=subprocess.PIPE,
-        # a shell's background job, as CI may be, has SIGINT ignored, one under nohup SIGHUP, and their children too
+        # a background job of a shell (as CI may be) ignores SIGINT, a job under nohup SIGHUP, and so do their children
         preexec_fn=lambda: (signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGHUP, signal.SIG_DFL)),
     )
 
 
 def finished(body: str, tmp_path, root) -> tuple[int, str, str]:
-    """Exit status, what is on the screen, and the log."""
+    """Exit status, stderr and the log."""
     process = script(body, tmp_path, root)
     screen = process.communicate(timeout=60)[1]
     return process.returncode, screen, (tmp_path / "logs" / "a.log").read_text()
 
 
-def test_what_is_told_goes_to_the_log(tmp_path, root):
+def test_messages_and_warnings_go_to_the_log(tmp_path, root):
     body = "import logging, warnings\nlogging.getLogger('samsvae.train').info('step %d', 7)\nwarnings.warn('beware')"
     status, screen, log = finished(body, tmp_path, root)
     assert (status, screen) == (0, "")
@@ -44,7 +44,7 @@ def test_what_is_told_goes_to_the_log(tmp_path, root):
 
 
 @pytest.mark.parametrize("kind", ["ConfigError", "DataError", "CheckpointError", "NumericalError", "DownloadError"])
-def test_a_mistake_of_the_user_s_is_one_sentence(tmp_path, root, kind):
+def test_a_user_error_is_one_sentence(tmp_path, root, kind):
     body = f"from samsvae.errors import {kind}\nraise {kind}('cells.tsv: no column \\'split\\', 100 % wrong.')"
     status, screen, log = finished(body, tmp_path, root)
     assert status == 1
@@ -53,7 +53,7 @@ def test_a_mistake_of_the_user_s_is_one_sentence(tmp_path, root, kind):
 
 
 def test_notes_of_an_error_follow_it(tmp_path, root):
-    """What a job adds to whatever error it is, as how to try again."""
+    """A job adds notes, such as the retry command, to any error."""
     for raised, said in (("DataError('bad.')", "DataError: bad.\nTry x.\n"), ("KeyError('lost')", "Traceback")):
         body = f"from samsvae.errors import DataError\nerror = {raised}\nerror.add_note('Try x.')\nraise error"
         _, screen, log = finished(body, tmp_path, root)
@@ -77,14 +77,14 @@ def test_the_call_without_its_targets(given, said):
     assert call_of(shlex.split(given)) == said
 
 
-def test_a_target_is_tried_again_with_the_settings_of_the_call(monkeypatch):
+def test_the_retry_command_has_the_settings_of_the_call(monkeypatch):
     monkeypatch.delenv(CALL, raising=False)
-    assert again("results/a/scores.tsv") == "snakemake --cores 1 -- results/a/scores.tsv"
+    assert retry_command("results/a/scores.tsv") == "snakemake --cores 1 -- results/a/scores.tsv"
     monkeypatch.setenv(CALL, "snakemake --workflow-profile profiles/slurm")
-    assert again("my results/a") == "snakemake --workflow-profile profiles/slurm -- 'my results/a'"
+    assert retry_command("my results/a") == "snakemake --workflow-profile profiles/slurm -- 'my results/a'"
 
 
-def test_an_error_within_an_error_is_a_sentence_all_the_same(tmp_path, root):
+def test_an_error_raised_while_handling_another_is_one_sentence_too(tmp_path, root):
     body = "from samsvae.errors import DataError\ntry:\n    {}['x']\nexcept KeyError:\n    raise DataError('bad.')"
     assert finished(body, tmp_path, root)[:2] == (1, "DataError: bad.\n")
 
@@ -129,16 +129,16 @@ with atomic({path!r}) as aside:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_script_that_is_stopped_is_one_sentence_and_leaves_no_half_file(tmp_path, root, number):
+def test_a_stopped_script_prints_one_sentence_and_leaves_no_partial_file(tmp_path, root, number):
     (tmp_path / "a.tsv").write_text("old")
     status, screen, log = stopped(number, WRITES.format(path=str(tmp_path / "a.tsv"), seconds=60), tmp_path, root)
-    assert (status, screen) == (1, f"Interrupted: stopped by {number.name}; no half file is left.\n")
-    assert log.endswith(f"ERROR stopped by {number.name}; no half file is left.\n") and "Traceback" not in log
+    assert (status, screen) == (1, f"Interrupted: stopped by {number.name}; no partial file is left.\n")
+    assert log.endswith(f"ERROR stopped by {number.name}; no partial file is left.\n") and "Traceback" not in log
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tsv", "logs"]
     assert (tmp_path / "a.tsv").read_text() == "old"
 
 
-def test_what_a_library_makes_of_a_signal_is_no_fault_of_ours(tmp_path, root):
+def test_an_error_that_a_library_raises_for_a_signal_is_no_bug(tmp_path, root):
     body = "import logging, time\ntry:\n    logging.info('at work')\n    time.sleep(60)\n"
     body += "except BaseException:\n    raise ImportError('half a module')"
     _, screen, log = stopped(signal.SIGTERM, body, tmp_path, root)
@@ -146,7 +146,7 @@ def test_what_a_library_makes_of_a_signal_is_no_fault_of_ours(tmp_path, root):
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path, root):
-    """As under nohup, or in the background of a shell."""
+    """As under nohup, or for a background job of a shell."""
     body = WRITES.format(path=str(tmp_path / "a.tsv"), seconds=1)
     status, screen, log = stopped(signal.SIGINT, body, tmp_path, root, interrupt=signal.SIG_IGN)
     assert (status, screen) == (0, "") and "ERROR" not in log and (tmp_path / "a.tsv").read_text() == "half"
@@ -156,17 +156,17 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path, root):
     ("number", "said"), [("ENOSPC", "the disk is full"), ("EDQUOT", "the quota on its disk is used up")]
 )
 @pytest.mark.parametrize("file", ["screen.h5ad", None])
-def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, root, number, said, file):
+def test_a_full_disk_is_one_sentence(tmp_path, root, number, said, file):
     body = f"import errno\nraise OSError(errno.{number}, 'whatever', {file!r})"
     status, screen, log = finished(body, tmp_path, root)
     assert (status, screen) == (
         1,
-        f"OSError: {file or 'a file'}: {said}; no half file is left. Make room and start again.\n",
+        f"OSError: {file or 'a file'}: {said}; no partial file is left. Free some space and rerun.\n",
     )
     assert said in log and "Traceback" not in log
 
 
-def test_handlers_are_put_back_and_another_thread_sets_none(tmp_path):
+def test_handlers_are_restored_and_other_threads_set_none(tmp_path):
     before = [signal.getsignal(number) for number in STOP]
     with stop_signals(interrupt=True):
         assert [signal.getsignal(number) for number in STOP] != before

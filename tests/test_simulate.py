@@ -1,4 +1,4 @@
-"""The simulations do what their papers say: moments, sparsity, noise, normalisation, determinism."""
+"""The simulations follow their papers: moments, sparsity, noise, normalisation, determinism."""
 
 import anndata as ad
 import numpy as np
@@ -53,7 +53,7 @@ def test_sams_latents_are_standard_normal_about_the_shift(published_sams):
 
 @pytest.mark.parametrize("exponentiate", [False, True])
 def test_noise_is_a_fifth_of_the_variance(exponentiate):
-    """The same cells with and without noise: the mean is found exactly, then its share of the total."""
+    """Simulate the same cells with and without noise, which gives the exact mean and the share of the noise."""
     options = {"cells": (200, 0, 0), "n_perturbations": 20, "n_features": 10, "exponentiate": exponentiate}
     x = sams(**options).X.astype(float)
     mean = sams(**options, noise_share=0.0).X.astype(float)
@@ -147,7 +147,7 @@ def test_no_cell_is_without_counts():
     screen = sparse_shift(**SMALL_SHIFT, normalisation="per_cell", library_size=0.1)
     library = screen.obs["library_size"]
     assert library.min() == 1 and (library == 1).mean() > 0.9
-    assert len(np.unique(screen.X.indices)) > 5  # not one gene takes all
+    assert len(np.unique(screen.X.indices)) > 5  # more than one gene gets the molecules
 
 
 @pytest.mark.parametrize("make, options", [(sams, SMALL), (sparse_shift, SMALL_SHIFT)])

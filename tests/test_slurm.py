@@ -260,8 +260,8 @@ def test_one_of_several_that_fails_says_why_and_is_tried_again_alone(site, happe
     assert "rule_train_together_" in first["comment"] and "rule_train_wildcards_" in second["comment"]
     assert (first["state"], second["state"]) == ("COMPLETED", "COMPLETED")
     assert (second["tres-per-job"], second["timelimit"]) == ("gres:gpu:1", "30:00")
-    assert "failed where it was trained together with others: NotADirectoryError" in early
-    (again,) = set(re.findall(r"cpa_vae_mf-cells20-draw0 failed. To try it again by itself: (.+)", early))
+    assert "failed when it was trained together with other runs: NotADirectoryError" in early
+    (again,) = set(re.findall(r"cpa_vae_mf-cells20-draw0 failed. To rerun it alone: (.+)", early))
     assert again.endswith(f"--configfile config.yaml -- {RUNS}/cpa_vae_mf-cells20-draw0/scores.tsv")
     assert f"snakemake --workflow-profile {where}/profile" in again
     assert again in log_of(where, "cpa_vae_mf-*")  # so does the submission itself, which was called otherwise
@@ -277,7 +277,7 @@ def test_a_training_takes_the_card_of_its_job(site, happened):
     """Once for those that share a job, and the one that has a job of its own."""
     where, *_ = happened["broken"]()
     for run in ("simulation_sams-cells20-draw0.given.0", "cpa_vae_mf-*"):
-        assert len(re.findall(r"torch cannot use card \d,", log_of(where, run))) == 1, run
+        assert len(re.findall(r"torch cannot use GPU \d,", log_of(where, run))) == 1, run
 
 
 def test_a_card_is_chosen_within_what_slurm_gives(site, root, tmp_path):

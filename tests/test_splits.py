@@ -58,14 +58,14 @@ def test_a_larger_fraction_only_adds_cells(norman, make, seed):
     pairs = set(norman.index[norman["n_targets"] == 2])
     assert not grown[0]["train"] & pairs
     assert all(grown[0][name] for name in ("train", "val", "test"))
-    assert grown[-1]["test"] <= pairs, "no single gene and no control is tested"
+    assert grown[-1]["test"] <= pairs, "no single gene or control is a test cell"
     three = set(norman.index[norman["n_targets"] == 3])
     assert all(three <= parts["none"] for parts in grown)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ood_by_the_words_of_the_task(norman, seed):
-    """Pairs sorted, shuffled, the first for training and the last for the test; cells cut before."""
+def test_ood_follows_the_description_of_the_task(norman, seed):
+    """Pairs are sorted and shuffled, the first for training, the last for testing; cells are split before that."""
     cells = np.flatnonzero(norman["n_targets"] == 2)
     pairs = sorted(set(norman["guide_identity"].iloc[cells]))
     np.random.default_rng(seed).shuffle(pairs)
@@ -92,7 +92,7 @@ def test_efficiency_keeps_validation_and_test(norman, seed):
     assert quarter == set(norman.index[train[: floor(len(train) / 4)]])
 
 
-def test_cells_with_one_target_or_none_are_cut_the_same_in_both_tasks(norman):
+def test_cells_with_one_target_or_none_are_split_equally_in_both_tasks(norman):
     few = norman.index[norman["n_targets"] < 2]
     a = sets(splits.norman_ood(norman, fraction=0.5, seed=1))
     b = sets(splits.norman_efficiency(norman, fraction=0, seed=1))
@@ -121,7 +121,7 @@ def test_held_out_combinations_of_a_perturbation(norman):
     assert set(both["condition"][both["split"] == "test"]) == {*pairs, "G1"}
     with pytest.raises(ConfigError, match=r"no combination contains 'G77'. Did you mean 'G7'"):
         splits.held_out(norman, combinations_of=["G77"], separator="+")
-    with pytest.raises(ConfigError, match=r"the screen has no combinations"):
+    with pytest.raises(ConfigError, match=r"not allowed, because the screen has no combinations"):
         splits.held_out(norman, combinations_of=["G1"], separator="")
 
 
@@ -131,12 +131,12 @@ def test_the_parts_of_a_held_out_condition_may_have_any_order():
     assert set(table["split"][:4]) == {"test"}
 
 
-# ---- tables by hand ------------------------------------------------------------------------------------------------
+# ---- tables written by a user --------------------------------------------------------------------------------------
 
 OBS = pd.DataFrame({"condition": ["A", "A", "A+B", "A+B", "ctrl", "ctrl"]}, index=["c0", "c1", "c2", "c3", "c4", "c5"])
 
 
-def hand(folder, text, name="mine.tsv"):
+def write(folder, text, name="mine.tsv"):
     (folder / name).write_bytes(text.encode())
     return folder / name
 
@@ -150,71 +150,74 @@ def hand(folder, text, name="mine.tsv"):
         ("d.tsv", "cell\tcondition\tsplit\nc4\twhatever\tval\nc0\t\ttrain\nc3\tA\ttest\nc1\tA\tnone\n"),
     ],
 )
-def test_a_table_of_cells_by_hand(tmp_path, name, text, caplog):
-    split = splits.make_split(OBS, kind="file", path=hand(tmp_path, text, name))
+def test_a_table_of_cells(tmp_path, name, text, caplog):
+    split = splits.make_split(OBS, kind="file", path=write(tmp_path, text, name))
     assert split["split"].tolist() == ["train", "none", "none", "test", "val", "none"]
     assert split["cell"].tolist() == OBS.index.tolist() and split["condition"].tolist() == OBS["condition"].tolist()
-    assert f"{2 if name == 'd.tsv' else 3} of 6 cells are not in it" in caplog.text
+    assert f"does not list {2 if name == 'd.tsv' else 3} of 6 cells" in caplog.text
 
 
-def test_a_table_of_conditions_by_hand(tmp_path):
-    path = hand(tmp_path, "condition,split\nB+A,test\nctrl,val\nA,train\n", "c.csv")
+def test_a_table_of_conditions(tmp_path):
+    path = write(tmp_path, "condition,split\nB+A,test\nctrl,val\nA,train\n", "c.csv")
     split = splits.make_split(OBS, kind="file", path=path, separator="+")
     assert split["split"].tolist() == ["train", "train", "test", "test", "val", "val"]
 
 
-def test_cells_that_the_filter_has_dropped_are_counted(tmp_path, caplog):
-    path = hand(tmp_path, "cell\tsplit\nc0\ttrain\nc9\ttrain\nc2\ttest\nc4\tval\n")
-    assert (splits.by_hand(OBS, path)["split"] == "train").sum() == 1
-    assert "1 of its cells are not in the screen" in caplog.text
+def test_cells_that_the_filter_dropped_are_counted(tmp_path, caplog):
+    path = write(tmp_path, "cell\tsplit\nc0\ttrain\nc9\ttrain\nc2\ttest\nc4\tval\n")
+    assert (splits.from_file(OBS, path)["split"] == "train").sum() == 1
+    assert "1 of the cells it lists are not in the screen" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("cells\tsplit\nc0\ttrain\n", r"needed are the columns 'split' and 'cell' \(or 'condition'\).*'cells'"),
-        ("cell;split\nc0;train\n", r"needed are the columns"),
-        ("cell\nc0\n", r"needed are the columns"),
+        (
+            "cells\tsplit\nc0\ttrain\n",
+            r"the columns 'split' and 'cell' \(or 'condition'\) are needed, but it has 'cells'",
+        ),
+        ("cell;split\nc0;train\n", r"the columns 'split' and 'cell' \(or 'condition'\) are needed"),
+        ("cell\nc0\n", r"the columns 'split' and 'cell' \(or 'condition'\) are needed"),
         (
             "cell\tsplit\nc0\tvalid\nc1\t\n",
             r"column 'split' has the values '', 'valid'; allowed: train, val, test, none",
         ),
-        ("cell\tsplit\nc0\ttrain\nc0\tval\n", r"column 'cell' names more than once 'c0'"),
-        ("cell\tsplit\nx0\ttrain\nx1\tval\n", r"none of the 6 cells.* names 'x0', 'x1'; the screen has 'c0', 'c1'"),
+        ("cell\tsplit\nc0\ttrain\nc0\tval\n", r"column 'cell' lists more than once: 'c0'"),
+        ("cell\tsplit\nx0\ttrain\nx1\tval\n", r"none of the 6 cells.* lists 'x0', 'x1'; the screen has 'c0', 'c1'"),
         ("condition\tsplit\nAB\ttrain\n", r"column 'condition': no cell has the condition 'AB'"),
-        ("condition\tsplit\nA+B\ttrain\nB+A\ttest\n", r"column 'condition' names more than once 'A\+B'"),
+        ("condition\tsplit\nA+B\ttrain\nB+A\ttest\n", r"column 'condition' lists more than once: 'A\+B'"),
         ("cell\tsplit\nc0\ttrain\nc1\tval\tx\ty\n", r"not a readable table"),
         ("", r"not a readable table"),
-        ("cell\tsplit\nc0\ttrain\nc1\tval\n", r"leaves no 'test' cell; name some in the table"),
+        ("cell\tsplit\nc0\ttrain\nc1\tval\n", r"leaves no 'test' cell; add some to the table"),
     ],
 )
-def test_a_bad_table_gets_one_sentence(tmp_path, text, sentence):
-    with pytest.raises(DataError, match=sentence) as told:
-        splits.make_split(OBS, kind="file", path=hand(tmp_path, text), separator="+")
-    assert "\n" not in str(told.value).strip()
+def test_a_bad_table_gives_one_line(tmp_path, text, sentence):
+    with pytest.raises(DataError, match=sentence) as error:
+        splits.make_split(OBS, kind="file", path=write(tmp_path, text), separator="+")
+    assert "\n" not in str(error.value).strip()
 
 
-def test_no_table_and_a_file_that_is_none(tmp_path):
+def test_a_missing_table_and_a_file_that_is_not_one(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.tsv: no such file"):
-        splits.by_hand(OBS, tmp_path / "nowhere.tsv")
+        splits.from_file(OBS, tmp_path / "nowhere.tsv")
     (tmp_path / "x.tsv").write_bytes(bytes(range(128, 256)))
     with pytest.raises(DataError, match=r"x\.tsv: not a readable table"):
-        splits.by_hand(OBS, tmp_path / "x.tsv")
+        splits.from_file(OBS, tmp_path / "x.tsv")
 
 
-def test_a_split_in_the_screen_that_is_not_looked_at_is_said(norman, caplog):
+def test_an_unused_split_in_the_screen_is_warned_about(norman, caplog):
     splits.make_split(norman.assign(split="train"), kind="random")
-    assert "obs has a column 'split', which a split of kind 'random' does not look at" in caplog.text
+    assert "obs has a column 'split', but a split of kind 'random' ignores it" in caplog.text
 
 
-def test_perturbations_without_a_training_cell_are_said(norman, caplog):
-    """A combination that is held out is no such thing, as long as each of its parts is trained on."""
+def test_perturbations_without_training_cells_are_warned_about(norman, caplog):
+    """A held-out combination gives no warning as long as each of its parts has training cells."""
     pair = next(name for name in norman["condition"] if name.count("+") == 1)
     splits.make_split(norman, kind="held_out", conditions=[pair], separator="+")
     assert not caplog.text
-    with_it = [name for name in set(norman["condition"]) if "G3" in name.split("+")]
-    splits.make_split(norman, kind="held_out", conditions=with_it, separator="+")
-    assert "the split 'held_out' has no training cell of 'G3', whose effects no model can learn" in caplog.text
+    combinations = [name for name in set(norman["condition"]) if "G3" in name.split("+")]
+    splits.make_split(norman, kind="held_out", conditions=combinations, separator="+")
+    assert "the split 'held_out' has no training cells for 'G3'; no model can learn their effects" in caplog.text
 
 
 def test_given(norman):
@@ -227,7 +230,7 @@ def test_given(norman):
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
-def test_fractions_outside_of_0_to_1(norman, value):
+def test_fractions_outside_0_to_1(norman, value):
     for make, name in (
         (splits.norman_ood, "fraction"),
         (splits.norman_ood, "test_pairs"),
@@ -239,7 +242,7 @@ def test_fractions_outside_of_0_to_1(norman, value):
         splits.random_split(norman, val_fraction=value)
 
 
-def test_the_ends_of_a_cut():
+def test_cuts_with_an_empty_part():
     cells = np.arange(10)
     train, val, test = splits.three_ways(cells, 0, 0, 0)
     assert (train.tolist(), len(val), len(test)) == (cells.tolist(), 0, 0)
@@ -248,14 +251,14 @@ def test_the_ends_of_a_cut():
     assert [len(part) for part in splits.three_ways(np.arange(30), 0.1, 0.0, 0)] == [27, 0, 3]  # 0.1 * 30 > 3
 
 
-def test_every_cell_once_and_the_table_comes_back(norman, tmp_path):
+def test_every_cell_is_listed_once_and_the_table_can_be_read_again(norman, tmp_path):
     table = splits.norman_ood(norman, fraction=0.25, seed=0)
     assert table["cell"].tolist() == norman.index.tolist()
     assert table["condition"].tolist() == norman["condition"].tolist()
     splits.write_split(table, tmp_path / "split.tsv")
     written = pd.read_csv(tmp_path / "split.tsv", sep="\t", dtype=str)
     pd.testing.assert_frame_equal(written, table, check_dtype=False)
-    pd.testing.assert_frame_equal(splits.by_hand(norman, tmp_path / "split.tsv"), table)
+    pd.testing.assert_frame_equal(splits.from_file(norman, tmp_path / "split.tsv"), table)
     counted = splits.summary(table).set_index("split")
     assert list(counted.index) == list(splits.LABELS)
     assert counted["cells"].to_dict() == {name: len(part) for name, part in sets(table).items()}

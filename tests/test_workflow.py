@@ -20,22 +20,26 @@ import pytest
 import torch
 import yaml
 
+from samsvae.cli import main
 from samsvae.interop.weights import to_reference
 from samsvae.tables import read
 from samsvae.training.checkpoint import load
 
 EXPERIMENTS = ("replogle", "norman_ood", "norman_efficiency", "simulation_sams", "simulation_svae")
-FIGURES = [
-    "replogle_table1",
-    "replogle_masks",
-    "replogle_effects",
-    "replogle_de",
-    "norman_ood",
-    "norman_efficiency",
-    "simulation_recovery",
-    "training_curves",
-]
-CHAPTERS = ("Data", "Replogle", "Norman", "Simulations", "Training")
+#: What the smoke study draws.
+COMMON = ("data_card", "scores", "masks", "effects", "curves")
+FIGURES = {
+    "replogle": (*COMMON, "expression"),
+    "norman_ood": (*COMMON, "expression", "combinations"),
+    "norman_efficiency": (*COMMON, "expression", "combinations"),
+    "simulation_sams": (*COMMON, "recovery"),
+    "simulation_svae": (*COMMON, "recovery"),
+}
+JOBS = [f"{experiment}_{figure}" for experiment, figures in FIGURES.items() for figure in figures]
+
+
+#: Rules that run where Snakemake runs.
+LOCAL = ("all", "take", "write_grid", "write_config", "cost_table", "report", "provenance", "download_source")
 
 
 def snakemake(root: Path, where: Path, *arguments: str, config: Path | None = None, ok: bool = True) -> str:
@@ -52,7 +56,7 @@ def snakemake(root: Path, where: Path, *arguments: str, config: Path | None = No
 def planned(text: str) -> dict[str, int]:
     """Jobs by rule of a dry run; {} where there is nothing to be done."""
     table = text.rpartition("Job stats:")[2].partition("total")[0] if "Job stats:" in text else ""
-    return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, flags=re.M)}
+    return {name: int(count) for name, count in re.findall(r"^([\w-]+)\s+(\d+)$", table, flags=re.M)}
 
 
 # ---- plans ---------------------------------------------------------------------------------------------------------
@@ -68,9 +72,10 @@ def test_the_papers_are_planned_whole(root, tmp_path, config, trainings, replogl
     assert plan["train"] == trainings
     assert plan["download_source"] == 2 and plan["filter_replogle"] == plan["filter_norman"] == 1
     assert plan["simulate_sams"] == 25 and plan["simulate_sparse_shift"] == 5
-    assert all(plan[figure] == 1 for figure in FIGURES)
+    assert all(plan[figure] == 1 for figure in JOBS)
     masked = {180: 30 * 5, 90: 15 * 5}[replogle]
     assert plan["pathway_accuracy"] == masked
+    assert plan["test_model_expression"] == 8 + 2 * 7  # the first seeds of the methods compared
     one = planned(snakemake(root, tmp_path, "--dry-run", "--", "replogle_table1", config=root / "config" / config))
     assert one["train"] == replogle
 
@@ -140,21 +145,48 @@ def test_a_figure_asks_for_the_first_seed_of_every_setting(root, tmp_path):
     ]
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(config))
     text = snakemake(root, tmp_path, "--dry-run", "--", "replogle_de", config=tmp_path / "seeds.yaml")
-    expected = {"sams_vae_corr-alpha0.1-seed0", "sams_vae_corr-alpha0.2-seed2"}
+    expected = {"sams_vae_corr-alpha0.1-seed0", "sams_vae_corr-alpha0.2-seed2", "sams_vae_mf-alpha0.1-seed0"}
     assert jobs_of(text, "test_model_expression") == expected
+    text = snakemake(root, tmp_path, "--dry-run", "--", "replogle_effects", config=tmp_path / "seeds.yaml")
     assert len(jobs_of(text, "train")) == 4 and "collect" not in planned(text)  # no training for the table's sake
 
 
-def test_a_figure_of_all_runs_brings_the_score_table_up_to_date(root, tmp_path):
+def test_an_experiment_by_name_is_all_its_figures(root, tmp_path):
     text = snakemake(root, tmp_path, "--dry-run", "--", "norman_ood", config=root / "tests" / "smoke.yaml")
-    assert planned(text)["collect"] == 1
-    grid = [{"model": "cond_vae", "seed": [0]}]
-    config = {"experiments": ["custom"], "settings": {"custom": {"screen": "custom", "grid": grid}}}
-    config["screens"] = {"custom": {"kind": "custom", "source": {"path": "a.h5ad"}}}
-    (tmp_path / "a.h5ad").touch()
+    plan = planned(text)
+    assert all(plan[f"norman_ood_{figure}"] == 1 for figure in FIGURES["norman_ood"])
+    assert plan["collect"] == 1 and not any(name.startswith("replogle_") for name in plan)
+
+
+def test_two_screens_of_ones_own_are_two_experiments(root, tmp_path):
+    """Each with the figures that its data allow, and no figure of one trains the other."""
+    grid = [{"model": ["sams_vae_corr", "cond_vae"], "seed": [0]}]
+    config = {"experiments": ["thp1", "my-k562"], "pathvars": {"results": "own"}}
+    config["settings"] = {name: {"screen": name, "grid": grid} for name in config["experiments"]}
+    config["screens"] = {"thp1": {"kind": "custom", "source": {"path": "a.h5ad"}}}
+    config["screens"]["my-k562"] = {
+        "kind": "custom", "source": {"path": "b.h5ad"}, "options": {"separator": "+"},
+    }  # fmt: skip
+    for name in "ab":
+        (tmp_path / f"{name}.h5ad").touch()
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
-    plan = planned(snakemake(root, tmp_path, "--dry-run", "--", "custom", config=tmp_path / "own.yaml"))
-    assert plan["collect"] == plan["train"] == plan["custom"] == 1
+    plan = planned(snakemake(root, tmp_path, "--dry-run", config=tmp_path / "own.yaml"))
+    assert {name for name in plan if name.startswith("thp1_")} == {f"thp1_{f}" for f in (*COMMON, "expression")}
+    assert plan["my-k562_combinations"] == plan["my-k562_masks"] == 1 and plan["train"] == 4
+    text = snakemake(root, tmp_path, "--dry-run", "--", "my-k562_combinations", config=tmp_path / "own.yaml")
+    assert jobs_of(text, "train") == {"sams_vae_corr-seed0", "cond_vae-seed0"}
+    assert planned(text)["filter_custom"] == 1
+
+
+def test_the_slurm_profile_plans_every_job_with_its_resources(root, tmp_path):
+    profile = ["--workflow-profile", str(root / "profiles" / "slurm"), "--executor", "dryrun"]
+    text = snakemake(root, tmp_path, "--dry-run", *profile, config=root / "tests" / "smoke.yaml")
+    found = re.findall(r"^(?:local)?rule ([\w-]+):\n((?:    .*\n)+)", text, flags=re.M)
+    assert {name for name, _ in found} >= {"train_together", "take", "replogle_masks", "norman_ood_combinations"}
+    for name, body in found:
+        if name not in LOCAL:
+            assert "mem_mb=" in body and "runtime=" in body, name
+        assert ("gpu=1" in body) == (name == "train_together"), name
 
 
 def test_an_unknown_run_is_refused_with_the_nearest(root, tmp_path):
@@ -193,14 +225,16 @@ def plan_of(checkout: Path, study: Path, *arguments: str, config: Path | None = 
 
 @pytest.mark.slow
 def test_every_figure_has_picture_print_and_data(study):
-    for figure in FIGURES:
-        folder = study / "results" / "figures"
-        assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
-        assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
-        data = list(folder.glob(f"{figure}*.tsv"))
-        # a miniature has no published numbers beside it
-        empty = {path.name for path in data if not len(read(path))}
-        assert data and empty <= {"norman_ood.published.tsv", "norman_efficiency.published.tsv"}, figure
+    for experiment, figures in FIGURES.items():
+        folder = study / "results" / "figures" / experiment
+        assert {path.stem for path in folder.glob("*.png")} == set(figures)
+        for figure in figures:
+            assert (folder / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+            assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+            data = list(folder.glob(f"{figure}*.tsv"))
+            empty = {path.name for path in data if len(path.read_text().splitlines()) < 2}
+            # a miniature has no published numbers next to it, and no screen but Replogle's an annotation
+            assert data and empty <= {"combinations.published.tsv", "masks.accuracy.tsv", "masks.pathway.tsv"}, figure
 
 
 @pytest.mark.slow
@@ -229,18 +263,36 @@ def test_baselines_stand_beside_the_models(study):
 @pytest.mark.slow
 def test_the_report_holds_every_figure(study):
     page = (study / "results" / "report.html").read_text()
-    for figure in FIGURES:
-        assert f"{figure}.png" in page
-    assert "protocol" in page
-    # counted without a gap, whatever chapters there are; figures in the order of the paper
-    found = {title for title in re.findall(r'"(\d [A-Z]\w+)"', page) if title.split()[1] in CHAPTERS}
-    assert found == {f"{i} {title}" for i, title in enumerate(CHAPTERS, 1)}
-    assert all(f'"{title}"' in page for title in ("1 Table 1 of the paper", "2 Masks and pathways", "3 Effects"))
+    for experiment, figures in FIGURES.items():
+        for figure in figures:
+            assert f"figures/{experiment}/{figure}.pdf" in page
+    assert page.count("data:image/png;base64,") == len(JOBS)
+    assert "provenance.html" in page and (study / "results" / "provenance.html").stat().st_size > 100_000
+
+
+@pytest.mark.slow
+def test_a_preview_shows_what_has_finished(checkout, study, tmp_path):
+    """The page from some of the runs, marked as such; the figures of the study stay as they are."""
+    results = tmp_path / "results"
+    shutil.copytree(study / "results", results, ignore=shutil.ignore_patterns(".trained", ".scored"))
+    for run in ("cond_vae-seed0", "sams_vae_corr-alpha0.1-seed1"):
+        shutil.rmtree(results / "replogle" / "runs" / run)
+    shutil.rmtree(results / "simulation_sams" / "runs")
+    before = {path: path.read_bytes() for path in (results / "figures").rglob("*") if path.is_file()}
+    config = ["--configfile", str(checkout / "tests" / "smoke.yaml"), "--directory", str(tmp_path)]
+    assert main(["preview", *config]) == 0
+    page = (results / "preview" / "report.html").read_text()
+    n = 5 + 3 + 3 + 2 + 3
+    assert f"PREVIEW: {n - 4} of {n} trainings have finished" in page
+    assert (results / "preview" / "figures" / "replogle" / "masks.png").is_file()
+    assert not (results / "preview" / "figures" / "simulation_sams").exists()
+    assert "cond_vae" not in (results / "preview" / "replogle" / "scores.tsv").read_text()
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.slow
 def test_a_data_card_names_its_split(study):
-    facts = read(study / "results/figures/data_card.norman_ood.facts.tsv").set_index("item")["value"]
+    facts = read(study / "results/figures/norman_ood/data_card.facts.tsv").set_index("item")["value"]
     assert facts["data set"] == "norman" and facts["split"] == "norman_ood-split0-frac0"
 
 
@@ -263,12 +315,12 @@ def test_a_changed_setting_reruns_what_it_touches(checkout, study, tmp_path):
     (tmp_path / "seed.yaml").write_text(yaml.safe_dump(changed))
     plan = plan_of(checkout, study, config=tmp_path / "seed.yaml")
     assert plan["train"] == 1 and plan["pathway_accuracy"] == 1 and "filter_replogle" not in plan
-    assert not {"norman_ood", "simulation_recovery"} & set(plan)
+    assert not any(name.startswith(("norman_", "simulation_")) for name in plan)
 
 
 @pytest.mark.slow
 def test_an_edit_reruns_what_it_concerns(checkout, study):
-    figure = checkout / "src" / "samsvae" / "figures" / "replogle_masks.py"
+    figure = checkout / "src" / "samsvae" / "figures" / "masks.py"
     before = figure.read_text()
     figure.write_text(before + "\n# a comment changes nothing\n")
     assert plan_of(checkout, study) == {}
@@ -277,7 +329,7 @@ def test_an_edit_reruns_what_it_concerns(checkout, study):
     figure.write_text(before)
     assert "train" not in plan and plan["replogle_masks"] == 1
 
-    scoring = checkout / "src" / "samsvae" / "scoring.py"
+    scoring = checkout / "src" / "samsvae" / "evaluation" / "iwelbo.py"
     before = scoring.read_text()
     scoring.write_text(before + "\nEDITED = True\n")
     run = "results/simulation_sams/runs/sams_vae_corr-cells20-draw0"
@@ -285,7 +337,7 @@ def test_an_edit_reruns_what_it_concerns(checkout, study):
     snakemake(checkout, study, "--", f"{run}/scores.tsv", config=checkout / "tests" / "smoke.yaml")
     log = (study / "results/logs/simulation_sams/train/sams_vae_corr-cells20-draw0.log").read_text()
     scoring.write_text(before)
-    assert "trained before" in log and "steps/s" not in log  # scored anew, not trained anew
+    assert "already trained" in log and "steps/s" not in log  # scored anew, not trained anew
     assert (study / run / "model.pt").read_bytes() == weights
 
 
@@ -324,9 +376,9 @@ def test_runs_that_share_a_process_are_those_of_jobs_of_their_own(checkout, stud
     logs = study / "batched/logs/replogle"
     said = "".join(file.read_text() for file in (logs / "together").glob("*.0.log"))
     said += "".join(file.read_text() for file in (logs / "together").glob("*.1.log"))
-    assert said.count("kept from before") == 2 and said.count(": done") == 4
+    assert said.count("taken from the cache") == 2 and said.count(": done") == 4
     assert "best validation loss" in (logs / "together/svae_plus-b5-seed1.log").read_text()
-    assert "taken as it was trained together" in (logs / "train/svae_plus-b5-seed1.log").read_text()
+    assert "trained together with other runs" in (logs / "train/svae_plus-b5-seed1.log").read_text()
     cost = read(study / "batched/replogle/cost.tsv").set_index("run")
     assert cost["job"].nunique() == 2 and cost.loc["svae_plus-b5-seed1", "job"].startswith("together/")
     assert (cost["job_seconds"] > cost["seconds"]).all()
@@ -371,12 +423,13 @@ def test_weights_of_the_release_are_scored_as_those_of_a_training(checkout, stud
     config["experiments"], config["settings"] = ["replogle"], {"replogle": config["settings"]["release"]}
     (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
     plan = plan_of(checkout, study, config=tmp_path / "release.yaml")
-    assert plan["import_checkpoint"] == 3 and "train" not in plan and plan["replogle_de"] == 1
+    assert plan["import_checkpoint"] == 3 and "train" not in plan and plan["replogle_expression"] == 1
     figures = ["replogle_table1", "replogle_masks", "replogle_effects"]
     config["pathvars"] = {"results": "release"}
     (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
     snakemake(checkout, study, "--", *figures, config=tmp_path / "release.yaml")
-    assert all((study / "release/figures" / f"{name}.png").stat().st_size > 20_000 for name in figures)
+    drawn = [study / "release/figures/replogle" / f"{name}.png" for name in ("scores", "masks", "effects")]
+    assert all(path.stat().st_size > 20_000 for path in drawn)
     config["pathvars"] = {"results": "results"}
     config["settings"]["replogle"]["grid"][0]["mask_prior"] = 0.2
     (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
@@ -419,7 +472,10 @@ def own_screen(root: Path, where: Path, source: Path, options: dict) -> Path:
     config["screens"]["custom"] = {"kind": "custom", "source": {"path": str(source)}, "options": options}
     (where / "own.yaml").write_text(yaml.safe_dump(config))
     snakemake(root, where, config=where / "own.yaml")
-    assert (where / "results" / "figures" / "custom.png").stat().st_size > 20_000
+    folder = where / "results" / "figures" / "custom"
+    expected = {*COMMON, "expression", *(["combinations"] if options.get("separator") else [])}
+    assert {path.stem for path in folder.glob("*.png")} == expected
+    assert all(path.stat().st_size > 20_000 for path in folder.glob("*.png"))
     return where / "results"
 
 
@@ -435,7 +491,7 @@ def test_papalexi_whole(root, tmp_path, shared):
     example = yaml.safe_load((root / "config" / "custom.example.yaml").read_text())
     results = own_screen(root, tmp_path, source, example["screens"]["custom"]["options"])
     scores = scores_of(results)
-    table = read(results / "figures" / "custom.per_condition.tsv").pivot(
+    table = read(results / "figures" / "custom" / "scores.per_condition.tsv").pivot(
         index="condition", columns="model", values="value"
     )
     for model in ("sams_vae_corr", "svae_plus"):

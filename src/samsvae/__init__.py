@@ -1,10 +1,25 @@
-"""Sparse mechanism-shift models of Perturb-seq: SAMS-VAE, CPA-VAE, SVAE+ and the conditional VAE."""
+"""Sparse mechanism-shift models of Perturb-seq: SAMS-VAE, CPA-VAE, SVAE+ and the conditional VAE.
+
+from samsvae import fit, load
+"""
+
+__all__ = ["Fitted", "SamsvaeError", "__version__", "fit", "load"]
 
 
-def __getattr__(name: str) -> str:
-    # by name, so that a new version is no change of the code that trains (samsvae.study.code_digest)
-    if name == "__version__":
-        from importlib import import_module
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used.
 
-        return import_module("samsvae.version").VERSION
-    raise AttributeError(f"module 'samsvae' has no attribute {name!r}")
+    By string, because samsvae.study.code_digest follows import statements: this file must not make every script of the
+    workflow depend on samsvae.api, or on the version. Type checkers read __init__.pyi instead.
+    """
+    modules = {"__version__": ("version", "VERSION"), "SamsvaeError": ("errors", name)}
+    if name not in __all__:
+        raise AttributeError(f"module 'samsvae' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, attribute = modules.get(name, ("api", name))
+    return getattr(import_module(f"samsvae.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,6 @@
-"""A model on an AnnData, from a notebook: fit, effects with intervals, masks, embeddings, samples, save and load.
+"""Fit a model to an AnnData in a notebook: effects with intervals, masks, embeddings, samples, save and load.
+
+    from samsvae import fit
 
     fitted = fit(adata, "sams_vae_corr", perturbation="guide", control="non-targeting", separator="+", steps=5000)
     fitted.effects(["A", "A+B"])
@@ -14,19 +16,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
 
-import samsvae
 from samsvae.config.model import ModelConfig
 from samsvae.config.screens import CustomOptions
 from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build
-from samsvae.config.vocabulary import ENCODINGS
-from samsvae.config.zoo import row
+from samsvae.config.vocabulary import ENCODINGS, LIBRARY
+from samsvae.config.zoo import Row, row
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.evaluation import model_effects as effects
@@ -36,23 +38,24 @@ from samsvae.screens.custom import screen_of
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import given, random_split
 from samsvae.training import checkpoint
-from samsvae.training.checkpoint import Checkpoint, screen_facts
+from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, screen_facts
 from samsvae.training.loop import train
 
-log = logging.getLogger("samsvae")
+__all__ = ["Fitted", "fit", "load"]
 
-HISTORY = ("step", "epoch", "train_loss", "val_loss")
+log = logging.getLogger("samsvae")
 
 
 @dataclass(frozen=True, repr=False)
 class Fitted:
-    """A trained model with its names. A condition is a label ('A', 'A+B', the control) or a list of perturbations.
+    """A trained model with the names of its genes and perturbations.
 
-    A label means what it meant in the AnnData: its parts in any order, control labels among them dropped. A list is a
-    dosage: its perturbations, each once, are added up, in the unique encoding too. Models that read one perturbation a
-    cell (SVAE+, sVAE, iVAE) have no dosage of several. The log warns of perturbations without a training cell.
+    A condition is a label ('A', 'A+B', the control's label) or a list of perturbations. A label means the same as in
+    the AnnData: the order of its parts does not matter, and control labels among them are dropped. A list is a dosage:
+    its perturbations (each once) are added up, in the unique encoding too. Models that read one perturbation per cell
+    (SVAE+, sVAE, iVAE) accept no dosage of several. A warning is logged for perturbations without training cells.
 
-    ``history``: losses by step (step, epoch, train_loss, val_loss), with no rows after ``load``.
+    ``history``: losses by step (step, epoch, train_loss, val_loss); no rows after ``load``.
     """
 
     checkpoint: Checkpoint
@@ -61,20 +64,21 @@ class Fitted:
     def __repr__(self) -> str:
         facts = self.checkpoint.facts
         sizes = f"{len(self.genes)} genes, {len(self.perturbations)} perturbations"
-        return f"Fitted({facts.get('model', 'no row of the zoo')}: {sizes}, encoding {facts['encoding']!r})"
+        return f"Fitted({facts.get('model', 'unnamed model')}: {sizes}, encoding {facts['encoding']!r})"
 
     @property
     def perturbations(self) -> tuple[str, ...]:
-        """The names (T) that dosages are made of."""
+        """The names (T) of the perturbations."""
         return self.checkpoint.perturbations
 
     @property
     def genes(self) -> tuple[str, ...]:
+        """The names (G) of the genes."""
         return self.checkpoint.genes
 
     @property
     def mask_probability(self) -> pd.DataFrame:
-        """How probable it is that a perturbation acts on a latent (T, L); DataError for a model without masks."""
+        """Probability that a perturbation acts on a latent (T, L); DataError for a model without masks."""
         return self._table("mask_probability")
 
     @property
@@ -89,50 +93,55 @@ class Fitted:
         level: float = 0.9,
         draws: int = 100,
         cells: int = 25,
-        library: float = 1e4,
+        library: float = LIBRARY,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Effects against control with intervals: condition, gene, effect, low, high.
+        """Effects against control with intervals: a table of condition, gene, effect, low, high.
 
-        ``conditions`` are several: ['A', 'B'] asks for A and for B, ['A+B'] or [['A', 'B']] for both in one cell
-        (``sample`` takes one condition, where ['A', 'B'] is that). Default: every perturbation. What a condition gets
-        does not depend on the others that are asked for.
+        ``conditions`` is a list: ['A', 'B'] means A and B separately; ['A+B'] or [['A', 'B']] means both in one cell.
+        (``sample`` takes one condition, so there ['A', 'B'] means both in one cell.) Default: every perturbation. The
+        effect of a condition does not depend on the other conditions in the list.
 
-        An effect is a difference of means of log2(1 + counts per 10,000). The interval holds ``level`` of the effects
-        under ``draws`` of the perturbations' latents from the guide, each from ``cells`` cells; it says what the
-        guide does not know of the perturbation, not how well the model fits. A model without such latents (the
-        conditional VAE) has intervals of the error of simulation alone.
+        An effect is a difference of means of log2(1 + counts per 10,000). The interval contains the share ``level`` of
+        the effects under ``draws`` draws of the perturbation latents from the approximate posterior, each computed from
+        ``cells`` cells. It reflects the uncertainty of the approximate posterior, not how well the model fits. For a
+        model without perturbation latents (the conditional VAE) it only reflects the simulation error.
+
+        ``library``: counts per simulated cell. ConfigError if a number is not allowed; DataError if a condition is
+        unknown.
         """
-        if not (_number(level) and 0.0 < level < 1.0):
+        if not (_is_number(level) and 0.0 < level < 1.0):
             raise ConfigError(f"level: {level!r} is not allowed; it must lie inside (0, 1).")
-        _whole(draws=draws, cells=cells)
-        _above_nothing(library=library)
+        _check_whole(draws=draws, cells=cells)
+        _check_positive(library=library)
         conditions = [conditions] if isinstance(conditions, str) else conditions
         asked = list(self.perturbations) if conditions is None else list(conditions)
         if not asked:
-            raise ConfigError("conditions: none is asked for; give labels or lists of perturbations.")
+            raise ConfigError("conditions: the list is empty; pass labels or lists of perturbations.")
         *members, control = self._members([*asked, []])
 
-        def told(drawn: np.ndarray) -> np.ndarray:
+        def mean_and_interval(drawn: np.ndarray) -> np.ndarray:
             return np.stack([drawn.mean(0), *np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)])
 
         found = effects.effect_draws(
             self.checkpoint.model, members, against=control, draws=draws, cells=cells, library=library, seed=seed,
-            summary=told,
+            summary=mean_and_interval,
         )  # fmt: skip
         names = {"condition": np.repeat([self._label(condition) for condition in asked], len(self.genes))}
         names["gene"] = np.tile(self.genes, len(asked))
         return pd.DataFrame(names | dict(zip(("effect", "low", "high"), found.reshape(3, -1), strict=True)))
 
     def sample(
-        self, condition: str | Sequence[str], n: int = 100, *, library: float = 1e4, seed: int = 0
+        self, condition: str | Sequence[str], n: int = 100, *, library: float = LIBRARY, seed: int = 0
     ) -> ad.AnnData:
-        """``n`` cells that received ``condition`` ([] or the control's label: none), with counts in X (n, G).
+        """``n`` simulated cells that received ``condition`` ([] or the control's label: none), with counts X (n, G).
 
-        One condition: ['A', 'B'] are cells that received both (``effects`` takes several, where it would be two).
+        ``condition`` is one condition: ['A', 'B'] simulates cells that received both. (``effects`` takes a list of
+        conditions, so there it means two.) ``library``: counts per cell. ConfigError if a number is not allowed;
+        DataError if the condition is unknown.
         """
-        _whole(n=n)
-        _above_nothing(library=library)
+        _check_whole(n=n)
+        _check_positive(library=library)
         x = effects.sample(
             self.checkpoint.model, self._members([condition]), samples=n, library=library, seed=f"{seed}/{condition}"
         )[:, 0]
@@ -140,14 +149,14 @@ class Fitted:
         return ad.AnnData(x.cpu().numpy(), obs, pd.DataFrame(index=pd.Index(self.genes)))
 
     def save(self, path: str | Path) -> None:
-        """Write weights, names and settings, for ``load``."""
+        """Write weights, names and settings to a file that ``load`` reads."""
         checkpoint.save(self.checkpoint, path)
 
     def _table(self, name: str) -> pd.DataFrame:
         tables = self.checkpoint.model.perturbation_tables()
         if name not in tables:
-            there = f" It has: {', '.join(tables)}." if tables else ""
-            raise DataError(f"{name}: the model {self.checkpoint.facts.get('model')!r} has none.{there}")
+            available = f" It has: {', '.join(tables)}." if tables else ""
+            raise DataError(f"{name}: the model {self.checkpoint.facts.get('model')!r} has none.{available}")
         return pd.DataFrame(tables[name].cpu().numpy(), index=pd.Index(self.perturbations, name="perturbation"))
 
     def _label(self, condition: str | Sequence[str]) -> str:
@@ -155,7 +164,7 @@ class Fitted:
             return condition
         joined = (self.checkpoint.facts.get("separator") or "+").join(condition) or self._control
         if len(condition) > 1 and (self._unique or joined in self.perturbations):
-            return str(list(condition))  # the joined label is another dosage: a perturbation of its own
+            return str(list(condition))  # the joined label would be another dosage: a perturbation of its own
         return joined
 
     @property
@@ -168,18 +177,18 @@ class Fitted:
         return self.checkpoint.facts["encoding"] == "unique"
 
     def _members(self, conditions: Sequence[str | Sequence[str]]) -> np.ndarray:
-        """Rows of the perturbations of each condition (C, P), T where there is none."""
+        """Indices of the perturbations of each condition (C, P), padded with T."""
         position = {name: t for t, name in enumerate(self.perturbations)}
         rows = [[self._position(name, position) for name in self._parts(c, position)] for c in conditions]
         several = [condition for condition, row in zip(conditions, rows, strict=True) if len(row) > 1]
         if several and self.checkpoint.model.config.effect == "prior_mean":
             raise DataError(
-                f"condition: {several[0]!r} is not allowed: the model reads one perturbation a cell. A combination "
-                "that it was trained on, which takes the unique encoding, is asked for by its label."
+                f"condition: {several[0]!r} is not allowed: the model reads one perturbation per cell. Pass the label "
+                "of a combination that it was trained on (in the unique encoding)."
             )
         asked = {name for row in rows for name in row}
-        if never := [name for name in self.checkpoint.untrained if position[name] in asked]:
-            log.warning("no training cell received %s, whose effects the model has not learnt", some(never))
+        if untrained := [name for name in self.checkpoint.untrained if position[name] in asked]:
+            log.warning("no training cell received %s: the model has not learnt its effects", some(untrained))
         width = max(1, *map(len, rows)) if rows else 1
         return np.array([row + [len(position)] * (width - len(row)) for row in rows]).reshape(-1, width)
 
@@ -204,6 +213,7 @@ class Fitted:
         return position[name]
 
 
+# longer than 60 lines because every argument is documented
 def fit(
     adata: ad.AnnData,
     model: str = "sams_vae_corr",
@@ -218,37 +228,53 @@ def fit(
     progress: bool = True,
     **settings,
 ) -> Fitted:
-    """Train a named model (a row of ``samsvae.config.zoo``) on an AnnData.
+    """Train a model of the zoo (a row of ``samsvae.config.zoo``) on an AnnData, which is not changed.
 
-    ``perturbation``: the obs column that says what a cell received; ``control``: its label(s) for nothing;
-    ``separator``: what joins combinations ('' for none); ``encoding``: ``sum`` adds the parts of a combination up,
-    ``unique`` makes it a perturbation of its own. ``layer``: the layer of the counts (default X). ``split``: an obs
-    column of 'train' and 'val' (cells that are 'test' or 'none' are left out); by default the split of
-    ``genes_split`` where that is among the settings, else 20 % of the cells, at random, are for validation.
-    ``settings``: any of ``ModelConfig`` and ``TrainingConfig``, and of the options of a screen of one's own
-    (``CustomOptions``: ``genes``, ``min_cells``, ``zero_cells`` ...). The defaults are the papers':
-    150,000 steps, far too many for a laptop; pass ``steps``. ``device``: such as 'cuda'; by default a GPU where torch
-    sees one. ``progress``: say on stderr how far it is.
+    Parameters
+    ----------
+    adata
+        Cells with raw counts.
+    model
+        Name of the row.
+    perturbation
+        The obs column with the perturbation of each cell.
+    control
+        Label(s) of unperturbed cells in this column.
+    layer
+        Layer of the counts (default: X).
+    separator
+        Text that joins the parts of a combination in a label ('' if there are no combinations).
+    encoding
+        ``sum`` adds up the parts of a combination; ``unique`` makes it a perturbation of its own.
+    split
+        An obs column with 'train' and 'val'; cells with 'test' or 'none' are not used. Default: the split of
+        ``genes_split`` if that setting is passed, else a random 20 % of the cells are used for validation.
+    device
+        For example 'cuda'. Default: a GPU if torch sees one.
+    progress
+        Log the progress on stderr.
+    settings
+        Any setting of ``ModelConfig``, of ``TrainingConfig`` and of the options of a custom screen
+        (``CustomOptions``: ``genes``, ``min_cells``, ``zero_cells`` ...). The defaults are those of the papers:
+        150,000 steps, which is far too many for a laptop, so pass ``steps``.
 
-    Nothing is changed in ``adata``. ConfigError and DataError name what does not fit.
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or not allowed.
+    DataError
+        If the AnnData lacks a column, layer or label, or has no training or no validation cells.
     """
     if encoding not in ENCODINGS:
         raise ConfigError(f"encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
     chosen = row(model)
     if split is not None and settings.get("genes_split") is not None:
-        raise ConfigError("split and genes_split: give one of them; the genes' split is the one that is trained on.")
-    homes = [{item.name for item in fields(cls)} for cls in (ModelConfig, TrainingConfig)]
-    own = [{key: value for key, value in settings.items() if key in home} for home in homes]
-    config = build(ModelConfig, {**chosen.model, **own[0]}, "settings")
-    training = build(TrainingConfig, {**chosen.training, **own[1]}, "settings")
-    options = {key: value for key, value in settings.items() if not any(key in home for home in homes)}
-    known = {item.name for item in fields(CustomOptions)} - {"perturbation_column", "counts", "cell_table"}
-    if unknown := sorted(set(options) - known):
-        raise ConfigError(f"{unknown[0]!r} is not a setting.{nearest(unknown[0], sorted(set.union(known, *homes)))}")
+        raise ConfigError("split and genes_split: pass only one; the split of genes_split is also used for training.")
+    config, training, options = _sort_settings(chosen, settings)
     device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     split = split if settings.get("genes_split") is None else "split"
 
-    with _told(progress):
+    with _log_on_stderr(progress):
         screen = screen_of(
             adata, perturbation_column=perturbation, control=control, separator=separator,
             counts="X" if layer is None else f"layer:{layer}", **options,
@@ -261,38 +287,52 @@ def fit(
         net.fit_inputs(train_cells)
         names = screen_facts(arrays, dosage, train_cells)
         result = train(net, train_cells, val_cells, training, genes=arrays.genes)
-    facts = {
-        "run": model, "model": model, "encoding": encoding, "training": vars(training), "best_step": result.best_step,
-        "validation_loss": result.best_loss, "samsvae": samsvae.__version__,
-    } | names  # fmt: skip
-    made = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, facts)
-    return Fitted(made, pd.DataFrame(result.history, columns=list(HISTORY)))
+    named = {"run": model, "model": model, "encoding": encoding, "training": vars(training)}
+    described = facts(named, names, best_step=result.best_step, validation_loss=result.best_loss)
+    trained = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, described)
+    return Fitted(trained, pd.DataFrame(result.history, columns=list(HISTORY)))
+
+
+def _sort_settings(chosen: Row, settings: dict[str, Any]) -> tuple[ModelConfig, TrainingConfig, dict[str, Any]]:
+    """The settings of the model and of the training over those of the row, and the options of the screen."""
+    homes = [{item.name for item in fields(cls)} for cls in (ModelConfig, TrainingConfig)]
+    own = [{key: value for key, value in settings.items() if key in home} for home in homes]
+    config = build(ModelConfig, {**chosen.model, **own[0]}, "settings")
+    training = build(TrainingConfig, {**chosen.training, **own[1]}, "settings")
+    options = {key: value for key, value in settings.items() if not any(key in home for home in homes)}
+    known = {item.name for item in fields(CustomOptions)} - {"perturbation_column", "counts", "cell_table"}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"{unknown[0]!r} is not a setting.{nearest(unknown[0], sorted(set.union(known, *homes)))}")
+    return config, training, options
 
 
 def load(path: str | Path, device: str = "cpu") -> Fitted:
-    """A model that ``Fitted.save`` or a run of the workflow has written (``runs/RUN/model.pt``)."""
+    """Load a model that ``Fitted.save`` or a run of the workflow (``runs/RUN/model.pt``) has written.
+
+    CheckpointError if the file is damaged or is not such a model; ConfigError if torch cannot use the device.
+    """
     return Fitted(checkpoint.load(path, device), pd.DataFrame(columns=list(HISTORY)))
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
-def _above_nothing(**numbers: float) -> None:
+def _check_positive(**numbers: float) -> None:
     for name, value in numbers.items():
-        if not (_number(value) and 0 < value < np.inf):
+        if not (_is_number(value) and 0 < value < np.inf):
             raise ConfigError(f"{name}: {value!r} is not allowed; it must be a number above 0.")
 
 
-def _whole(**numbers: int) -> None:
-    _above_nothing(**numbers)
+def _check_whole(**numbers: int) -> None:
+    _check_positive(**numbers)
     for name, value in numbers.items():
         if not isinstance(value, int | np.integer):
             raise ConfigError(f"{name}: {value!r} is not allowed; it must be a whole number.")
 
 
 def _split(screen: ad.AnnData, column: str | None, seed: int) -> np.ndarray:
-    """'train', 'val' or another word for every cell (n); DataError where one of the two has no cell."""
+    """The split of every cell (n): 'train', 'val', 'test' or 'none'; DataError if no cell is 'train' or 'val'."""
     if column is None:
         table = random_split(screen.obs, test_fraction=0.0, seed=seed)
     else:
@@ -307,13 +347,13 @@ def _split(screen: ad.AnnData, column: str | None, seed: int) -> np.ndarray:
     parts = table["split"].to_numpy(str)
     for name in ("train", "val"):
         if not (parts == name).any():
-            raise DataError(f"split: no cell is {name!r}; a training needs some 'train' and some 'val'.")
+            raise DataError(f"split: no cell is {name!r}; training needs cells with 'train' and with 'val'.")
     return parts
 
 
 @contextmanager
-def _told(progress: bool) -> Iterator[None]:
-    """The log of the package on stderr, for as long as a training runs."""
+def _log_on_stderr(progress: bool) -> Iterator[None]:
+    """Print the log of the package on stderr during the block, if ``progress``."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     before = log.level

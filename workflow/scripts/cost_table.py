@@ -1,4 +1,4 @@
-"""One table of what the runs cost."""
+"""Concatenate the cost tables of all experiments."""
 
 from samsvae.study.script import session
 

@@ -1,4 +1,4 @@
-"""Fetch a screen's source file."""
+"""Download the source file of a screen."""
 
 from samsvae.study.script import session
 

@@ -1,4 +1,4 @@
-"""Take the weights of a run from a checkpoint of the release, and score them."""
+"""Import the weights of a run from a checkpoint of the release, and score them."""
 
 from samsvae.study.gpus import hold_device
 from samsvae.study.script import session
@@ -6,7 +6,7 @@ from samsvae.study.script import session
 device, jobs_per_gpu = snakemake.config["device"], snakemake.config["jobs_per_gpu"]
 
 with session(snakemake.log[0]), hold_device(device, jobs_per_gpu) as device:
-    # torch reads once which cards it may see, so these come after the choice of a card
+    # torch reads only once which GPUs it may use, so these imports come after a GPU is chosen
     from samsvae.evaluation.run import evaluate
     from samsvae.interop.runs import import_checkpoint
 

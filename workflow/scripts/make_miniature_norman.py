@@ -1,4 +1,4 @@
-"""Make a small screen in the schema of the Norman file."""
+"""Simulate a small screen in the schema of the Norman file."""
 
 from samsvae.study.script import session
 

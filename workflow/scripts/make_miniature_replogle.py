@@ -1,4 +1,4 @@
-"""Make a small screen in the raw schema of the Replogle file."""
+"""Simulate a small screen in the raw schema of the Replogle file."""
 
 from samsvae.study.script import session
 

@@ -1,4 +1,4 @@
-"""Lay a screen out for training."""
+"""Pack a screen for training."""
 
 from samsvae.study.script import session
 

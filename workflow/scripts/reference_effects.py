@@ -1,4 +1,4 @@
-"""Effects in the data, and the scores of the baselines."""
+"""Compute the effects in the data and score the baselines."""
 
 from samsvae.study.script import session
 

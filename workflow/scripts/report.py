@@ -1,8 +1,16 @@
-"""Write the report of what has been made."""
+"""Write the report page."""
 
 from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.study.report import write_report
+    from samsvae.study.report_contents import report_of
 
-    write_report(snakemake.params.snakefile, snakemake.input.config, list(snakemake.input.made), snakemake.output[0])
+    found, params = snakemake.input, snakemake.params
+    report_of(
+        snakemake.output[0],
+        params.experiments,
+        title=params.title,
+        cost=found.cost,
+        config=found.config,
+        provenance=found.provenance,
+    )

@@ -1,4 +1,4 @@
-"""Take what was made of a run among several in one process."""
+"""Link the files of a run that was trained together with others."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Differential expression in the data."""
+"""Test the data for differential expression."""
 
 from samsvae.study.script import session
 

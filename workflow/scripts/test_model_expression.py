@@ -1,4 +1,4 @@
-"""Differential expression in sampled cells of a run's model."""
+"""Test cells sampled from a run's model for differential expression."""
 
 from samsvae.study.script import session
 

@@ -1,4 +1,4 @@
-"""Train one run and score it, or take what was made before."""
+"""Train one run and score it, or link what is cached."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from samsvae.study.script import session
 
 found, params, config = snakemake.input, snakemake.params, snakemake.config
 data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)
-# where it runs and how often its state is kept are no params: they are no reason to run again
+# not params: where a run trains and how often it saves its state are no reasons to train again
 place = Place(config["device"], config["jobs_per_gpu"], 60.0 * config["checkpoint_minutes"])
 
 with session(snakemake.log[0]):

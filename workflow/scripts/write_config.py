@@ -1,4 +1,4 @@
-"""Write the configuration in force."""
+"""Write the configuration in force to one file."""
 
 from samsvae.study.script import session
 

@@ -8,12 +8,17 @@ from typing import Any, Literal
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.config.screens import SCALAR, ScreenConfig, SplitConfig
 from samsvae.config.validate import at_least, field_names
+from samsvae.config.zoo import row
 from samsvae.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A screen, a split and a grid of runs. ``model`` and ``training`` hold for every run unless a block sets them."""
+    """A screen, a split and a grid of runs. ``model`` and ``training`` hold for every run unless a block sets them.
+
+    ``shown``: the model in figures of one model (default: the best on validation data). ``compared``: values of grid
+    axes that figures are restricted to, such as n_latent: 100.
+    """
 
     screen: str
     grid: tuple[dict[str, Any], ...]
@@ -21,6 +26,12 @@ class Experiment:
     model: dict[str, SCALAR] = field(default_factory=dict)
     training: dict[str, SCALAR] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    shown: str | None = None
+    compared: dict[str, SCALAR] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.shown is not None:
+            row(self.shown)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def read_screen(path: Path | str) -> Screen:
 @lru_cache(maxsize=1)
 def _read_screen(path: str, mtime_ns: int, size: int) -> Screen:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, because numpy leaves a damaged archive open
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             archive = file.zip if isinstance(file, np.lib.npyio.NpzFile) else None
             counts = None if archive is None else _mapped(path, archive)
             given: dict[str, Any] = {} if counts is None else {"counts": counts}
@@ -109,7 +110,7 @@ def _verify(path: str, file: IO[bytes], start: int, member: zipfile.ZipInfo) -> 
         aside.write_text(text)
 
 
-def read_split(path: Path | str, cells: Sequence[str]) -> np.ndarray:
+def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarray:
     """The split of every cell of a screen (n,), from a table with the columns cell and split, in any row order.
 
     DataError if the table has another format, another set of cells or an unknown split.
@@ -129,7 +130,7 @@ def read_split(path: Path | str, cells: Sequence[str]) -> np.ndarray:
     split_of = {row[at_cell]: row[at_split] for row in rows}
     if len(split_of) < len(rows):
         twice = [name for name, times in Counter(row[at_cell] for row in rows).items() if times > 1]
-        raise DataError(f"{path}: column 'cell' names more than once {some(twice)}.")
+        raise DataError(f"{path}: column 'cell' lists more than once: {some(twice)}.")
     unknown = sorted(set(split_of.values()) - {*SPLITS, "none"})
     if unknown:
         raise DataError(f"{path}: column 'split' holds {some(unknown)}.{nearest(unknown[0], (*SPLITS, 'none'))}")

@@ -1,1 +1,1 @@
-"""Weights of the authors' release, in and out."""
+"""Read and write weights of the release of the SAMS-VAE authors."""

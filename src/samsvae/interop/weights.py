@@ -1,7 +1,8 @@
-"""Weights of the SAMS-VAE release to weights of ours and back, bit for bit; settings read off names and shapes.
+"""Convert weights of the SAMS-VAE release to our weights and back, bit for bit; infer settings from names and shapes.
 
-The state of a Lightning checkpoint holds a model ("model."), a guide ("guide.") and constants of the prior, maybe under
-the prefix ``loss_module.`` and once more under ``predictor.``. Letters: T perturbations, L latents, G genes.
+The state of a Lightning checkpoint holds a model ("model."), a guide (the approximate posterior, "guide.") and
+constants of the prior, possibly with the prefix ``loss_module.`` and again with ``predictor.``. Letters:
+T perturbations, L latents, G genes.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samsvae.config.model import ModelConfig
+from samsvae.config.vocabulary import MASKED
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import CheckpointError, ConfigError, nearest, some
+from samsvae.models.latents import CellState, Embedding
 from samsvae.models.model import Model
 from samsvae.models.networks import MLP
 
-#: Rows of the release by the names of its golden numbers.
+#: Name of a row in the golden numbers of the release -> name of the row in our zoo.
 ROW_NAMES = {
     "cond_vae": "cond_vae",
     "svae_plus": "svae_plus",
@@ -32,82 +36,106 @@ ROW_NAMES = {
     "sams_corr": "sams_vae_corr",
 }
 
-#: Latents that the release calls by another name, as names of noise and of terms.
+#: Name of a latent (of its noise and its term) in the release -> our name, where they differ.
 LATENT_NAMES = {"E": "embedding"}
 
-#: Rows of the zoo that the release has.
+#: Rows of the zoo that exist in the release.
 NAMED = (*TABLE_1, "sams_vae_bb")
 
+#: Settings by which the rows of the release differ.
 SWITCHES = ("embedding", "mask", "effect", "guide_embedding", "encoder_reads")
 
 
 def from_reference(
-    state: Mapping[str, object], row: str | None = None, *, config: Mapping[str, object] | None = None
+    state: Mapping[str, Any], row: str | None = None, *, config: Mapping[str, Any] | None = None
 ) -> Model:
-    """The model of a release's state dictionary, with its weights, in evaluation mode.
+    """The model with the weights of a state dictionary of the release, in evaluation mode.
 
-    ``state``: tensors or arrays by name, or the content of a whole Lightning checkpoint. ``row``: the row that it must
-    be, by our name or the release's. ``config``: settings of ``ModelConfig`` that it must have, or that weights do not
-    tell (``temperature``). CheckpointError names the parameter, shape or setting that does not fit.
+    ``state``: tensors or arrays by name, or the content of a complete Lightning checkpoint. ``row``: the expected row
+    of the zoo, by its name here or in the release. ``config``: settings of ``ModelConfig`` that are expected, or that
+    cannot be inferred from weights (``temperature``). CheckpointError names the parameter, shape or setting that does
+    not match.
     """
-    state, config = _cleaned(state), dict(config or {})
-    found = _inferred(state)
+    weights = _cleaned(state)
+    settings = _inferred(weights)
     if row is not None:
-        wanted = ROW_NAMES.get(row, row)
-        if wanted not in NAMED:
-            raise CheckpointError(f"row: {row!r} is not known.{nearest(row, dict.fromkeys([*NAMED, *ROW_NAMES]))}")
-        ours = row_of(found)
-        if ours != wanted:
-            raise CheckpointError(f"The weights are of the row {ours or 'of no name'!r}, not of {wanted!r}.")
+        _check_row(settings, row)
+    settings |= _expected_settings(settings, config or {})
+    n_perturbations, n_genes = _counts_of(weights, settings)
+    try:
+        model = Model(ModelConfig(**settings), n_genes, n_perturbations)
+    except ConfigError as error:
+        raise CheckpointError(f"The settings inferred from the weights are not allowed: {error}") from None
+    _refuse_alien(model.config)
+    names = _names(model)
+    _check_weights(weights, model, names)
+    model.load_state_dict({**model.state_dict(), **{name: weights[theirs] for theirs, name in names.items()}})
+    return model.eval()
+
+
+def _check_row(settings: Mapping[str, Any], row: str) -> None:
+    """CheckpointError if the row is unknown or the settings are those of another row."""
+    wanted = ROW_NAMES.get(row, row)
+    if wanted not in NAMED:
+        raise CheckpointError(f"row: {row!r} is not known.{nearest(row, dict.fromkeys([*NAMED, *ROW_NAMES]))}")
+    if (found := row_of(settings)) != wanted:
+        raise CheckpointError(f"The weights belong to {_described(found)}, not to the row {wanted!r}.")
+
+
+def _described(row: str | None) -> str:
+    return "no row of the zoo" if row is None else f"the row {row!r}"
+
+
+def _expected_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``config``; CheckpointError if one is not a setting or differs from the inferred settings."""
     known = [item.name for item in fields(ModelConfig)]
     if unknown := sorted(set(config) - set(known)):
         raise CheckpointError(f"config: {unknown[0]!r} is not a setting.{nearest(unknown[0], known)}")
     for name, value in config.items():
-        if not _equal(found.setdefault(name, value), value):
-            raise CheckpointError(f"{name} is {found[name]!r} in the weights, but {value!r} is asked for.")
-        found[name] = value
-    n_perturbations, n_genes = _counts_of(state, found)
-    try:
-        model = Model(ModelConfig(**found), n_genes, n_perturbations)
-    except ConfigError as error:
-        raise CheckpointError(f"The settings that the weights tell make no model: {error}") from None
-    _refuse_alien(model.config)
-    names, ours, constants = _names(model), model.state_dict(), _constants(model)
+        if not _equal(settings.get(name, value), value):
+            raise CheckpointError(f"{name} is {settings[name]!r} in the weights, but {value!r} is expected.")
+    return dict(config)
+
+
+def _check_weights(weights: Mapping[str, Tensor], model: Model, names: Mapping[str, str]) -> None:
+    """CheckpointError unless the weights have the names, shapes and constants that the release has for this model."""
+    ours, constants = model.state_dict(), _constants(model)
     expected = {theirs: tuple(ours[name].shape) for theirs, name in names.items()}
     expected |= {name: tuple(value.shape) for name, value in constants.items()}
-    if odd := sorted(set(state) ^ set(expected)):
-        kind = "misses the parameter" if odd[0] in expected else "has the unknown parameter"
-        raise CheckpointError(f"The state {kind} {some(odd)}; the row seems to be {row_of(found) or 'of no name'!r}.")
+    if odd := sorted(set(weights) ^ set(expected)):
+        problem = "lacks the parameter" if odd[0] in expected else "has the unknown parameter"
+        row = _described(row_of(vars(model.config)))
+        raise CheckpointError(f"The state {problem} {some(odd)}; it seems to belong to {row}.")
     for name, shape in expected.items():
-        if tuple(state[name].shape) != shape:
-            raise CheckpointError(f"The parameter {name!r} has the shape {tuple(state[name].shape)}; allowed: {shape}.")
+        if tuple(weights[name].shape) != shape:
+            raise CheckpointError(
+                f"The parameter {name!r} has the shape {tuple(weights[name].shape)}; allowed: {shape}."
+            )
     for name, value in constants.items():
-        if not torch.equal(state[name].to(value.dtype), value):
-            raise CheckpointError(f"The parameter {name!r} is not the constant that it should be.")
+        if not torch.equal(weights[name].to(value.dtype), value):
+            raise CheckpointError(f"The parameter {name!r} differs from its constant value in the release.")
     for name in names:
-        if not torch.isfinite(state[name]).all():
+        if not torch.isfinite(weights[name]).all():
             raise CheckpointError(f"The parameter {name!r} has values that are not finite.")
-    model.load_state_dict({**ours, **{name: state[theirs] for theirs, name in names.items()}})
-    return model.eval()
 
 
 def to_reference(model: Model) -> dict[str, Tensor]:
-    """The release's state dictionary of a model, the reverse of ``from_reference``, without a prefix.
+    """The state dictionary that the release would have for a model, without a prefix: reverses ``from_reference``.
 
-    CheckpointError where the release has no counterpart of the model's settings.
+    CheckpointError if the release has no counterpart of the model's settings.
     """
     _refuse_alien(model.config)
     ours = model.state_dict()
     state = _constants(model) | {theirs: ours[name].detach().clone() for theirs, name in _names(model).items()}
-    told = _inferred(state)
+    inferred = _inferred(state)
     for name in SWITCHES:
-        if told.get(name, getattr(ModelConfig, name)) != getattr(model.config, name):
+        if inferred.get(name, getattr(ModelConfig, name)) != getattr(model.config, name):
             raise CheckpointError(f"The release has no counterpart of {name}: {getattr(model.config, name)!r}.")
     return state
 
 
 def _refuse_alien(config: ModelConfig) -> None:
-    """CheckpointError for settings that the release does not have and its weights cannot tell."""
+    """CheckpointError for settings that do not exist in the release and cannot be inferred from weights."""
     names = ("activation", "residual", "batch_norm", "mask_per_cell", "guide_mask_prob")
     alien = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(ModelConfig, name)}
     alien |= {"input": "log"} if config.input == "log" else {}
@@ -119,14 +147,14 @@ def _refuse_alien(config: ModelConfig) -> None:
 
 
 def _equal(a: object, b: object) -> bool:
-    """Whether two settings are equal; numbers, as far as float32 can tell."""
+    """Whether two settings are equal; numbers are compared as float32."""
     if isinstance(a, float) and isinstance(b, int | float):
         return bool(np.float32(a) == np.float32(b))
     return a == b
 
 
-def row_of(config: Mapping[str, object]) -> str | None:
-    """The row of the zoo with these switches; None where it has no name."""
+def row_of(config: Mapping[str, Any]) -> str | None:
+    """The row of the zoo with these settings; None if there is none in the release."""
     default = ModelConfig()
     switches = {name: config.get(name, getattr(default, name)) for name in SWITCHES}
     for name in NAMED:
@@ -138,8 +166,9 @@ def row_of(config: Mapping[str, object]) -> str | None:
 # ---- names and constants -------------------------------------------------------------------------------------------
 
 
+# more than 12 branches, because each setting that changes the names has one
 def _names(model: Model) -> dict[str, str]:
-    """The release's name of every weight -> ours."""
+    """Name of every weight in the release -> our name."""
     config = model.config
     at = {latent.name: f"latents.{i}" for i, latent in enumerate(model.latents)}
     names: dict[str, str] = {}
@@ -184,7 +213,7 @@ def _names(model: Model) -> dict[str, str]:
 
 
 def _constants(model: Model) -> dict[str, Tensor]:
-    """What the release keeps in its state though it is no weight: the prior, spread out to (T, L), and such."""
+    """Entries in a state of the release that are not weights, such as the prior, expanded to (T, L)."""
     config, size = model.config, (model.n_perturbations, model.config.n_latent)
     constants: dict[str, Tensor] = {}
     if config.embedding == "random":
@@ -197,13 +226,13 @@ def _constants(model: Model) -> dict[str, Tensor]:
         constants["model.mask_beta_concentration_2"] = torch.full(size, config.beta_b)
     if config.guide_embedding == "given_mask":
         constants["guide.treatment_one_hot"] = torch.eye(model.n_perturbations)
-    if config.mask in ("bernoulli", "beta_bernoulli"):
+    if config.mask in MASKED:
         constants["guide.gs_temperature"] = torch.full((1,), config.temperature)
     return constants
 
 
-def _cleaned(state: Mapping[str, object]) -> dict[str, Tensor]:
-    """The tensors of one copy of model and guide, by their names without a prefix."""
+def _cleaned(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of one copy of model and guide, by name without the prefix."""
     state = state.get("state_dict", state)
     if not isinstance(state, Mapping):
         raise CheckpointError("The state is not a dictionary of tensors by name.")
@@ -213,7 +242,7 @@ def _cleaned(state: Mapping[str, object]) -> dict[str, Tensor]:
         if any(name.startswith("model.decoder.") for name in found):
             break
     else:
-        raise CheckpointError(f"The state has no 'model.decoder.', as the release's have; it has {some(state)}.")
+        raise CheckpointError(f"The state has no 'model.decoder.' as in the release; it has {some(state)}.")
     if odd := sorted(name for name, value in found.items() if not _plain(value)):
         raise CheckpointError(f"The parameters {some(odd)} are not dense arrays of real numbers.")
     return {name: torch.as_tensor(value).detach() for name, value in found.items()}
@@ -222,17 +251,18 @@ def _cleaned(state: Mapping[str, object]) -> dict[str, Tensor]:
 def _plain(value: object) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "fi"
+    """Whether a value is a dense tensor or array of real numbers."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
         return False
-    # a file may claim any shape with strides of 0
+    # with strides of 0, a tiny file could claim a huge shape
     return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 # ---- settings from weights -----------------------------------------------------------------------------------------
 
 
-def _inferred(state: dict[str, Tensor]) -> dict[str, object]:
-    """Settings of ModelConfig as far as names, shapes and constants tell them."""
+def _inferred(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The settings of ModelConfig that can be inferred from names, shapes and constants."""
     encoder = _one_of(state, "guide.z_basal_encoder", "guide.z_encoder")
     additive = encoder == "guide.z_basal_encoder"
     learned = "model.action_prior_mean" in state
@@ -243,7 +273,7 @@ def _inferred(state: dict[str, Tensor]) -> dict[str, object]:
     masked = "guide.param_dict.q_mask_logits" in state
     beta = "model.mask_beta_concentration_1" in state
     conditional = not additive and not learned
-    found: dict[str, object] = {
+    found: dict[str, Any] = {
         "embedding": "random" if additive else "learned" if learned else "none",
         "mask": ("beta_bernoulli" if beta else "bernoulli") if masked else "none" if conditional else "ones",
         "effect": "additive" if additive else "prior_mean" if learned else "decoder_input",
@@ -256,7 +286,7 @@ def _inferred(state: dict[str, Tensor]) -> dict[str, object]:
     }
     if (depth := _depth(state, encoder)) != found["n_layers"]:
         raise CheckpointError(
-            f"The encoder has {depth} layers and the decoder {found['n_layers']}; allowed: as many of both."
+            f"The encoder has {depth} layers and the decoder {found['n_layers']}; both must have the same number."
         )
     if "guide.embedding_encoder.mlp.layers.0.0.weight" in state:
         found["guide_embedding"] = "given_mask"
@@ -274,8 +304,8 @@ def _inferred(state: dict[str, Tensor]) -> dict[str, object]:
     return found
 
 
-def _counts_of(state: dict[str, Tensor], found: Mapping[str, object]) -> tuple[int, int]:
-    """T and G."""
+def _counts_of(state: dict[str, Tensor], found: Mapping[str, Any]) -> tuple[int, int]:
+    """The numbers of perturbations T and of genes G."""
     n_genes = _shape(state, f"model.decoder.{_head(state)[0]}.weight")[0]
     if found["effect"] == "decoder_input":
         return _shape(state, "model.decoder.mlp.layers.0.0.weight")[1] - found["n_latent"], n_genes
@@ -284,7 +314,7 @@ def _counts_of(state: dict[str, Tensor], found: Mapping[str, object]) -> tuple[i
 
 
 def _head(state: dict[str, Tensor]) -> tuple[str, str]:
-    """The name of the likelihood's last layer in the release, and the likelihood."""
+    """The name of the last layer of the decoder in the release, and the likelihood."""
     head = _one_of(
         state,
         *(f"model.decoder.{name}" for name in ("normalized_mean_decoder.0", "rate_decoder.0", "mean_encoder")),
@@ -301,7 +331,7 @@ def _input(state: dict[str, Tensor]) -> str:
 
 
 def _one_of(state: dict[str, Tensor], *names: str) -> str:
-    """The first name that a parameter has or begins with."""
+    """The first of these names that is a parameter or the beginning of one (before a dot)."""
     for name in names:
         if any(key == name or key.startswith(f"{name}.") for key in state):
             return name
@@ -310,8 +340,8 @@ def _one_of(state: dict[str, Tensor], *names: str) -> str:
 
 def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in state or state[name].ndim != 2:
-        what = "misses" if name not in state else f"has {state[name].ndim} instead of 2 dimensions in"
-        raise CheckpointError(f"The state {what} the parameter {name!r}.")
+        problem = "lacks" if name not in state else f"has {state[name].ndim} instead of 2 dimensions in"
+        raise CheckpointError(f"The state {problem} the parameter {name!r}.")
     return tuple(state[name].shape)
 
 
@@ -320,31 +350,35 @@ def _depth(state: dict[str, Tensor], network: str) -> int:
 
 
 def _constant(state: dict[str, Tensor], name: str) -> float:
-    """The one value of a constant table, as the shortest decimal that is the same float32."""
+    """The single value of a constant table, as the shortest decimal that rounds to the same float32."""
     values = state[name].flatten()
     if not len(values) or (values != values[0]).any():
-        raise CheckpointError(f"The parameter {name!r} must hold one value everywhere.")
+        raise CheckpointError(f"The parameter {name!r} must hold the same value everywhere.")
     return float(str(np.float32(values[0].item())))
 
 
-# ---- weights as a run of the workflow ------------------------------------------------------------------------------
+# ---- other orders of genes and perturbations -----------------------------------------------------------------------
 
 
 def reordered(model: Model, *, genes: Sequence[int] | None = None, perturbations: Sequence[int] | None = None) -> Model:
-    """A copy whose gene j was gene ``genes[j]`` of the model, and its perturbation t ``perturbations[t]``."""
+    """A copy of the model whose gene j is gene ``genes[j]`` and whose perturbation t is ``perturbations[t]`` of it.
+
+    ValueError unless each order holds every number once.
+    """
     model = copy.deepcopy(model)
     for order, n in ((genes, model.n_genes), (perturbations, model.n_perturbations)):
         if order is not None and sorted(order) != list(range(n)):
-            raise ValueError(f"an order of {n} must hold each number from 0 to {n - 1} once")
+            raise ValueError(f"an order of {n} items must hold each number from 0 to {n - 1} once")
     g = torch.as_tensor(range(model.n_genes) if genes is None else genes)
     t = torch.as_tensor(range(model.n_perturbations) if perturbations is None else perturbations)
-    networks: list[tuple[MLP, tuple]] = [(model.decoder, (None, t))]
+    networks: list[tuple[MLP, tuple[Tensor | None, Tensor | None]]] = [(model.decoder, (None, t))]
     for latent in model.latents:
-        if latent.plate == "cell":
+        if isinstance(latent, CellState):
             networks.append((latent.network, (g, t if latent.reads == "x_dosage" else None)))
             continue
-        if hasattr(latent, "network"):
+        if isinstance(latent, Embedding) and latent.reads_mask:
             networks.append((latent.network, (None, t)))
+        assert isinstance(latent, nn.Module)  # as all latents are
         for parameter in latent.parameters(recurse=False):
             parameter.data = parameter.data[t]
     for network, orders in networks:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from samsvae.config.model import ModelConfig
+from samsvae.config.vocabulary import MASKED
 from samsvae.models.batch import Batch, CellTable, MultiHot
 from samsvae.models.distributions import Bernoulli, Distribution, closed_kl
 from samsvae.models.latents import CellState, Embedding, Latent, LearnedEmbedding, Mask, MaskProbability, offset
@@ -315,7 +316,7 @@ def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[La
                 guide=config.guide_mask_prob,
             )
         )
-    if config.mask in ("bernoulli", "beta_bernoulli"):
+    if config.mask in MASKED:
         latents.append(
             Mask(
                 *size,

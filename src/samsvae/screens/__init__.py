@@ -1,1 +1,1 @@
-"""Where cells come from: downloads, filters, splits, simulations."""
+"""Where the cells come from: downloads, filters, simulations, splits and data cards."""

@@ -1,7 +1,7 @@
-"""Your own Perturb-seq: an h5ad, a 10x .h5 or a 10x .mtx folder, and a few words on where things are.
+"""Filter for your own Perturb-seq data: an h5ad, a 10x .h5 or a 10x .mtx folder, and options that describe it.
 
-Counts are read in tiles of rows (dense, CSR) or of columns (CSC), and written as they come, so that an h5ad is never
-held whole. Letters: n cells, G genes.
+Counts are read in tiles of rows (dense, CSR) or of columns (CSC) and written tile by tile, so memory never holds a
+complete h5ad. Letters: n cells, G genes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from anndata.io import read_elem
 from samsvae.config.screens import CustomOptions
 from samsvae.config.validate import build
 from samsvae.errors import ConfigError, DataError, nearest, some
-from samsvae.screens.counts import BLOCK_BYTES, Counts, most_variable, named, open_h5ad, read_names
+from samsvae.screens.counts import BLOCK_BYTES, Counts, open_h5ad
+from samsvae.screens.genes import gene_positions, most_variable, read_names
 from samsvae.screens.labels import conditions_of, obs_column
 from samsvae.screens.screen import assemble, check_screen, provenance, write_screen
-from samsvae.screens.splits import hand_table, make_split
+from samsvae.screens.splits import make_split, read_user_table
 
 log = logging.getLogger(__name__)
 
@@ -34,26 +35,29 @@ log = logging.getLogger(__name__)
 def filter_screen(
     source: str | Path, target: str | Path, *, checksum: str = "", block_bytes: int = BLOCK_BYTES, **options
 ) -> ad.AnnData:
-    """Filter the source to the screen `target`; the screen without its counts is returned.
+    """Filter the source to the screen `target`; return the screen without its counts.
 
-    checksum: of the source, as it was verified. options: those of `CustomOptions` (docs/own-data.md). DataError names
-    the file, the column and the offending values; ConfigError an option that is not allowed.
+    checksum: the verified checksum of the source. options: see `CustomOptions` and docs/own-data.md. DataError names
+    the file, the column and the offending values; ConfigError names an option that is not allowed.
     """
-    chosen = checked(options)
-    with _opened(source, chosen.counts, block_bytes) as (data, obs, var):
+    chosen = check_options(options)
+    with _open_source(source, chosen.counts, block_bytes) as (data, obs, var):
         screen, rows, cols = select(data, obs, var, source, chosen, checksum=checksum)
         write_screen(screen, target, blocks=data.blocks(rows, cols))
     return screen
 
 
 def screen_of(adata: ad.AnnData, **options) -> ad.AnnData:
-    """The screen of an AnnData in memory, which is left as it is; `options`: those of `CustomOptions`."""
-    source, chosen = "the AnnData", checked(options)
+    """The screen of an AnnData in memory, which is not modified; `options` as in `CustomOptions`.
+
+    DataError and ConfigError as in `filter_screen`.
+    """
+    source, chosen = "the AnnData", check_options(options)
     adata = adata.to_memory() if adata.isbacked else adata
     places = {} if adata.X is None else {"X": adata.X}
     places |= {f"layer:{name}": x for name, x in adata.layers.items()}
     places |= {} if adata.raw is None else {"raw": adata.raw.X}
-    x = _named(places, chosen.counts, source)
+    x = _find_counts(places, chosen.counts, source)
     x = x.tocsr() if sp.issparse(x) else np.asarray(x)
     var = adata.raw.var if chosen.counts == "raw" else adata.var
     data = Counts(x, adata.obs_names.astype(str), var.index.astype(str), f"{source}: {chosen.counts}")
@@ -63,16 +67,20 @@ def screen_of(adata: ad.AnnData, **options) -> ad.AnnData:
     return screen
 
 
-def checked(options: Mapping) -> CustomOptions:
-    """Options as the workflow checks them; values of numpy, pandas and pathlib may stand for plain ones."""
+def check_options(options: Mapping) -> CustomOptions:
+    """Check options as the workflow does; numpy, pandas and pathlib values are accepted in place of plain ones.
+
+    ConfigError for an option or value that is not allowed.
+    """
     plain = {key: _plain(value) for key, value in options.items()}
     control = plain.get("control", [])
-    if isinstance(control, int | list):  # labels may be numbers
+    if isinstance(control, int | list):  # a label may be a number
         plain["control"] = [str(label) for label in (control if isinstance(control, list) else [control])]
     return build(CustomOptions, plain, "options")
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
+    """A value as plain Python, as a configuration file would give it."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray | pd.Index | pd.Series | list | tuple):
@@ -89,99 +97,141 @@ def select(
     *,
     checksum: str = "",
 ) -> tuple[ad.AnnData, np.ndarray, np.ndarray]:
-    """The screen without its counts, and the sorted numbers of the rows and columns of `data` that are kept.
+    """The screen without its counts, and the sorted positions of the rows and columns of `data` that it keeps.
 
-    Of several control labels the first names the control in the screen. Parts of a combination that are equal to a
-    control label are dropped and the rest sorted, so 'B+ctrl+A' is 'A+B'. A library size other than 'kept' is scaled
-    by one factor so that it sums to the counts kept, since the model's expected counts of a cell sum to its library
-    size. With genes_split the split is written to obs['split'].
+    If there are several control labels, the first one names the control in the screen. In a combination, parts equal
+    to a control label are dropped and the rest are sorted, so 'B+ctrl+A' becomes 'A+B'. A library size other than
+    'kept' is scaled by one factor so that it sums to the kept counts, because the model's expected counts of a cell
+    sum to its library size. With genes_split the split is written to obs['split'].
+
+    ConfigError and DataError as in `filter_screen`.
     """
-    controls, separator = list(options.control), options.separator
-    if not controls or "" in controls:
-        raise ConfigError(f"control: {controls!r} is not allowed; give one or more labels.")
-    genes = _asked(options.genes)
-    if options.genes_split is not None and not isinstance(genes, int):
-        raise ConfigError(f"genes_split: only with genes: NUMBER is there something to choose, not with {genes!r}.")
-
-    if options.cell_table is not None:
-        obs = _joined(obs, options.cell_table, source)
-    for names, kind in ((obs.index, "cell"), (var.index, "gene")):
-        if names.has_duplicates:
-            twice = names[names.duplicated()].unique()
-            raise DataError(f"{source}: {len(twice)} {kind} names occur more than once: {some(twice)}.")
-    kept_obs = _kept_columns(obs, options.keep_obs, source)
+    genes = _check_selection(options)
+    obs = obs if options.cell_table is None else _join_cell_table(obs, options.cell_table, source)
+    _check_unique(obs.index, var.index, source)
+    kept_obs = _select_obs_columns(obs, options.keep_obs, source)
     rows, condition = conditions_of(obs, options, source)
-    where = f"{source}: obs column {options.perturbation_column!r}"
-    no_label = len(obs) - len(rows)
+    unlabelled = len(obs) - len(rows)
 
-    # A measured size is checked in the cells that count; sums over all genes cost a pass over the file.
-    total = None
-    if options.library_size not in ("kept", "all"):
-        total = _library(obs.iloc[rows], options.library_size, source)
-
+    # Only labelled cells need a measured size. Sums over all genes wait: they cost one more pass over the file.
+    measured = options.library_size not in ("kept", "all")
+    total = _measured_library(obs.iloc[rows], options.library_size, source) if measured else None
     chosen_on = rows
     if options.genes_split is not None:
-        split = make_split(obs.iloc[rows].assign(condition=condition), separator=separator, **vars(options.genes_split))
-        label = split["split"].to_numpy()
-        chosen_on = rows[label == "train"]
-        kept_obs = kept_obs.rename(columns={"split": "source_split"})
-        kept_obs["split"] = pd.Series(label, obs.index[rows]).reindex(obs.index, fill_value="none")
-    cols = _columns(data, chosen_on, genes, source)
+        labelled = obs.iloc[rows].assign(condition=condition)
+        split = make_split(labelled, separator=options.separator, **vars(options.genes_split))
+        chosen_on = rows[split["split"].to_numpy() == "train"]
+        kept_obs = _add_split(kept_obs, rows, split)
+    cols = _select_genes(data, chosen_on, genes, source)
     kept = data.totals(rows, cols)
     if options.library_size == "all":
         total = kept if len(cols) == len(var) else data.totals(rows, np.arange(len(var)))
-
     zero = kept == 0
-    if zero.all():
-        raise DataError(f"{data.what}: no cell has counts ({len(rows)} cells with a label, {len(cols)} genes kept).")
-    if zero.any() and options.zero_cells == "error":
-        raise DataError(
-            f"{data.what} has {int(zero.sum())} cells with zero counts in the {len(cols)} genes kept: "
-            f"{some(obs.index[rows[zero]])}. Keep more genes, or set zero_cells: drop."
-        )
-    sizes = pd.Series(pd.Categorical(condition)[~zero]).value_counts().sort_index()
-    few = _too_few(sizes, controls[0], options, where)
-    rare_cells = np.isin(condition, few) & ~zero
-    keep = ~(rare_cells | zero)
+    _check_zero_cells(zero, obs.index[rows], len(cols), options, data.what)
+    rare, n_rare = _rare_cells(condition, zero, options, f"{source}: obs column {options.perturbation_column!r}")
+    keep = ~(rare | zero)
     rows, condition, kept = rows[keep], condition[keep], kept[keep]
     library = kept if total is None else total[keep] * (kept.sum() / total[keep].sum())
-    parameters = asdict(options) | {"genes": genes}
-    for name in ("annotation", "cell_table", "keep_obs"):  # what they hold is in the screen
-        del parameters[name]
     facts = provenance(
         source,
         checksum=checksum,
         filter="custom",
-        parameters=parameters,
+        parameters=_recorded(options, genes),
         source_shape=(len(obs), len(var)),
         kept_shape=(len(rows), len(cols)),
         genes_chosen_on_cells=len(chosen_on) if isinstance(genes, int) else 0,
-        dropped_unlabelled_cells=no_label,
-        dropped_rare_conditions=len(few),
-        dropped_rare_cells=int(rare_cells.sum()),
+        dropped_unlabelled_cells=unlabelled,
+        dropped_rare_conditions=n_rare,
+        dropped_rare_cells=int(rare.sum()),
         dropped_zero_cells=int(zero.sum()),
     )
+    screen = _assemble(kept_obs.iloc[rows], var.iloc[cols], condition, library, facts, options, source)
+    log.info("%s: kept %d of %d cells and %d of %d genes", source, len(rows), len(obs), len(cols), len(var))
+    return screen, rows, cols
+
+
+def _check_selection(options: CustomOptions) -> str | int | list[str]:
+    """The option genes as 'all', a number or a list of names; ConfigError for options that do not go together."""
+    controls = list(options.control)
+    if not controls or "" in controls:
+        raise ConfigError(f"control: {controls!r} is not allowed; allowed: one or more labels, none of them empty.")
+    genes = _check_genes(options.genes)
+    if options.genes_split is not None and not isinstance(genes, int):
+        raise ConfigError(
+            f"genes_split: allowed only when genes is a number, but genes is {genes!r}. Remove genes_split, or set "
+            "genes to the number of genes to choose."
+        )
+    return genes
+
+
+def _add_split(obs: pd.DataFrame, rows: np.ndarray, split: pd.DataFrame) -> pd.DataFrame:
+    """obs with the split of the cells `rows` in the column split; other cells are 'none'."""
+    obs = obs.rename(columns={"split": "source_split"})
+    obs["split"] = pd.Series(split["split"].to_numpy(), obs.index[rows]).reindex(obs.index, fill_value="none")
+    return obs
+
+
+def _check_unique(cells: pd.Index, genes: pd.Index, source: str | Path) -> None:
+    for names, kind in ((cells, "cell"), (genes, "gene")):
+        if names.has_duplicates:
+            twice = names[names.duplicated()].unique()
+            raise DataError(f"{source}: {len(twice)} {kind} names occur more than once: {some(twice)}.")
+
+
+def _check_zero_cells(zero: np.ndarray, cells: pd.Index, n_genes: int, options: CustomOptions, where: str) -> None:
+    """DataError if all labelled cells are empty, or if some are and the options do not allow dropping them."""
+    if zero.all():
+        raise DataError(f"{where}: no cell has counts ({len(zero)} cells with a label, {n_genes} genes kept).")
+    if zero.any() and options.zero_cells == "error":
+        raise DataError(
+            f"{where} has {int(zero.sum())} cells with zero counts in the {n_genes} genes kept: "
+            f"{some(cells[zero])}. Keep more genes, or set zero_cells: drop."
+        )
+
+
+def _recorded(options: CustomOptions, genes: str | int | list[str]) -> dict[str, Any]:
+    """The options to record in the provenance, without those whose content is in the screen itself."""
+    parameters = asdict(options) | {"genes": genes}
+    for name in ("annotation", "cell_table", "keep_obs"):
+        del parameters[name]
+    return parameters
+
+
+def _assemble(
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    condition: np.ndarray,
+    library: np.ndarray,
+    facts: Mapping[str, object],
+    options: CustomOptions,
+    source: str | Path,
+) -> ad.AnnData:
+    """The screen without its counts, from the tables of the kept cells and genes."""
+    controls = list(options.control)
     screen = assemble(
         None,
-        kept_obs.iloc[rows],
-        var.iloc[cols],
+        obs,
+        var,
         condition=condition,
         control=controls[0],
-        separator=separator,
+        separator=options.separator,
         provenance=facts,
         library_size=library,
-        pathway_of=_annotation(options.annotation) if options.annotation is not None else None,
+        pathway_of=_read_annotation(options.annotation) if options.annotation is not None else None,
         uns={"controls": controls} if len(controls) > 1 else None,
     )
     if options.annotation is not None and not (screen.uns["perturbations"]["pathway"] != "").any():
         raise DataError(f"{options.annotation}: column 'perturbation' has none of the perturbations in {source}.")
-    log.info("%s: kept %d of %d cells, %d of %d genes", source, len(rows), len(obs), len(cols), len(var))
-    return screen, rows, cols
+    return screen
 
 
-def _too_few(sizes: pd.Series, control: str, options: CustomOptions, where: str) -> list[str]:
-    """Conditions with fewer cells than min_cells, to be dropped; DataError where they may not or too little is left."""
-    few = sizes[sizes < options.min_cells]
+def _rare_cells(condition: np.ndarray, zero: np.ndarray, options: CustomOptions, where: str) -> tuple[np.ndarray, int]:
+    """The nonempty cells (n) of conditions with fewer than min_cells of them, to drop, and the number of conditions.
+
+    DataError if the options do not allow dropping them, if the control is one of them, or if nothing else is left.
+    """
+    sizes = pd.Series(pd.Categorical(condition)[~zero]).value_counts().sort_index()
+    control, few = options.control[0], sizes[sizes < options.min_cells]
     if len(few) and options.rare == "error":
         listed = some(f"{name} ({n})" for name, n in few.items())
         raise DataError(
@@ -201,12 +251,14 @@ def _too_few(sizes: pd.Series, control: str, options: CustomOptions, where: str)
             f"{where} has no perturbed condition with min_cells = {options.min_cells} cells or more; the largest is "
             f"{perturbed.idxmax()!r} ({perturbed.max()}). Lower min_cells."
         )
-    return list(few.index)
+    return np.isin(condition, list(few.index)) & ~zero, len(few)
 
 
 @contextmanager
-def _opened(source: str | Path, counts: str, block_bytes: int) -> Iterator[tuple[Counts, pd.DataFrame, pd.DataFrame]]:
-    """The counts that an option names, obs, and the var that belongs to them."""
+def _open_source(
+    source: str | Path, counts: str, block_bytes: int
+) -> Iterator[tuple[Counts, pd.DataFrame, pd.DataFrame]]:
+    """The counts that the option counts names, obs, and the matching var."""
     source = Path(source)
     if not source.exists():
         raise DataError(f"{source}: no such file.")
@@ -214,14 +266,14 @@ def _opened(source: str | Path, counts: str, block_bytes: int) -> Iterator[tuple
         with open_h5ad(source) as file:
             layers = {f"layer:{name}": f"layers/{name}" for name in file.get("layers", ())}
             places = {"X": "X", **layers, "raw": "raw/X"}
-            place = _named({name: place for name, place in places.items() if place in file}, counts, source)
-            obs, var = (_frame(file[table], source) for table in ("obs", "raw/var" if counts == "raw" else "var"))
+            place = _find_counts({name: place for name, place in places.items() if place in file}, counts, source)
+            obs, var = (_read_frame(file[table], source) for table in ("obs", "raw/var" if counts == "raw" else "var"))
             data = Counts(file[place], obs.index, var.index, f"{source}: {counts}", block_bytes)
             data.check()
             yield data, obs, var
         return
     if source.suffix != ".h5" and not source.is_dir():
-        raise DataError(f"{source}: not a known form; allowed: .h5ad, 10x .h5, a 10x folder with matrix.mtx.")
+        raise DataError(f"{source}: not a known format; allowed: .h5ad, 10x .h5, a 10x folder with matrix.mtx.")
     if counts != "X":
         raise ConfigError(f"counts: {counts!r} is not allowed for a 10x source; allowed: 'X'.")
     adata = _read_10x(source)
@@ -231,43 +283,44 @@ def _opened(source: str | Path, counts: str, block_bytes: int) -> Iterator[tuple
 def _read_10x(source: Path) -> ad.AnnData:
     import warnings
 
-    import scanpy  # slow to import, and needed by the 10x forms alone
+    import scanpy  # slow to import, used only for 10x formats
 
     try:
-        with warnings.catch_warnings():  # the symbols of every 10x reference repeat
+        with warnings.catch_warnings():  # every 10x reference repeats some symbols
             warnings.filterwarnings("ignore", message=".*names are not unique.*")
             adata = scanpy.read_10x_mtx(source) if source.is_dir() else scanpy.read_10x_h5(source)
-    except Exception as error:  # the readers raise many kinds on a damaged file
+    except Exception as error:  # scanpy raises many types on a damaged file
         raise DataError(f"{source}: cannot be read ({error}).") from error
     adata.var_names_make_unique()
     return adata
 
 
-def _named(places: Mapping[str, Any], counts: str, source: str | Path) -> Any:
-    """The place of the counts among those that are there, by the names that the option `counts` may take."""
+def _find_counts(places: Mapping[str, Any], counts: str, source: str | Path) -> Any:
+    """The entry of `places` that the option `counts` names; ConfigError or DataError if there is none."""
     if counts in places:
         return places[counts]
     if counts not in ("X", "raw") and not counts.startswith("layer:"):
         raise ConfigError(f"counts: {counts!r} is not allowed; allowed: 'X', 'layer:NAME', 'raw'.")
-    raise DataError(f"{source}: there is no {counts!r}, where counts are asked for.{nearest(counts, places)}")
+    raise DataError(f"{source}: has no {counts!r}, which the option counts requests.{nearest(counts, places)}")
 
 
-def _frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
-    """obs or var; the names of rows as text."""
+def _read_frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
+    """obs or var, with row names as text."""
     if not isinstance(element, h5py.Group):
         raise DataError(
-            f"{source}: {element.name[1:]} is in a form of anndata before 0.7; write the file anew with "
+            f"{source}: {element.name[1:]} has the format of anndata before 0.7. Rewrite the file with "
             "anndata.read_h5ad(FILE).write_h5ad(NEW)."
         )
     try:
         frame = read_elem(element)
-    except Exception as error:  # anndata and h5py raise many kinds on a damaged file
+    except Exception as error:  # anndata and h5py raise many types on a damaged file
         raise DataError(f"{source}: {element.name[1:]} cannot be read ({error}).") from error
     frame.index = frame.index.astype(str)
     return frame
 
 
-def _kept_columns(obs: pd.DataFrame, keep: Sequence[str] | None, source: str | Path) -> pd.DataFrame:
+def _select_obs_columns(obs: pd.DataFrame, keep: Sequence[str] | None, source: str | Path) -> pd.DataFrame:
+    """The columns of obs to keep: all of them for None."""
     if keep is None:
         return obs
     for name in keep:
@@ -275,52 +328,58 @@ def _kept_columns(obs: pd.DataFrame, keep: Sequence[str] | None, source: str | P
     return obs[list(keep)]
 
 
-def _library(obs: pd.DataFrame, name: str, source: str | Path) -> np.ndarray:
+def _measured_library(obs: pd.DataFrame, name: str, source: str | Path) -> np.ndarray:
+    """The library sizes in a column of obs (n); DataError for values that are not above 0."""
     value = pd.to_numeric(obs_column(obs, name, source, "kept", "all"), errors="coerce").to_numpy(float)
     if bad := list(obs.index[~(np.isfinite(value) & (value > 0))]):
-        raise DataError(f"{source}: obs column {name!r} is not above 0 in {len(bad)} cells: {some(bad)}.")
+        raise DataError(
+            f"{source}: obs column {name!r} must be above 0, but {len(bad)} cells have other values: {some(bad)}."
+        )
     return value
 
 
-def _asked(genes: str | int | Sequence[str]) -> str | int | list[str]:
-    """'all', a number, or the names of a list or of a file with a name on each line."""
+def _check_genes(genes: str | int | Sequence[str]) -> str | int | list[str]:
+    """The option genes as 'all', a number or a list of names, which may come from a file with one name per line."""
     genes = int(genes) if isinstance(genes, np.integer) else genes
     genes = genes if isinstance(genes, int | str) else list(genes)
     if isinstance(genes, bool) or genes == [] or (isinstance(genes, int) and genes < 1):
-        raise ConfigError(f"genes: {genes!r} is not allowed; allowed: 'all', a list, its file, a number from 1 up.")
+        raise ConfigError(f"genes: {genes!r} is not allowed; allowed: 'all', a list, a file, a number of 1 or more.")
     if isinstance(genes, int) or genes == "all":
         return genes
     return read_names(genes) if isinstance(genes, str) else list(dict.fromkeys(genes))
 
 
-def _columns(data: Counts, rows: np.ndarray, genes: str | int | list[str], source: str | Path) -> np.ndarray:
-    """Sorted column numbers of the genes to keep; a number is chosen on `rows`."""
+def _select_genes(data: Counts, rows: np.ndarray, genes: str | int | list[str], source: str | Path) -> np.ndarray:
+    """Sorted column positions of the genes to keep; if `genes` is a number, the most variable ones in `rows`."""
     if genes == "all":
         return np.arange(len(data.genes))
     if not isinstance(genes, int):
-        return named(genes, data.genes, source)
+        return gene_positions(genes, data.genes, source)
     every = len(rows) == len(data.cells)
-    note = " (all of them: test cells are looked at; genes_split avoids that)" if every else ""
-    log.info("%s: the %d most variable genes of %d cells%s", source, genes, len(rows), note)
+    note = " (all cells, so test cells influence the choice; set genes_split to avoid this)" if every else ""
+    log.info("%s: choosing the %d most variable genes on %d cells%s", source, genes, len(rows), note)
     return most_variable(data, rows, genes)
 
 
-def _joined(obs: pd.DataFrame, cell_table: str | Path, source: str | Path) -> pd.DataFrame:
-    """obs with the columns of a table of cells; every cell of the source must be in it."""
-    # text as it stands: a label may be None or NA
-    table = hand_table(cell_table, dtype={0: str}, keep_default_na=False, na_values=[""])
+def _join_cell_table(obs: pd.DataFrame, cell_table: str | Path, source: str | Path) -> pd.DataFrame:
+    """obs with the columns of a table of cells; DataError unless the table has every cell of the source once."""
+    # Read text unchanged: a label may be "None" or "NA".
+    table = read_user_table(cell_table, dtype={0: str}, keep_default_na=False, na_values=[""])
     table = table.set_index(table.columns[0])
     table.index = table.index.astype(str)
     if table.index.has_duplicates:
         twice = table.index[table.index.duplicated()].unique()
-        raise DataError(f"{cell_table}: cells occur more than once: {some(twice)}.")
-    if lost := [cell for cell in obs.index if cell not in table.index]:
-        raise DataError(f"{cell_table}: {len(lost)} cells of {source} are missing: {some(lost)}.")
+        raise DataError(f"{cell_table}: column {table.index.name!r} has cells more than once: {some(twice)}.")
+    if missing := [cell for cell in obs.index if cell not in table.index]:
+        raise DataError(
+            f"{cell_table}: column {table.index.name!r} lacks {len(missing)} cells of {source}: {some(missing)}."
+        )
     return pd.concat([obs.drop(columns=[c for c in table if c in obs]), table.loc[obs.index]], axis=1)
 
 
-def _annotation(path: str | Path) -> Mapping[str, str]:
-    table = hand_table(path, dtype=str, keep_default_na=False, na_values=[""])
+def _read_annotation(path: str | Path) -> Mapping[str, str]:
+    """perturbation -> pathway, from a table with these two columns."""
+    table = read_user_table(path, dtype=str, keep_default_na=False, na_values=[""])
     for column in ("perturbation", "pathway"):
         if column not in table:
             raise DataError(f"{path}: no column {column!r}.{nearest(column, table.columns)}")

@@ -1,6 +1,6 @@
-"""The data card of a processed screen: what is in it, how it is split, what was dropped on the way and why.
+"""The data card of a processed screen: its content, its split, and what the filter dropped and why.
 
-Read block by block, so that a screen of any size has one. Letters: n cells, G genes.
+The screen is read block by block, so it may have any size. Letters: n cells, G genes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from samsvae.screens.splits import LABELS
 
 KINDS = ("control", "single", "combination")
 
-#: Entries of the provenance that the card says in other words, or not at all.
-UNSAID = ("versions", "parameters", "source_cells", "source_genes", "kept_cells", "kept_genes", "dropped_cells",
+#: Entries of the provenance that the data card states in other words or leaves out.
+OMITTED = ("versions", "parameters", "source_cells", "source_genes", "kept_cells", "kept_genes", "dropped_cells",
           "dropped_genes")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Card:
-    """Tables of a card, each tidy.
+class DataCard:
+    """The tables of a data card, each tidy.
 
     facts: item, value (text, in reading order). conditions: condition, kind, cells. counts: low, high, cells (a
-    histogram of the counts of a cell, or of their sums where values are real). genes: gene, mean, detected (the share
-    of cells in which it is not 0). splits: split, kind, cells.
+    histogram of the total counts of a cell, or of the sums of its values in a real-valued screen). genes: gene, mean,
+    detected (the share of cells in which the gene is not 0). splits: split, kind, cells.
     """
 
     facts: pd.DataFrame
@@ -44,10 +44,10 @@ class Card:
     splits: pd.DataFrame
 
 
-def card(screen: str | Path, split: str | Path, *, name: str = "", split_name: str = "") -> Card:
-    """The card of a screen's h5ad and one split of its cells. Names: what the two are called in the study.
+def data_card(screen: str | Path, split: str | Path, *, name: str = "", split_name: str = "") -> DataCard:
+    """The data card of a screen's h5ad and one split of its cells.
 
-    DataError where a file is damaged or the split is of other cells.
+    `name` and `split_name`: their names in the study. DataError if a file is damaged or the split is for other cells.
     """
     tables = read_tables(screen)
     with open_h5ad(screen) as file:
@@ -55,7 +55,7 @@ def card(screen: str | Path, split: str | Path, *, name: str = "", split_name: s
     conditions = _conditions(tables)
     splits = _splits(tables, conditions, read_split(split, tables.obs_names))
     genes = pd.DataFrame({"gene": tables.var_names.astype(str), "mean": mean, "detected": detected})
-    return Card(
+    return DataCard(
         facts=_facts(tables, conditions, total, detected, splits, {"data set": name, "split": split_name}),
         conditions=conditions,
         counts=_histogram(total),
@@ -65,7 +65,7 @@ def card(screen: str | Path, split: str | Path, *, name: str = "", split_name: s
 
 
 def _sums(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) -> tuple[np.ndarray, ...]:
-    """Sum of every cell (n), mean of every gene (G), share of cells in which it is not 0 (G)."""
+    """Sum of every cell (n), mean of every gene (G), share of cells in which the gene is not 0 (G)."""
     totals, mean, detected = [], np.zeros(tables.n_vars), np.zeros(tables.n_vars)
     for block in _blocks(x, tables, what):
         totals.append(np.asarray(block.sum(1)).ravel())
@@ -75,6 +75,7 @@ def _sums(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) ->
 
 
 def _blocks(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) -> Iterator[sp.csr_matrix | np.ndarray]:
+    """Blocks of rows, in order: CSR counts, or dense real values."""
     if isinstance(x, h5py.Dataset):  # the real values of a simulation
         step = max(1, BLOCK_BYTES // (4 * tables.n_vars))
         for start in range(0, tables.n_obs, step):
@@ -85,7 +86,7 @@ def _blocks(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) 
 
 
 def _conditions(tables: ad.AnnData) -> pd.DataFrame:
-    """Every condition, most cells first."""
+    """One row per condition, the one with most cells first."""
     control, separator = tables.uns["control"], tables.uns["separator"]
     sizes = tables.obs["condition"].value_counts()
     sizes = sizes[sizes > 0]
@@ -94,16 +95,17 @@ def _conditions(tables: ad.AnnData) -> pd.DataFrame:
 
 
 def _splits(tables: ad.AnnData, conditions: pd.DataFrame, split: np.ndarray) -> pd.DataFrame:
+    """Number of cells of each split and kind of condition."""
     kind = conditions.set_index("condition")["kind"].loc[tables.obs["condition"].astype(str)].to_numpy()
     sizes = pd.crosstab(split, kind).reindex(index=list(LABELS), columns=list(KINDS), fill_value=0)
     return sizes.rename_axis(index="split", columns="kind").stack().rename("cells").reset_index()
 
 
 def _histogram(total: np.ndarray, bins: int = 50) -> pd.DataFrame:
-    """Cells by counts, in bins of equal ratio (of equal width where a sum is not above 0)."""
+    """Number of cells by total, in bins of equal ratio, or of equal width if a total is not above 0."""
     low, high = float(total.min()), float(total.max())
     edges = np.geomspace(low, high, bins + 1) if 0 < low < high else np.linspace(low, max(high, low + 1), bins + 1)
-    edges[-1] = max(edges[-1], high)  # rounding may have lost the largest
+    edges[-1] = max(edges[-1], high)  # rounding may exclude the largest total
     cells, _ = np.histogram(total, edges)
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "cells": cells})
 
@@ -116,6 +118,7 @@ def _facts(
     splits: pd.DataFrame,
     names: Mapping[str, str],
 ) -> pd.DataFrame:
+    """Items and values in reading order: numbers of the screen, its split, its provenance, its options."""
     perturbed = conditions[conditions["kind"] != "control"]
     by_split = splits.groupby("split", sort=False)["cells"].sum()
     origin = dict(tables.uns["provenance"])
@@ -127,8 +130,8 @@ def _facts(
         "combinations": f"{(conditions['kind'] == 'combination').sum():,}",
         "control cells": f"{conditions.loc[conditions['kind'] == 'control', 'cells'].sum():,}",
         "cells per condition": f"{_range(perturbed['cells'])}",
-        "counts per cell" if total.min() >= 0 else "sum of a cell's values": _range(total),
-        "entries that are 0": f"{1 - detected.mean():.1%}",
+        "counts per cell" if total.min() >= 0 else "sum of values per cell": _range(total),
+        "share of zeros": f"{1 - detected.mean():.1%}",
         **{f"split: {split}": f"{cells:,} cells" for split, cells in by_split.items() if cells},
     }
     for what in ("cells", "genes"):
@@ -137,20 +140,22 @@ def _facts(
     facts |= {
         key.replace("_", " "): _text(value)
         for key, value in origin.items()
-        if key not in UNSAID and _text(value) != "0"
+        if key not in OMITTED and _text(value) != "0"
     }
     if isinstance(origin.get("parameters"), str):
         facts |= {f"option: {key}": _text(value) for key, value in json.loads(origin["parameters"]).items()}
-    kept = {key: value for key, value in facts.items() if value not in ("", "None")}
-    return pd.DataFrame({"item": list(kept), "value": list(kept.values())})
+    stated = {key: value for key, value in facts.items() if value not in ("", "None")}
+    return pd.DataFrame({"item": list(stated), "value": list(stated.values())})
 
 
 def _range(values: np.ndarray | pd.Series) -> str:
+    """Median, smallest and largest value as text."""
     low, middle, high = np.quantile(np.asarray(values, float), [0, 0.5, 1])
     return f"median {middle:,.0f}, from {low:,.0f} to {high:,.0f}"
 
 
 def _text(value: object) -> str:
+    """A value of the provenance as text; at most five items of a list."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
     if isinstance(value, list | tuple | np.ndarray):

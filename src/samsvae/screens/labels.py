@@ -1,4 +1,4 @@
-"""How labels become conditions: combinations, controls, and labels that may be mistakes."""
+"""Turns perturbation labels into conditions: combinations, controls, and warnings about doubtful labels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from samsvae.screens.screen import members
 
 log = logging.getLogger(__name__)
 
-#: What a label that was missing may have become on its way through text.
+#: Texts, in lower case, that a missing label may have turned into when the table was written.
 NO_LABEL = {"nan", "none", "na", "n/a", "<na>", "null"}
 
 
 def conditions_of(obs: pd.DataFrame, options: CustomOptions, source: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the cells with a label, and their conditions."""
+    """Positions of the cells that have a label, and the condition of each.
+
+    DataError if the column is missing, if cells have no label and the options do not allow dropping them, if a
+    combination has an empty part, or if there is no control cell. Doubtful labels are logged as warnings.
+    """
     column, controls, separator = options.perturbation_column, options.control, options.separator
     label = obs_column(obs, column, source)
     where = f"{source}: obs column {column!r}"
@@ -45,24 +49,26 @@ def conditions_of(obs: pd.DataFrame, options: CustomOptions, source: str | Path)
     if controls[0] not in condition:
         raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], sorted(names))}")
 
-    _doubtful(label.value_counts(), split, controls, where)
+    _warn_of_doubtful_names(label.value_counts(), split, controls, where)
     if separator and not any(separator in name for name in split):
-        log.warning("%s: no label contains the separator %r: there are no combinations", where, separator)
-    found = [members(name, separator, controls[0]) for name in set(names.values())]
-    alone = {parts[0] for parts in found if len(parts) == 1}
-    if never := sorted({part for parts in found if len(parts) > 1 for part in parts} - alone):
+        log.warning("%s: no label contains the separator %r, so there are no combinations", where, separator)
+    parts_of = [members(name, separator, controls[0]) for name in set(names.values())]
+    alone = {parts[0] for parts in parts_of if len(parts) == 1}
+    if never := sorted({part for parts in parts_of if len(parts) > 1 for part in parts} - alone):
         log.warning(
-            "%s: %d perturbations occur in combinations only: %s. If these are pieces of names, the separator %r is "
-            "part of the names as well: rename the labels, or leave separator empty",
+            "%s: %d perturbations occur only in combinations: %s. If these are fragments of names, the separator %r "
+            "also occurs inside names: rename the labels, or leave separator empty",
             *(where, len(never), some(never), separator),
         )
     return rows, condition
 
 
-def _doubtful(cells_of: pd.Series, split: Mapping[str, Sequence[str]], controls: Sequence[str], where: str) -> None:
-    """Warn of names that look like a missing label, or like a control but for upper and lower case.
+def _warn_of_doubtful_names(
+    cells_of: pd.Series, split: Mapping[str, Sequence[str]], controls: Sequence[str], where: str
+) -> None:
+    """Warn about names that look like a missing label, or that differ from a control only in upper and lower case.
 
-    cells_of: cells of each label; split: the names in each label.
+    cells_of: number of cells of each label; split: the names in each label.
     """
     cells: Counter[str] = Counter()
     for label, n in cells_of.items():
@@ -70,24 +76,21 @@ def _doubtful(cells_of: pd.Series, split: Mapping[str, Sequence[str]], controls:
             cells.update({name: n for name in set(split[label]) - set(controls)})
     for alike, what in (
         (NO_LABEL, "a missing label that was written as text"),
-        ({name.lower() for name in controls}, "a control in other upper and lower case"),
+        ({name.lower() for name in controls}, "a control written in different upper and lower case"),
     ):
         if found := [f"{name} ({n} cells)" for name, n in sorted(cells.items()) if name.lower() in alike]:
-            log.warning("%s: %s: a perturbation here, but it looks like %s", where, some(found), what)
+            log.warning("%s: %s: treated as a perturbation, but looks like %s", where, some(found), what)
 
 
 def _canonical(label: str, parts: Sequence[str], separator: str, controls: Sequence[str]) -> str:
-    """One name per condition: control labels dropped, single perturbations sorted, each once."""
+    """The one name of a condition: control labels dropped, single perturbations sorted and listed once."""
     if label in controls:
         return controls[0]
     return separator.join(sorted(set(parts) - set(controls))) or controls[0]
 
 
-# ---- options -------------------------------------------------------------------------------------------------------
-
-
 def obs_column(obs: pd.DataFrame, name: str, source: str | Path, *also: str) -> pd.Series:
-    """A column of obs; `also`: words that would be allowed in place of its name."""
+    """A column of obs; DataError if there is none. `also`: allowed values of the option that are not column names."""
     if name not in obs:
         raise DataError(f"{source}: obs has no column {name!r}.{nearest(name, [*also, *obs.columns])}")
     return obs[name]

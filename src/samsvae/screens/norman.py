@@ -1,9 +1,9 @@
-"""Norman et al. 2019, CRISPRa of single genes and pairs in K562: the filter to 5,000 highly variable genes.
+"""Filter for Norman et al. 2019, CRISPRa of single genes and pairs in K562, to 5,000 highly variable genes.
 
-Two files of the same cells, told apart by their columns. The sc-pert collection's (processed): counts in a layer, one
-0/1 column of obs for each targeted gene, the 5,000 genes marked in var. scPerturb's: counts in X, the targeted genes
-in one label, no genes marked, so that they are chosen here. The condition of a cell is its targeted genes, sorted and
-joined by '+'.
+It reads two files with the same cells and distinguishes them by their columns. The (processed) file of the sc-pert
+collection has the counts in a layer, one 0/1 column of obs per targeted gene, and the 5,000 genes marked in var. The
+file of scPerturb has the counts in X, the targeted genes in one label, and no marked genes, so they are chosen here.
+The condition of a cell is its targeted genes, sorted and joined by '+'.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import pandas as pd
 from anndata.io import read_elem
 
 from samsvae.errors import DataError, nearest, some
-from samsvae.screens.counts import BLOCK_BYTES, Counts, named, open_h5ad, read_names
+from samsvae.screens.counts import BLOCK_BYTES, Counts, open_h5ad
+from samsvae.screens.genes import gene_positions, read_names
 from samsvae.screens.screen import assemble, provenance, write_screen
 
 log = logging.getLogger(__name__)
@@ -28,41 +29,48 @@ CONTROL, SEPARATOR = "control", "+"
 
 NOT_INDICATORS = ("guide_identity", "guide_ids")
 
-TRUTH = ("miniature_truth", "miniature_effects")  # of a made source; see miniature.py
+TRUTH = ("miniature_truth", "miniature_effects")  # of a synthetic source; see miniature.py
 
-N_GENES, MIN_CELLS = 5_000, 20  # of the sc-pert collection: so many genes, of those seen in at least so many cells
+N_GENES, MIN_CELLS = 5_000, 20  # as in sc-pert: number of genes, least cells in which a candidate is seen
 
 FORMS = (
-    "the sc-pert collection's (obs columns guide_identity and guide_<gene>, layers['counts']) and "
-    "scPerturb's (obs columns guide_id and perturbation, counts in X)"
+    "that of the sc-pert collection (obs columns guide_identity and guide_<gene>, layers['counts']) and "
+    "that of scPerturb (obs columns guide_id and perturbation, counts in X)"
 )
 
-OTHER_GENES = "the genes were chosen here, so that they may differ from the published 5,000"
+OTHER_GENES = "the genes were chosen here and may differ from the published 5,000"
 
 OTHER_CELLS = (
-    "the cells are not quite the published ones, nor in their order, so that splits follow the published rule "
-    "but put single cells elsewhere"
+    "some cells differ from the published ones, and so does their order, so the splits follow the published rule "
+    "but assign individual cells differently"
 )
 
 
 def guide_conditions(obs: pd.DataFrame, what: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """condition (n) and number of targeted genes (n), from the columns `guide_<gene>` of 0s and 1s."""
+    """condition (n) and number of targeted genes (n), from the 0/1 columns `guide_<gene>`.
+
+    DataError if there is no such column or if one holds another value.
+    """
     columns = _indicators(obs)
     if not columns:
         raise DataError(f"{what}: obs has no column guide_<gene>.{nearest('guide_AHR', obs.columns)}")
     dosage = obs[columns].to_numpy(float)
-    if bad := [c for c, odd in zip(columns, ~np.isin(dosage, (0, 1)).all(0), strict=True) if odd]:
-        raise DataError(f"{what}: obs columns {some(bad)} must hold 0 or 1 only.")
+    wrong = np.flatnonzero((~np.isin(dosage, (0, 1))).any(axis=0))
+    if bad := [columns[i] for i in wrong]:
+        raise DataError(f"{what}: obs columns {some(bad)} must hold only 0 and 1.")
     genes = np.array([c.split("guide_", 1)[1] for c in columns], dtype=object)
     order = np.argsort(genes)
-    # Few rows of the table differ: name each once.
+    # Only a few rows are distinct: name each of them once.
     patterns, pattern = np.unique(dosage[:, order].astype(bool), axis=0, return_inverse=True)
     labels = np.array([SEPARATOR.join(genes[order][row]) or CONTROL for row in patterns], dtype=object)
     return labels[pattern.ravel()], patterns.sum(1)[pattern.ravel()]
 
 
 def label_conditions(label: pd.Series, what: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """condition (n) and number of targeted genes (n), from labels such as 'KLF1_AHR' (or 'KLF1+AHR'), 'control'."""
+    """condition (n) and number of targeted genes (n), from labels such as 'KLF1_AHR', 'KLF1+AHR' or 'control'.
+
+    DataError for a missing label or one with an empty part.
+    """
     if label.isna().any():
         missing = label.index[label.isna()]
         raise DataError(f"{what}: obs column 'perturbation' has no label in {len(missing)} cells: {some(missing)}.")
@@ -84,42 +92,42 @@ def filter_screen(
     block_bytes: int = BLOCK_BYTES,
     checksum: str = "",
 ) -> ad.AnnData:
-    """Filter a source of either form to the screen `target`; the screen without its counts is returned.
+    """Filter a source in either format to the screen `target`; return the screen without its counts.
 
-    All cells. The genes: those in the file `genes` (a name on each line); else those that var['highly_variable']
-    marks; else, where nothing is marked, the `n_genes` most variable of those seen in `min_cells` cells (scanpy's
-    default, on log1p of counts per 10,000). obs keeps guide_identity (the splits need it) and gains `n_targets`; the
-    indicator columns are dropped, the condition says the same. The library size is the sum over the genes kept.
+    All cells are kept. The genes are those in the file `genes` (one name per line) if it is given, otherwise those
+    marked in var['highly_variable']. In the scPerturb format, where nothing is marked, they are the `n_genes` most
+    variable of the genes seen in at least `min_cells` cells (scanpy's default method, on log1p of counts per 10,000).
+    obs keeps guide_identity, which the splits need, and gains `n_targets`; the indicator columns are dropped because
+    the condition holds the same information. The library size is the sum over the kept genes. `checksum`: the verified
+    one of the source. DataError names the file, column and values; ConfigError if there is no file `genes`.
     """
     with open_h5ad(source) as file:
         obs, var = read_elem(file["obs"]), read_elem(file["var"])
-        place, obs, condition, n_targets = _form(file, obs, source)
+        place, obs, condition, n_targets = _recognise(file, obs, source)
         if not (n_targets == 0).any():
-            raise DataError(f"{source}: no control cell, every cell has a targeting guide.")
+            raise DataError(f"{source}: no control cell: every cell has a targeting guide.")
         data = Counts(file[place], obs.index, var.index, f"{source}: {place}", block_bytes)
         data.check()
-        rows, chosen = np.arange(len(obs)), False
-        if genes is not None:
-            cols = named(read_names(genes), var.index, source)
-        elif place != "X":
-            cols = _marked(var, source)
+        rows = np.arange(len(obs))
+        if genes is None and place == "X":
+            origin, cols = "chosen", _most_variable(data, rows, n_genes, min_cells)
         else:
-            cols, chosen = _most_variable(data, rows, n_genes, min_cells), True
+            origin, cols = _listed_genes(var, genes, source)
         truth = {key: read_elem(file[f"uns/{key}"]) for key in TRUTH if f"uns/{key}" in file}
         obs["n_targets"] = n_targets.astype(np.int32)
-        unlike = [OTHER_GENES] * chosen + [OTHER_CELLS] * (place == "X")
-        for sentence in unlike:
-            log.warning("%s: not as published: %s", source, sentence)
+        differences = [OTHER_GENES] * (origin == "chosen") + [OTHER_CELLS] * (place == "X")
+        for difference in differences:
+            log.warning("%s: differs from the published data: %s", source, difference)
         facts = provenance(
             source,
             checksum=checksum,
             filter="norman",
-            parameters={"counts": place, "genes": "chosen" if chosen else "file" if genes else "highly_variable"},
+            parameters={"counts": place, "genes": origin},
             source_shape=(len(obs), len(var)),
             kept_shape=(len(rows), len(cols)),
             kept_control_cells=int((n_targets == 0).sum()),
             cells_of_more_than_two_targets=int((n_targets > 2).sum()),
-            not_as_published="; ".join(unlike),
+            not_as_published="; ".join(differences),
         )
         screen = assemble(
             None,
@@ -135,8 +143,13 @@ def filter_screen(
     return screen
 
 
-def _form(file: h5py.File, obs: pd.DataFrame, source: str | Path) -> tuple[str, pd.DataFrame, np.ndarray, np.ndarray]:
-    """Where the counts are, obs with guide_identity and without indicators, condition and number of targets (n)."""
+def _recognise(
+    file: h5py.File, obs: pd.DataFrame, source: str | Path
+) -> tuple[str, pd.DataFrame, np.ndarray, np.ndarray]:
+    """The place of the counts, obs (with guide_identity, without indicators), condition (n) and number of targets (n).
+
+    DataError if the file has neither of the two known formats.
+    """
     if "guide_identity" in obs:
         condition, n_targets = guide_conditions(obs, source)
         if "layers/counts" not in file:
@@ -145,16 +158,26 @@ def _form(file: h5py.File, obs: pd.DataFrame, source: str | Path) -> tuple[str, 
     if {"guide_id", "perturbation"} <= set(obs):
         condition, n_targets = label_conditions(obs["perturbation"], source)
         return "X", obs.rename(columns={"guide_id": "guide_identity"}), condition, n_targets
-    here = some(obs.columns, 12)
-    raise DataError(f"{source}: obs is of neither known form of Norman's file. Known: {FORMS}. Columns here: {here}.")
+    found = some(obs.columns, 12)
+    raise DataError(
+        f"{source}: obs has neither known format of the Norman file. Known: {FORMS}. Columns found: {found}."
+    )
 
 
 def _indicators(obs: pd.DataFrame) -> list[str]:
+    """The 0/1 columns `guide_<gene>` of obs."""
     return [c for c in obs.columns if "guide_" in c and c not in NOT_INDICATORS]
 
 
-def _marked(var: pd.DataFrame, source: str | Path) -> np.ndarray:
-    """Numbers of the genes that the collection marks as highly variable."""
+def _listed_genes(var: pd.DataFrame, genes: str | Path | None, source: str | Path) -> tuple[str, np.ndarray]:
+    """The origin of the genes and their sorted column positions: from the file `genes`, else as marked in var."""
+    if genes is not None:
+        return "file", gene_positions(read_names(genes), var.index, source)
+    return "highly_variable", _marked_genes(var, source)
+
+
+def _marked_genes(var: pd.DataFrame, source: str | Path) -> np.ndarray:
+    """Column positions of the genes that the collection marks as highly variable; DataError if there are none."""
     if "highly_variable" not in var:
         raise DataError(f"{source}: var has no column 'highly_variable'.{nearest('highly_variable', var.columns)}")
     cols = np.flatnonzero(var["highly_variable"].to_numpy(bool))
@@ -164,16 +187,19 @@ def _marked(var: pd.DataFrame, source: str | Path) -> np.ndarray:
 
 
 def _most_variable(data: Counts, rows: np.ndarray, n: int, min_cells: int) -> np.ndarray:
-    """Sorted numbers of the n most variable genes, chosen as the sc-pert collection marks its own.
+    """Sorted column positions of the n most variable genes, chosen as the sc-pert collection chose its marked genes.
 
-    Memory: the counts of all genes, some 12 bytes for each that is not 0, and as much again while scanpy works.
+    Memory: the counts of all genes, about 12 bytes per nonzero count, and the same again while scanpy works. DataError
+    if fewer than n genes are seen in at least `min_cells` cells.
     """
-    import scanpy  # slow to import, and needed by this form alone
+    import scanpy  # slow to import, used only for this format
 
     counts = data.read(rows, np.arange(len(data.genes)))
     seen = np.flatnonzero(counts.getnnz(0) >= min_cells)
     if len(seen) < n:
-        raise DataError(f"{data.what}: {n} genes are needed, but only {len(seen)} are in {min_cells} cells or more.")
+        raise DataError(
+            f"{data.what}: {n} genes are needed, but only {len(seen)} are seen in {min_cells} cells or more."
+        )
     counts = counts[:, seen].astype(np.float32)
     small = ad.AnnData(counts, obs=pd.DataFrame(index=data.cells), var=pd.DataFrame(index=data.genes[seen]))
     scanpy.pp.normalize_total(small, target_sum=1e4)

@@ -1,10 +1,11 @@
-"""The counts and names of a screen as training reads them (arrays.npz)."""
+"""Writes the counts and names of a screen in the format that training reads (arrays.npz)."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import h5py
@@ -14,22 +15,26 @@ import scipy.sparse as sp
 from samsvae.errors import DataError
 from samsvae.files import atomic
 from samsvae.screens.counts import BLOCK_BYTES, count_blocks, matrix_shape, open_h5ad
-from samsvae.screens.screen import CHUNK, COUNT_TYPES, _need, members, read_tables
+from samsvae.screens.screen import CHUNK, COUNT_TYPES, members, read_tables, require
+
+if TYPE_CHECKING:
+    from samsvae.data.arrays import Screen
 
 
 def write_arrays(h5ad: str | Path, npz: str | Path, *, block_bytes: int = BLOCK_BYTES) -> None:
-    """The training arrays of a screen, readable with numpy alone.
+    """Write the training arrays of a screen, which numpy alone can read.
 
-    counts (n, G) in the smallest of uint8, int16, int32 that holds them, or float32; library (n) float32;
-    cells (n); genes (G); condition (n) into conditions (C, sorted, control included); members (C, P) into
-    perturbations (T), -1 = none; controls, the labels that mean the control (its name first), and separator. Memory:
-    the tables and one block of counts.
+    counts (n, G): the smallest of uint8, int16 and int32 that holds them, or float32. library (n): float32. cells (n).
+    genes (G). condition (n): index into conditions (C; sorted, with the control). members (C, P): index into
+    perturbations (T), -1 for none. controls: the labels that mean the control, its name first. separator.
+
+    Memory: the tables and one block of counts. DataError if the screen breaks the contract of `screens.screen`.
     """
     arrays = _names(read_tables(h5ad))
     shape = len(arrays["cells"]), len(arrays["genes"])
-    with open_h5ad(h5ad) as file, atomic(npz) as aside, zipfile.ZipFile(aside, "w") as archive:
+    with open_h5ad(h5ad) as file, atomic(npz) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         x = file["X"]
-        _need(matrix_shape(x) == shape, h5ad, f"X is {matrix_shape(x)}, obs and var are {shape} (cells, genes).")
+        require(matrix_shape(x) == shape, h5ad, f"X is {matrix_shape(x)}, but obs and var are {shape} (cells, genes).")
         dtype = _smallest(x, h5ad)
         _add(archive, "counts", shape, dtype, _dense(x, dtype, arrays["cells"], arrays["genes"], h5ad, block_bytes))
         for name, array in arrays.items():
@@ -37,7 +42,7 @@ def write_arrays(h5ad: str | Path, npz: str | Path, *, block_bytes: int = BLOCK_
 
 
 def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
-    """The training arrays but for the counts."""
+    """The training arrays except the counts."""
     control, separator = screen.uns["control"], screen.uns["separator"]
     perturbations = list(screen.uns["perturbations"].index)
     number = {name: t for t, name in enumerate(perturbations)}
@@ -59,9 +64,9 @@ def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
     }
 
 
-def arrays_of(screen: ad.AnnData):
-    """The training arrays (``samsvae.data.arrays.Screen``) of a screen in memory, as `write_arrays` writes them."""
-    from samsvae.data.arrays import Screen  # torch, which filters do without
+def arrays_of(screen: ad.AnnData) -> Screen:
+    """The training arrays of a screen in memory, the same as `write_arrays` writes."""
+    from samsvae.data.arrays import Screen  # loads torch, which filters do not need
 
     x = screen.X
     if sp.issparse(x):
@@ -73,21 +78,21 @@ def arrays_of(screen: ad.AnnData):
 
 
 def _add(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype, blocks: Iterable[np.ndarray]) -> None:
-    """An array in blocks of rows as a member of an npz: the bytes of np.savez, which needs it whole."""
+    """Add an array to an npz in blocks of rows; same bytes as np.savez, which needs the complete array in memory."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_1_0(member, header)
         for block in blocks:
-            member.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+            member.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
 
 
 def _smallest(x: h5py.Dataset | h5py.Group, what: str | Path) -> type:
     """The dtype of the training counts."""
     if isinstance(x, h5py.Dataset):
-        _need(x.dtype == np.float32, what, "X must be CSR int32 counts, or dense float32 where real-valued.")
+        require(x.dtype == np.float32, what, "X must be CSR int32 counts, or dense float32 in a real-valued screen.")
         return np.float32
     values = x["data"]
-    _need(values.dtype == np.int32, what, "X must be CSR int32 counts.")
+    require(values.dtype == np.int32, what, "X must be CSR int32 counts.")
     try:
         top = max((int(values[a : a + 4 * CHUNK].max()) for a in range(0, len(values), 4 * CHUNK)), default=0)
     except OSError as error:
@@ -98,15 +103,15 @@ def _smallest(x: h5py.Dataset | h5py.Group, what: str | Path) -> type:
 def _dense(
     x: h5py.Dataset | h5py.Group, dtype: type, cells: np.ndarray, genes: np.ndarray, what: str | Path, block_bytes: int
 ) -> Iterator[np.ndarray]:
-    """Dense blocks of rows; checked to be finite, or counts."""
+    """Dense blocks of rows, checked to hold counts, or finite values in a real-valued screen."""
     step = max(1, block_bytes // (4 * len(genes)))
     if isinstance(x, h5py.Dataset):
         for start in range(0, len(cells), step):
             block = x[start : start + step]
-            _need(bool(np.isfinite(block).all()), what, "X has values that are not finite.")
+            require(bool(np.isfinite(block).all()), what, "X has values that are not finite.")
             yield block
         return
-    every = np.arange(len(cells)), np.arange(len(genes))
-    for block in count_blocks(x, *every, cells=cells, genes=genes, what=f"{what}: X", block_bytes=block_bytes):
+    everything = np.arange(len(cells)), np.arange(len(genes))
+    for block in count_blocks(x, *everything, cells=cells, genes=genes, what=f"{what}: X", block_bytes=block_bytes):
         for start in range(0, block.shape[0], step):
             yield block[start : start + step].astype(dtype).toarray()

@@ -1,8 +1,8 @@
-"""Replogle et al. 2022, CRISPRi in K562 and RPE1: the filter that gives 'replogle-filtered', or all of a file.
+"""Filter for Replogle et al. 2022, CRISPRi in K562 and RPE1: the papers' 'replogle-filtered', or a complete file.
 
-1,989,578 x 8,248 -> 118,641 cells x 1,187 genes: the strong perturbations of Table S3, 2,000 of the
-non-targeting cells, and the genes of its expression clusters. A perturbation is a guide pair (obs.sgID_AB).
-Nothing here holds the counts of a file in memory: they pass in blocks of rows.
+The published filter reduces 1,989,578 cells x 8,248 genes to 118,641 x 1,187: the strong perturbations of Table S3,
+2,000 of the non-targeting cells, and the genes of its expression clusters. A perturbation is a guide pair
+(obs.sgID_AB). The counts are read and written in blocks of rows, never held in memory as one matrix.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ log = logging.getLogger(__name__)
 
 CONTROL = "non-targeting"
 
-# What the scPerturb collection calls the columns of obs that it renames.
+# Columns of obs that the scPerturb collection renames: its name, the published name.
 SCPERTURB = {"guide_id": "sgID_AB", "batch": "gem_group", "percent_mito": "mitopercent"}
 
-# The counts that the papers state for the filtered file.
+Keep = Literal["listed", "all"]
+
+# (cells, genes) of the published source file; below, the numbers that the papers state for the filtered file.
 PUBLISHED_SOURCE = (1_989_578, 8_248)
 
 PUBLISHED = {
@@ -64,17 +66,18 @@ PUBLISHED_CELLS = {
 
 
 def read_genes(path: str | Path) -> list[str]:
-    """The distinct symbols in the column `gene` of a TSV, in file order."""
-    return list(dict.fromkeys(_table(path, "gene")["gene"]))
+    """Read the distinct symbols in the column `gene` of a TSV, in file order; DataError if it has no such column."""
+    return list(dict.fromkeys(_read_table(path, "gene")["gene"]))
 
 
 def read_pathways(path: str | Path) -> dict[str, list[str]]:
-    """pathway -> its distinct gene symbols, of a TSV with the columns `pathway` and `gene`."""
-    table = _table(path, "pathway", "gene")
+    """Read pathway -> its distinct gene symbols from a TSV with the columns `pathway` and `gene`."""
+    table = _read_table(path, "pathway", "gene")
     return {name: list(dict.fromkeys(genes)) for name, genes in table.groupby("pathway", sort=False)["gene"]}
 
 
-def _table(path: str | Path, *columns: str) -> pd.DataFrame:
+def _read_table(path: str | Path, *columns: str) -> pd.DataFrame:
+    """A TSV as text; DataError unless it has these columns."""
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
@@ -85,10 +88,10 @@ def _table(path: str | Path, *columns: str) -> pd.DataFrame:
 
 
 def choose_cells(gene, perturbed: Collection[str], n_controls: int, control_seed: int) -> np.ndarray:
-    """Sorted row numbers of the cells to keep, from the target gene of every cell (n labels, or a Categorical).
+    """Sorted positions of the cells to keep, from the target gene of every cell (n labels, or a Categorical).
 
-    All cells of a perturbed gene; and the first `n_controls` of the non-targeting rows, shuffled from file
-    order by numpy's legacy generator (the papers' choice).
+    Keeps all cells of the perturbed genes, and the first `n_controls` non-targeting cells after a shuffle from file
+    order by numpy's legacy generator, as in the papers.
     """
     gene = pd.Categorical(gene)
     controls = np.flatnonzero(gene == CONTROL)
@@ -99,13 +102,13 @@ def choose_cells(gene, perturbed: Collection[str], n_controls: int, control_seed
 
 
 def gene_names(var: pd.DataFrame) -> pd.Index:
-    """var.gene_name, with the gene id appended to every symbol that occurs more than once."""
+    """var.gene_name (G), with the gene id appended to each symbol that occurs more than once."""
     name = var["gene_name"].astype(str)
     return pd.Index(np.where(name.duplicated(keep=False), name + "_" + var.index.astype(str), name))
 
 
 def conditions(pair: pd.Categorical) -> pd.Categorical:
-    """The conditions of cells, from their guide pairs: every label with 'non-targeting' in it is the one control."""
+    """The condition of each cell (n) from its guide pair; every label that contains 'non-targeting' is the control."""
     pair = pair.remove_unused_categories()
     label = np.array([CONTROL if CONTROL in name else name for name in pair.categories], dtype=object)
     names, place = np.unique(label, return_inverse=True)
@@ -119,40 +122,43 @@ def filter_tables(
     perturbed_genes: Collection[str],
     measured_genes: Collection[str],
     pathways: Mapping[str, Collection[str]],
-    keep: Literal["listed", "all"] = "listed",
+    keep: Keep = "listed",
     n_controls: int = 2000,
     control_seed: int = 0,
     block_bytes: int = BLOCK_BYTES,
     checksum: str = "",
 ) -> ad.AnnData:
-    """Filter the source (dense or CSR counts) to the screen `target`; the screen without its counts is returned.
+    """Filter the source (dense or CSR counts) to the screen `target`; return the screen without its counts.
 
-    keep: 'listed' cells, controls and genes as in the papers, or 'all'. Listed genes that the source does not
-    have are counted in uns['provenance'], not refused (another cell line has others; the demo's source is
-    small). A file of the scPerturb collection gets the names of the published one. `checksum` is that of the
-    source, as verified by its download. Memory: the tables of what is kept and one block of counts. DataError
-    names what is missing.
+    keep: 'listed' for the cells, controls and genes of the papers, or 'all'. Listed genes that the source lacks are
+    counted in uns['provenance'] and are no error, because other cell lines have other genes and the demo's source is
+    small. Columns of a scPerturb file get the published names. `checksum`: that of the source, as its download verified
+    it. Memory: the tables of the kept cells and genes, and one block of counts.
+
+    DataError names a missing column, cells without a label, a gene list that shares no gene with the source, or damage.
     """
     with open_h5ad(source) as file:
-        gene, var = read_labels(file["obs"], "gene"), _named_var(read_table(file["var"]), source)
+        gene, var = read_labels(file["obs"], "gene"), _published_var(read_table(file["var"]), source)
         shape = len(gene), len(var)
         if matrix_shape(file["X"]) != shape:
-            raise DataError(f"{source}: X is {matrix_shape(file['X'])}, obs and var are {shape} (cells, genes).")
+            raise DataError(f"{source}: X is {matrix_shape(file['X'])}, but obs and var are {shape} (cells, genes).")
         in_source = int((gene == CONTROL).sum())
         if not in_source:
             raise DataError(f"{source}: obs column 'gene' has no cell {CONTROL!r}.")
-        rows, cols, parameters, missing = np.arange(shape[0]), np.arange(shape[1]), {"keep": keep}, {}
+        rows, cols = np.arange(shape[0]), np.arange(shape[1])
+        parameters: dict[str, object] = {"keep": keep}
+        missing: dict[str, int] = {}
         if keep == "listed":
             rows = choose_cells(gene, perturbed_genes, n_controls, control_seed)
             cols = np.flatnonzero(var["gene_name"].isin(measured_genes))
             parameters |= {"n_controls": n_controls, "control_seed": control_seed}
             missing = {
-                "missing_perturbed_genes": _missing(perturbed_genes, gene, f"{source}: obs column 'gene'"),
-                "missing_measured_genes": _missing(
+                "missing_perturbed_genes": _count_missing(perturbed_genes, gene, f"{source}: obs column 'gene'"),
+                "missing_measured_genes": _count_missing(
                     measured_genes, var["gene_name"], f"{source}: var column 'gene_name'"
                 ),
             }
-        obs, var = _named_obs(read_table(file["obs"], rows), source), var.iloc[cols]
+        obs, var = _published_obs(read_table(file["obs"], rows), source), var.iloc[cols]
         condition = conditions(obs["sgID_AB"].array)
         facts = provenance(
             source,
@@ -165,20 +171,20 @@ def filter_tables(
             kept_control_cells=int((condition == CONTROL).sum()),
             **missing,
         )
-        screen = _described(obs, var, condition, pathways, facts)
+        screen = _assemble(obs, var, condition, pathways, facts)
         names = {"cells": screen.obs_names, "genes": screen.var_names, "what": f"{source}: X"}
         write_screen(screen, target, blocks=count_blocks(file["X"], rows, cols, block_bytes=block_bytes, **names))
     return screen
 
 
-def _described(
+def _assemble(
     obs: pd.DataFrame,
     var: pd.DataFrame,
     condition: pd.Categorical,
     pathways: Mapping[str, Collection[str]],
     facts: Mapping,
 ) -> ad.AnnData:
-    """The screen without its counts, from the tables of what is kept."""
+    """The screen without its counts, from the tables of the kept cells and genes."""
     pairs = obs.loc[~obs["sgID_AB"].duplicated(), ["sgID_AB", "gene"]].astype(str)
     for column in obs.select_dtypes("category"):
         obs[column] = obs[column].cat.remove_unused_categories()
@@ -196,8 +202,8 @@ def _described(
     )
 
 
-def _named_obs(obs: pd.DataFrame, source: str | Path) -> pd.DataFrame:
-    """obs in the names of the published file; what the filter reads is categorical."""
+def _published_obs(obs: pd.DataFrame, source: str | Path) -> pd.DataFrame:
+    """obs with the column names of the published file; the two columns that the filter reads become categorical."""
     names = {new: old for new, old in SCPERTURB.items() if old not in obs}
     obs.columns = [names.get(column, column) for column in obs]
     if "sgID_AB" not in obs:
@@ -209,8 +215,8 @@ def _named_obs(obs: pd.DataFrame, source: str | Path) -> pd.DataFrame:
     return obs.astype({"gene": "category", "sgID_AB": "category"}, copy=False)
 
 
-def _named_var(var: pd.DataFrame, source: str | Path) -> pd.DataFrame:
-    """var in the names of the published file; scPerturb's is indexed by symbols, made unique by the gene id."""
+def _published_var(var: pd.DataFrame, source: str | Path) -> pd.DataFrame:
+    """var with the column names of the published file; scPerturb indexes it by symbols, unique through the gene id."""
     if "gene_name" not in var and "ensembl_id" in var:
         ids = var["ensembl_id"].astype(str)
         symbols = [name.removesuffix(f"_{id}") for name, id in zip(var.index, ids, strict=True)]
@@ -220,41 +226,46 @@ def _named_var(var: pd.DataFrame, source: str | Path) -> pd.DataFrame:
     return var
 
 
-def _missing(listed: Collection[str], there, where: str) -> int:
-    """How many of the listed genes are not among some labels; DataError if none of them is."""
-    lost = sorted(set(listed) - set(pd.unique(there)))
-    if len(lost) == len(set(listed)):
-        raise DataError(f"{where} has none of the {len(lost)} listed genes ({some(lost)}).")
-    if lost:
-        log.info("%s has not %d of the %d listed genes: %s", where, len(lost), len(set(listed)), some(lost))
-    return len(lost)
+def _count_missing(listed: Collection[str], labels: pd.Series | pd.Categorical, where: str) -> int:
+    """The number of listed genes that are not among the labels; DataError if none of them is."""
+    missing = sorted(set(listed) - set(pd.unique(labels)))
+    if len(missing) == len(set(listed)):
+        raise DataError(f"{where} has none of the {len(missing)} listed genes ({some(missing)}).")
+    if missing:
+        log.info("%s lacks %d of the %d listed genes: %s", where, len(missing), len(set(listed)), some(missing))
+    return len(missing)
 
 
 def filter_screen(source: str | Path, target: str | Path, **settings) -> ad.AnnData:
-    """``filter_tables``, and the whole screen read back: for a notebook, where it fits in memory."""
+    """``filter_tables``, then read the complete screen: for a notebook, if it fits in memory."""
     filter_tables(source, target, **settings)
     return read_screen(target)
 
 
 def filter_published(
-    source: str | Path, target: str | Path, *, published_counts: bool, keep: str = "listed", **settings
+    source: str | Path, target: str | Path, *, published_counts: bool, keep: Keep = "listed", **settings
 ) -> None:
-    """``filter_tables``, and where the source is the published file a comparison with the published counts.
+    """``filter_tables``, then a comparison with the published counts if the source is the published file.
 
-    A difference is a warning in the log: the papers' numbers are then not to be expected.
+    Each difference is logged as a warning: results will then differ from the papers.
     """
     screen = filter_tables(source, target, keep=keep, **settings)
     if published_counts:
         differences = published_differences(screen, keep)
         for sentence in differences:
-            log.warning("%s: not as published: %s", target, sentence)
-        log.info("%s: %s", target, "differs from the published counts" if differences else "all counts as published")
+            log.warning("%s: differs from the published data: %s", target, sentence)
+        log.info(
+            "%s: %s",
+            target,
+            "differs from the published counts" if differences else "all counts equal the published ones",
+        )
 
 
-def published_differences(screen: ad.AnnData, keep: str = "listed") -> list[str]:
-    """Where a filtered screen (counts not needed) differs from the published counts, a sentence each; [] if nowhere.
+def published_differences(screen: ad.AnnData, keep: Keep = "listed") -> list[str]:
+    """The differences of a filtered screen (its counts are not needed) from the published counts, one text each.
 
-    Only for the published source: any other has other counts. Of a screen that keeps 'all', only the source's.
+    Use it only for the published source, as other sources have other counts. For a screen that keeps 'all', only the
+    counts of the source are compared.
     """
     table, facts = screen.uns["perturbations"], screen.uns["provenance"]
     non_targeting = "non-targeting cells in the source"
@@ -275,4 +286,6 @@ def published_differences(screen: ad.AnnData, keep: str = "listed") -> list[str]
         pairs, cells = table["pathway"].value_counts(), table.groupby("gene")["n_cells"].sum()
         compared += [(f"guide pairs of {name}", n, pairs.get(name, 0)) for name, n in PUBLISHED_PAIRS.items()]
         compared += [(f"cells of {gene}", n, cells.get(gene, 0)) for gene, n in PUBLISHED_CELLS.items()]
-    return [f"{name}: {there:,} published, {here:,} here" for name, there, here in compared if there != here]
+    return [
+        f"{name}: {expected:,} published, {actual:,} here" for name, expected, actual in compared if expected != actual
+    ]

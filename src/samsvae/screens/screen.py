@@ -1,9 +1,9 @@
-"""The one form in which a screen travels through the workflow, and the arrays that training reads.
+"""The format of a processed screen (h5ad), shared by all steps of the workflow: build, check, write and read.
 
-X is CSR int32 counts (or dense float32 in a real-valued simulation); obs has `condition` and `library_size`;
-uns has `control`, `separator`, `perturbations` (gene, pathway, n_cells; sorted by name) and `provenance`, and, where
-the source has several labels for the control, all of them in `controls`.
-Letters: n cells, G genes, T single perturbations, C conditions, P most perturbations in one condition.
+X: CSR int32 counts, or dense float32 in a real-valued simulation. obs: `condition` and `library_size`. uns: `control`,
+`separator`, `perturbations` (gene, pathway, n_cells; sorted by name) and `provenance`; also `controls`, with all labels
+of the control, if the source has several.
+Letters: n cells, G genes, T single perturbations, C conditions, P largest number of perturbations in one condition.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from samsvae.errors import DataError, some
 from samsvae.files import atomic
 from samsvae.screens.counts import integer_counts, open_h5ad, read_table
 
-CHUNK = 1 << 18  # stored values in a chunk of an HDF5 file: 1 MiB of int32
+CHUNK = 1 << 18  # values per chunk of an HDF5 file: 1 MiB of int32
 
 GZIP = {"compression": "gzip", "compression_opts": 1}
 
-#: What counts are held as for training: the smallest that holds them.
+#: Possible types of the counts for training, smallest first.
 COUNT_TYPES = (np.uint8, np.int16, np.int32)
 
 
 def members(condition: str, separator: str, control: str) -> tuple[str, ...]:
-    """The single perturbations of a condition, in its own order; () for the control.
+    """The single perturbations of a condition, in the order of its label; () for the control.
 
     >>> members("AHR+KLF1", "+", "control"), members("AHR+KLF1", "", "control"), members("ctrl", "+", "ctrl")
     (('AHR', 'KLF1'), ('AHR+KLF1',), ())
@@ -55,9 +55,9 @@ def provenance(
     kept_shape: tuple[int, int],
     **facts,
 ) -> dict:
-    """What a processed file came from: for uns['provenance']. `facts`: further numbers or sentences.
+    """The origin of a processed file, for uns['provenance']. `facts`: further numbers or sentences.
 
-    `source` is kept by name, not by folder, so that the same input gives the same bytes anywhere.
+    Only the file name of `source` is recorded, not its folder, so the same input gives the same bytes everywhere.
     """
     packages = ("anndata", "h5py", "numpy", "pandas", "scipy")
     return {
@@ -90,15 +90,15 @@ def assemble(
     real_valued: bool = False,
     uns: Mapping | None = None,
 ) -> ad.AnnData:
-    """A screen that keeps the contract of this module (checked again by `write_screen`).
+    """Build a screen in the format of this module (`write_screen` checks it again).
 
-    counts (n, G): dense or sparse; float32 is kept as it is where `real_valued`; None where `write_screen` gets
-    them block by block. condition (n): labels.
-    library_size (n): default the sum of a cell's counts (1 where real-valued; where counts come in blocks, NaN
-    until `write_screen` has seen them).
-    gene_of: perturbation -> target gene (default: itself). pathway_of: gene or perturbation -> pathway.
-    Columns `condition` and `library_size` that obs already has are kept as `source_condition`,
-    `source_library_size`.
+    counts (n, G): dense or sparse counts; real values if `real_valued`; None if `write_screen` gets the counts block
+    by block. condition (n): labels. library_size (n): by default the sum of a cell's counts, 1 in a real-valued screen,
+    or NaN until `write_screen` has seen the blocks. gene_of: perturbation -> target gene (default: itself).
+    pathway_of: gene or perturbation -> pathway. Existing columns `condition` and `library_size` of obs are renamed to
+    `source_condition` and `source_library_size`.
+
+    DataError if `counts` holds a value that is not a count.
     """
     gene_of, pathway_of = gene_of or {}, pathway_of or {}
     if real_valued:
@@ -110,7 +110,7 @@ def assemble(
             library_size = np.full(len(obs), np.nan)
         else:
             library_size = np.ones(len(obs)) if real_valued else np.asarray(counts.sum(1)).ravel()
-    obs = obs.copy(deep=False)  # columns are added and renamed, none is written to
+    obs = obs.copy(deep=False)  # columns are added and renamed, but none is modified
     obs.columns = [f"source_{name}" if name in ("condition", "library_size") else name for name in obs]
     if not isinstance(condition, pd.Categorical):
         condition = pd.Categorical(np.asarray(condition, str).astype(object))
@@ -131,57 +131,64 @@ def assemble(
 
 
 def check_screen(screen: ad.AnnData, what: str | Path, *, real_valued: bool = False) -> None:
-    """DataError if `screen` breaks the contract; `what` is the file that the message names."""
+    """DataError if `screen` breaks the format of this module; the message names `what`, the file."""
     _check_tables(screen, what)
     _check_library(screen, what)
     x = screen.X
     if real_valued:
         fits = isinstance(x, np.ndarray) and x.dtype == np.float32
-        _need(fits, what, "X must be a dense float32 array, as the screen is declared real-valued.")
-        _need(bool(np.isfinite(x).all()), what, "X has values that are not finite.")
+        require(fits, what, "X must be a dense float32 array, because the screen is declared real-valued.")
+        require(bool(np.isfinite(x).all()), what, "X has values that are not finite.")
     else:
         fits = sp.issparse(x) and x.format == "csr" and x.dtype == np.int32
-        _need(fits, what, "X must be CSR int32 counts (real values have to be declared: real_valued=True).")
-        _need(not (x.data < 0).any(), what, "X has negative counts.")
+        require(fits, what, "X must be CSR int32 counts (declare real values with real_valued=True).")
+        require(not (x.data < 0).any(), what, "X has negative counts.")
         _check_sums(screen, what, np.asarray(x.sum(1)).ravel())
 
 
-def _need(held: bool, what: str | Path, sentence: str) -> None:
-    if not held:
+def require(condition: bool, what: str | Path, sentence: str) -> None:
+    """DataError with the file `what` and the sentence unless the condition holds."""
+    if not condition:
         raise DataError(f"{what}: {sentence}")
 
 
 def _check_tables(screen: ad.AnnData, what: str | Path) -> None:
-    """The contract but for X and the library size."""
+    """Check the tables: everything except X and the library size."""
     for names, kind in ((screen.obs_names, "cell"), (screen.var_names, "gene")):
         twice = names[names.duplicated()].unique()
-        _need(not len(twice), what, f"{kind} names must be unique, but these occur more than once: {some(twice)}.")
+        require(not len(twice), what, f"{kind} names must be unique, but these occur more than once: {some(twice)}.")
     for column in ("condition", "library_size"):
-        _need(column in screen.obs, what, f"obs has no column {column!r}, which a screen needs.")
+        require(column in screen.obs, what, f"obs has no column {column!r}, which a screen needs.")
     for key in ("control", "separator", "perturbations", "provenance"):
-        _need(key in screen.uns, what, f"uns has no {key!r}, which a screen needs.")
+        require(key in screen.uns, what, f"uns has no {key!r}, which a screen needs.")
 
     condition = screen.obs["condition"]
-    _need(not (condition.isna() | (condition == "")).any(), what, "obs column 'condition' has empty labels.")
+    require(not (condition.isna() | (condition == "")).any(), what, "obs column 'condition' has empty labels.")
     control, table = screen.uns["control"], screen.uns["perturbations"]
     present = condition.astype("category").cat.remove_unused_categories().cat.categories
-    _need(not control or control in present, what, f"obs column 'condition' has no control cell ({control!r}).")
+    require(not control or control in present, what, f"obs column 'condition' has no control cell ({control!r}).")
     singles = {name for label in present for name in members(label, screen.uns["separator"], control)}
-    _need(bool(singles), what, "obs column 'condition' has no perturbed cell.")
-    _need(list(table.index) == sorted(singles), what, "uns['perturbations'] does not list those in obs, sorted.")
+    require(bool(singles), what, "obs column 'condition' has no perturbed cell.")
+    require(
+        list(table.index) == sorted(singles), what, "uns['perturbations'] must list the perturbations in obs, sorted."
+    )
 
 
 def _check_library(screen: ad.AnnData, what: str | Path) -> None:
     size = screen.obs["library_size"].to_numpy(float)
     bad = screen.obs_names[~(np.isfinite(size) & (size > 0))]
-    _need(not len(bad), what, f"obs column 'library_size' is not above 0 in {len(bad)} cells: {some(bad)}.")
+    require(
+        not len(bad),
+        what,
+        f"obs column 'library_size' must be above 0, but {len(bad)} cells have other values: {some(bad)}.",
+    )
 
 
 def _check_sums(screen: ad.AnnData, what: str | Path, sums: np.ndarray) -> None:
-    """The contract of X, from the sums of its rows."""
-    _need(len(sums) == screen.n_obs, what, f"X has {len(sums)} rows, obs has {screen.n_obs} cells.")
+    """Check X by the sums of its rows: one row per cell, and no cell without counts."""
+    require(len(sums) == screen.n_obs, what, f"X has {len(sums)} rows, but obs has {screen.n_obs} cells.")
     empty = screen.obs_names[sums == 0]
-    _need(not len(empty), what, f"{len(empty)} cells have zero counts in the genes kept: {some(empty)}.")
+    require(not len(empty), what, f"{len(empty)} cells have zero counts in the genes kept: {some(empty)}.")
 
 
 def write_screen(
@@ -191,16 +198,18 @@ def write_screen(
     blocks: Iterable[sp.csr_matrix] | None = None,
     real_valued: bool = False,
 ) -> None:
-    """Check and write a screen: the same screen gives the same bytes, in memory or in blocks.
+    """Check and write a screen; the bytes are the same whether its counts are in memory or come in blocks.
 
-    blocks: the counts of a screen whose X is None, as CSR int32 rows in order. They are written as they come, one
-    in memory at a time. A library size that is not known yet (all NaN) becomes their sums.
+    blocks: the counts of a screen whose X is None, as CSR int32 blocks of rows in order. They are written one by one,
+    so only one is in memory. If the library size is not yet known (all NaN), it becomes the row sums.
+
+    DataError if the screen breaks the format of this module; nothing is written then.
     """
     if blocks is None:
         check_screen(screen, path, real_valued=real_valued)
     else:
         _check_tables(screen, path)
-    with atomic(path) as aside, h5py.File(aside, "w") as file:
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         if real_valued:
             write_elem(file, "X", screen.X, dataset_kwargs=GZIP)
@@ -218,17 +227,17 @@ def write_screen(
 
 
 def _write_counts(file: h5py.File, blocks: Iterable[sp.csr_matrix], n_genes: int) -> np.ndarray:
-    """Blocks of rows as the csr_matrix X of an h5ad; the sum of every row (n)."""
+    """Write blocks of rows as the csr_matrix X of an h5ad; return the sum of every row (n)."""
     x = file.create_group("X")
-    values, genes = _Grown(x, "data"), _Grown(x, "indices")
-    sums, starts, filled = [np.zeros(0, np.int64)], [np.zeros(1, np.int64)], 0
+    values, genes = _GrowingDataset(x, "data"), _GrowingDataset(x, "indices")
+    sums, ends, filled = [np.zeros(0, np.int64)], [np.zeros(1, np.int64)], 0
     for block in blocks:
         values.append(block.data)
         genes.append(block.indices)
         sums.append(np.asarray(block.sum(1)).ravel())
-        starts.append(block.indptr[1:] + np.int64(filled))
+        ends.append(block.indptr[1:] + np.int64(filled))
         filled += block.nnz
-    starts = np.concatenate(starts)
+    starts = np.concatenate(ends)
     small = filled <= np.iinfo(np.int32).max
     x.create_dataset("indptr", data=starts.astype(np.int32 if small else np.int64), shuffle=True, **GZIP)
     for column in (values, genes):
@@ -238,8 +247,8 @@ def _write_counts(file: h5py.File, blocks: Iterable[sp.csr_matrix], n_genes: int
     return np.concatenate(sums)
 
 
-class _Grown:
-    """An int32 dataset that grows by whole chunks, so that none is compressed twice."""
+class _GrowingDataset:
+    """An int32 dataset that grows by complete chunks, so that no chunk is compressed twice."""
 
     def __init__(self, group: h5py.Group, name: str):
         self.data = group.create_dataset(name, (0,), np.int32, maxshape=(None,), chunks=(CHUNK,), shuffle=True, **GZIP)
@@ -247,9 +256,9 @@ class _Grown:
 
     def append(self, values: np.ndarray) -> None:
         values = np.concatenate([self.rest, values])
-        whole = len(values) // CHUNK * CHUNK
-        self._write(values[:whole])
-        self.rest = values[whole:].copy()  # not a view, which would hold all of them
+        complete = len(values) // CHUNK * CHUNK
+        self._write(values[:complete])
+        self.rest = values[complete:].copy()  # a view would keep the complete array in memory
 
     def close(self) -> None:
         self._write(self.rest)
@@ -261,23 +270,23 @@ class _Grown:
 
 
 def read_screen(path: str | Path) -> ad.AnnData:
-    """A screen from its h5ad, checked; dense X means that it is real-valued."""
+    """Read and check a screen; a dense X means that it is real-valued. DataError if it is missing, damaged or wrong."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     try:
         screen = ad.read_h5ad(path)
-    except Exception as error:  # anndata and h5py raise many kinds on a damaged file
+    except Exception as error:  # anndata and h5py raise many types on a damaged file
         raise DataError(f"{path}: not a readable h5ad file ({error}).") from error
     check_screen(screen, path, real_valued=isinstance(screen.X, np.ndarray))
     return screen
 
 
 def read_tables(path: str | Path) -> ad.AnnData:
-    """A screen without its counts (X is None), checked: a small thing, whatever the size of the file."""
+    """Read and check a screen without its counts (X is None), which takes little memory for a file of any size."""
     with open_h5ad(path) as file:
         for key in ("control", "separator", "perturbations", "provenance"):
-            _need("uns" in file and key in file["uns"], path, f"uns has no {key!r}, which a screen needs.")
+            require("uns" in file and key in file["uns"], path, f"uns has no {key!r}, which a screen needs.")
         screen = ad.AnnData(None, read_table(file["obs"]), read_table(file["var"]), uns=read_elem(file["uns"]))
     _check_tables(screen, path)
     _check_library(screen, path)
@@ -285,16 +294,16 @@ def read_tables(path: str | Path) -> ad.AnnData:
 
 
 def read_uns(path: str | Path, key: str, default: object = None):
-    """One entry of a screen's uns, without the counts; ``default`` where there is none."""
+    """Read one entry of a screen's uns, without the counts; ``default`` if there is none."""
     with open_h5ad(path) as file:
         return read_elem(file["uns"][key]) if key in file["uns"] else default
 
 
 def read_perturbations(path: str | Path) -> pd.DataFrame:
-    """The table of a screen's perturbations: gene, pathway, n_cells."""
+    """Read the table of a screen's perturbations: gene, pathway, n_cells."""
     return read_uns(path, "perturbations")
 
 
 def reference_of(path: str | Path) -> str:
-    """The condition that effects are against: the control, or a simulation's reference; '' for neither."""
+    """The condition that effects are relative to: the reference of a simulation, else the control, else ''."""
     return str(read_uns(path, "reference", "") or read_uns(path, "control", ""))

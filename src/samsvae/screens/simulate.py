@@ -1,8 +1,8 @@
-"""The two simulations in which the true mechanism is known (numpy only; the result is a filtered screen).
+"""The two published simulations, in which the true mechanism is known (numpy only; the result is a filtered screen).
 
-Letters: n cells, T perturbations, L latents, G features. Every function is a function of its arguments: the
-same seed gives the same bytes. The mechanism, the decoder and the cells draw from streams of their own, so
-that the truth of a seed does not change with the number of cells.
+Letters: n cells, T perturbations, L latents, G features. The result depends only on the arguments: the same seed gives
+the same bytes. The mechanism, the decoder and the cells have separate random streams, so the true mechanism of a seed
+does not change with the number of cells.
 """
 
 from __future__ import annotations
@@ -44,30 +44,29 @@ def sams(
     exponentiate: bool = False,
     noise_share: float = 0.2,
 ) -> ad.AnnData:
-    """SAMS-VAE's simulation: real-valued, for the likelihood ``normal``. Defaults are the authors'.
+    """The simulation of the SAMS-VAE paper: real-valued, for the likelihood ``normal``, with the authors' defaults.
 
-    z = z_b + M * E with M ~ Bern(mask_prob), |E| ~ N(effect_mean, effect_sd), fair signs, z_b ~ N(0, I). The
-    decoder has no biases; its output is divided by each feature's sd over all cells, optionally
-    exponentiated, and given normal noise that is ``noise_share`` of the feature's total variance.
+    z = z_b + M * E with M ~ Bern(mask_prob), |E| ~ N(effect_mean, effect_sd) with a random sign (probability 1/2), and
+    z_b ~ N(0, I). The decoder has no biases. Its output is divided by the sd of each feature over all cells and
+    optionally exponentiated; then normal noise is added, with a share ``noise_share`` of the feature's total variance.
 
-    ``cells``: train, validation and test cells per perturbation. ``init``: orthogonal, kaiming_normal or
-    sparse weights; ``sparsity`` is the share of zeros in each unit's outgoing weights under ``sparse`` (the
-    share is ours). Weights have no overall scale to choose: the division by the sd cancels it.
+    ``cells``: train, validation and test cells per perturbation. ``init``: orthogonal, kaiming_normal or sparse
+    weights. ``sparsity``: for sparse weights, the share of zeros in the outgoing weights of each unit (our choice of
+    value). The weights need no overall scale, because the division by the sd cancels it.
 
-    X (n, G) is float32; library_size is 1, since no total of real values means anything. There are no control
-    cells: perturbation '000' is uns['reference'], against which effects are measured. ConfigError for a
-    parameter outside its range.
+    X (n, G) is float32. library_size is 1, because a total of real values has no meaning. There are no control cells:
+    effects are relative to perturbation '000', uns['reference']. ConfigError for a parameter outside its range.
     """
     parameters = dict(locals())
-    _at_least(1, n_latent=n_latent, n_perturbations=n_perturbations, n_features=n_features, n_hidden=n_hidden)
-    _at_least(0, n_layers=n_layers, effect_sd=effect_sd)
-    _share(mask_prob=mask_prob, noise_share=noise_share, sparsity=sparsity)
-    _one_of("init", init, INITS)
+    _check_at_least(1, n_latent=n_latent, n_perturbations=n_perturbations, n_features=n_features, n_hidden=n_hidden)
+    _check_at_least(0, n_layers=n_layers, effect_sd=effect_sd)
+    _check_share(mask_prob=mask_prob, noise_share=noise_share, sparsity=sparsity)
+    _check_one_of("init", init, INITS)
     mechanism, decoder, noise = _streams(seed)
 
     mask = mechanism.random((n_perturbations, n_latent)) < mask_prob
     effect = _signed(mechanism, mask.shape, effect_mean, effect_sd)
-    split = np.tile(np.repeat(SPLITS, _cells(cells)), n_perturbations)
+    split = np.tile(np.repeat(SPLITS, _check_cells(cells)), n_perturbations)
     code = np.repeat(np.arange(n_perturbations), sum(cells))
 
     z = noise.standard_normal((len(code), n_latent)) + (mask * effect)[code]  # (n, L)
@@ -106,63 +105,52 @@ def sparse_shift(
     depth: float = 1e6,
     library_size: float = 2000.0,
 ) -> ad.AnnData:
-    """SVAE+'s simulation (Lopez et al. 2023, "sparse shift"): counts. Defaults are the paper's.
+    """The simulation of SVAE+ (Lopez et al. 2023, "sparse shift"): counts, with the paper's defaults.
 
-    Each intervention moves k ~ uniform{1 .. most_targets} latents drawn *with replacement* (duplicates
-    collapse, so 1.9 targets on average) by N(effect_mean, effect_sd) with a fair sign; z ~ N(shift, I).
-    Logits come from a decoder without biases whose weight matrices (in, out) have orthonormal rows, scaled as
+    Each intervention shifts k ~ uniform{1 .. most_targets} latents, drawn *with replacement* (duplicates collapse, so
+    1.9 targets on average), by N(effect_mean, effect_sd) with a random sign (probability 1/2); z ~ N(shift, I). The
+    logits come from a decoder without biases, whose weight matrices (in, out) have orthonormal rows scaled as
     published, and are divided by their overall sd.
 
-    ``normalisation`` 'published': every *gene* is divided by its sum over cells and counts ~ Poisson(depth *
-    that), so that the mean count falls as cells are added. 'per_cell': counts ~ Poisson(library_size *
-    softmax over genes), as the paper's text has it (2,000 is the mean depth that the published normalisation
-    gives 50,000 cells). A cell that draws no molecule at all is given one, of a gene drawn in proportion to
-    its rates: no cell has library size 0.
+    ``normalisation`` 'published': the rate of every *gene* is divided by its sum over cells and counts ~ Poisson(depth
+    * that), so the mean count falls as cells are added. 'per_cell': counts ~ Poisson(library_size * softmax over
+    genes), as in the text of the paper (2,000 is the mean depth that the published normalisation gives 50,000 cells). A
+    cell that draws no molecule gets one, of a gene drawn in proportion to its rates, so no cell has library size 0.
 
-    ``cells``: train, validation and test cells of an intervention. The last ``n_held_out`` interventions are
-    held out (obs and uns['perturbations'] 'held_out'); their cells have split 'none'. ``n_controls`` adds
-    unshifted cells, split in the proportions of ``cells``. X (n, G) is CSR int32. ConfigError for a parameter
-    outside its range.
+    ``cells``: train, validation and test cells per intervention. The last ``n_held_out`` interventions are held out
+    ('held_out' in obs and uns['perturbations']); their cells have split 'none'. ``n_controls`` adds unshifted cells,
+    split in the proportions of ``cells``. X (n, G) is CSR int32. ConfigError for a parameter outside its range.
     """
+    # Longer than 60 lines because it lists the paper's parameters, its protocol and its steps in one place.
     parameters = dict(locals())
-    _at_least(1, n_latent=n_latent, n_perturbations=n_perturbations, n_genes=n_genes, n_hidden=n_hidden)
-    _at_least(1, most_targets=most_targets)
-    _at_least(0, n_held_out=n_held_out, n_controls=n_controls, n_layers=n_layers, effect_sd=effect_sd)
+    _check_at_least(1, n_latent=n_latent, n_perturbations=n_perturbations, n_genes=n_genes, n_hidden=n_hidden)
+    _check_at_least(1, most_targets=most_targets)
+    _check_at_least(0, n_held_out=n_held_out, n_controls=n_controls, n_layers=n_layers, effect_sd=effect_sd)
     if n_held_out >= n_perturbations:
-        raise ConfigError(f"n_held_out: {n_held_out} leaves none of {n_perturbations} perturbations to train on.")
+        raise ConfigError(
+            f"n_held_out: {n_held_out} is not allowed with {n_perturbations} perturbations; allowed: at most "
+            f"{n_perturbations - 1}, so that one is left to train on."
+        )
     if min(depth, library_size) <= 0:
-        raise ConfigError(f"depth and library_size must be positive, not {depth} and {library_size}.")
-    _one_of("normalisation", normalisation, NORMALISATIONS)
+        raise ConfigError(f"depth: {depth} and library_size: {library_size} must both be above 0.")
+    _check_one_of("normalisation", normalisation, NORMALISATIONS)
     mechanism, decoder, noise = _streams(seed)
 
-    mask = np.zeros((n_perturbations, n_latent), bool)
-    targets = mechanism.integers(n_latent, size=(n_perturbations, most_targets))
-    chosen = np.arange(most_targets) < mechanism.integers(1, most_targets + 1, n_perturbations)[:, None]
-    mask[np.nonzero(chosen)[0], targets[chosen]] = True  # a latent drawn twice is one target
+    mask = _targets(mechanism, n_perturbations, n_latent, most_targets)
     effect = _signed(mechanism, mask.shape, effect_mean, effect_sd)
-
-    each = sum(_cells(cells))
-    code = np.concatenate([np.repeat(np.arange(n_perturbations), each), np.full(n_controls, -1)])
+    code, split = _design(cells, n_perturbations, n_controls)
     held_out = code >= n_perturbations - n_held_out
-    ends = np.cumsum(cells[:2]) * n_controls // each  # of the controls of train and val
-    controls_split = np.repeat(SPLITS, np.diff([0, *ends, n_controls]))
-    split = np.concatenate([np.tile(np.repeat(SPLITS, cells), n_perturbations), controls_split])
     split[held_out] = "none"
 
-    shift = np.vstack([mask * effect, np.zeros(n_latent)])  # the last row is the control's, code -1
+    shift = np.vstack([mask * effect, np.zeros(n_latent)])  # the last row is the control, code -1
     z = noise.standard_normal((len(code), n_latent)) + shift[code]  # (n, L)
     widths = [n_latent, *[n_hidden] * n_layers, n_genes]
     gain = np.sqrt(2 / (1 + slope**2))
     weights = [_orthogonal(decoder, i, o) * gain * np.sqrt(2 / (i + o)) for i, o in pairwise(widths)]
     logits = _decode(z, weights, slope)
     rate = np.exp(logits / logits.std())
-    if normalisation == "published":
-        rate *= depth / rate.sum(0)
-    else:
-        rate *= library_size / rate.sum(1, keepdims=True)
-    counts = noise.poisson(rate).astype(np.int32)
-    for cell in np.flatnonzero(counts.sum(1) == 0):
-        counts[cell, noise.choice(n_genes, p=rate[cell] / rate[cell].sum())] = 1
+    rate *= depth / rate.sum(0) if normalisation == "published" else library_size / rate.sum(1, keepdims=True)
+    counts = _draw_counts(noise, rate)
 
     names = _numbered("", n_perturbations)
     obs, truth = {"condition": np.append(names, CONTROL)[code], "split": split}, {"mask": mask, "effect": effect}
@@ -173,19 +161,45 @@ def sparse_shift(
     return screen
 
 
+def _targets(rng: np.random.Generator, n_perturbations: int, n_latent: int, most_targets: int) -> np.ndarray:
+    """The mask (T, L): 1 to `most_targets` draws of a latent per intervention, with replacement."""
+    mask = np.zeros((n_perturbations, n_latent), bool)
+    targets = rng.integers(n_latent, size=(n_perturbations, most_targets))
+    drawn = np.arange(most_targets) < rng.integers(1, most_targets + 1, n_perturbations)[:, None]
+    mask[np.nonzero(drawn)[0], targets[drawn]] = True  # a latent drawn twice is one target
+    return mask
+
+
+def _design(cells: Sequence[int], n_perturbations: int, n_controls: int) -> tuple[np.ndarray, np.ndarray]:
+    """The intervention of every cell (n; -1 for a control) and its split (n)."""
+    each = sum(_check_cells(cells))
+    code = np.concatenate([np.repeat(np.arange(n_perturbations), each), np.full(n_controls, -1)])
+    ends = np.cumsum(cells[:2]) * n_controls // each  # where the train and val controls end
+    controls_split = np.repeat(SPLITS, np.diff([0, *ends, n_controls]))
+    return code, np.concatenate([np.tile(np.repeat(SPLITS, cells), n_perturbations), controls_split])
+
+
+def _draw_counts(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:
+    """Poisson counts (n, G), int32; an empty cell gets one molecule of a gene drawn in proportion to its rates."""
+    counts = rng.poisson(rate).astype(np.int32)
+    for cell in np.flatnonzero(counts.sum(1) == 0):
+        counts[cell, rng.choice(rate.shape[1], p=rate[cell] / rate[cell].sum())] = 1
+    return counts
+
+
 def _streams(seed: int) -> list[np.random.Generator]:
-    """Generators of the mechanism, the decoder and the cells."""
-    _at_least(0, seed=seed)
+    """Separate generators for the mechanism, the decoder and the cells."""
+    _check_at_least(0, seed=seed)
     return [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)]
 
 
 def _signed(rng: np.random.Generator, shape: tuple[int, ...], mean: float, sd: float) -> np.ndarray:
-    """N(mean, sd) times a fair sign."""
+    """N(mean, sd) times a random sign (probability 1/2)."""
     return rng.normal(mean, sd, shape) * rng.choice([-1.0, 1.0], shape)
 
 
 def _orthogonal(rng: np.random.Generator, n_in: int, n_out: int) -> np.ndarray:
-    """Haar-distributed (in, out) matrix with orthonormal rows (columns where out < in)."""
+    """Haar-distributed (in, out) matrix with orthonormal rows (columns if out < in)."""
     q, r = np.linalg.qr(rng.standard_normal((max(n_in, n_out), min(n_in, n_out))))
     q *= np.sign(np.diag(r))
     return q if n_in >= n_out else q.T
@@ -198,12 +212,12 @@ def _weights(rng: np.random.Generator, n_in: int, n_out: int, init: str, sparsit
     weights = rng.standard_normal((n_in, n_out)) / np.sqrt(n_in)
     if init == "sparse":
         zeros = round(sparsity * n_out)
-        weights[rng.random(weights.shape).argsort(1) < zeros] = 0  # that many in each row
+        weights[rng.random(weights.shape).argsort(1) < zeros] = 0  # this many in each row
     return weights
 
 
 def _decode(z: np.ndarray, weights: Sequence[np.ndarray], slope: float) -> np.ndarray:
-    """Leaky-ReLU network without biases, linear at the end: (n, L) to (n, G)."""
+    """Leaky-ReLU network without biases and with a linear last layer: (n, L) to (n, G)."""
     h = z @ weights[0]
     for w in weights[1:]:
         h = np.where(h > 0, h, slope * h) @ w
@@ -211,7 +225,7 @@ def _decode(z: np.ndarray, weights: Sequence[np.ndarray], slope: float) -> np.nd
 
 
 def _sd(x: np.ndarray) -> np.ndarray:
-    """Sd of every column; 1 where a column is constant."""
+    """The sd of every column; 1 for a constant column."""
     sd = x.std(0)
     return np.where(sd > 0, sd, 1.0)
 
@@ -225,7 +239,7 @@ def _screen(
     truth: dict[str, np.ndarray],
     control: str = "",
 ) -> ad.AnnData:
-    """The filtered screen of a simulation; obs holds the columns condition and split."""
+    """The filtered screen of a simulation; `obs` has the columns condition and split."""
     n, n_features = x.shape
     screen = assemble(
         x,
@@ -245,28 +259,30 @@ def _screen(
 
 
 def _numbered(prefix: str, n: int) -> np.ndarray:
-    """Names whose sorted order is the numeric one, three digits at least: '000', '001', ..."""
+    """Names that sort in numeric order, with at least three digits: '000', '001', ..."""
     return np.array([f"{prefix}{i:0{max(3, len(str(n - 1)))}d}" for i in range(n)], object)
 
 
-def _cells(cells: Sequence[int]) -> Sequence[int]:
+def _check_cells(cells: Sequence[int]) -> Sequence[int]:
     if len(cells) != 3 or min(cells) < 0 or cells[0] < 1:
-        raise ConfigError(f"cells: {list(cells)}. Needed: three numbers, at least 1 train, 0 validation, 0 test cells.")
+        raise ConfigError(
+            f"cells: {list(cells)} is not allowed; allowed: three numbers, train (at least 1), validation and test."
+        )
     return cells
 
 
-def _at_least(least: int, **values: float) -> None:
+def _check_at_least(least: int, **values: float) -> None:
     for name, value in values.items():
         if value < least:
-            raise ConfigError(f"{name}: {value} is too small; it must be at least {least}.")
+            raise ConfigError(f"{name}: {value} is not allowed; allowed: {least} or more.")
 
 
-def _share(**values: float) -> None:
+def _check_share(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
-            raise ConfigError(f"{name}: {value} is not a share; it must be at least 0 and below 1.")
+            raise ConfigError(f"{name}: {value} is not allowed; allowed: a share from 0 to below 1.")
 
 
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+def _check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{name}: {value!r} is not known.{nearest(value, allowed)}")
+        raise ConfigError(f"{name}: {value!r} is not allowed.{nearest(value, allowed)}")

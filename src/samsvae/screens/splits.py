@@ -1,7 +1,7 @@
-"""Who is trained on, validated on, tested on: a table (cell, condition, split), rows in screen order.
+"""Splits cells into training, validation and test cells: a table (cell, condition, split), rows in screen order.
 
-split is 'train', 'val', 'test' or 'none' (a cell that nothing uses). Cuts are scikit-learn's train_test_split
-on row numbers in file order, so that the published splits come out to the cell.
+split is 'train', 'val', 'test' or 'none' (an unused cell). Random cuts apply scikit-learn's train_test_split to row
+positions in file order, which reproduces the published splits cell by cell.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sklearn.model_selection import train_test_split
 
 from samsvae.config.vocabulary import SPLITS
 from samsvae.errors import ConfigError, DataError, nearest, some
-from samsvae.files import atomic
+from samsvae.files import write_frame
 
 log = logging.getLogger(__name__)
 
-LABELS = (*SPLITS, "none")  # what a cell of a split table may be
+LABELS = (*SPLITS, "none")  # allowed values of the column split
 
 KINDS = ("random", "norman_ood", "norman_efficiency", "held_out", "given", "file")
 
@@ -29,8 +29,11 @@ KINDS = ("random", "norman_ood", "norman_efficiency", "held_out", "given", "file
 def random_split(
     obs: pd.DataFrame, *, test_fraction: float = 0.2, val_fraction: float = 0.2, seed: int = 0
 ) -> pd.DataFrame:
-    """Cells at random: `test_fraction` of all are test, `val_fraction` of the others val (Replogle: 0.2, 0.2,
-    0)."""
+    """Split cells at random: `test_fraction` of all cells are test, then `val_fraction` of the rest are val.
+
+    The published Replogle split is test_fraction 0.2, val_fraction 0.2, seed 0. ConfigError for a fraction outside 0
+    to 1.
+    """
     train, val, test = three_ways(np.arange(len(obs)), test_fraction, val_fraction, seed)
     return _table(obs, train=train, val=val, test=test)
 
@@ -38,12 +41,13 @@ def random_split(
 def norman_ood(
     obs: pd.DataFrame, *, fraction: float, seed: int, test_pairs: float = 0.25, test_fraction: float = 0.2
 ) -> pd.DataFrame:
-    """Task A: pairs never seen. `fraction` of the pairs have training cells; the last `test_pairs` are the
-    test pairs.
+    """Task A, unseen pairs: `fraction` of the pairs have training cells; the last `test_pairs` of them are test pairs.
 
-    The pairs are the guide_identity strings of cells with two targets, shuffled by `seed`; a larger fraction
-    only adds cells, and at 1 the test pairs have training cells too. Cells with one target or none: train and
-    val only.
+    The pairs are the guide_identity strings of cells with two targets, shuffled by `seed`. A larger fraction only adds
+    cells; at 1 the test pairs also have training cells. Cells with one target or none are only train and val. Cells
+    with more targets are unused.
+
+    DataError if obs lacks n_targets or guide_identity; ConfigError for a fraction outside 0 to 1.
     """
     _fractions(fraction=fraction, test_pairs=test_pairs, test_fraction=test_fraction)
     pair_cells, other_cells, identity = _norman_cells(obs)
@@ -62,8 +66,10 @@ def norman_ood(
 
 
 def norman_efficiency(obs: pd.DataFrame, *, fraction: float, seed: int, test_fraction: float = 0.2) -> pd.DataFrame:
-    """Task B: few cells of pairs. The first `fraction` of the pairs' training cells; val and test are the
-    same for all."""
+    """Task B, few cells of each pair: the first `fraction` of the training cells of pairs; val and test stay the same.
+
+    DataError if obs lacks n_targets or guide_identity; ConfigError for a fraction outside 0 to 1.
+    """
     _fractions(fraction=fraction, test_fraction=test_fraction)
     pair_cells, other_cells, _ = _norman_cells(obs)
     train, val, test = three_ways(pair_cells, test_fraction, test_fraction, seed)
@@ -86,30 +92,32 @@ def held_out(
     val_fraction: float = 0.2,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """All cells of `conditions`, and of the combinations with one of `combinations_of`, are test cells.
+    """Use all cells of `conditions`, and of every combination that contains one of `combinations_of`, as test cells.
 
-    The others are split at random (test_fraction 0: no other test cells). A condition may name its parts in any
-    order. The single perturbations of `combinations_of` stay where they are: without a cell of them there is
-    nothing to learn their effect from.
+    The other cells are split at random (with test_fraction 0 they are never test cells). A condition may list its parts
+    in any order. The single perturbations in `combinations_of` are not held out, because their effect can only be
+    learned from their own cells.
+
+    ConfigError for a condition or perturbation that the screen does not have, or a fraction outside 0 to 1.
     """
     known = sorted(set(obs["condition"].astype(str)))
-    out = [_known(name, known, separator) for name in conditions]
+    out = [_find_condition(name, known, separator) for name in conditions]
     parts = {name: name.split(separator) for name in known if separator and separator in name}
     if combinations_of and not parts:
-        raise ConfigError("combinations_of: the screen has no combinations.")
+        raise ConfigError("combinations_of: not allowed, because the screen has no combinations.")
     for name in combinations_of:
-        with_it = [combination for combination, members in parts.items() if name in members]
-        if not with_it:
+        combinations = [combination for combination, members in parts.items() if name in members]
+        if not combinations:
             combined = sorted({member for members in parts.values() for member in members})
             raise ConfigError(f"combinations_of: no combination contains {name!r}.{nearest(name, combined)}")
-        out += with_it
+        out += combinations
     is_out = obs["condition"].astype(str).isin(out).to_numpy()
     train, val, test = three_ways(np.flatnonzero(~is_out), test_fraction, val_fraction, seed)
     return _table(obs, train=train, val=val, test=np.concatenate([test, np.flatnonzero(is_out)]))
 
 
-def _known(condition: str, known: Sequence[str], separator: str) -> str:
-    """The condition among `known` that a person means, who may write the parts of a combination in any order."""
+def _find_condition(condition: str, known: Sequence[str], separator: str) -> str:
+    """The condition in `known` that a user names; the parts of a combination may be in any order."""
     ordered = separator.join(sorted(condition.split(separator))) if separator else condition
     for name in (condition, ordered):
         if name in known:
@@ -118,7 +126,7 @@ def _known(condition: str, known: Sequence[str], separator: str) -> str:
 
 
 def given(obs: pd.DataFrame) -> pd.DataFrame:
-    """The split that the screen carries in obs.split (the simulations)."""
+    """The split in the column split of obs, as in simulations; DataError if it is missing or has other values."""
     if "split" not in obs:
         raise DataError(f"the screen's obs has no column 'split'.{nearest('split', obs.columns)}")
     split = obs["split"].astype(str).to_numpy()
@@ -141,18 +149,25 @@ def make_split(
     path: str | Path | None = None,
     separator: str = "",
 ) -> pd.DataFrame:
-    """The split that a ``SplitConfig`` describes; DataError where one of train, val and test has no cell.
+    """The split that a ``SplitConfig`` describes. ``separator``: the text between the parts of a combination.
 
-    ``separator``: what joins the combinations in obs.condition.
+    DataError if train, val or test has no cells, or if obs or the table at ``path`` lacks something; ConfigError for a
+    setting that is not allowed.
     """
     if "split" in obs and kind != "given":
-        log.warning("obs has a column 'split', which a split of kind %r does not look at (kind: given does)", kind)
+        log.warning("obs has a column 'split', but a split of kind %r ignores it (kind: given uses it)", kind)
     if kind == "random":
         split = random_split(obs, test_fraction=test_fraction, val_fraction=val_fraction, seed=split_seed)
     elif kind == "held_out":
-        out = {"combinations_of": combinations_of, "separator": separator}
-        shares = {"test_fraction": test_fraction, "val_fraction": val_fraction}
-        split = held_out(obs, conditions, **out, **shares, seed=split_seed)
+        split = held_out(
+            obs,
+            conditions,
+            combinations_of=combinations_of,
+            separator=separator,
+            test_fraction=test_fraction,
+            val_fraction=val_fraction,
+            seed=split_seed,
+        )
     elif kind == "norman_ood":
         split = norman_ood(obs, fraction=fraction, seed=split_seed, test_pairs=test_pairs, test_fraction=test_fraction)
     elif kind == "norman_efficiency":
@@ -160,20 +175,22 @@ def make_split(
     elif kind == "given":
         split = given(obs)
     elif kind == "file":
-        split = by_hand(obs, path, separator=separator)
+        if path is None:
+            raise ConfigError("split.path: missing; kind 'file' needs the path of a table.")
+        split = from_file(obs, path, separator=separator)
     else:
         raise ConfigError(f"split.kind: {kind!r} is not known.{nearest(kind, KINDS)}")
     for name in SPLITS:
         if not (split["split"] == name).any():
-            hint = {"given": "change the column", "file": "name some in the table"}.get(kind, "change its fractions")
+            hint = {"given": "change the column", "file": "add some to the table"}.get(kind, "change its fractions")
             raise DataError(f"the split {kind!r} of {len(obs)} cells leaves no {name!r} cell; {hint}.")
     if never := untrained(split, separator):
-        log.warning("the split %r has no training cell of %s, whose effects no model can learn", kind, some(never))
+        log.warning("the split %r has no training cells for %s; no model can learn their effects", kind, some(never))
     return split
 
 
 def untrained(split: pd.DataFrame, separator: str = "") -> list[str]:
-    """The parts of the conditions, perturbations and the control, that no training cell received."""
+    """The perturbations, and the control, that no training cell received, sorted."""
 
     def parts(conditions: pd.Series) -> set[str]:
         return {part for name in conditions.unique() for part in (name.split(separator) if separator else [name])}
@@ -182,63 +199,69 @@ def untrained(split: pd.DataFrame, separator: str = "") -> list[str]:
 
 
 def summary(split: pd.DataFrame) -> pd.DataFrame:
-    """Cells and conditions of each split, 'none' included (rows: split; columns: cells, conditions)."""
+    """Number of cells and conditions of each split, including 'none' (columns: split, cells, conditions)."""
     groups = split.groupby("split")
     table = pd.DataFrame({"cells": groups.size(), "conditions": groups["condition"].nunique()})
     return table.reindex(list(LABELS), fill_value=0).rename_axis("split").reset_index()
 
 
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
-    with atomic(path) as aside:
-        split.to_csv(aside, sep="\t", index=False)
+    """Write a split as a TSV: cell, condition, split."""
+    write_frame(split, path)
 
 
-def by_hand(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd.DataFrame:
-    """The split in a table that a person has written: columns `split` and `cell`, or `split` and `condition`.
+def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd.DataFrame:
+    """Read a split from a user's table with the columns `split` and `cell`, or `split` and `condition`.
 
-    Rows in any order, further columns are not looked at; with both columns `cell` counts. Cells that no row names
-    are 'none'. Cells that the screen does not have are left out, as the filter may have dropped them; a condition
-    that it does not have is a DataError, and so is a table that names no cell of the screen. The log says how many.
+    Rows may have any order and further columns are ignored; if both columns exist, `cell` is used. Cells that the table
+    does not list are 'none'. Cells that the screen does not have are ignored, because the filter may have dropped them.
+    The numbers of both are logged.
+
+    DataError if a column is missing, a value is not allowed, a name repeats, the screen lacks a condition, or the table
+    lists no cell of the screen.
     """
-    table = hand_table(path, dtype=str, keep_default_na=False)
+    table = read_user_table(path, dtype=str, keep_default_na=False)
     key = "cell" if "cell" in table else "condition"
     for column in (key, "split"):
         if column not in table:
-            there = f"its columns: {some(table.columns)}"
-            raise DataError(f"{path}: needed are the columns 'split' and 'cell' (or 'condition'); {there}.")
+            found = f"it has {some(table.columns)}"
+            raise DataError(f"{path}: the columns 'split' and 'cell' (or 'condition') are needed, but {found}.")
     names, labels = table[key].str.strip(), table["split"].str.strip()
     if wrong := sorted(set(labels) - set(LABELS)):
         raise DataError(f"{path}: column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
     if key == "condition":
         known = sorted(set(obs["condition"].astype(str)))
         try:
-            names = names.map(lambda name: _known(name, known, separator))
+            names = names.map(lambda name: _find_condition(name, known, separator))
         except ConfigError as error:
             raise DataError(f"{path}: column 'condition': {error}") from None
     if names.duplicated().any():
-        raise DataError(f"{path}: column {key!r} names more than once {some(names[names.duplicated()].unique())}.")
+        raise DataError(f"{path}: column {key!r} lists more than once: {some(names[names.duplicated()].unique())}.")
 
     label_of = dict(zip(names, labels, strict=True))
-    there = obs.index.astype(str) if key == "cell" else obs["condition"].astype(str)
-    split = np.array([label_of.get(name, "none") for name in there], dtype=object)
-    unnamed, lost = sum(name not in label_of for name in there), len(set(label_of) - set(there))
-    if unnamed == len(obs):
-        examples = f"it names {some(names, 2)}; the screen has {some(there, 2)}"
+    keys = obs.index.astype(str) if key == "cell" else obs["condition"].astype(str)
+    split = np.array([label_of.get(name, "none") for name in keys], dtype=object)
+    unlisted, unknown = sum(name not in label_of for name in keys), len(set(label_of) - set(keys))
+    if unlisted == len(obs):
+        examples = f"it lists {some(names, 2)}; the screen has {some(keys, 2)}"
         raise DataError(f"{path}: column {key!r} has none of the {len(obs)} cells of the screen: {examples}.")
-    if unnamed:
-        log.warning("%s: %d of %d cells are not in it: they are 'none', which nothing uses", path, unnamed, len(obs))
-    if lost:
-        log.warning("%s: %d of its cells are not in the screen", path, lost)
+    if unlisted:
+        log.warning("%s: does not list %d of %d cells; they become 'none' and are unused", path, unlisted, len(obs))
+    if unknown:
+        log.warning("%s: %d of the cells it lists are not in the screen", path, unknown)
     return _table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
 
 
-def hand_table(path: str | Path, **options) -> pd.DataFrame:
-    """A table from a person's hand, commas in a .csv and tabs elsewhere; `options` of pandas.read_csv."""
+def read_user_table(path: str | Path, **options) -> pd.DataFrame:
+    """Read a user's table, comma-separated if it ends in .csv and tab-separated otherwise.
+
+    `options` go to pandas.read_csv. DataError if the file is missing or is not a table.
+    """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")
     try:
         return pd.read_csv(path, sep="," if Path(path).suffix == ".csv" else "\t", **options)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+    except (OSError, ValueError) as error:  # pandas raises ValueErrors
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: not a readable table ({reason}).") from error
 
@@ -246,7 +269,10 @@ def hand_table(path: str | Path, **options) -> pd.DataFrame:
 def three_ways(
     cells: np.ndarray, test_fraction: float, val_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """train, val, test parts of `cells`, each in the order in which train_test_split returns it."""
+    """The train, val and test parts of `cells`, each in the order that train_test_split returns.
+
+    ConfigError for a fraction outside 0 to 1.
+    """
     _fractions(test_fraction=test_fraction, val_fraction=val_fraction)
     test, rest = _cut(cells, test_fraction, seed)
     val, train = _cut(rest, val_fraction, seed)
@@ -254,16 +280,16 @@ def three_ways(
 
 
 def _cut(cells: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(`fraction` of the cells, the rest); the rest is rounded down, as by train_size = 1 - fraction."""
+    """(`fraction` of the cells, the rest); the size of the rest is rounded down, as with train_size = 1 - fraction."""
     rest = floor(_exact((1 - fraction) * len(cells)))
-    if rest in (0, len(cells)):  # an empty side, which scikit-learn refuses
+    if rest in (0, len(cells)):  # scikit-learn refuses an empty part
         return (cells, cells[:0]) if rest == 0 else (cells[:0], cells)
     kept, cut = train_test_split(cells, train_size=rest, random_state=seed)
     return cut, kept
 
 
 def _exact(product: float) -> float:
-    """0.1 * 30 is a little above 3: take that off before rounding up or down."""
+    """The product without its rounding error (0.1 * 30 is slightly above 3), to round up or down afterwards."""
     return round(product, 9)
 
 
@@ -274,7 +300,7 @@ def _fractions(**fractions: float) -> None:
 
 
 def _norman_cells(obs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row numbers of the cells with two targets, of those with one or none, and guide_identity (n)."""
+    """Positions of the cells with two targets, positions of the cells with one or none, and guide_identity (n)."""
     for column in ("n_targets", "guide_identity"):
         if column not in obs:
             raise DataError(f"the screen's obs has no column {column!r}.{nearest(column, obs.columns)}")
@@ -284,6 +310,7 @@ def _norman_cells(obs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _table(obs: pd.DataFrame, **parts: np.ndarray) -> pd.DataFrame:
+    """The split table; `parts`: the positions of the cells of each split, all other cells are 'none'."""
     split = np.full(len(obs), "none", dtype=object)
     for name, rows in parts.items():
         split[rows] = name

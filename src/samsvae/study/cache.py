@@ -1,7 +1,7 @@
-"""What a job has made, kept in a hidden folder beside its outputs, under a stamp of all that it depends on.
+"""Cache of what a job has computed: a hidden folder next to its outputs, with a stamp of everything it depends on.
 
-Snakemake deletes the outputs of a job before it runs it anew; what is kept here survives, and is taken again where
-the stamp is the same. Neither torch nor numpy is imported: a job that only takes what is there is over at once.
+Snakemake deletes the outputs of a job before it reruns the job. The cache survives and is used again if the stamp is
+still the same. Neither torch nor numpy is imported: a job that finds everything in its cache ends at once.
 """
 
 from __future__ import annotations
@@ -19,62 +19,65 @@ from samsvae.files import atomic
 
 
 def stamp_of(values: object, *files: str | Path) -> str:
-    """One digest of plain values and of the content of files."""
+    """One SHA-256 digest of plain values and of the contents of files."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for path in files:
         state = os.stat(path)
-        digest.update(_content(str(path), state.st_mtime_ns, state.st_size))
+        digest.update(_digest_of_file(str(path), state.st_mtime_ns, state.st_size))
     return digest.hexdigest()
 
 
 @lru_cache(maxsize=64)
-def _content(path: str, mtime_ns: int, size: int) -> bytes:
-    """Digest of a file; asked for again in one process it is not read again."""
+def _digest_of_file(path: str, mtime_ns: int, size: int) -> bytes:
+    """SHA-256 of a file. A process reads the file again only after its time or size has changed."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A folder of files that belong to a stamp."""
+class Cache:
+    """A folder of files that belong to one stamp.
+
+    The methods take ``outputs``: the output files of the job by name. The cached file has the same file name.
+    """
 
     folder: Path
     stamp: str
 
-    def whole(self, out: Mapping[str, Path]) -> bool:
-        """Whether all files of ``out`` are there, under this stamp, and with the content that was stamped.
+    def is_complete(self, outputs: Mapping[str, Path]) -> bool:
+        """Whether all files are cached with this stamp and still have the content that was stamped.
 
-        They share their bytes with the outputs: what damages one damages the other.
+        Outputs are hard links to the cached files, so damage to one is damage to the other.
         """
         try:
-            return (self.folder / "stamp").read_text() == self._text(out)
+            return (self.folder / "stamp").read_text() == self._stamp_text(outputs)
         except FileNotFoundError:
             return False
 
     @property
-    def begun(self) -> bool:
-        """Whether something was on its way here and did not come to its end."""
+    def was_interrupted(self) -> bool:
+        """Whether a job started to fill this cache and did not finish."""
         return self.folder.is_dir() and not (self.folder / "stamp").is_file()
 
-    def _text(self, out: Mapping[str, Path]) -> str:
-        """The stamp, and a digest of every file."""
+    def _stamp_text(self, outputs: Mapping[str, Path]) -> str:
+        """The stamp, then a line with digest and name for every file."""
         lines = [self.stamp]
-        for path in out.values():
+        for path in outputs.values():
             with open(self.folder / path.name, "rb") as file:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()} {path.name}")
         return "\n".join(lines)
 
-    def fill(self, out: Mapping[str, Path], make: Callable[[dict[str, Path]], None]) -> None:
-        """Have ``make`` write the files of ``out`` here, and stamp them; from here to the stamp none is valid."""
+    def fill(self, outputs: Mapping[str, Path], write: Callable[[dict[str, Path]], None]) -> None:
+        """Call ``write`` with the paths of the cached files, then stamp them. Until then the cache is not valid."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "stamp").unlink(missing_ok=True)
-        make({name: self.folder / path.name for name, path in out.items()})
+        write({name: self.folder / path.name for name, path in outputs.items()})
         with atomic(self.folder / "stamp") as aside:
-            aside.write_text(self._text(out))
+            aside.write_text(self._stamp_text(outputs))
 
-    def take(self, out: Mapping[str, Path]) -> None:
-        """The same files as outputs: under a second name, at no cost of space; copies where links are not to be had."""
-        for path in out.values():
+    def link_to(self, outputs: Mapping[str, Path]) -> None:
+        """Hard-link the cached files to the outputs; copy them where links are not supported."""
+        for path in outputs.values():
             with atomic(path) as aside:
                 try:
                     os.link(self.folder / path.name, aside)

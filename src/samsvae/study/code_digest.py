@@ -1,9 +1,9 @@
-"""Digest of the code that a script runs, so that an edit reruns the rules it concerns and no others.
+"""Digest of the code that a script runs, so that an edit reruns only the rules that depend on the edited code.
 
-Snakemake sees an edit of a script by its modification time and does not see the package in `src/` at all. A
-rule that has `params: code=code_of(...)` is run again when, and only when, the code behind its script has
-changed: comments, docstrings and layout do not count, nor do modules that the script never imports. Imports
-by string (`importlib`) are not followed.
+Snakemake notices an edit of a script by its modification time and does not look at the package in `src/` at all. A
+rule with `params: code=code_of(...)` is rerun if and only if the code behind its script has changed. Comments,
+docstrings, layout and modules that the script never imports do not count. Imports by string (`importlib`) are not
+followed.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from pathlib import Path
 
 PACKAGE = "samsvae"
 
-#: Modules that decide what is said, never what is computed: an edit of a message reruns nothing.
-QUIET = ("samsvae.errors",)
+#: Modules that hold messages and compute nothing: an edit here reruns nothing.
+IGNORED = ("samsvae.errors",)
 
 
 def code_of(script: str | Path, root: str | Path) -> str:
-    """Digest of a script and of every samsvae module that it imports, however deep.
+    """Digest of a script and of every samsvae module that it imports, directly or indirectly.
 
     Parameters
     ----------
     script
-        Path of the script, relative to `root` or absolute but below it.
+        Path of the script: relative to `root`, or absolute and below it.
     root
-        The checkout: the package lies in `root/src/samsvae`.
+        The checkout, with the package in `root/src/samsvae`.
 
     Returns
     -------
-    16 hexadecimal characters, the same wherever the checkout lies and under every Python since 3.11.
+    16 hexadecimal characters. They depend neither on the folder of the checkout nor on the Python version (3.11 or
+    newer).
     """
     root = Path(root).resolve()
     first = (root / script).resolve()
@@ -49,17 +50,17 @@ def code_of(script: str | Path, root: str | Path) -> str:
 
 @cache
 def _read(source: str, module: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """Digest of one file's code, and the modules of the package that it imports."""
+    """Digest of the code of one file, and the modules of the package that it imports."""
     tree = ast.parse(source)
-    names = {name for name in _imports(tree, module) if name.split(".")[0] == PACKAGE and not name.startswith(QUIET)}
+    names = {name for name in _imports(tree, module) if name.split(".")[0] == PACKAGE and not name.startswith(IGNORED)}
     return hashlib.sha256(_text(tree).encode()).hexdigest(), tuple(sorted(names))
 
 
 def _text(part: object) -> str:
     """A syntax tree as text.
 
-    Not `ast.dump`, whose output changes between versions of Python: empty fields, such as those that a newer
-    grammar adds, are left out here.
+    The output of `ast.dump` changes between Python versions. Here empty fields, such as those that a newer grammar
+    adds, are left out.
     """
     if isinstance(part, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(part) if value is not None and value != [])
@@ -70,13 +71,13 @@ def _text(part: object) -> str:
 
 
 def _is_docstring(part: object) -> bool:
-    """Whether a statement is a string by itself, which does nothing when it runs."""
+    """Whether a statement consists of a string only, which does nothing when it runs."""
     value = part.value if isinstance(part, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _imports(tree: ast.AST, module: tuple[str, ...]) -> Iterator[str]:
-    """Dotted names that the file may import, wherever in it: modules, and what could be a module."""
+    """Dotted names that the file imports anywhere in it: modules, and names that may be modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -88,12 +89,12 @@ def _imports(tree: ast.AST, module: tuple[str, ...]) -> Iterator[str]:
 
 
 def _module(path: Path, src: Path) -> tuple[str, ...]:
-    """Parts of the dotted name of a file in `src`, `__init__` included; () for a script."""
+    """The parts of the dotted name of a file in `src`, including `__init__`; () for a script."""
     return path.relative_to(src).with_suffix("").parts if path.is_relative_to(src) else ()
 
 
 def _files(name: str, src: Path) -> list[Path]:
-    """Files that importing a name runs: for a.b.c those of a, a.b and a.b.c, as far as they exist."""
+    """The files that importing a name runs: for a.b.c the existing files of a, a.b and a.b.c."""
     parts = name.split(".")
     bases = [src.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
     files = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]

@@ -1,9 +1,8 @@
-"""How long a study will take, before it is run: steps and scores of every shape of model tried on this machine.
+"""Estimate the time of a study before it runs, by timing steps and scores of every model shape on this machine.
 
-    python -m samsvae.study.progress --estimate --configfile config/core.yaml
-
-A step, a validation and the scores of each shape are timed once on made counts and kept in RESULTS/.rates.json. What
-finished runs took in truth stands beside, and corrects what is said of the rest of their experiment.
+For each shape a step, a validation and the scores are timed once on synthetic counts. The rates are cached in
+RESULTS/.rates.json. The actual time of finished runs is shown as well, and corrects the estimate for the remaining
+runs of their experiment.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from samsvae.config.grid import Run, run_settings, runs
 from samsvae.config.study import Study
 from samsvae.config.vocabulary import SPLITS
 from samsvae.data.arrays import Screen
-from samsvae.data.cells import cells_of, encode
+from samsvae.data.cells import Cells, cells_of, encode
 from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.model_effects import condition_means
@@ -38,29 +38,33 @@ from samsvae.models.noise import Streams
 from samsvae.ops.cuda_graphs import WARM, Steps, graphs, on_one_stream
 from samsvae.ops.precision import precision
 from samsvae.screens.splits import make_split, summary
+from samsvae.study.progress import aligned
 from samsvae.study.records import cpu_model, seconds_of
 from samsvae.text import span
 from samsvae.training.loop import train
 from samsvae.training.validation import validation_loss, validation_step
 
-#: Settings of a model that change numbers, not the work.
+#: Settings of a model that change its numbers but not its work.
 PRIORS = ("mask_prior", "embedding_scale", "beta_a", "beta_b", "temperature", "mask_logit_init", "embedding_init")
 
 #: Settings of a training that change the work of a step.
-WORK = ("batch_size", "particles", "validation_particles", "objective", "analytic_kl")
+WORK: tuple[str, ...] = ("batch_size", "particles", "validation_particles", "objective", "analytic_kl")
 
 WORK += ("precision", "capture", "compile")
 
-#: Cells of the Norman screen as published, and how many of them are foreseen to have one of its 131 pairs: that number
-#: is no published one, and the files, once they are there, stand in its place.
+#: Cells of the Norman screen as published, and the expected number of them with one of its 131 pairs. The second
+#: number is not published. Both are replaced by the numbers in the files as soon as those exist.
 NORMAN, PAIRS = 111_255, 41_759
 
 Rate = dict[str, float]
 
+#: obs as splits read it, and the numbers G, C and T.
+Known = tuple[pd.DataFrame, int, int, int]
+
 
 @dataclass(frozen=True)
 class Size:
-    """Of a screen and its split: train, val and test cells, G genes, C conditions, T perturbations (sum encoding)."""
+    """Cells of a split (train, val, test), and genes, conditions and perturbations (sum encoding) of its screen."""
 
     train: int
     val: int
@@ -71,14 +75,14 @@ class Size:
 
 
 def size_of(run: Run, results: Path) -> Size | None:
-    """The size of a run's screen and split: of its files if they are there, else as published or asked for.
+    """The size of a run's screen and split: from its files if they exist, else as published or as configured.
 
-    A split that is not there yet is made of the cells that are known. None: not known.
+    A split that has no file yet is drawn here from the known cells. None: unknown.
     """
     found = None
-    if not run.screen.kind.startswith("simulate"):  # whose options say all, the split too
-        found = _there(results / "data" / run.dataset / "arrays.npz")
-    found = found or _foreseen(run)
+    if not run.screen.kind.startswith("simulate"):  # the options of a simulation determine its size and split
+        found = _size_from_file(results / "data" / run.dataset / "arrays.npz")
+    found = found or _size_from_config(run)
     if found is None:
         return None
     obs, *sizes = found
@@ -89,17 +93,15 @@ def size_of(run: Run, results: Path) -> Size | None:
         separator = "+" if run.screen.kind == "norman" else getattr(run.screen.options, "separator", "")
         try:
             cells = summary(make_split(obs, separator=separator, **vars(run.split_config))).set_index("split")["cells"]
-        except (ConfigError, DataError):  # it names conditions or cells that are not known before the screen is there
+        except (ConfigError, DataError):  # the split names conditions or cells that are unknown without the screen
             return None
     return Size(*(int(cells[name]) for name in SPLITS), *sizes)
 
 
-Known = tuple[pd.DataFrame, int, int, int]  # obs as splits read it, G, C, T
-
-
-def _there(arrays: Path) -> Known | None:
+def _size_from_file(arrays: Path) -> Known | None:
     try:
-        with np.load(arrays, allow_pickle=False) as file:
+        # opened here, because numpy leaves a damaged archive open
+        with open(arrays, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             names, members, code = file["conditions"], file["members"], file["condition"]
             obs = _obs(names[code], (members >= 0).sum(1)[code], index=file["cells"])
             return obs, len(file["genes"]), len(names), len(file["perturbations"])
@@ -107,8 +109,8 @@ def _there(arrays: Path) -> Known | None:
         return None
 
 
-def _foreseen(run: Run) -> Known | None:
-    options, source = run.screen.options, run.screen.source
+def _size_from_config(run: Run) -> Known | None:
+    options: Any = run.screen.options
     if run.screen.kind.startswith("simulate"):
         T, each = options.n_perturbations, (options.cells, options.val_cells, options.test_cells)
         controls, out = getattr(options, "n_controls", 0), getattr(options, "n_held_out", 0)
@@ -119,7 +121,7 @@ def _foreseen(run: Run) -> Known | None:
         split = np.append(split, np.repeat(SPLITS, np.diff([0, *ends, controls])))
         code = np.append(code, np.full(controls, T))
         return _obs(code, code < T, split=split), options.n_features, T + (controls > 0), T
-    if source.sort == "miniature":
+    if run.screen.source is not None and run.screen.source.sort == "miniature":
         return None
     if run.screen.kind == "replogle" and options.published_counts:
         return _obs(np.arange(118_641) % 681, 1), 1187, 681, 680
@@ -136,16 +138,16 @@ def _obs(condition: np.ndarray, n_targets: np.ndarray | int, *, index: np.ndarra
 
 
 def work_of(run: Run, size: Size) -> tuple[int, int]:
-    """Steps of a training, and cells that its validations go through, at most: patience may end it before."""
+    """Steps of a training and number of cells read by its validations. Patience may end it earlier."""
     training = run.training
     epoch = math.ceil(size.train / training.batch_size)
     steps = training.steps if training.epochs is None else training.epochs * epoch
-    validations = math.ceil(math.ceil(steps / epoch) / training.validation_every)  # the last epoch has one always
+    validations = math.ceil(math.ceil(steps / epoch) / training.validation_every)  # the last epoch always has one
     return steps, validations * size.val
 
 
-def shape_of(run: Run, size: Size, evaluation: EvaluationConfig) -> dict:
-    """All that the rate of a run depends on, but for the machine."""
+def shape_of(run: Run, size: Size, evaluation: EvaluationConfig) -> dict[str, Any]:
+    """Everything that the rate of a run depends on, except the machine."""
     model = {name: value for name, value in dataclasses.asdict(run.model).items() if name not in PRIORS}
     perturbations = size.perturbations if run.encoding == "sum" else size.conditions
     return {
@@ -157,21 +159,65 @@ def shape_of(run: Run, size: Size, evaluation: EvaluationConfig) -> dict:
     }
 
 
-def measure(run: Run, shape: dict, device: str, *, steps: int = 4, clock: Callable[[], float] | None = None) -> Rate:
-    """Seconds of a step, of a cell's validation and bound and of a condition's effect, on made counts of this shape.
+class _Timer:
+    """Measures seconds of work by a clock: wall time on a GPU, process time on a CPU, which other processes share."""
 
-    Of process time on the CPU, where other work would count otherwise. Everything is done once before it is timed; a
-    step and a validation are medians of three.
+    def __init__(self, on_gpu: bool, clock: Callable[[], float] | None):
+        self.clock = clock or (time.perf_counter if on_gpu else time.process_time)
+
+    def __call__(self, work: Callable[[], object]) -> float:
+        start = self.clock()
+        work()
+        return self.clock() - start
+
+
+def measure(
+    run: Run, shape: dict[str, Any], device: str, *, steps: int = 4, clock: Callable[[], float] | None = None
+) -> Rate:
+    """Seconds for a step, for the validation and the IWELBO of a cell, and for the effect of a condition.
+
+    Measured on synthetic counts of this shape. Everything runs once before it is timed. Steps and validations are
+    medians of three.
     """
-    card = device == "cuda"
-    clock = clock or (time.perf_counter if card else time.process_time)
-    genes, perturbations = shape["genes"], shape["perturbations"]
-    n = max(2 * run.training.batch_size, 512)  # a whole batch of a validation
+    seconds = _Timer(device == "cuda", clock)
+    screen = _synthetic_screen(run, shape["genes"], shape["perturbations"])
+    n, dosage = len(screen.cells), encode(screen, "sum")
+    cells = cells_of(screen, np.arange(n), dosage, device)
+    few = cells_of(screen, np.arange(min(n, 32)), dosage, device)
+    model = Model(run.model, shape["genes"], shape["perturbations"]).to(device)
+    step = _seconds_of_step(run, model, cells, few, steps, seconds)
+    validation = _seconds_of_validation(run, model, cells, seconds)
+    model.eval()
+
+    particles, samples, closed = shape["evaluation"]
+    k, s = min(particles, 64), min(samples, 1000)
+    iwelbo(model, few, particles=2)
+    bound = seconds(lambda: iwelbo(model, few, particles=k)) / len(few) * particles / k
+    real = _has_real_values(run)
+    if not real:  # give genes different means, as in a screen: the time to draw a count depends on its mean
+        torch.nn.init.normal_(model.likelihood.mean.bias, 0.0, 2.0)
+    transform = "mean" if real else "log2"
+    means = partial(condition_means, model, dosage.members[:1], closed_form=closed, transform=transform)
+    means(samples=2)
+    effect = seconds(lambda: means(samples=s)) * samples / s
+    return {"step": max(step, 0.0), "validation": validation, "cell": bound, "condition": effect}
+
+
+def _has_real_values(run: Run) -> bool:
+    """Whether the data of a run are real numbers, as in simulations with a normal likelihood, and not counts."""
+    return run.model.likelihood in ("normal", "normal_fixed")
+
+
+def _synthetic_screen(run: Run, genes: int, perturbations: int) -> Screen:
+    """Random data with as many cells as a validation reads at a time."""
+    n = max(2 * run.training.batch_size, 512)
     rng = np.random.default_rng(0)
     names = np.array([f"p{t}" for t in range(perturbations)])
-    real = run.model.likelihood in ("normal", "normal_fixed")
-    counts = rng.normal(size=(n, genes)).astype(np.float32) if real else rng.poisson(2.0, (n, genes)).astype(np.int16)
-    screen = Screen(
+    if _has_real_values(run):
+        counts = rng.normal(size=(n, genes)).astype(np.float32)
+    else:
+        counts = rng.poisson(2.0, (n, genes)).astype(np.int16)
+    return Screen(
         counts=counts,
         library=np.full(n, 2.0 * genes, np.float32),
         cells=np.arange(n).astype(str),
@@ -181,62 +227,52 @@ def measure(run: Run, shape: dict, device: str, *, steps: int = 4, clock: Callab
         members=np.arange(perturbations, dtype=np.int32)[:, None],
         perturbations=names,
     )
-    dosage = encode(screen, "sum")
-    cells = cells_of(screen, np.arange(n), dosage, device)
-    few = cells_of(screen, np.arange(min(n, 32)), dosage, device)
-    model = Model(run.model, genes, perturbations).to(device)
 
-    def seconds(work: Callable[[], object]) -> float:
-        start = clock()
-        work()
-        return clock() - start
+
+def _seconds_of_step(run: Run, model: Model, cells: Cells, few: Cells, steps: int, seconds: _Timer) -> float:
+    """Seconds of a training step: a longer minus a shorter training, divided by the difference of their steps."""
 
     def trained(number: int) -> float:
         training = dataclasses.replace(run.training, steps=number, epochs=None, validation_every=10**9)
         return seconds(lambda: train(model, cells, few, training))
 
-    # a card's first steps and their capture are no part of a step, of which it does many in the time of one here
-    least, more = (1 + WARM, 50 * steps) if card else (1, steps)
+    # on a GPU the first steps and their capture are not typical, and many more steps fit into the same time
+    least, more = (1 + WARM, 50 * steps) if cells.device.type == "cuda" else (1, steps)
 
-    def longer() -> float:
+    def difference() -> float:
         first = trained(least)
         return trained(least + more) - first
 
     train(model, cells, few, dataclasses.replace(run.training, steps=1, epochs=None))
-    step = statistics.median([longer() for _ in range(3)]) / more
+    return statistics.median([difference() for _ in range(3)]) / more
 
+
+def _seconds_of_validation(run: Run, model: Model, cells: Cells, seconds: _Timer) -> float:
+    """Seconds that the validation of one cell takes."""
+    n = len(cells)
     make = graphs(cells.device) if run.training.capture == "auto" else None
     noise = Streams("validation", cells.device)
     captured = Steps(validation_step(model, cells, run.training, noise, n), noise, make)
     validate = partial(validation_loss, model, cells, run.training, noise, n_cells=n, steps=captured)
     with precision(run.training.precision, cells.device), on_one_stream(cells.device):
-        for _ in range(1 + WARM if card else 1):
+        for _ in range(1 + WARM if cells.device.type == "cuda" else 1):
             validate()
-        validation = statistics.median([seconds(validate) for _ in range(3)]) / n
-    model.eval()
-
-    particles, samples, closed = shape["evaluation"]
-    k, s = min(particles, 64), min(samples, 1000)
-    iwelbo(model, few, particles=2)
-    bound = seconds(lambda: iwelbo(model, few, particles=k)) / len(few) * particles / k
-    if not real:  # as unequal as the genes of a screen: what a count costs to draw depends on its mean
-        torch.nn.init.normal_(model.likelihood.mean.bias, 0.0, 2.0)
-    transform = "mean" if real else "log2"
-    means = partial(condition_means, model, dosage.members[:1], closed_form=closed, transform=transform)
-    means(samples=2)
-    effect = seconds(lambda: means(samples=s)) * samples / s
-    return {"step": max(step, 0.0), "validation": validation, "cell": bound, "condition": effect}
+        return statistics.median([seconds(validate) for _ in range(3)]) / n
 
 
 def machine(device: str) -> str:
-    """What a rate was measured on."""
+    """The machine that a rate was measured on: GPU or CPU, threads and torch version."""
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_model()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 @dataclass(frozen=True)
-class Line:
-    """An experiment: its trainings and those done, seconds foreseen of all and of those done, and what these took."""
+class Estimate:
+    """Times of an experiment in seconds.
+
+    ``trainings`` of which ``done``; ``steps`` of all trainings; estimated ``training`` and ``scoring`` time of all
+    runs; estimated and actual training time of the done runs (``done_estimated``, ``done_actual``).
+    """
 
     experiment: str
     trainings: int
@@ -244,74 +280,78 @@ class Line:
     steps: int
     training: float
     scoring: float
-    foreseen: float
-    actual: float
+    done_estimated: float
+    done_actual: float
 
     @property
     def left(self) -> float:
-        """Seconds of what is to be done, as much off as what is done was."""
-        factor = self.actual / self.foreseen if self.foreseen and self.actual else 1.0
-        share = 1.0 - self.foreseen / self.training if self.training else 0.0
+        """Seconds left, scaled by actual over estimated time of the runs that are done."""
+        factor = self.done_actual / self.done_estimated if self.done_estimated and self.done_actual else 1.0
+        share = 1.0 - self.done_estimated / self.training if self.training else 0.0
         return share * (self.training * factor + self.scoring)
 
 
 def estimate(
-    study: Study, *, device: str, rate: Callable[[Run, dict, str], Rate] = measure
-) -> tuple[list[Line], list[str]]:
-    """A line per experiment, and the names of those whose data or splits have no known size yet."""
+    study: Study, *, device: str, rate: Callable[[Run, dict[str, Any], str], Rate] = measure
+) -> tuple[list[Estimate], list[str]]:
+    """An estimate per experiment, and the names of the experiments whose data or splits have no known size yet."""
     results = Path(study.pathvars.folder("results"))
-    kept = results / ".rates.json"
+    cache = results / ".rates.json"
     try:
-        rates: dict[str, Rate] = json.loads(kept.read_text())
+        rates: dict[str, Rate] = json.loads(cache.read_text())
     except (OSError, ValueError):
         rates = {}
-    lines, unknown = [], []
+
+    def rate_of(run: Run, shape: dict[str, Any]) -> Rate:
+        key = json.dumps({"machine": machine(device), **shape}, sort_keys=True)
+        if key not in rates:
+            rates[key] = rate(run, shape, device)
+            write_json(rates, cache)
+        return rates[key]
+
+    estimates, unknown = [], []
     for name in study.experiments:
         trained = [run for run in runs(study, name) if run.checkpoint is None]
         splits = {(run.dataset, run.split): run for run in trained}
-        sizes = {key: size_of(run, results) for key, run in splits.items()}
-        if None in sizes.values():
+        sizes = {key: size for key, run in splits.items() if (size := size_of(run, results)) is not None}
+        if len(sizes) < len(splits):
             unknown.append(name)
             continue
         steps, done = 0, 0
-        training = scoring = foreseen = actual = 0.0
+        training = scoring = done_estimated = done_actual = 0.0
         for run in trained:
-            size, evaluation = sizes[run.dataset, run.split], study.settings[name].evaluation
-            shape = shape_of(run, size, evaluation)
-            key = json.dumps({"machine": machine(device), **shape}, sort_keys=True)
-            if key not in rates:
-                rates[key] = rate(run, shape, device)
-                write_json(rates, kept)
-            own, (number, validated) = rates[key], work_of(run, size)
+            size = sizes[run.dataset, run.split]
+            own = rate_of(run, shape_of(run, size, study.settings[name].evaluation))
+            number, validated = work_of(run, size)
             needed = number * own["step"] + validated * own["validation"]
             steps += number
             training += needed
             scoring += (size.val + size.test) * own["cell"] + size.conditions * own["condition"]
             took = seconds_of(results / name / "runs" / run.id / "run.json", run_settings(run))
             if took is not None:
-                done, foreseen, actual = done + 1, foreseen + needed, actual + took
-        lines.append(Line(name, len(trained), done, steps, training, scoring, foreseen, actual))
-    return lines, unknown
+                done, done_estimated, done_actual = done + 1, done_estimated + needed, done_actual + took
+        estimates.append(Estimate(name, len(trained), done, steps, training, scoring, done_estimated, done_actual))
+    return estimates, unknown
 
 
-def report(lines: Sequence[Line], unknown: Sequence[str], *, device: str, jobs: int) -> str:
-    """A table in hours, minutes and seconds, and the whole with so many trainings at a time."""
-    rows = [("experiment", "trainings", "done", "ms a step", "training", "scoring", "done: foreseen", "actual")]
-    for x in lines:
-        times = map(span, (x.training, x.scoring, x.foreseen, x.actual))
+def estimate_report(estimates: Sequence[Estimate], unknown: Sequence[str], *, device: str, jobs: int) -> str:
+    """A table of times (H:MM:SS) by experiment, and the time left for the study with ``jobs`` trainings at a time."""
+    heading = ("experiment", "trainings", "done", "ms/step", "training", "scoring", "done: estimated", "done: actual")
+    rows: list[tuple[str, ...]] = [heading]
+    for x in estimates:
+        times = map(span, (x.training, x.scoring, x.done_estimated, x.done_actual))
         rows.append((x.experiment, str(x.trainings), str(x.done), f"{1e3 * x.training / max(x.steps, 1):.1f}", *times))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    out = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    out += [f"{name}: not known before its data and splits are there" for name in unknown]
-    left = sum(x.left for x in lines)
-    out.append(f"left: {span(left)} one after the other; {span(left / jobs)} with {jobs} at a time")
-    out.append(f"({machine(device)}; downloads, figures and what jobs that share a machine lose to each other aside)")
-    return "\n".join(out)
+    lines = aligned(rows)
+    lines += [f"{name}: unknown until its data and splits exist" for name in unknown]
+    left = sum(x.left for x in estimates)
+    lines.append(f"time left: {span(left)} with 1 training at a time; {span(left / jobs)} with {jobs}")
+    lines.append(f"({machine(device)}; without downloads, figures and the slowdown of jobs that share a machine)")
+    return "\n".join(lines)
 
 
-def told(study: Study, jobs: int) -> str:
-    """The estimate of a study on the device that its configuration asks for."""
+def study_estimate(study: Study, jobs: int) -> str:
+    """The estimate report of a study, measured on the device that its configuration asks for."""
     device = "cuda" if study.device != "cpu" and torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(1)  # as the workflow's trainings
-    lines, unknown = estimate(study, device=device)
-    return report(lines, unknown, device=device, jobs=jobs)
+    torch.set_num_threads(1)  # as in the trainings of the workflow
+    estimates, unknown = estimate(study, device=device)
+    return estimate_report(estimates, unknown, device=device, jobs=jobs)

@@ -1,6 +1,6 @@
-"""The jobs of runs: train and score one, or several in one process. What was made before is taken, not made again.
+"""The jobs that train and score runs, one at a time or several in one process. Cached results are not recomputed.
 
-torch is imported only where there is something to train or to score, and after the choice of a card.
+torch is imported only if there is something to train or to score, and only after a GPU was chosen.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from samsvae.errors import Interrupted, SamsvaeError
 from samsvae.files import remove_left, write_table
-from samsvae.study.cache import Kept, stamp_of
+from samsvae.study.cache import Cache, stamp_of
 from samsvae.study.gpus import hold_device
-from samsvae.study.script import again
+from samsvae.study.script import retry_command
 
 log = logging.getLogger(__name__)
 
-#: Where the state of a training under way is kept, beside what it will make.
+#: Name of the file with the state of an unfinished training, in the cache of the training.
 STATE = "state.pt"
 
 TRAINED = {"model": "model.pt", "history": "history.tsv", "run": "run.json"}
@@ -36,7 +36,10 @@ SCORED = {
 
 @dataclass(frozen=True)
 class Data:
-    """The files that a run reads, and how it is scored. ``codes``: digests of the code that trains and that scores."""
+    """The files that a run reads and how it is scored.
+
+    ``codes``: digests of the code that trains (``training``) and of the code that scores (``scoring``).
+    """
 
     arrays: str
     split: str
@@ -49,45 +52,84 @@ class Data:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training may run, and how often it keeps its state: no reason to train again."""
+    """Where a training may run and every how many seconds it saves its state. A change of these retrains nothing."""
 
     device: str
     jobs_per_gpu: int
-    keep_every: float
+    save_every: float
+
+
+@dataclass(frozen=True)
+class CachedRun:
+    """A run, the caches of its training and of its scores, and the output files of both, by name."""
+
+    settings: Mapping
+    trained: Cache
+    scored: Cache
+    trained_files: Mapping[str, Path]
+    scored_files: Mapping[str, Path]
+
+    @property
+    def name(self) -> str:
+        return self.settings["run"]
+
+    def is_trained(self) -> bool:
+        return self.trained.is_complete(self.trained_files)
+
+    def is_complete(self) -> bool:
+        """Whether training and scores are both in the cache."""
+        return self.is_trained() and self.scored.is_complete(self.scored_files)
+
+    def link_outputs(self) -> None:
+        self.trained.link_to(self.trained_files)
+        self.scored.link_to(self.scored_files)
+
+
+def cached_run(settings: Mapping, data: Data, folder: str | Path) -> CachedRun:
+    """A run with its caches, which lie in ``folder`` next to the outputs. Their stamps cover all that a run reads."""
+    folder = Path(folder)
+    stamp = stamp_of([data.codes["training"], settings, version("torch")], data.arrays, data.split)
+    truth = [data.screen] if data.simulated else []
+    values = [data.codes["scoring"], dict(data.evaluation), data.simulated, stamp]
+    return CachedRun(
+        settings,
+        Cache(folder / ".trained", stamp),
+        Cache(folder / ".scored", stamp_of(values, data.reference, *truth)),
+        {name: folder / file for name, file in TRAINED.items()},
+        {name: folder / file for name, file in SCORED.items()},
+    )
 
 
 def run_one(settings: Mapping, data: Data, folder: str | Path, place: Place) -> None:
-    """The files of one run in its folder: TRAINED and SCORED, made or taken from what is kept."""
-    trained, scored, files = _kept(settings, data, Path(folder))
-    with _told(trained, files):
-        if trained.whole(files["trained"]):
-            log.info("%s: trained before, on the same data; remove %s to train anew", settings["run"], trained.folder)
-            _drop_state(trained)
-        if not (trained.whole(files["trained"]) and scored.whole(files["scored"])):
+    """Write the files of one run (TRAINED and SCORED) to its folder, from the cache as far as possible."""
+    run = cached_run(settings, data, folder)
+    with retry_note(run):
+        if run.is_trained():
+            log.info("%s: already trained on the same data; delete %s to train it again", run.name, run.trained.folder)
+            _remove_state(run.trained)
+        if not run.is_complete():
             with hold_device(place.device, place.jobs_per_gpu) as device:
-                _make(settings, data, trained, scored, files, device, place.keep_every)
-        trained.take(files["trained"])
-        scored.take(files["scored"])
+                train_and_score(run, data, device, place.save_every)
+        run.link_outputs()
 
 
 def take_one(settings: Mapping, data: Data, folder: str | Path, mark: str | Path) -> None:
-    """The files of one run in its folder from what `run_together` has kept of it; SamsvaeError where it failed.
+    """Write the files of one run to its folder from the cache that `run_together` filled.
 
-    ``mark``: the table that `run_together` wrote.
+    ``mark``: the table that `run_together` wrote. SamsvaeError if the run failed there or its cache is incomplete.
     """
-    trained, scored, files = _kept(settings, data, Path(folder))
-    with _told(trained, files):
-        if settings["run"] in (failed := failed_in(mark)):
-            raise SamsvaeError(f"failed where it was trained together with others: {failed[settings['run']]}")
-        if not (trained.whole(files["trained"]) and scored.whole(files["scored"])):
-            raise SamsvaeError(f"{trained.folder}: not whole any more. Remove {mark}, so that it is made again.")
-        log.info("%s: taken as it was trained together with others (%s)", settings["run"], mark)
-        trained.take(files["trained"])
-        scored.take(files["scored"])
+    run = cached_run(settings, data, folder)
+    with retry_note(run):
+        if run.name in (failed := failed_in(mark)):
+            raise SamsvaeError(f"failed when it was trained together with other runs: {failed[run.name]}")
+        if not run.is_complete():
+            raise SamsvaeError(f"{run.trained.folder}: the cache is incomplete or damaged. Delete {mark} to refill it.")
+        log.info("%s: trained together with other runs (%s); taken from the cache", run.name, mark)
+        run.link_outputs()
 
 
 def failed_in(mark: str | Path) -> dict[str, str]:
-    """The runs that failed in `run_together`, with the reasons, by the table that it wrote; {} before there is one."""
+    """Run id -> reason, for the runs that failed in `run_together`, from the table it wrote; {} if there is none."""
     try:
         with open(mark, newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
@@ -99,50 +141,50 @@ def failed_in(mark: str | Path) -> dict[str, str]:
 def run_together(
     runs: Sequence[Mapping],
     data: Data,
-    folders: Mapping[str, str],
-    logs: Mapping[str, str],
+    folders: Mapping[str, str | Path],
+    logs: Mapping[str, str | Path],
     place: Place,
     out: str | Path,
 ) -> None:
-    """Train and score several runs of the same data in one process, and keep the results in the folders of the runs.
+    """Train and score several runs of the same data in one process and leave the results in their caches.
 
-    ``folders`` and ``logs``: by the id of the run. A run that fails is written to ``out`` (TSV: run, state, reason) and
-    leaves the others alone.
+    ``folders`` and ``logs``: by the id of the run. ``out``: a table (TSV: run, state, reason). A run that fails is
+    noted there and does not stop the others.
     """
     reasons: dict[str, str] = {}
     todo = []
     for settings in runs:
-        trained, scored, files = _kept(settings, data, Path(folders[settings["run"]]))
+        run = cached_run(settings, data, folders[settings["run"]])
         try:
-            done = trained.whole(files["trained"]) and scored.whole(files["scored"])
-        except OSError:  # of this run alone: it comes again where it is told
-            done = False
-        if done:
-            log.info("%s: kept from before", settings["run"])
+            complete = run.is_complete()
+        except OSError:  # concerns this run only, and is raised again below, where it is reported
+            complete = False
+        if complete:
+            log.info("%s: taken from the cache", run.name)
         else:
-            todo.append((settings, trained, scored, files))
-    todo.sort(key=lambda each: each[1].begun)  # one that takes the process down shall not do so before the others
+            todo.append(run)
+    todo.sort(key=lambda run: run.trained.was_interrupted)  # last: the run that may have killed the process before
     if todo:
         with hold_device(place.device, place.jobs_per_gpu) as device:
-            for settings, *rest in todo:
-                reasons[settings["run"]] = _one_of_several(settings, *rest, data, logs, device, place.keep_every)
-    # no times, and not who was kept: the same after a kill as without
-    told = [(settings["run"], reasons.get(settings["run"], "")) for settings in runs]
-    write_table([{"run": run, "state": "failed" if why else "done", "reason": why} for run, why in told], out)
+            for run in todo:
+                reasons[run.name] = _run_or_reason(run, data, logs[run.name], device, place.save_every)
+    # neither times nor cache hits are written: the table must be the same with and without an interruption
+    rows = [(settings["run"], reasons.get(settings["run"], "")) for settings in runs]
+    write_table([{"run": run, "state": "failed" if why else "done", "reason": why} for run, why in rows], out)
 
 
-def _one_of_several(settings, trained, scored, files, data, logs, device, keep_every) -> str:
-    """Make one run; the reason if it fails, else ''."""
+def _run_or_reason(run: CachedRun, data: Data, log_file: str | Path, device: str, save_every: float) -> str:
+    """Train and score one run; return '' or the reason why it failed."""
     reason = ""
-    with _logged(logs[settings["run"]]):
+    with _log_file(log_file):
         try:
-            with _told(trained, files):
-                _make(settings, data, trained, scored, files, device, keep_every)
+            with retry_note(run):
+                train_and_score(run, data, device, save_every)
         except Interrupted as error:
             log.error("%s", error)
             raise
-        except Exception as error:  # whatever it is, the other runs go on
-            if type(error).__name__ == "AcceleratorError":  # but on a card that is lost to this process
+        except Exception as error:  # any error: the other runs continue
+            if type(error).__name__ == "AcceleratorError":  # except that this process has lost its GPU
                 raise
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, SamsvaeError):
@@ -150,77 +192,68 @@ def _one_of_several(settings, trained, scored, files, data, logs, device, keep_e
                 log.info("%s", *error.__notes__)
             else:
                 log.exception("%s", error)
-    log.info("%s: %s", settings["run"], reason or "done")
+    log.info("%s: %s", run.name, reason or "done")
     return reason
 
 
-def _kept(settings: Mapping, data: Data, folder: Path) -> tuple[Kept, Kept, dict[str, dict[str, Path]]]:
-    """What is kept of a run's training and of its scores, and the files of both in its folder."""
-    files = {
-        part: {name: folder / file for name, file in names.items()}
-        for part, names in (("trained", TRAINED), ("scored", SCORED))
-    }
-    stamp = stamp_of([data.codes["training"], settings, version("torch")], data.arrays, data.split)
-    trained = Kept(folder / ".trained", stamp)
-    truth = [data.screen] if data.simulated else []
-    values = [data.codes["scoring"], dict(data.evaluation), data.simulated, stamp]
-    return trained, Kept(folder / ".scored", stamp_of(values, data.reference, *truth)), files
-
-
-def _make(settings, data: Data, trained: Kept, scored: Kept, files: dict, device: str, keep_every: float) -> None:
-    """Train where there is no training of this stamp, then score."""
+def train_and_score(run: CachedRun, data: Data, device: str, save_every: float) -> None:
+    """Train the run unless its training is cached, then score it; both fill the caches."""
     from samsvae.evaluation.run import evaluate
     from samsvae.study.train_run import fit
     from samsvae.training.state import Keep
 
-    if not trained.whole(files["trained"]):
-        keep = Keep(trained.folder / STATE, f"{trained.stamp} {device}", keep_every)
-        trained.fill(files["trained"], lambda out: fit(settings, data.arrays, data.split, device, out=out, keep=keep))
-        _drop_state(trained)
-    inputs = {name: getattr(data, name) for name in ("arrays", "split", "screen", "reference")}
-    inputs["model"] = trained.folder / TRAINED["model"]
-    scored.fill(
-        files["scored"],
-        lambda out: evaluate(inputs, out, settings=data.evaluation, simulated=data.simulated, device=device),
+    if not run.is_trained():
+        state = Keep(run.trained.folder / STATE, f"{run.trained.stamp} {device}", save_every)
+        run.trained.fill(
+            run.trained_files,
+            lambda out: fit(run.settings, data.arrays, data.split, device, out=out, keep=state),
+        )
+        _remove_state(run.trained)
+    inputs: dict = {name: getattr(data, name) for name in ("arrays", "split", "screen", "reference")}
+    inputs["model"] = run.trained.folder / TRAINED["model"]
+    settings = dict(data.evaluation)
+    run.scored.fill(
+        run.scored_files,
+        lambda out: evaluate(inputs, out, settings=settings, simulated=data.simulated, device=device),
     )
 
 
 @contextmanager
-def _told(trained: Kept, files: Mapping[str, Mapping[str, Path]]) -> Iterator[None]:
-    """Whatever fails gets a note: which run it is, from where it would go on, and how to try it again by itself."""
+def retry_note(run: CachedRun) -> Iterator[None]:
+    """Add a note to any exception: the folder of the run, its resume step and the command that reruns it alone."""
     try:
         yield
-    except Interrupted:  # says so itself
+    except Interrupted:  # its own message says how to continue
         raise
     except Exception as error:
-        scores = files["scored"]["scores"]
-        error.add_note(f"{scores.parent} failed. To try it again by itself{_from_where(trained)}: {again(scores)}")
+        scores = run.scored_files["scores"]
+        error.add_note(f"{scores.parent} failed. To rerun it alone{_resume_step(run.trained)}: {retry_command(scores)}")
         raise
 
 
-def _from_where(trained: Kept) -> str:
-    """What is kept of a training that has not ended, in words."""
+def _resume_step(trained: Cache) -> str:
+    """', from step N on' if there is a saved state that the next try would resume from, else ''."""
     if not (trained.folder / STATE).is_file():
         return ""
     from samsvae.training.checkpoint import read
 
     try:
         state = read(trained.folder / STATE)
-        # the stamp of a state has the device behind that of the training
+        # the stamp of a state is the stamp of the training followed by the device
         return f", from step {state['step']} on" if state["stamp"].startswith(f"{trained.stamp} ") else ""
-    except Exception:  # this is about another error: it must not take its place
+    except Exception:  # must not replace the error that the note is for
         return ""
 
 
-def _drop_state(trained: Kept) -> None:
-    """Remove the state of a training that has ended, also where a kill came between its end and this."""
+def _remove_state(trained: Cache) -> None:
+    """Remove the state of a finished training, which may have been killed just before it removed the state itself."""
     (trained.folder / STATE).unlink(missing_ok=True)
     remove_left(trained.folder / STATE)
 
 
 @contextmanager
-def _logged(path: str | Path) -> Iterator[None]:
-    """The log of the package in a file of its own as well."""
+def _log_file(path: str | Path) -> Iterator[None]:
+    """Write the log to a second file as well."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))

@@ -1,4 +1,4 @@
-"""What every script of the workflow needs around its one call: a log file, and one sentence where it has to stop."""
+"""What every script of the workflow needs around its one call: a log file, and one-sentence messages for errors."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ from samsvae.errors import SamsvaeError
 from samsvae.files import NO_ROOM, no_room
 from samsvae.signals import stop_signals
 
-#: The environment variable that tells jobs how Snakemake was called, but for its targets.
+#: The environment variable from which jobs read how Snakemake was called, without its targets.
 CALL = "SAMSVAE_CALL"
 
 
 @contextmanager
 def session(log: str | Path) -> Iterator[None]:
-    """Log to a file; what is no fault of the code is one sentence, in the log and on the screen, and exit status 1.
+    """Log to a file, and end the process with one sentence and exit status 1 for errors that are not bugs.
 
-    That is a SamsvaeError, a signal to stop, and a disk that takes no more. Anything else has its traceback.
+    These are a SamsvaeError, a stop signal and a full disk. The sentence goes to the log and to stderr. Any other
+    error is logged with its traceback and raised again.
     """
     with stop_signals(interrupt=True) as came:
         try:
             _log_to(Path(log))
-            _hush()
+            _hide_full_disk_tracebacks()
             yield
         except SamsvaeError as error:
-            _leave(type(error).__name__, str(error), *getattr(error, "__notes__", ()))
+            _exit_with(type(error).__name__, str(error), *getattr(error, "__notes__", ()))
         except BaseException as error:
-            if came:  # whatever a library has made of it
-                _leave("Interrupted", f"stopped by {came[0]}; no half file is left.")
+            if came:  # a library may have turned the signal into an error of its own
+                _exit_with("Interrupted", f"stopped by {came[0]}; no partial file is left.")
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 file = error.filename or "a file"
-                sentence = f"{file}: {NO_ROOM[error.errno]}; no half file is left. Make room and start again."
-                _leave("OSError", sentence, *getattr(error, "__notes__", ()))
-            logging.exception("not expected; please report this")
+                sentence = f"{file}: {NO_ROOM[error.errno]}; no partial file is left. Free some space and rerun."
+                _exit_with("OSError", sentence, *getattr(error, "__notes__", ()))
+            logging.exception("unexpected error; please report it")
             raise
 
 
 def _log_to(log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
-    logging.raiseExceptions = False  # no traceback on the screen for every line that a full disk does not take
+    logging.raiseExceptions = False  # else a full disk prints a traceback for every line that cannot be logged
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
@@ -55,15 +56,15 @@ def _log_to(log: Path) -> None:
     logging.captureWarnings(True)
 
 
-def _hush() -> None:
-    """On a full disk HDF5 tells of each object that it cannot close, twice, though the error itself is raised too."""
+def _hide_full_disk_tracebacks() -> None:
+    """Print no tracebacks for a full disk: HDF5 reports each object it cannot close twice, and raises an error too."""
     shown, ignored = sys.excepthook, sys.unraisablehook
     sys.excepthook = lambda kind, error, trace: None if no_room(error) else shown(kind, error, trace)
     sys.unraisablehook = lambda raised: None if no_room(raised.exc_value) else ignored(raised)
 
 
-def _leave(kind: str, sentence: str, *notes: str) -> None:
-    """End the process, at once: what is still open is not to be written, and not to be told of."""
+def _exit_with(kind: str, sentence: str, *notes: str) -> None:
+    """Print and log the sentence, then end the process at once: open files must be neither written nor reported."""
     logging.error("%s", sentence)
     for note in notes:
         logging.info("%s", note)
@@ -75,7 +76,7 @@ def _leave(kind: str, sentence: str, *notes: str) -> None:
 
 
 def call_of(arguments: Sequence[str]) -> str:
-    """A call of Snakemake, without its targets and whatever else is about one call only, such as ``--forceall``."""
+    """The Snakemake command for these arguments, without targets and options for one call only (``--forceall``)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     single = [("--workflow-profile",), ("--profile",), ("--snakefile", "-s"), ("--directory", "-d")]
     for names in [*single, ("--executor", "-e"), ("--cores", "-c"), ("--jobs", "-j")]:
@@ -93,6 +94,6 @@ def call_of(arguments: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def again(target: str | Path) -> str:
-    """The command that makes one target, with the settings of the call that this job belongs to."""
+def retry_command(target: str | Path) -> str:
+    """The command that makes one target, with the settings of the Snakemake call that this job belongs to."""
     return f"{os.environ.get(CALL, call_of([]))} -- {shlex.quote(str(target))}"

@@ -1,24 +1,23 @@
-"""One run of a grid, from files to files: read the arrays and the split, train, write the checkpoint and history."""
+"""Train one run of a grid from files to files: read arrays and split, train, write checkpoint, history and record."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import samsvae
 from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import Cells, Dosage, cells_of, encode
 from samsvae.errors import DataError
-from samsvae.files import write_json, write_table
 from samsvae.models.model import Model
-from samsvae.study.records import record
-from samsvae.training.checkpoint import Checkpoint, save, screen_facts
+from samsvae.study.records import write_run
+from samsvae.training.checkpoint import Checkpoint, facts, screen_facts
 from samsvae.training.loop import train
 from samsvae.training.state import Keep
 
@@ -26,27 +25,28 @@ log = logging.getLogger(__name__)
 
 
 def part(screen: Screen, split: np.ndarray, name: str, dosage: Dosage, device: str, path: Path | str) -> Cells:
-    """The cells of one split on a device; DataError where the table at ``path`` has none."""
+    """The cells of one split on a device; DataError if the split table at ``path`` has none."""
     if not (split == name).any():
-        raise DataError(f"{path}: no cell has the split {name!r}; training needs some 'train' and some 'val'.")
+        raise DataError(f"{path}: no cell has the split {name!r}; training needs cells with 'train' and with 'val'.")
     return cells_of(screen, split == name, dosage, device)
 
 
 def fit(
-    settings: dict,
+    settings: Mapping,
     arrays: Path | str,
     split: Path | str,
     device: str,
     *,
-    out: dict[str, Path | str],
+    out: Mapping[str, Path | str],
     keep: Keep | None = None,
 ) -> None:
     """Train one run and write ``out``: model (checkpoint), history (TSV), run (JSON: versions, device, time).
 
-    ``keep``: where the state of the training is kept, so that an interrupted one goes on instead of beginning again.
+    ``keep``: where the state of the training is saved, so that an interrupted training resumes instead of starting
+    over. DataError if the split has no training or no validation cells.
     """
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()  # of the runs before in this process
+        torch.cuda.reset_peak_memory_stats()  # else it would include earlier runs of this process
     screen = read_screen(arrays)
     parts = read_split(split, screen.cells)
     dosage = encode(screen, settings["encoding"])
@@ -63,8 +63,5 @@ def fit(
     )  # fmt: skip
     names = screen_facts(screen, dosage, train_cells)
     result = train(model, train_cells, val_cells, training, genes=screen.genes, keep=keep)
-    facts = {key: settings[key] for key in ("run", "model", "encoding", "training")} | names
-    facts |= {"best_step": result.best_step, "validation_loss": result.best_loss, "samsvae": samsvae.__version__}
-    save(Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, facts), out["model"])
-    write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
-    write_json(record(settings, result, device, n_parameters), out["run"])
+    known = facts(settings, names, best_step=result.best_step, validation_loss=result.best_loss)
+    write_run(settings, Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, known), result, device, out)

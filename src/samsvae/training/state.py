@@ -21,7 +21,7 @@ from samsvae.files import atomic
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams, set_stream_states, stream_states
 from samsvae.ops.cuda_graphs import Steps, graphs
-from samsvae.training.checkpoint import read
+from samsvae.training.checkpoint import HISTORY, read
 from samsvae.training.diagnosis import culprit
 from samsvae.training.optimiser import Adam
 from samsvae.training.steps import training_step
@@ -130,7 +130,7 @@ class TrainingState:
         self.epoch += 1
         if loss is None:
             return
-        self.result.history.append({"step": self.step, "epoch": self.epoch, "train_loss": mean, "val_loss": loss})
+        self.result.history.append(dict(zip(HISTORY, (self.step, self.epoch, mean, loss), strict=True)))
         if loss < self.result.best_loss:
             self.result.best_step, self.result.best_loss, self.stale = self.step, loss, 0
             self.best = copy.deepcopy(self.model.state_dict())

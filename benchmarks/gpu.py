@@ -1,9 +1,10 @@
-"""What a step costs on a graphics card, part by part: `PYTHONPATH=src python benchmarks/card.py` prints it all.
+"""The cost of a training step on a GPU, part by part: `PYTHONPATH=src python benchmarks/gpu.py` prints it.
 
-Needs torch (a CUDA build, which brings Triton) and numpy. First the fused kernel is held against float64 and captured
-steps against steps as they come; then times, as medians of CUDA events over rounds of replays. `--together` lets
-several runs share the card, as processes, on streams of one process, and stacked into one step. `--toy --device cpu`
-goes the same way at a small size, for correctness alone.
+Needs torch (a CUDA build, which includes Triton) and numpy. It first checks the fused kernel against float64, and
+captured steps against eager ones. It then prints times: medians of CUDA events over rounds of replays. A check that
+fails is printed with its error; the times are still taken, and the exit status is 1. `--together` lets several runs
+share the GPU: as processes, on streams of one process, and stacked into one step. `--toy --device cpu` takes the same
+path at a small size, to check correctness only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from shapes import SHAPES, made_screen
+from shapes import SHAPES, synthetic_screen
 from stacked import Stacked
 
 from samsvae.config.training import TrainingConfig
@@ -36,18 +37,28 @@ from samsvae.training.state import TrainingState
 
 MODEL = "sams_vae_corr"
 
-#: Microseconds that a step should take at most.
+#: The longest that a step should take, in microseconds.
 GOALS = {"replogle": 250.0, "norman": 600.0}
 
+#: The checks that failed, in words.
+FAILED: list[str] = []
 
-def made(name: str, device: torch.device) -> Cells:
-    """Cells of a shape, 2,000 of them different."""
-    screen = made_screen(SHAPES[name], min(SHAPES[name].whole, 20_480), pool=2000)
+
+def check(passed: bool, text: str) -> None:
+    """Print a failed check and remember it; it does not stop the timings."""
+    if not passed:
+        FAILED.append(text)
+        print(f"CHECK FAILED: {text}", flush=True)
+
+
+def synthetic_cells(name: str, device: torch.device) -> Cells:
+    """Cells of a shape; 2,000 of them are distinct."""
+    screen = synthetic_screen(SHAPES[name], min(SHAPES[name].whole, 20_480), pool=2000)
     return cells_of(screen, np.arange(len(screen.cells)), encode(screen, "sum"), device)
 
 
 def timed(work, device: torch.device, *, rounds: int = 15, calls: int = 20) -> float:
-    """Microseconds of one call: the median over rounds."""
+    """Microseconds per call: the median over rounds."""
     times = []
     if device.type != "cuda":
         rounds, calls = 1, 5
@@ -69,7 +80,7 @@ def timed(work, device: torch.device, *, rounds: int = 15, calls: int = 20) -> f
 
 
 def replayed(work, device: torch.device):
-    """Some work on fixed tensors as a graph, so that the time is the card's; as it is elsewhere."""
+    """Work on fixed tensors as a CUDA graph, so that only the GPU's time counts. Off a GPU: the work itself."""
     work()
     if device.type != "cuda":
         return work
@@ -84,7 +95,7 @@ def replayed(work, device: torch.device):
 
 
 def likelihood(name: str, cells: Cells, n: int, particles: int) -> None:
-    """Errors against float64, and times of value and gradients."""
+    """Print errors against float64, and the time of the value with its gradients."""
     device, genes = cells.device, cells.counts.shape[1]
     stream = torch.Generator(device).manual_seed(1)
     logits = torch.randn(particles, n, genes, generator=stream, device=device) * 2.0
@@ -106,20 +117,21 @@ def likelihood(name: str, cells: Cells, n: int, particles: int) -> None:
         with only_torch():
             return kernels.softmax_nb(*arguments)
 
-    true = both(torch.float64, plain)()
+    in_float64 = both(torch.float64, plain)()
     print(f"\n{name}: softmax and negative binomial, {particles} x {n} x {genes}")
     print(f"{'':34}{'value':>10}{'d logits':>10}{'d theta':>10}{'us':>10}   relative errors against float64; time")
-    variants = [("torch's operations, float32", torch.float32, plain), ("kernel, float32", torch.float32, None)]
+    variants = [("torch operations, float32", torch.float32, plain), ("kernel, float32", torch.float32, None)]
     variants += [("kernel, bf16 logits", torch.bfloat16, None)]
     for label, kind, function in variants:
         if function is None and not kernels.has_triton(device.type):
-            print(f"{label:34}{'no Triton here':>40}")
+            print(f"{label:34}{'Triton is not available':>40}")
             continue
         work = both(kind, function or kernels.softmax_nb)
         found = work()
-        exact = true if kind != torch.bfloat16 else both(torch.float64, rounded(plain))()
+        exact = in_float64 if kind != torch.bfloat16 else both(torch.float64, rounded(plain))()
         errors = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
-        assert all(error < (0.01 if kind == torch.bfloat16 else 1e-4) for error in errors), (label, errors)
+        bound = 0.01 if kind == torch.bfloat16 else 1e-4
+        check(max(errors) < bound, f"{name}, {label}: relative error {max(errors):.1e}, allowed is {bound:.0e}")
         print(
             f"{label:34}"
             + "".join(f"{error:10.1e}" for error in errors)
@@ -143,7 +155,7 @@ def only_torch():
 
 
 def sweep(work, device: torch.device) -> None:
-    """The kernel's own settings, best first."""
+    """Time the kernel under other block sizes and print the three fastest."""
     names = ("FORWARD_GENES", "BACKWARD_GENES", "CELLS")
     before, found = [getattr(kernels, name) for name in names], {}
     for values in itertools.product((512, 1024, 2048), (256, 512, 1024), (1, 2, 4)):
@@ -153,7 +165,7 @@ def sweep(work, device: torch.device) -> None:
     for name, value in zip(names, before, strict=True):
         setattr(kernels, name, value)
     best = sorted(found, key=found.get)[:3]
-    print(f"  {', '.join(names)} = {tuple(before)}; the best: " + "; ".join(f"{b} {found[b]:.1f} us" for b in best))
+    print(f"  {', '.join(names)} = {tuple(before)}; fastest: " + "; ".join(f"{b} {found[b]:.1f} us" for b in best))
 
 
 # ---- the step ------------------------------------------------------------------------------------------------------
@@ -178,7 +190,7 @@ def advance(run: TrainingState, steps: int) -> None:
 
 
 def same(name: str, cells: Cells, config: TrainingConfig) -> str:
-    """Weights of ten captured steps beside those of ten as they come."""
+    """Compare the weights after ten captured steps with those after ten eager steps."""
     weights = []
     for capture in ("auto", "never"):
         run = started(name, cells, replace(config, capture=capture))
@@ -186,31 +198,31 @@ def same(name: str, cells: Cells, config: TrainingConfig) -> str:
         run.read()
         weights.append(torch.cat([p.detach().double().flatten() for p in run.model.parameters()]))
     difference = ((weights[0] - weights[1]).norm() / weights[1].norm()).item()
-    assert difference < 1e-4, difference
+    check(difference < 1e-4, f"{name}, captured against eager: relative difference {difference:.1e}, allowed is 1e-04")
     return "the same bytes" if difference == 0 else f"relative difference {difference:.1e}"
 
 
 def step(name: str, cells: Cells, config: TrainingConfig, variants: dict[str, dict]) -> None:
     print(f"\n{name}: a step of {MODEL}, batch {config.batch_size}, K = {config.particles}")
-    both = "captured against as they come" if cells.device.type == "cuda" else "twice as they come"
+    both = "captured against eager" if cells.device.type == "cuda" else "eager, run twice"
     print(f"  {both}, after ten steps: {same(name, cells, config)}")
-    print(f"{'':34}{'us':>10}{'of goal':>10}{'MB':>10}{'start s':>10}")
+    print(f"{'':34}{'us':>10}{'of goal':>10}{'MiB':>10}{'start s':>10}")
     for label, changes in variants.items():
         us, memory, start = measured(name, cells, replace(config, **changes))
         print(f"{label:34}{us:10.1f}{us / GOALS.get(name, math.nan):10.2f}{memory:10.0f}{start:10.1f}")
 
 
 def rows(cuda: bool, compiled: bool) -> dict[str, dict]:
-    """What is changed for each row of times. Off a card nothing is captured, and tf32 is float32."""
-    way, names = ("captured", ("tf32", "bf16")) if cuda else ("as they come", ("bf16",))
-    found = {"as they come": {"capture": "never"}, way: {}} | {f"{way}, {name}": {"precision": name} for name in names}
+    """Changes to the training settings for each row of times. Off a GPU nothing is captured and tf32 is float32."""
+    way, names = ("captured", ("tf32", "bf16")) if cuda else ("eager", ("bf16",))
+    found = {"eager": {"capture": "never"}, way: {}} | {f"{way}, {name}": {"precision": name} for name in names}
     for label in [label for label in found if compiled and label.startswith(way)]:
         found[f"{label}, compiled"] = found[label] | {"compile": True}
     return found
 
 
 def measured(name: str, cells: Cells, config: TrainingConfig) -> tuple[float, float, float]:
-    """Microseconds of a step, the most memory in MB, and seconds to the fourth step."""
+    """Microseconds per step, peak memory in MiB, and seconds until the fourth step has ended."""
     device, cuda = cells.device, cells.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -226,11 +238,11 @@ def measured(name: str, cells: Cells, config: TrainingConfig) -> tuple[float, fl
     return us, torch.cuda.max_memory_allocated() / 2**20 if cuda else float("nan"), start
 
 
-# ---- several runs on one card --------------------------------------------------------------------------------------
+# ---- several runs on one GPU ---------------------------------------------------------------------------------------
 
 
 def rate(work: Callable[[], object], seconds: float, device: torch.device) -> float:
-    """Times a second that some work is done."""
+    """How many times per second some work is done."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start, done = time.perf_counter(), 0
@@ -242,32 +254,32 @@ def rate(work: Callable[[], object], seconds: float, device: torch.device) -> fl
 
 
 def some_cells(cells: Cells, config: TrainingConfig, number: int) -> torch.Tensor:
-    """Positions of a batch for each of some runs."""
+    """Random positions of one batch per run."""
     return torch.stack([torch.randperm(len(cells))[: config.batch_size] for _ in range(number)]).to(cells.device)
 
 
 def in_processes(name: str, cells: Cells, config: TrainingConfig, number: int, seconds: float) -> float:
-    """Steps a second of as many processes, which begin to count when all are ready."""
+    """Steps per second of all processes together; they start counting once all are ready."""
     command = [sys.executable, __file__, "--device", cells.device.type, "--worker", f"{name} {seconds}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
-    def heard() -> list[str]:
+    def read_lines() -> list[str]:
         lines = [worker.stdout.readline() for worker in workers]
         if not all(lines):
-            raise RuntimeError("a process has ended; it said why above")
+            raise RuntimeError("a process has ended; its error is printed above")
         return lines
 
-    with contextlib.ExitStack() as held:
-        workers = [held.enter_context(subprocess.Popen(command, **pipes)) for _ in range(number)]
-        heard()
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in range(number)]
+        read_lines()
         for worker in workers:
             print(file=worker.stdin, flush=True)
-        return sum(map(float, heard()))
+        return sum(map(float, read_lines()))
 
 
 def worker(device: torch.device, name: str, seconds: float) -> None:
-    """Says when it is ready; prints its steps a second once it is told to begin."""
-    cells, config = made(name, device), shared(name, device)
+    """Print "ready", wait for a line on stdin, then print the steps per second."""
+    cells, config = synthetic_cells(name, device), shared(name, device)
     with precision(config.precision, device):
         run = started(name, cells, config)
         advance(run, 4)
@@ -278,7 +290,7 @@ def worker(device: torch.device, name: str, seconds: float) -> None:
 
 
 def on_streams(name: str, cells: Cells, config: TrainingConfig, number: int, seconds: float) -> float:
-    """Steps a second of several runs of one process, each on a stream of its own, launched in turn."""
+    """Steps per second of several runs in one process, each on its own stream, launched in turn."""
     at, runs = some_cells(cells, config, number), []
     for seed in range(number):
         stream = torch.cuda.Stream()
@@ -296,7 +308,7 @@ def on_streams(name: str, cells: Cells, config: TrainingConfig, number: int, sec
 
 
 def stacked(name: str, cells: Cells, config: TrainingConfig, number: int, seconds: float) -> float:
-    """Steps a second of several runs that are one step."""
+    """Steps per second of several runs that are stacked into one step."""
     models = [model_of(name, cells, seed) for seed in range(number)]
     run, at = Stacked(models, list(range(number)), cells, config), some_cells(cells, config, number)
     for _ in range(4):
@@ -305,41 +317,44 @@ def stacked(name: str, cells: Cells, config: TrainingConfig, number: int, second
 
 
 def together(name: str, cells: Cells, config: TrainingConfig) -> None:
-    """Every way of sharing; one that fails has its reason in the place of its number."""
-    print(f"\n{name}, runs at once, {config.precision}: steps of all a second (runs of {config.steps:,} steps an hour)")
+    """Try every way to share the GPU; print the reason in place of a number where one fails."""
+    print(
+        f"\n{name}, several runs at once, {config.precision}: steps per second of all runs together "
+        f"(runs of {config.steps:,} steps per hour)"
+    )
     ways = {"processes": in_processes, "streams of one process": on_streams, "stacked": stacked}
     if cells.device.type != "cuda":
         del ways["streams of one process"]
     toy, found = name == "toy", {}
     for number in (1, 2) if toy else (1, 2, 4, 8):
-        said = []
+        results = []
         for way, measure in ways.items():
             try:
                 gc.collect()
-                torch.cuda.empty_cache()  # for the processes
+                torch.cuda.empty_cache()  # leave the memory to the processes
                 with precision(config.precision, cells.device):
                     each = measure(name, cells, config, number, 0.5 if toy else 4.0)
-            except Exception as error:  # whatever a card may say
+            except Exception as error:  # out of memory, an unsupported operation, a driver error
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                said.append(f"{way}: failed ({reason})")
+                results.append(f"{way}: failed ({reason})")
                 continue
             found[f"{number} {way}"] = each
-            said.append(f"{way}: {each:.0f} ({each * 3600 / config.steps:.1f})")
-        print(f"{number:4}  " + "   ".join(said), flush=True)
-    print(f"  the most: {max(found, key=found.get, default='none')}")
+            results.append(f"{way}: {each:.0f} ({each * 3600 / config.steps:.1f})")
+        print(f"{number:4}  " + "   ".join(results), flush=True)
+    print(f"  fastest: {max(found, key=found.get, default='none')}")
 
 
 def shared(name: str, device: torch.device) -> TrainingConfig:
-    """The training of runs that share a device."""
+    """The training settings of runs that share a device."""
     return replace(SHAPES[name].settings(MODEL)[1], precision="tf32" if device.type == "cuda" else "float32")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--toy", action="store_true", help="a small size")
-    parser.add_argument("--compile", action="store_true", help="also with torch.compile (minutes)")
-    parser.add_argument("--together", action="store_true", help="also several runs on the card (minutes)")
+    parser.add_argument("--toy", action="store_true", help="a small size, to check correctness only")
+    parser.add_argument("--compile", action="store_true", help="also time steps under torch.compile (minutes)")
+    parser.add_argument("--together", action="store_true", help="also let several runs share the GPU (minutes)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -347,16 +362,17 @@ def main() -> None:
         if options.worker:
             name, seconds = options.worker.split()
             worker(device, name, float(seconds))
-            return
+            return 0
         where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
         print(f"{time.strftime('%Y-%m-%d')}  {where}, torch {torch.__version__}")
         for name in [name for name in SHAPES if (name == "toy") == options.toy]:
-            cells, config = made(name, device), SHAPES[name].settings(MODEL)[1]
+            cells, config = synthetic_cells(name, device), SHAPES[name].settings(MODEL)[1]
             likelihood(name, cells, config.batch_size, config.particles)
             step(name, cells, config, rows(device.type == "cuda", options.compile))
             if options.together:
                 together(name, cells, shared(name, device))
+    return 1 if FAILED else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,7 @@
+# The public names for type checkers, which cannot see what __init__.py imports by string.
+from samsvae.api import Fitted, fit, load
+from samsvae.errors import SamsvaeError
+
+__all__ = ["Fitted", "SamsvaeError", "__version__", "fit", "load"]
+
+__version__: str

@@ -1,0 +1,21 @@
+"""The words that make up names of metrics. `table.py` lists the complete names."""
+
+from __future__ import annotations
+
+#: ``published``: as in the papers. ``held-out``: against held-out cells alone.
+PROTOCOLS = ("published", "held-out")
+
+#: Genes per condition, those of largest absolute effect in the data, in the metrics of effects called ``_top20``.
+TOP = 20
+
+#: Genes per condition in the overlaps of differential expression.
+OVERLAPS = (TOP, 50, 100)
+
+#: Rules that match learned latents to true ones.
+MATCHES = ("true-positives", "correlation")
+
+#: Classifiers that predict pathways from masks.
+CLASSIFIERS = ("logistic", "forest", "knn")
+
+#: The classifier that always names the largest pathway.
+MAJORITY = "majority"

@@ -1,0 +1,166 @@
+"""The one table of metrics: a row for every name in the column ``metric`` of a score table.
+
+To add a metric, compute it in a module of this folder, let `evaluation/scores.py` or `evaluation/run.py` write it, and
+add its row here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from samsvae.errors import DataError, nearest
+from samsvae.evaluation.metrics.names import CLASSIFIERS, MAJORITY, MATCHES, OVERLAPS, PROTOCOLS, TOP
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    ``name``: as in the column ``metric``. ``label``: for an axis, with the unit in brackets. ``protocols``: the values
+    that the column ``protocol`` can have for it; () if its table has no such column. ``better``: the direction of
+    better values; '' for a reference line that does not depend on the model. ``unit``: '' for a plain number.
+    ``low``, ``high``: smallest and largest possible value; None without a bound. ``sentence``: describes it.
+    """
+
+    name: str
+    label: str
+    protocols: tuple[str, ...]
+    better: Literal["higher", "lower", ""]
+    unit: str
+    low: float | None
+    high: float | None
+    sentence: str
+
+
+NATS = "nats per cell"
+
+_PUBLISHED = PROTOCOLS[:1]
+_HELD_OUT = PROTOCOLS[1:]
+
+
+def _likelihood() -> list[Metric]:
+    def row(name: str, label: str, protocols: tuple[str, ...], sentence: str) -> Metric:
+        return Metric(name, f"{label} ({NATS})", protocols, "higher", NATS, None, None, sentence)
+
+    return [
+        row(
+            "iwelbo",
+            "IWELBO",
+            _PUBLISHED,
+            "Mean over cells of the importance-weighted lower bound of the log-likelihood.",
+        ),
+        row(
+            "iwelbo_relative",
+            "IWELBO relative to the reference",
+            _PUBLISHED,
+            "IWELBO minus that of a reference model on the same split.",
+        ),
+        row(
+            "log_likelihood",
+            "log-likelihood",
+            _HELD_OUT,
+            "Mean log-likelihood of held-out cells under a negative binomial that knows only each gene's mean and "
+            "dispersion.",
+        ),
+    ]
+
+
+def _effects() -> list[Metric]:
+    pooled = "over all conditions and genes"
+    top = f"over the {TOP} genes of largest effect in the data for each condition"
+    return [
+        Metric("ate_pearson", "ATE-Pearson", PROTOCOLS, "higher", "", -1.0, 1.0,
+               f"Pearson correlation of predicted and observed average treatment effects {pooled}."),
+        Metric("ate_r2", "ATE-R²", PROTOCOLS, "higher", "", None, 1.0,
+               f"Coefficient of determination of predicted average treatment effects {pooled}."),
+        Metric(f"ate_pearson_top{TOP}", f"ATE-Pearson, top {TOP} genes", PROTOCOLS, "higher", "", -1.0, 1.0,
+               f"Pearson correlation of predicted and observed average treatment effects {top}."),
+        Metric(f"ate_r2_top{TOP}", f"ATE-R², top {TOP} genes", PROTOCOLS, "higher", "", None, 1.0,
+               f"Coefficient of determination of predicted average treatment effects {top}."),
+        Metric("ate_pearson_per_condition", "ATE-Pearson, mean of conditions", _HELD_OUT, "higher", "", -1.0, 1.0,
+               "Mean over conditions of the Pearson correlation over genes of predicted and observed average treatment "
+               "effects."),
+    ]  # fmt: skip
+
+
+def _recovery() -> list[Metric]:
+    def row(name: str, label: str, sentence: str, better: Literal["higher", ""] = "higher") -> Metric:
+        return Metric(name, label, _PUBLISHED, better, "", 0.0, 1.0, sentence)
+
+    rules = dict(zip(MATCHES, ("to share most true positives", "to correlate best"), strict=True))
+    scores = {
+        "precision": ("mask precision", "Share of the found mask entries that are true"),
+        "recall": ("mask recall", "Share of the true mask entries that are found"),
+        "f1": ("mask F1", "Harmonic mean of precision and recall of the found mask entries"),
+    }
+    masks = [
+        row(f"mask_{name}/{rule}", label, f"{sentence}, with latents matched {how}.")
+        for rule, how in rules.items()
+        for name, (label, sentence) in scores.items()
+    ]
+    return [
+        row("mcc_pearson", "MCC (Pearson)", "Mean absolute Pearson correlation of true and matched learned latents."),
+        row("mcc_spearman", "MCC (Spearman)", "Mean absolute rank correlation of true and matched learned latents."),
+        row("latent_r2", "latent R²", "Mean R² of linear regressions of each true latent on all learned ones."),
+        *masks,
+        row("mask_f1_all_ones", "mask F1, all ones", "F1 of a mask of ones: the line that a found mask must beat.", ""),
+    ]
+
+
+def _pathways() -> list[Metric]:
+    scores = {
+        "accuracy": ("mask pathway accuracy", "Share of perturbations whose pathway is predicted correctly"),
+        "balanced_accuracy": (
+            "mask pathway balanced accuracy",
+            "Mean over pathways of the share of perturbations whose pathway is predicted correctly",
+        ),
+    }
+    how = {
+        "logistic": "from their mask probabilities by logistic regression",
+        "forest": "from their mask probabilities by a random forest",
+        "knn": "from their masks by the 5 nearest neighbours",
+        MAJORITY: "as the largest pathway: the line that a mask must beat",
+    }
+    return [
+        Metric(f"mask_pathway_{name}/{classifier}", label, _PUBLISHED, "" if classifier == MAJORITY else "higher", "",
+               0.0, 1.0, f"{sentence} {how[classifier]}.")
+        for classifier in (*CLASSIFIERS, MAJORITY)
+        for name, (label, sentence) in scores.items()
+    ]  # fmt: skip
+
+
+def _expression() -> list[Metric]:
+    def row(name: str, label: str, sentence: str) -> Metric:
+        return Metric(name, label, (), "higher", "", 0.0, 1.0, sentence)
+
+    overlaps = [
+        row(f"de_overlap{k}", f"overlap of the top {k} DE genes",
+            f"Share of the data's {k} most differentially expressed genes that are among the model's {k}.")
+        for k in OVERLAPS
+    ]  # fmt: skip
+    return [
+        *overlaps,
+        row("de_sign_accuracy", "DE sign accuracy",
+            "Share of the data's significant genes whose predicted fold change has the same sign."),
+        row("de_auprc", "DE average precision",
+            "Average precision of the model's absolute test scores for the data's significant genes."),
+    ]  # fmt: skip
+
+
+#: Every metric by name: likelihood, effects, recovery of simulations, pathways, differential expression.
+METRICS: dict[str, Metric] = {
+    row.name: row for rows in (_likelihood, _effects, _recovery, _pathways, _expression) for row in rows()
+}
+
+
+def metric(name: str) -> Metric:
+    """The row of a metric; DataError with the nearest name for an unknown one."""
+    if name not in METRICS:
+        raise DataError(f"metric {name!r} is not known.{nearest(name, METRICS)}")
+    return METRICS[name]
+
+
+def axis_label(name: str) -> str:
+    """The label of an axis that shows a metric: the quantity and its unit; DataError for an unknown name."""
+    return metric(name).label

@@ -1,0 +1,34 @@
+"""One figure from files to files: its tables read, drawn, and written next to the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+
+from samsvae.figures.style import save
+
+
+def write_figure(
+    name: str, inputs: Mapping[str, str | Sequence[str]], settings: Mapping[str, object], picture: str | Path
+) -> None:
+    """Draw the figure ``name`` (a row of the registry) and write ``picture`` (PNG), its PDF and its tables.
+
+    ``inputs`` and ``settings``: the arguments of the figure's ``tables``. DataError where a file does not hold what the
+    figure needs.
+    """
+    module: ModuleType = import_module(f"samsvae.figures.{name}")
+    files = {key: value if isinstance(value, str) else [str(path) for path in value] for key, value in inputs.items()}
+    shown = module.tables(**files, **settings)
+    data = {suffix: _as_table(shown[key]) for suffix, key in module.SAVED.items()}
+    save(module.draw(**shown), Path(picture).with_suffix(""), data)
+
+
+def _as_table(value: pd.DataFrame | pd.Series | None) -> pd.DataFrame:
+    """What is written next to a figure: a figure that has nothing to show of a kind leaves an empty table."""
+    if value is None:
+        return pd.DataFrame()
+    return value.to_frame() if isinstance(value, pd.Series) else value

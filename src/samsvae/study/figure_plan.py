@@ -1,0 +1,349 @@
+"""Which figures every experiment gets, from which files each is drawn, and the names of all targets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from samsvae.config.grid import Run, grid_table
+from samsvae.config.vocabulary import MASKED
+from samsvae.errors import ConfigError, nearest, some
+from samsvae.evaluation.metrics.selection import shown
+from samsvae.figures.registry import FIGURES
+from samsvae.study.plan import Plan
+
+#: The methods compared in figures that have no room for every row of the zoo.
+COMPARED = ("sams_vae_corr", "cpa_vae_corr", "cond_vae", "svae_plus")
+MOST_COMPARED = 4
+
+#: Axes of a grid that change the data rather than the model: amounts, and seeds of draws and splits.
+AMOUNTS = ("fraction", "cells")
+DATA_SEEDS = ("split_seed", "data_seed")
+
+#: Names that older versions gave to figures of the papers: alias -> experiment and figure.
+ALIASES = {"replogle_table1": ("replogle", "scores"), "replogle_de": ("replogle", "expression")}
+
+#: Targets over several experiments: name -> figure, and the beginning of the experiments' names.
+ACROSS = {
+    "simulation_recovery": ("recovery", "simulation"),
+    "training_curves": ("curves", ""),
+    "data_cards": ("data_card", ""),
+}
+
+#: Rules, targets and folders of results, after which no experiment may be called.
+RESERVED = (
+    *("all", "report", "provenance", "cost_table", "write_config", "write_grid", "collect", *ACROSS),
+    *("download_source", "verify_source", "make_miniature_replogle", "make_miniature_norman"),
+    *("filter_replogle", "filter_norman", "filter_custom", "simulate_sams", "simulate_sparse_shift", "pack_arrays"),
+    *("split_cells", "reference_effects", "test_expression", "pathway_accuracy", "test_model_expression"),
+    *("train", "train_together", "take", "import_checkpoint"),
+    *("data", "sources", "figures", "logs", "benchmarks", "preview"),
+)
+
+#: Published tables, by the kind of figure and what they belong to (a screen's name, or the kind of a split).
+PUBLISHED = {
+    ("scores", "replogle"): "replogle_table1.tsv",
+    ("combinations", "norman_ood"): "norman_ood.csv",
+    ("combinations", "norman_efficiency"): "norman_data_efficiency.csv",
+}
+
+
+class FigurePlan:
+    """The figures of a study.
+
+    ``resources``: the folder with the published tables. ``out``: the folder of figures and of the tables of experiments
+    (default: that of the plan's results).
+    """
+
+    def __init__(self, plan: Plan, *, resources: str | Path, out: str | Path | None = None):
+        self.plan, self.resources, self.out = plan, Path(resources), Path(out or plan.results)
+        self.experiments = {name: list(found.values()) for name, found in plan.runs.items()}
+        self._check_names()
+
+    # ---- which figures ---------------------------------------------------------------------------------------------
+
+    def features(self, experiment: str) -> set[str]:
+        """What an experiment has, of ``registry.FEATURES``, as far as its configuration says."""
+        found = self.experiments[experiment]
+        screen = found[0].screen
+        options, kind = screen.options, screen.kind
+        simulated = kind.startswith("simulate")
+        has = {
+            "masks": any(run.model.mask in MASKED for run in found),
+            "combinations": kind == "norman" or bool(getattr(options, "separator", "")),
+            "control": not simulated or kind == "simulate_sams" or getattr(options, "n_controls", 0) > 0,
+            "counts": kind != "simulate_sams",
+            "truth": simulated,
+            "training": any(run.checkpoint is None for run in found),
+        }
+        return {name for name, there in has.items() if there}
+
+    def is_annotated(self, experiment: str) -> bool:
+        """Whether the perturbations of an experiment's screen have an annotation (pathways)."""
+        screen = self.experiments[experiment][0].screen
+        return screen.kind == "replogle" or bool(getattr(screen.options, "annotation", None))
+
+    def figures(self, experiment: str) -> list[str]:
+        """The figures that an experiment gets, in reading order."""
+        has = self.features(experiment)
+        return [name for name, row in FIGURES.items() if has.issuperset(row.needs)]
+
+    def every(self) -> list[tuple[str, str]]:
+        """Experiment and name of every figure of the study."""
+        return [(experiment, figure) for experiment in self.experiments for figure in self.figures(experiment)]
+
+    def pictures(self) -> list[str]:
+        """The picture of every figure of the study."""
+        return [self.picture(*each) for each in self.every()]
+
+    def contents(self) -> list[dict[str, object]]:
+        """What the report shows of each experiment, as plain values."""
+        return [
+            {
+                "name": experiment,
+                "screen": self.plan.study.settings[experiment].screen,
+                "runs": len(found),
+                "figures": [
+                    {"name": figure, "stem": self.stem(experiment, figure), "saved": list(FIGURES[figure].saved)}
+                    for figure in self.figures(experiment)
+                ],
+                "folder": f"{self.out}/{experiment}",
+            }
+            for experiment, found in self.experiments.items()
+        ]
+
+    def targets(self) -> dict[str, list[str]]:
+        """Every target that stands for figures, and the pictures behind it."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for experiment in self.experiments:
+            found[experiment] = [(experiment, figure) for figure in self.figures(experiment)]
+        for alias, (experiment, figure) in ALIASES.items():
+            if (experiment, figure) in self.every():
+                found[alias] = [(experiment, figure)]
+        for name, (figure, begins) in ACROSS.items():
+            if each := [(e, f) for e, f in self.every() if f == figure and e.startswith(begins)]:
+                found[name] = each
+        return {name: [self.picture(*each) for each in figures] for name, figures in found.items()}
+
+    def old_layout(self) -> str:
+        """What to do about figures of an earlier version in the folder of results; '' if there are none."""
+        folder = self.out / "figures"
+        found = sorted(path.name for path in folder.glob("*.png")) if folder.is_dir() else []
+        if not found:
+            return ""
+        tables = " ".join(self.plan.tables(("scores", "histories", "cost")))
+        return (
+            f"{folder} holds figures of an earlier version ({some(found, 3)}). They are no longer updated: figures are "
+            f"now in {folder}/EXPERIMENT/FIGURE.png. The code has moved too, so runs of that version will be trained "
+            "again. To keep them, first record them as up to date: snakemake --cores 1 --touch --forceall "
+            f"[--configfile ...] -- {tables}. To start over, choose another folder (pathvars: results) or remove the "
+            "old figures."
+        )
+
+    def _check_names(self) -> None:
+        """ConfigError where an experiment's name cannot be part of file names, or is already a target or a folder."""
+        for name in self.experiments:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ConfigError(
+                    f"experiments: {name!r} is not allowed as a name. Allowed: letters, digits, '-' and '_', with a "
+                    "letter or digit first."
+                )
+        taken = {*RESERVED, *ALIASES, *(f"{experiment}_{figure}" for experiment, figure in self.every())}
+        if clash := sorted(taken.intersection(self.experiments)):
+            raise ConfigError(
+                f"experiments: {some(clash)} is already the name of a figure, a target or a folder of results. "
+                "Give the experiment another name."
+            )
+
+    # ---- files of a figure -----------------------------------------------------------------------------------------
+
+    def stem(self, experiment: str, figure: str) -> str:
+        return f"{self.out}/figures/{experiment}/{figure}"
+
+    def picture(self, experiment: str, figure: str) -> str:
+        return f"{self.stem(experiment, figure)}.png"
+
+    def outputs(self, experiment: str, figure: str) -> dict[str, str]:
+        """The PDF of a figure and the tables behind it; the picture is ``picture``."""
+        stem = self.stem(experiment, figure)
+        tables = {f"data_{name}" if name else "data": name for name in FIGURES[figure].saved}
+        named = {key: f"{stem}.{name}.tsv" if name else f"{stem}.tsv" for key, name in tables.items()}
+        return {"pdf": f"{stem}.pdf", **named}
+
+    def inputs(self, experiment: str, figure: str) -> dict[str, str | list[str]]:
+        """The files that a figure is drawn from, by the arguments of its ``tables``."""
+        return {name: FILES[kind](self, experiment) for name, kind in FIGURES[figure].inputs.items()}
+
+    def settings(self, experiment: str, figure: str) -> dict[str, object]:
+        """The values that a figure depends on, by the arguments of its ``tables``."""
+        return {name: SETTINGS[name](self, experiment) for name in FIGURES[figure].settings}
+
+    def pathway_files(
+        self, experiment: str, select: Callable[[FigurePlan, str], Iterable[Run]] | None = None
+    ) -> list[str]:
+        """Accuracies of predicting the annotation: a file per masked run (or ``select``) of an annotated screen."""
+        every = self.experiments[experiment] if select is None else select(self, experiment)
+        masked = [run for run in every if run.model.mask in MASKED]
+        return self.plan.run_files(masked, "pathways.tsv") if self.is_annotated(experiment) else []
+
+    # ---- runs that a figure may show -------------------------------------------------------------------------------
+
+    def restricted(self, experiment: str) -> list[Run]:
+        """The runs that figures compare: those with the values of the setting ``compared``, of axes that the grid has.
+
+        ConfigError where the grid has the axis and no run has the value.
+        """
+        found = self.experiments[experiment]
+        for axis, value in self.plan.study.settings[experiment].compared.items():
+            values = set(_values(found, axis))
+            if values and value not in values:
+                known = nearest(value, sorted(values, key=str))
+                raise ConfigError(f"settings.{experiment}.compared.{axis}: no run has {value!r}.{known}")
+            found = [run for run in found if run.axes.get(axis, value) == value]
+        return found
+
+    def ample(self, experiment: str) -> list[Run]:
+        """The runs compared that saw the largest amount of data."""
+        found = self.restricted(experiment)
+        for axis in AMOUNTS:
+            most = max(_values(found, axis), default=None)
+            found = [run for run in found if run.axes.get(axis, most) == most]
+        return found
+
+    def pinned(self, experiment: str) -> list[Run]:
+        """The runs of one data set and split: the largest amount of data, the first seed of draw and split."""
+        found = self.ample(experiment)
+        for axis in DATA_SEEDS:
+            first = min(_values(found, axis), default=None)
+            found = [run for run in found if run.axes.get(axis, first) == first]
+        return [run for run in found if (run.dataset, run.split) == (found[0].dataset, found[0].split)]
+
+    def masked(self, experiment: str) -> list[Run]:
+        return [run for run in self.pinned(experiment) if run.model.mask in MASKED]
+
+    def single(self, experiment: str) -> list[Run]:
+        """Candidates for the one run of a figure of one model: the model of the setting ``shown``, or every model."""
+        return self.of_shown(experiment, self.pinned(experiment))
+
+    def compared(self, found: list[Run]) -> list[Run]:
+        """The runs of at most four methods: all, or, if there are more, the four of the papers' figures."""
+        rows = list(dict.fromkeys(run.row for run in found))
+        if len(rows) > MOST_COMPARED:
+            rows = [row for row in COMPARED if row in rows] or rows[:MOST_COMPARED]
+        return [run for run in found if run.row in rows]
+
+    def of_shown(self, experiment: str, found: list[Run]) -> list[Run]:
+        """The runs of the model of the setting ``shown``; all of them where there is none."""
+        model = self.plan.study.settings[experiment].shown
+        return [run for run in found if run.row == model] or found
+
+    def first_seeds(self, found: list[Run]) -> list[Run]:
+        """One run of each setting; validation scores decide later which setting is shown."""
+        by_id = {run.id: run for run in found}
+        return [by_id[run] for run in shown(pd.DataFrame(grid_table(found)))["run"]]
+
+    def published(self, experiment: str, figure: str) -> list[str]:
+        """The table of published numbers for a figure of this experiment, if there is one."""
+        run = self.experiments[experiment][0]
+        screen = self.plan.screens[run.dataset]
+        belongs = screen if figure == "scores" else run.split_config.kind
+        known = run.screen.kind == {"scores": "replogle", "combinations": "norman"}[figure]
+        file = PUBLISHED.get((figure, belongs)) if known and (figure == "scores" or screen == "norman") else None
+        if file is None or (figure == "combinations" and not self.is_published(experiment)):
+            return []
+        return [str(self.resources / "published" / file)]
+
+    def is_published(self, experiment: str) -> bool:
+        """Whether the screen is the papers' own, so that its numbers may be compared with theirs."""
+        screen = self.plan.study.settings[experiment].screen
+        source = self.plan.study.screens[screen].source
+        return screen in ("replogle", "norman") and source is not None and source.sort != "miniature"
+
+    def one_of(self, kind: str, experiment: str) -> str:
+        """The name of the first data set or split of an experiment, and how many there are."""
+        first = getattr(self.pinned(experiment)[0], kind)
+        many = len({getattr(run, kind) for run in self.experiments[experiment]})
+        return first if many == 1 else f"{first} (one of {many})"
+
+
+def _values(found: Iterable[Run], axis: str) -> list[Any]:
+    """The values that runs have on an axis of the grid."""
+    return [run.axes[axis] for run in found if axis in run.axes]
+
+
+def _table(name: str) -> Callable[[FigurePlan, str], str]:
+    return lambda figures, experiment: f"{figures.out}/{experiment}/{name}.tsv"
+
+
+def _runs(select: Callable[[FigurePlan, str], Iterable[Run]], file: str) -> Callable[[FigurePlan, str], list[str]]:
+    return lambda figures, experiment: figures.plan.run_files(select(figures, experiment), file)
+
+
+def _splits(select: Callable[[FigurePlan, str], Iterable[Run]], file: str) -> Callable[[FigurePlan, str], list[str]]:
+    return lambda figures, experiment: figures.plan.split_files(select(figures, experiment), file)
+
+
+def _data(file: str) -> Callable[[FigurePlan, str], str]:
+    return lambda figures, experiment: figures.plan.data_file(figures.pinned(experiment)[0].dataset, file)
+
+
+def _masked_to_show(figures: FigurePlan, experiment: str) -> list[Run]:
+    return figures.first_seeds(figures.of_shown(experiment, figures.masked(experiment)))
+
+
+def _single_to_show(figures: FigurePlan, experiment: str) -> list[Run]:
+    return figures.first_seeds(figures.single(experiment))
+
+
+def _compared(figures: FigurePlan, experiment: str) -> list[Run]:
+    return figures.compared(figures.pinned(experiment))
+
+
+def _compared_to_show(figures: FigurePlan, experiment: str) -> list[Run]:
+    return figures.first_seeds(_compared(figures, experiment))
+
+
+def _every_compared(figures: FigurePlan, experiment: str) -> list[Run]:
+    return figures.compared(figures.restricted(experiment))
+
+
+#: Files by the names that the table of figures gives them.
+FILES: dict[str, Callable[[FigurePlan, str], str | list[str]]] = {
+    "grid": _table("grid"),
+    "score_table": _table("scores"),
+    "history_table": _table("histories"),
+    "screen": _data("screen.h5ad"),
+    "data_tests": _data("expression_tests.tsv"),
+    "split": lambda figures, experiment: figures.plan.split_file(figures.pinned(experiment)[0], "cells.tsv"),
+    "references": _splits(FigurePlan.pinned, "effects.h5ad"),
+    "ample_per_condition": _runs(FigurePlan.ample, "per_condition.tsv"),
+    "ample_baseline_conditions": _splits(FigurePlan.ample, "per_condition.tsv"),
+    "masked_scores": _runs(FigurePlan.masked, "scores.tsv"),
+    "masked_perturbations": _runs(_masked_to_show, "perturbations.h5ad"),
+    "masked_pathways": lambda figures, experiment: figures.pathway_files(experiment, FigurePlan.masked),
+    "single_scores": _runs(FigurePlan.single, "scores.tsv"),
+    "single_effects": _runs(_single_to_show, "effects.h5ad"),
+    "compared_scores": _runs(_compared, "scores.tsv"),
+    "compared_effects": _runs(_compared_to_show, "effects.h5ad"),
+    "compared_tests": _runs(_compared_to_show, "expression_tests.tsv"),
+    "compared_agreement": _runs(_compared_to_show, "expression_agreement.tsv"),
+    "every_compared_scores": _runs(_every_compared, "scores.tsv"),
+    "every_compared_effects": _runs(_every_compared, "effects.h5ad"),
+    "every_baselines": _splits(_every_compared, "baselines.tsv"),
+    "every_reference": _splits(_every_compared, "effects.h5ad"),
+    "published_scores": lambda figures, experiment: figures.published(experiment, "scores"),
+    "published_combinations": lambda figures, experiment: figures.published(experiment, "combinations"),
+}
+
+#: Values by the names of the arguments.
+SETTINGS: dict[str, Callable[[FigurePlan, str], object]] = {
+    "shown": lambda figures, experiment: figures.plan.study.settings[experiment].shown or "",
+    "compared": lambda figures, experiment: dict(figures.plan.study.settings[experiment].compared),
+    "comparable": lambda figures, experiment: figures.is_published(experiment),
+    "dataset": lambda figures, experiment: figures.one_of("dataset", experiment),
+    "split_name": lambda figures, experiment: figures.one_of("split", experiment),
+}

@@ -1,0 +1,95 @@
+"""The report page from the runs that have finished so far, without Snakemake and next to a study that is running.
+
+Nothing is written outside the folder of the preview: figures of a study that has finished stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from samsvae.config.grid import Run, grid_table
+from samsvae.config.study import Study
+from samsvae.config.validate import build
+from samsvae.errors import DataError, SamsvaeError
+from samsvae.figures.write import write_figure
+from samsvae.files import write_json, write_table
+from samsvae.study.collect import collect_cost, collect_histories, collect_scores
+from samsvae.study.figure_plan import FigurePlan
+from samsvae.study.plan import Plan
+from samsvae.study.report_contents import report_of
+from samsvae.tables import of_experiments, read, write
+
+log = logging.getLogger(__name__)
+
+
+def write_preview(config: Mapping, *, resources: str | Path) -> Path:
+    """Draw what the finished runs allow and return the path of the page (RESULTS/preview/report.html).
+
+    ``config``: the merged configuration, whose paths start in the current folder. ``resources``: the folder with the
+    published tables. A figure whose files are not there yet is left out, with a line in the log.
+    DataError where no run has finished.
+    """
+    folders = build(Study, config).pathvars
+    results = Path(folders.folder("results"))
+    plan = Plan(config, results=results, benchmarks=folders.folder("benchmarks"))
+    every = sum(map(len, plan.runs.values()))
+    finished = {
+        name: [run for run in found.values() if Path(plan.run_file(run, "scores.tsv")).is_file()]
+        for name, found in plan.runs.items()
+    }
+    n = sum(map(len, finished.values()))
+    if not n:
+        raise DataError(f"{results}: none of the {every:,} runs has finished, so there is nothing to preview yet.")
+    plan = plan.only({name: found for name, found in finished.items() if found})
+    out = results / "preview"
+    pictures = FigurePlan(plan, resources=resources, out=out)
+    for experiment in plan.runs:
+        _write_tables(plan, pictures, experiment, out / experiment)
+        for figure in pictures.figures(experiment):
+            _draw(pictures, experiment, figure)
+    write(of_experiments(str(out / name / "cost.tsv") for name in plan.runs), out / "cost.tsv")
+    write_json(config, out / "config.json")
+    page = out / "report.html"
+    report_of(
+        page,
+        pictures.contents(),
+        title=plan.study.title,
+        cost=out / "cost.tsv",
+        config=out / "config.json",
+        notice=f"PREVIEW: {n:,} of {every:,} trainings have finished.",
+    )
+    return page
+
+
+def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Path) -> None:
+    """The tables of an experiment, from its finished runs."""
+    found: list[Run] = list(plan.runs[experiment].values())
+    write_table(grid_table(found), folder / "grid.tsv")
+    grid = read(folder / "grid.tsv")
+    pathways = _existing(pictures.pathway_files(experiment))
+    baselines = _existing(plan.split_files(found, "baselines.tsv"))
+    write(collect_scores(grid, plan.run_files(found, "scores.tsv"), pathways, baselines), folder / "scores.tsv")
+    write(collect_histories(grid, plan.run_files(found, "history.tsv")), folder / "histories.tsv")
+    benchmarks = {run: _existing(paths) for run, paths in plan.benchmarks_of(experiment).items()}
+    write(collect_cost(grid, plan.run_files(found, "run.json"), benchmarks), folder / "cost.tsv")
+
+
+def _draw(pictures: FigurePlan, experiment: str, figure: str) -> None:
+    """One figure, if its files are there."""
+    there: dict[str, str | list[str]] = {}
+    for name, files in pictures.inputs(experiment, figure).items():
+        found = _existing([files] if isinstance(files, str) else files)
+        if files and not found:
+            log.info("%s_%s: not drawn yet, its %s are not there", experiment, figure, name)
+            return
+        there[name] = found[0] if isinstance(files, str) else found
+    try:
+        write_figure(figure, there, pictures.settings(experiment, figure), pictures.picture(experiment, figure))
+    except SamsvaeError as error:  # of so few runs that the figure has nothing to compare
+        log.info("%s_%s: not drawn yet (%s)", experiment, figure, error)
+
+
+def _existing(paths: list[str]) -> list[str]:
+    return [path for path in paths if Path(path).is_file()]

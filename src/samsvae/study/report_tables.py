@@ -1,0 +1,197 @@
+"""The tables of the report, as text: key scores of an experiment, all its scores, and any table as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+
+from samsvae.evaluation.metrics.selection import DESCRIPTION, PLACE, of_best_settings
+from samsvae.evaluation.metrics.table import metric
+
+#: Rows of one table that the page contains; the TSV has the rest.
+MOST_ROWS = 3000
+
+#: Scores in an experiment's first table, if it has them: metric, split, second line of the heading, decimals. The first
+#: line is the metric's label. Higher is better in all of them.
+KEY_SCORES = (
+    ("iwelbo", "test", "test cells", 2),
+    ("ate_pearson", "all", "all conditions", 3),
+    ("ate_pearson", "test", "conditions with test cells", 3),
+    ("mask_pathway_accuracy/logistic", "all", "all perturbations", 3),
+    ("mcc_pearson", "test", "test cells", 3),
+    ("latent_r2", "test", "test cells", 3),
+    ("mask_f1/correlation", "test", "trained perturbations", 3),
+)
+
+#: What a grid may vary that is a condition of the experiment, not a setting to choose: each value has its own rows.
+CONDITIONS = ("encoding", "cells", "fraction", "n_latent")
+
+#: Columns over which scores are averaged.
+SEEDS = ("seed", "split_seed", "data_seed")
+
+
+class Column(NamedTuple):
+    """A column of a table: heading, a second line below it, and whether its values are numbers."""
+
+    name: str
+    note: str
+    number: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text for the page. ``fixed``: columns with one value in all rows, said once and left out.
+
+    ``rows``: at most MOST_ROWS of ``total``. ``best``: cells (row, column) to emphasise.
+    """
+
+    columns: list[Column]
+    rows: list[list[str]]
+    total: int
+    fixed: list[tuple[str, str]]
+    best: frozenset[tuple[int, int]] = frozenset()
+
+
+class KeyRow(NamedTuple):
+    """A row of the key scores: model, inference and its conditions as text; its scores; the settings it chose."""
+
+    labels: tuple[str, str]
+    conditions: tuple[str, ...]
+    runs: str
+    scores: pd.DataFrame
+    settings: str
+
+
+def key_table(scores: pd.DataFrame) -> Table | None:
+    """Mean ± sd over seeds of the published protocol's KEY_SCORES, with each model's best settings on validation data.
+
+    None where no run has a validation IWELBO. Baselines are at the end.
+    """
+    published = scores[scores["protocol"] == "published"].drop(columns=[c for c in PLACE if c in scores])
+    is_baseline = published["method"] == "baseline"
+    models, baselines = published[~is_baseline], published[is_baseline]
+    if not ((models["metric"] == "iwelbo") & (models["split"] == "val") & models["value"].notna()).any():
+        return None
+    conditions = [c for c in CONDITIONS if c in models and models[c].nunique(dropna=False) > 1]
+    rows = [*_model_rows(models, conditions), *_baseline_rows(baselines, conditions)]
+    columns = [Column("Model", "", False), Column("Inference", "", False)]
+    columns += [Column(_heading(c), "", bool(pd.api.types.is_numeric_dtype(models[c]))) for c in conditions]
+    columns.append(Column("Runs", "", True))
+    cells = [[*row.labels, *row.conditions, row.runs] for row in rows]
+    best: set[tuple[int, int]] = set()
+    previous: list[list[list[float]]] = []
+    for name, split, note, decimals in KEY_SCORES:
+        values = [_values(row.scores, name, split) for row in rows]
+        exact = [list(value) for value in values]
+        if not any(exact) or exact in previous:  # the same again: every condition has test cells
+            continue
+        previous.append(exact)
+        for line, value in zip(cells, values, strict=True):
+            line.append(_mean_sd(value, decimals))
+        best |= {(i, len(columns)) for i in _best_rows(rows, [value.mean() for value in values])}
+        columns.append(Column(metric(name).label, note, True))
+    if any(row.settings for row in rows):
+        columns.append(Column("Settings chosen", "on validation data", False))
+        cells = [[*line, row.settings] for line, row in zip(cells, rows, strict=True)]
+    return Table(columns, cells, len(cells), [], frozenset(best))
+
+
+def _model_rows(models: pd.DataFrame, conditions: list[str]) -> Iterator[KeyRow]:
+    """A row per model and condition, in the order of the grid. One choice of settings holds for all fractions."""
+    over = [*SEEDS, "fraction"]
+    best = of_best_settings(models, ["model", *(c for c in conditions if c != "fraction")], over)
+    settings = [c for c in models if c not in {"model", *conditions, *over, *DESCRIPTION}]
+    for model in models["model"].unique():
+        every = models[models["model"] == model]
+        chosen = [c for c in settings if every[c].nunique(dropna=False) > 1]
+        for at, group in _groups(best[best["model"] == model], conditions):
+            first = group.iloc[0]
+            text = ", ".join(f"{spaced(c)} {cell_text(first[c])}" for c in chosen)
+            yield KeyRow((first["method"], cell_text(first["inference"])), at, str(group["run"].nunique()), group, text)
+
+
+def _baseline_rows(baselines: pd.DataFrame, conditions: list[str]) -> Iterator[KeyRow]:
+    for model in baselines["model"].unique():
+        for at, group in _groups(baselines[baselines["model"] == model], conditions):
+            yield KeyRow((spaced(model), "baseline"), at, "", group, "")
+
+
+def _groups(rows: pd.DataFrame, by: list[str]) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """Groups of rows with equal values in some columns, sorted by them; all rows without a column."""
+    if not by and len(rows):
+        yield (), rows
+    elif by:
+        for at, group in rows.groupby(by, dropna=False):
+            yield tuple(map(cell_text, at)), group
+
+
+def _values(scores: pd.DataFrame, name: str, split: str) -> pd.Series:
+    return scores.loc[(scores["metric"] == name) & (scores["split"] == split), "value"].dropna()
+
+
+def _mean_sd(values: pd.Series, decimals: int) -> str:
+    text = f"{values.mean():z.{decimals}f}".replace("-", "−") if len(values) else ""
+    return f"{text} ± {values.std():.{decimals}f}" if len(values) > 1 else text
+
+
+def _best_rows(rows: Sequence[KeyRow], means: Sequence[float]) -> list[int]:
+    """The model with the highest mean among those under the same conditions, if there are several."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, (row, mean) in enumerate(zip(rows, means, strict=True)):
+        if row.runs and mean == mean:
+            groups.setdefault(row.conditions, []).append(i)
+    return [max(group, key=means.__getitem__) for group in groups.values() if len(group) > 1]
+
+
+def score_table(scores: pd.DataFrame) -> Table:
+    """All scores: a row per run (and baseline), a column per metric, split and protocol."""
+    labels = [c for c in scores if c not in {"protocol", "metric", "split", "value"}]
+    kinds = list(dict.fromkeys(zip(scores["metric"], scores["split"], scores["protocol"], strict=True)))
+    wide: dict[tuple[str, ...], dict[tuple, str]] = {}
+    keys = zip(*(map(cell_text, scores[c]) for c in labels), strict=True)
+    values = zip(scores["metric"], scores["split"], scores["protocol"], scores["value"], strict=True)
+    for key, (name, split, protocol, value) in zip(keys, values, strict=True):
+        wide.setdefault(key, {})[name, split, protocol] = f"{value:#.6g}" if value == value else ""
+    table = pd.DataFrame(list(wide), columns=labels, dtype=object).replace("", None)
+    table = table.drop(columns=[c for c in ("model", *PLACE) if c in table])  # a run's id names them
+    for kind in kinds:
+        table[kind] = [found.get(kind, "") for found in wide.values()]
+    return whole_table(table, keep=("run", "method", "inference", *kinds))
+
+
+def whole_table(table: pd.DataFrame, keep: Sequence[object] = ("run",)) -> Table:
+    """A table as text; columns with the same value in every row, other than ``keep``, are said once."""
+    constant = [c for c in table if c not in keep and len(table) > 1 and table[c].nunique(dropna=False) == 1]
+    fixed = [(spaced(str(c)), cell_text(table[c].iloc[0])) for c in constant]
+    columns, cells = [], []
+    for name in table.columns.drop(constant):
+        cells.append([cell_text(value) for value in table[name][:MOST_ROWS]])
+        number = all(_NUMBER.fullmatch(text) for text in cells[-1] if text)
+        first, *where = name if isinstance(name, tuple) else (_heading(str(name)),)
+        columns.append(Column(first, ", ".join(where), number))
+    rows = [list(row) for row in zip(*cells, strict=True)]
+    return Table(columns, rows, len(table), [(name, value) for name, value in fixed if value])
+
+
+_NUMBER = re.compile(r"-?[\d,]*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
+
+
+def cell_text(value: object) -> str:
+    """A cell: floats with six digits, nothing for None and NaN."""
+    if value is None or value is pd.NA:
+        return ""
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.6g}"
+    return str(value)
+
+
+def spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _heading(name: str) -> str:
+    return spaced(name)[:1].upper() + spaced(name)[1:]

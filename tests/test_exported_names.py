@@ -1,0 +1,48 @@
+"""The public names of the package: the lists are complete, each name exists, and type checkers see the same names."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import samsvae
+from samsvae import api
+
+NAMES = ["Fitted", "SamsvaeError", "__version__", "fit", "load"]
+
+
+def test_the_package_exports_these_names():
+    assert samsvae.__all__ == NAMES == sorted(NAMES)
+    assert all(getattr(samsvae, name) is not None for name in NAMES)
+    assert set(NAMES) <= set(dir(samsvae))
+    public = {name for name in dir(samsvae) if not name.startswith("_")}
+    assert {name for name in public if not inspect.ismodule(getattr(samsvae, name))} == set(NAMES) - {"__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        _ = samsvae.fitt
+
+
+def test_the_api_exports_what_it_defines():
+    defined = (inspect.isfunction, inspect.isclass)
+    own = [name for name, value in vars(api).items() if any(kind(value) for kind in defined)]
+    public = [name for name in own if not name.startswith("_") and getattr(api, name).__module__ == "samsvae.api"]
+    assert api.__all__ == sorted(public)
+    assert all(getattr(samsvae, name) is getattr(api, name) for name in api.__all__)
+
+
+def test_the_stub_has_the_same_names(root):
+    tree = ast.parse((root / "src" / "samsvae" / "__init__.pyi").read_text())
+    declared = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    declared |= {node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)}
+    (listed,) = (ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
+    assert declared == set(listed) and listed == NAMES
+    assert (root / "src" / "samsvae" / "py.typed").is_file()
+
+
+def test_importing_the_package_imports_nothing_heavy(root):
+    code = "import sys, samsvae; samsvae.__version__; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(root / "src")}, capture_output=True)
+    assert done.stdout.decode().strip() == "[]", done.stderr

@@ -1,0 +1,133 @@
+"""Every function that writes scores agrees with the table of metrics: names, protocols and ranges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from small import model, screen
+from small_files import settings, write_files
+from test_tables import masks
+
+from samsvae.config.evaluation import EvaluationConfig
+from samsvae.data.arrays import read_split
+from samsvae.data.cells import encode
+from samsvae.errors import DataError
+from samsvae.evaluation.baselines import baseline_tables
+from samsvae.evaluation.data_effects import effects
+from samsvae.evaluation.metrics.de import de_agreement, differential_expression
+from samsvae.evaluation.metrics.names import CLASSIFIERS, MATCHES, PROTOCOLS, TOP
+from samsvae.evaluation.metrics.pathways import mask_pathways
+from samsvae.evaluation.metrics.selection import relative_to
+from samsvae.evaluation.metrics.table import METRICS, axis_label, metric
+from samsvae.evaluation.run import likelihood_scores, recovery_scores
+from samsvae.evaluation.scores import per_condition, score
+from samsvae.screens.pack import arrays_of
+from samsvae.screens.simulate import sams
+from samsvae.study.collect import collect_scores
+from samsvae.tables import write
+from samsvae.training.checkpoint import Checkpoint
+
+COLUMNS = ["protocol", "metric", "split", "value"]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory) -> pd.DataFrame:
+    """Scores of a model, the baselines and the masks, collected as in the scores.tsv of an experiment."""
+    folder = tmp_path_factory.mktemp("scores")
+    made = screen(200, 30)
+    split = read_split(write_files(folder, made)[1], made.cells)
+    data = effects(made, split, reference="control")
+    net = model("sams_vae_corr", genes=30)
+    weights = Checkpoint(net, tuple(made.genes), tuple(made.perturbations), {"encoding": "sum"})
+    config = EvaluationConfig(iwelbo_particles=3)
+    predicted = data.X + np.random.default_rng(0).normal(size=data.shape)
+    rows = pd.DataFrame([*likelihood_scores(weights, made, split, config, "cpu"), *score(predicted, data)])
+    run = settings()["run"]
+    paths = [folder / "runs" / run / name for name in ("scores.tsv", "pathways.tsv")]
+    baselines = folder / "d" / "s" / "baselines.tsv"
+    write(pd.concat([rows, recovery()]).assign(run=run), paths[0])
+    write(mask_pathways(*masks(True), pathway_settings()), paths[1])
+    write(baseline_tables(made, split, data)[0], baselines)
+    grid = pd.DataFrame([{"run": run, "model": "m", "method": "M", "inference": "", "dataset": "d", "split_name": "s"}])
+    found = collect_scores(grid, paths[:1], paths[1:], [baselines])
+    relative = relative_to(found[found["model"] == "m"], {"model": "m"}, [])
+    return pd.concat([found, relative], ignore_index=True)
+
+
+def pathway_settings() -> dict:
+    return {"pathway_repeats": 1, "pathway_trees": 5, "pathway_permutations": 1}
+
+
+def recovery() -> pd.DataFrame:
+    truth = sams(seed=1, n_latent=3, n_perturbations=8, n_features=12, cells=(10, 3, 4), mask_prob=0.4)
+    arrays = arrays_of(truth)
+    n_perturbations = len(encode(arrays, "sum").names)
+    net = model("sams_vae_corr", 12, n_perturbations, likelihood="normal", input="standardise")
+    split = truth.obs["split"].to_numpy(str)
+    return pd.DataFrame(list(recovery_scores(net, arrays, split, truth, "sum", "cpu")))
+
+
+@pytest.fixture(scope="module")
+def agreed() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["control", "a"], 60)
+    genes = [f"gene{g}" for g in range(120)]
+    rate = np.where((np.arange(120) < 40) & (labels == "a")[:, None], 6.0, 2.0)
+    data, other = (differential_expression(rng.poisson(rate), labels, genes, control="control") for _ in range(2))
+    return de_agreement(data, other)
+
+
+def test_every_score_is_in_the_table_and_in_its_range(scored, agreed):
+    for row in scored.itertuples():
+        assert row.protocol in metric(row.metric).protocols, row
+    for row in [*scored.itertuples(), *agreed.itertuples()]:
+        listed = metric(row.metric)
+        low = -math.inf if listed.low is None else listed.low
+        high = math.inf if listed.high is None else listed.high
+        assert math.isnan(row.value) or low - 1e-9 <= row.value <= high + 1e-9, row
+    assert "protocol" not in agreed and not any(metric(name).protocols for name in agreed["metric"])
+
+
+def test_every_row_of_the_table_occurs(scored, agreed):
+    found = set(zip(scored["metric"], scored["protocol"], strict=True))
+    assert found == {(row.name, protocol) for row in METRICS.values() for protocol in row.protocols}
+    assert set(agreed["metric"]) == {row.name for row in METRICS.values() if not row.protocols}
+    values = pd.concat([scored, agreed]).groupby("metric")["value"]
+    assert (values.count() > 0).all()  # some value is not NaN
+
+
+def test_the_columns_of_scores_by_condition_are_metrics():
+    made = screen(200, 30)
+    data = effects(made, np.resize(["train", "val", "test"], 200), reference="control")
+    table = per_condition(data.X, data)
+    assert set(table["protocol"]) == set(PROTOCOLS)
+    for name in set(table.columns) - {"condition", "protocol"}:
+        assert metric(name).protocols == PROTOCOLS
+
+
+def test_rows_are_complete():
+    for name, row in METRICS.items():
+        assert row.name == name and row.label and set(row.protocols) <= set(PROTOCOLS)
+        assert row.sentence[0].isupper() and row.sentence.endswith(".")
+        assert row.label.endswith(f" ({row.unit})") if row.unit else True
+        assert row.better in ("higher", "lower", "")
+        assert row.low is None or row.high is None or row.low < row.high
+    assert {name for name, row in METRICS.items() if not row.better} == {
+        "mask_f1_all_ones", "mask_pathway_accuracy/majority", "mask_pathway_balanced_accuracy/majority",
+    }  # fmt: skip
+    for classifier in CLASSIFIERS:
+        assert f"mask_pathway_accuracy/{classifier}" in METRICS
+    for rule in MATCHES:
+        assert f"mask_f1/{rule}" in METRICS
+    assert f"ate_pearson_top{TOP}" in METRICS
+
+
+def test_labels_and_unknown_names():
+    assert axis_label("iwelbo") == "IWELBO (nats per cell)" and axis_label("ate_pearson") == "ATE-Pearson"
+    assert metric("ate_r2").high == 1.0 and metric("ate_r2").low is None
+    for look_up in (metric, axis_label):
+        with pytest.raises(DataError, match=r"metric 'iwelb' is not known. Did you mean 'iwelbo'\? Allowed: iwelbo, "):
+            look_up("iwelb")

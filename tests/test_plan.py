@@ -1,0 +1,256 @@
+"""The plan of a study, without Snakemake: which figures there are, from which files, and under which names."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from samsvae.errors import ConfigError
+from samsvae.figures.registry import FEATURES, FIGURES
+from samsvae.study.figure_plan import FILES, RESERVED, SETTINGS, FigurePlan
+from samsvae.study.plan import Plan
+
+OWN = {"kind": "custom", "source": {"path": "cells.h5ad"}}
+SEEDS = [{"model": ["sams_vae_corr", "cond_vae"], "seed": [0, 1]}]
+
+
+def planned(config: dict, results: str | Path = "results") -> FigurePlan:
+    return FigurePlan(Plan(config, results=results, benchmarks="b"), resources="resources")
+
+
+def own(grid: list | None = None, *, options: dict | None = None, name: str = "thp1", **settings) -> FigurePlan:
+    """The plan of one screen of the user's own."""
+    screens = {"cells": {**OWN, "options": options or {}}}
+    experiment = {"screen": "cells", "grid": SEEDS if grid is None else grid, **settings}
+    return planned({"experiments": [name], "screens": screens, "settings": {name: experiment}})
+
+
+# ---- which figures -------------------------------------------------------------------------------------------------
+
+
+def test_figures_follow_from_what_the_data_have():
+    assert own().figures("thp1") == ["data_card", "scores", "masks", "effects", "expression", "curves"]
+    assert "combinations" in own(options={"separator": "+"}).figures("thp1")
+    assert "masks" not in own([{"model": "cond_vae"}]).figures("thp1")
+    imported = own([{"model": "sams_vae_corr", "checkpoint": ["a.ckpt"]}])
+    assert "curves" not in imported.figures("thp1") and "masks" in imported.figures("thp1")
+
+
+def test_simulations_have_a_truth_and_no_tests_without_counts_and_controls(configuration):
+    plan = planned(configuration("config.yaml"))
+    assert "recovery" in plan.figures("simulation_sams") and "recovery" not in plan.figures("replogle")
+    assert "expression" not in plan.figures("simulation_sams")  # real values
+    assert "expression" not in plan.figures("simulation_svae")  # no control cells
+    assert "combinations" in plan.figures("norman_ood") and "combinations" not in plan.figures("replogle")
+
+
+def test_every_need_is_a_feature():
+    assert {need for row in FIGURES.values() for need in row.needs} <= set(FEATURES)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_row_of_the_registry_is_what_its_module_takes_and_saves(figure):
+    row, module = FIGURES[figure], importlib.import_module(f"samsvae.figures.{figure}")
+    assert set(inspect.signature(module.tables).parameters) == {*row.inputs, *row.settings}
+    assert tuple(module.SAVED) == row.saved
+    assert set(row.inputs.values()) <= set(FILES) and set(row.settings) <= set(SETTINGS)
+
+
+def test_every_file_and_setting_is_used():
+    assert set(FILES) == {kind for row in FIGURES.values() for kind in row.inputs.values()}
+    assert set(SETTINGS) == {name for row in FIGURES.values() for name in row.settings}
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_screens_of_ones_own_in_one_study():
+    screens = {"a": OWN, "b": {**OWN, "options": {"separator": "+"}}}
+    settings = {"thp1": {"screen": "a", "grid": SEEDS}, "my-k562": {"screen": "b", "grid": SEEDS}}
+    plan = planned({"experiments": ["thp1", "my-k562"], "screens": screens, "settings": settings})
+    targets = plan.targets()
+    assert targets["thp1"][0] == "results/figures/thp1/data_card.png"
+    assert "results/figures/my-k562/combinations.png" in targets["my-k562"]
+    assert targets["training_curves"] == [f"results/figures/{name}/curves.png" for name in ("thp1", "my-k562")]
+    assert len(plan.pictures()) == len(set(plan.pictures())) == 13
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a b", "a.b", "", "-a", "a/b", "x{y}", "a\nb", "é"])
+def test_a_name_that_cannot_be_a_file_is_refused(name):
+    with pytest.raises(ConfigError, match="is not allowed as a name"):
+        own(name=name)
+
+
+@pytest.mark.parametrize("name", ["data", "figures", "report", "all", "training_curves", "replogle_table1", "preview"])
+def test_a_name_that_is_taken_is_refused(name):
+    with pytest.raises(ConfigError, match=f"'{name}' is already the name of"):
+        own(name=name)
+
+
+def test_an_experiment_is_not_called_like_a_figure_of_another():
+    settings = {name: {"screen": "a", "grid": SEEDS} for name in ("thp1", "thp1_masks")}
+    with pytest.raises(ConfigError, match="'thp1_masks' is already the name"):
+        planned({"experiments": list(settings), "screens": {"a": OWN}, "settings": settings})
+
+
+def test_names_of_rules_and_folders_are_reserved(root):
+    named = set()
+    for path in (root / "Snakefile", *(root / "rules").glob("*.smk")):
+        named |= set(re.findall(r"^rule (\w+):", path.read_text(), flags=re.M))
+    assert named <= set(RESERVED)
+    assert {"data", "sources", "figures", "logs", "benchmarks", "preview"} <= set(RESERVED)
+
+
+#: Target names that the README promised before figures belonged to every experiment.
+PROMISED = (
+    *("replogle_masks", "replogle_effects", "replogle_table1", "replogle_de", "norman_ood", "norman_efficiency"),
+    *("simulation_recovery", "training_curves", "data_cards"),
+)
+
+
+@pytest.mark.parametrize("config", ["config.yaml", "core.yaml", "demo.yaml"])
+def test_targets_of_earlier_versions_still_work(configuration, config):
+    plan = planned(configuration("config.yaml", config))
+    figures = {f"{experiment}_{figure}" for experiment, figure in plan.every()}
+    assert set(PROMISED) <= figures | set(plan.targets())
+    assert plan.targets()["replogle_table1"] == ["results/figures/replogle/scores.png"]
+    assert len(plan.targets()["simulation_recovery"]) == 2
+
+
+def test_results_of_an_earlier_version_are_named(tmp_path):
+    plan = Plan({"experiments": ["thp1"], "screens": {"a": OWN}, "settings": {"thp1": {"screen": "a", "grid": SEEDS}}},
+                results=tmp_path, benchmarks="b")  # fmt: skip
+    assert FigurePlan(plan, resources="r").old_layout() == ""
+    (tmp_path / "figures" / "thp1").mkdir(parents=True)
+    (tmp_path / "figures" / "thp1" / "scores.png").touch()
+    assert FigurePlan(plan, resources="r").old_layout() == ""
+    (tmp_path / "figures" / "replogle_masks.png").touch()
+    said = FigurePlan(plan, resources="r").old_layout()
+    assert "replogle_masks.png" in said and "--touch --forceall" in said and f"{tmp_path}/thp1/scores.tsv" in said
+
+
+# ---- runs and files of figures -------------------------------------------------------------------------------------
+
+
+def ids(found: list) -> list[str]:
+    return [run.id for run in found]
+
+
+def test_figures_of_one_run_take_the_most_data_and_the_first_split(configuration):
+    plan = planned(configuration("config.yaml", "core.yaml"))
+    assert {run.split for run in plan.pinned("norman_ood")} == {"norman_ood-split0-frac1"}
+    assert {run.dataset for run in plan.pinned("simulation_sams")} == {"simulation_sams-cells500-draw0"}
+    assert {run.axes["split_seed"] for run in plan.ample("norman_ood")} == {0, 1, 2, 3, 4}
+    assert len(plan.pinned("replogle")) == 90
+
+
+def test_figures_compare_what_the_configuration_says(configuration):
+    config = configuration("config.yaml")
+    plan = planned(config)
+    assert {run.model.n_latent for run in plan.restricted("replogle")} == {100}
+    assert {run.model.n_layers for run in plan.restricted("norman_ood")} == {1}
+    config["settings"]["replogle"]["compared"] = {"n_latent": 99}
+    with pytest.raises(ConfigError, match=r"settings.replogle.compared.n_latent: no run has 99.*100, 200"):
+        planned(config).restricted("replogle")
+
+
+def test_a_setting_that_is_no_axis_of_the_grid_restricts_nothing():
+    assert len(own(compared={"n_latent": 100}).restricted("thp1")) == 4
+
+
+def test_at_most_four_methods_are_compared(configuration):
+    plan = planned(configuration("config.yaml", "core.yaml"))
+    rows = {run.row for run in plan.compared(plan.pinned("replogle"))}
+    assert rows == {"sams_vae_corr", "cpa_vae_corr", "cond_vae", "svae_plus"}
+    three = own([{"model": ["vae", "ivae", "svae"]}])
+    assert {run.row for run in three.compared(three.pinned("thp1"))} == {"vae", "ivae", "svae"}
+    five = own([{"model": ["vae", "ivae", "svae", "beta_vae", "cpa_vae_mf"]}])
+    assert len({run.row for run in five.compared(five.pinned("thp1"))}) == 4
+
+
+def test_a_figure_reads_the_first_seed_of_every_setting():
+    grid = [
+        {"model": "sams_vae_corr", "mask_prior": [0.1], "seed": [0, 1]},
+        {"model": "sams_vae_corr", "mask_prior": [0.2], "seed": [3, 2]},
+        {"model": "sams_vae_mf", "mask_prior": [0.1], "seed": [0]},
+    ]
+    plan = own(grid, shown="sams_vae_corr")
+    effects = plan.inputs("thp1", "effects")
+    first = ["sams_vae_corr-alpha0.1-seed0", "sams_vae_corr-alpha0.2-seed2"]
+    assert effects["effects"] == [f"results/thp1/runs/{run}/effects.h5ad" for run in first]
+    assert len(effects["scores"]) == 4  # which setting is shown, the scores of all its seeds decide
+    assert plan.inputs("thp1", "masks")["perturbations"] == [
+        f"results/thp1/runs/{run}/perturbations.h5ad" for run in first
+    ]
+    assert len(plan.inputs("thp1", "masks")["scores"]) == 5
+    assert len(own(grid).inputs("thp1", "effects")["effects"]) == 3  # without `shown` every model is a candidate
+
+
+def test_annotation_is_scored_where_there_is_one():
+    annotated = own(options={"annotation": "pathways.tsv"})
+    assert annotated.pathway_files("thp1") == [
+        f"results/thp1/runs/sams_vae_corr-seed{seed}/pathways.tsv" for seed in (0, 1)
+    ]
+    assert own().pathway_files("thp1") == []
+
+
+def test_published_numbers_belong_to_the_papers_screens_alone(configuration):
+    plan = planned(configuration("config.yaml", "core.yaml"))
+    assert plan.inputs("replogle", "scores")["published"] == ["resources/published/replogle_table1.tsv"]
+    assert plan.inputs("norman_ood", "combinations")["published"] == ["resources/published/norman_ood.csv"]
+    efficiency = plan.inputs("norman_efficiency", "combinations")["published"]
+    assert efficiency == ["resources/published/norman_data_efficiency.csv"]
+    assert plan.settings("replogle", "scores")["comparable"] is True
+    demo = planned(configuration("config.yaml", "demo.yaml"))
+    assert demo.settings("replogle", "scores")["comparable"] is False  # a miniature
+    assert demo.inputs("norman_ood", "combinations")["published"] == []
+    assert own(options={"separator": "+"}).inputs("thp1", "combinations")["published"] == []
+
+
+def test_outputs_are_next_to_the_picture():
+    found = own().outputs("thp1", "scores")
+    assert found == {
+        "pdf": "results/figures/thp1/scores.pdf",
+        "data": "results/figures/thp1/scores.tsv",
+        "data_per_condition": "results/figures/thp1/scores.per_condition.tsv",
+    }
+
+
+# ---- look-ups of the rules -----------------------------------------------------------------------------------------
+
+
+def test_inputs_of_a_run(configuration):
+    plan = planned(configuration("config.yaml")).plan
+    wildcards = SimpleNamespace(experiment="norman_ood", run="cond_vae-layers1-sum-split2-frac0.5")
+    assert plan.arrays(wildcards) == "results/data/norman/arrays.npz"
+    assert plan.split(wildcards) == "results/norman_ood/splits/norman/norman_ood-split2-frac0.5/cells.tsv"
+    assert plan.together(wildcards) == [] and not plan.is_simulated(wildcards)
+    assert plan.training(wildcards)["config"]["n_layers"] == 1
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(configuration):
+    plan = planned(configuration("config.yaml")).plan
+    with pytest.raises(ConfigError, match=r"'replogel' is not chosen.*Did you mean 'replogle'"):
+        plan.experiment("replogel")
+    with pytest.raises(ConfigError, match=r"has no run 'cond_vae-latents100-seed9'.*Did you mean"):
+        plan.run(SimpleNamespace(experiment="replogle", run="cond_vae-latents100-seed9"))
+    with pytest.raises(ConfigError, match="has no split 'norman/x'"):
+        plan.split_settings(SimpleNamespace(experiment="norman_ood", dataset="norman", split="x"))
+
+
+def test_runs_of_a_batch_share_their_data_and_failed_ones_get_a_job_of_their_own(configuration, tmp_path):
+    config = configuration("config.yaml", "demo.yaml")
+    plan = planned(config, tmp_path).plan
+    name, found = next(iter(plan.batches["norman_ood"].items()))
+    assert len({(run.dataset, run.split) for run in found}) == 1 and len(found) <= 8
+    assert plan.trained_alone() == "(?!)"  # nothing has failed so far
+    mark = plan.mark("norman_ood", name)
+    mark.parent.mkdir(parents=True)
+    mark.write_text(f"run\tstate\treason\n{found[0].id}\tfailed\tno luck\n")
+    assert re.fullmatch(plan.trained_alone(), found[0].id)
+    assert not re.fullmatch(plan.trained_alone(), found[1].id)

@@ -1,0 +1,9 @@
+"""Draw one figure of an experiment from its files."""
+
+from samsvae.study.script import session
+
+with session(snakemake.log[0]):
+    from samsvae.figures.write import write_figure
+
+    params = snakemake.params
+    write_figure(params.figure, dict(snakemake.input.items()), params.settings, snakemake.output.png)

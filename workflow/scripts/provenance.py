@@ -1,0 +1,10 @@
+"""Write Snakemake's own report."""
+
+from samsvae.study.script import session
+
+with session(snakemake.log[0]):
+    from samsvae.study.report import write_provenance
+
+    write_provenance(
+        snakemake.params.snakefile, snakemake.input.config, list(snakemake.input.made), snakemake.output[0]
+    )
