@@ -104,7 +104,7 @@ class VAE(nn.Module):
 class SAMSVAE(VAE):
     """SAMS-VAE, additive, with any of its guides; CPA-VAE without ``mask`` (eqs. 1-9).
 
-    ``correlated_e``: q(E) reads the mask just drawn; ``correlated_z``: q(z_basal) reads the offset beside x.
+    ``correlated_e``: q(E) reads the mask just drawn; ``correlated_z``: q(z_basal) also reads the offset.
     """
 
     def __init__(
