@@ -19,6 +19,6 @@ def test_scale(root, tmp_path):
     command = [sys.executable, str(root / "benchmarks" / "scale.py"), str(out), "--toy", "--axis", "perturbations"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader(out.with_suffix(".tsv").open(), delimiter="\t"))
+    rows = list(csv.DictReader(out.with_suffix(".tsv").read_text().splitlines(), delimiter="\t"))
     assert [row["perturbations"] for row in rows] == ["8", "16"] and all(int(row["memory_mb"]) > 0 for row in rows)
     assert len(out.with_suffix(".md").read_text().splitlines()) == 4
