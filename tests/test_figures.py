@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
+from samsvae.figures.own_screen import draw as draw_own_screen
 
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
@@ -20,7 +21,6 @@ from samsvae.figures.expression import draw as draw_expression
 from samsvae.figures.expression import overlap_table, strongest
 from samsvae.figures.masks import draw as draw_masks
 from samsvae.figures.masks import latent_order
-from samsvae.figures.own_screen import draw as draw_own_screen
 from samsvae.figures.recovery import DENSITY
 from samsvae.figures.recovery import draw as draw_recovery
 from samsvae.figures.scores import build_replogle_table1, settings_text

@@ -27,9 +27,8 @@ def table(
     runs: RUN/per_condition.tsv, of which those in `models` (run -> model) are read. baselines: SPLIT/per_condition.tsv,
     of which BASELINE is read on the splits (dataset, split name) of these runs.
     """
-    parts = [
-        read(path).assign(model=models[run], run=run) for path in runs if (run := Path(path).parent.name) in models
-    ]
+    files = {Path(path).parent.name: path for path in runs}
+    parts = [read(path).assign(model=models[run], run=run) for run, path in files.items() if run in models]
     for path in baselines:
         if Path(path).parts[-3:-1] in splits:
             found = read(path)
@@ -69,9 +68,9 @@ def panel(ax: Axes, each: pd.DataFrame) -> list[Artist]:
     for handle, model, dx in zip(handles, models, shift, strict=True):
         o, mew, size = style.look(model), *((0.4, 5) if named(each) else (0.2, 3))
         ax.plot(x + dx, wide[model], o.marker, color=o.colour, mec=style.INK, mew=mew, ms=size)
-        handle.set_label(f"{o.label} (median {wide[model].median():.2f})")
+        handle.set_label(f"{o.label} (median {style.number(wide[model].median(), 2)})")
     if BASELINE in wide:
-        text = f"{style.label(BASELINE)} (median {wide[BASELINE].median():.2f})"
+        text = f"{style.label(BASELINE)} (median {style.number(wide[BASELINE].median(), 2)})"
         ax.step(x, wide[BASELINE], where="mid", color=style.GREY, lw=1.2, zorder=1)
         handles.append(Line2D([], [], color=style.GREY, lw=1.2, label=text))
     ax.axhline(0, color=style.INK, lw=0.6, zorder=0)

@@ -70,9 +70,7 @@ def build_table(
             row[name], row[f"{name}_sd"] = _at(means, (model, metric, split))
         rows.append(row)
     if not rows:
-        raise DataError(
-            "table of scores: the scores hold no run of the selected settings, so there is nothing to draw."
-        )
+        raise DataError("table of scores: no run has the selected settings, so there is nothing to draw.")
     table = pd.DataFrame(rows)
     table = table.drop(columns=[f"{name}{end}" for name in METRICS if table[name].isna().all() for end in ("", "_sd")])
     return table if published is None else _with_published(table, scores, selected, published, comparable=comparable)
@@ -93,9 +91,7 @@ def _with_published(
     for name in there:
         metric = METRICS[name][0].partition("/")[0]
         pairs = [_at(theirs, (model, metric)) for model in table["model"]]
-        table[f"published_{name}"], table[f"published_{name}_sd"] = (
-            np.array(pair) for pair in zip(*pairs, strict=True)
-        )
+        table[f"published_{name}"], table[f"published_{name}_sd"] = np.array(pairs).T
     for name in there:
         table[f"difference_{name}"] = table[name] - table[f"published_{name}"] if comparable else np.nan
     for name in there:
