@@ -128,7 +128,8 @@ def _note(table: pd.DataFrame, per_condition: pd.DataFrame | None, *, comparable
     how = style.spread(table["n_runs"], unit)
     bars = " (thick bar ± 1 sd, thin bar ± 2 sd, a dot per run)" if how.startswith("mean") else ""
     parts = [
-        f"Published protocol: effects of the data from all cells. A row is a model: {how}{bars}, settings chosen on validation data."
+        f"Published protocol: effects of the data from all cells. A row is a model: {how}{bars}, "
+        "settings chosen on validation data."
     ]
     parts += [f"Only runs with {amount}, the most data."] * bool(amount)
     if "ate_pearson_published_rule" in table:
@@ -180,11 +181,8 @@ def _metric(
     values = pd.DataFrame(columns=["model", "value"]) if runs is None else runs[runs["metric"] == metric]
     _dots(ax[metric], table["model"], mean, sd, values, other if comparable else None)
     ax[metric].annotate(title, (0.05, 1), (0, 21), fontsize=8.5, fontweight="bold", **_HEAD)
-    _texts(
-        ax[f"{metric} ours"],
-        _numbers(mean, sd, decimals),
-        "ours" if given else "mean" if table["n_runs"].max() > 1 else "value",
-    )
+    ours = "ours" if given else "mean" if table["n_runs"].max() > 1 else "value"
+    _texts(ax[f"{metric} ours"], _numbers(mean, sd, decimals), ours)
     if baselines is not None:
         for name, value in baselines.loc[baselines["metric"] == metric, ["model", "value"]].itertuples(index=False):
             _baseline(ax[metric], name, value, decimals)
@@ -193,11 +191,11 @@ def _metric(
     _texts(ax[f"{metric} published"], _numbers(other, other_sd, decimals), "published", color="#5E5E5E")
     if comparable:
         marks = ["" if pd.isna(v) else "  ●" if v else "  ○" for v in table[f"inside_seed_interval_{metric}"]]
-        gaps = [_number(gap, decimals, "+") for gap in mean - other]
+        gaps = [style.number(gap, decimals, "+") for gap in mean - other]
         cells = [(gap + mark, "") for gap, mark in zip(gaps, marks, strict=True)]
         _texts(ax[f"{metric} difference"], cells, "difference")
     if metric == "ate_pearson":
-        rule = [(_number(value, decimals), "") for value in table["ate_pearson_published_rule"]]
+        rule = [(style.number(value, decimals), "") for value in table["ate_pearson_published_rule"]]
         _texts(ax["ate_pearson by test"], rule, "ours,\nbest test")
 
 
@@ -247,7 +245,7 @@ def _dots(
 def _baseline(ax: Axes, model: str, value: float, decimals: int) -> None:
     """A baseline's name and value below the axis: at its line, or with an arrow at the edge that it lies beyond."""
     low, high = ax.get_xlim()
-    o, text = style.look(model), f"{style.label(model)}\n{_number(value, decimals)}"
+    o, text = style.look(model), f"{style.label(model)}\n{style.number(value, decimals)}"
     share = (value - low) / (high - low)
     if 0 <= share <= 1:
         ax.axvline(value, color=o.colour, ls=o.line, lw=0.9, zorder=0)
@@ -278,7 +276,7 @@ def _legend_columns(width: float) -> int:
 def _below(fig: Figure, per_condition: pd.DataFrame, panel: float) -> None:
     """The lower panel, with its legend between the title and the axes."""
     width, height = fig.get_size_inches()
-    ax = fig.add_axes((0.55 / width, conditions.room(per_condition) / height, 1 - 0.65 / width, 1.9 / height))
+    ax = fig.add_axes((0.6 / width, conditions.room(per_condition) / height, 1 - 0.7 / width, 1.9 / height))
     handles = conditions.panel(ax, per_condition)
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.3}
     ax.legend(handles=handles, ncols=_legend_columns(width), fontsize=7, handletextpad=0.4, **place)
@@ -286,15 +284,6 @@ def _below(fig: Figure, per_condition: pd.DataFrame, panel: float) -> None:
     ax.set_title("held-out effects of each condition", loc="left", fontweight="bold", pad=8 + 12 * rows)
 
 
-def _number(value: float, decimals: int, sign: str = "") -> str:
-    """'−1756.27' with a true minus sign; a dash for no number."""
-    return (
-        f"{round(value, decimals) + 0.0:{sign}.{decimals}f}".replace("-", "\N{MINUS SIGN}")
-        if np.isfinite(value)
-        else "–"
-    )
-
-
 def _numbers(mean: np.ndarray, sd: np.ndarray, decimals: int) -> list[tuple[str, str]]:
     parts = [f"± {s:.{decimals}f}" if np.isfinite(s) else "" for s in sd]
-    return [(_number(m, decimals), s) for m, s in zip(mean, parts, strict=True)]
+    return [(style.number(m, decimals), s) for m, s in zip(mean, parts, strict=True)]

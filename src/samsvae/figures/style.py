@@ -6,6 +6,7 @@ Figures are built without pyplot, so importing this module changes neither the b
 from __future__ import annotations
 
 import functools
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,6 +201,13 @@ def plain(name: object, most: int = 22) -> str:
     text = str(name)
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text.replace("$", r"\$")
+
+
+def number(value: float, decimals: int, sign: str = "") -> str:
+    """'−1756.27' with a true minus sign; a dash for no number."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def spread(counts: Iterable[int], unit: str = "seed") -> str:
