@@ -118,6 +118,11 @@ def frame(matrix: ad.AnnData, layer: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(np.asarray(values), matrix.obs_names, matrix.var_names)
 
 
+def ate_unit(effects: ad.AnnData) -> str:
+    """The unit of observed effects for the label of an axis: ' (log2)', '' for real values, which are not logarithms."""
+    return " (log2)" if str(effects.uns.get("transform", "log2")) == "log2" else ""
+
+
 def short_names(perturbations: pd.DataFrame) -> dict[str, str]:
     """Perturbation -> its target gene, 'GENE #2' for the second of a gene and so on; its own name without a gene.
 
