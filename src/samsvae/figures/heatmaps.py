@@ -73,7 +73,8 @@ def pathway_name(name: str) -> str:
 
 
 def strip(ax: Axes, group: pd.Series) -> None:
-    """A colour strip of the groups of ordered rows. Each group's name is near its middle, and names do not overlap."""
+    """A colour strip of the groups of ordered rows. Names stand near the middle of their group without
+    overlap; if not all fit, those of the largest groups."""
     order = list(dict.fromkeys(group))
     code = group.map({name: i for i, name in enumerate(order)}).to_numpy()
     colours = [PATHWAYS[i % len(PATHWAYS)] if name else "#DDDDDD" for i, name in enumerate(order)]
@@ -83,11 +84,13 @@ def strip(ax: Axes, group: pd.Series) -> None:
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
     texts = [textwrap.fill(pathway_name(name), 17).replace("$", r"\$") if name else "no pathway" for name in order]
-    middle = np.array([np.flatnonzero(code == i).mean() for i in range(len(order))])
+    sizes, middle = np.array([((code == i).sum(), np.flatnonzero(code == i).mean()) for i in range(len(order))]).T
     inches = ax.figure.bbox.height / ax.figure.dpi  # of the part of the figure
-    lines = np.array([t.count("\n") + 1 for t in texts])
-    height = len(code) * (0.125 * lines + 0.03) / (0.86 * inches)
-    for text, at, y in zip(texts, _apart(middle, height, len(code)), middle, strict=True):
+    height = len(code) * (0.125 * np.array([t.count("\n") + 1 for t in texts]) + 0.03) / (0.86 * inches)
+    largest = np.argsort(-sizes, kind="stable")
+    fit = np.sort(largest[np.cumsum(height[largest]) <= len(code)])  # names of the largest groups, if not all fit
+    places = _apart(middle[fit], height[fit], len(code)) if len(fit) else []
+    for text, at, y in zip([texts[i] for i in fit], places, middle[fit], strict=True):
         link: dict[str, Any] = {
             "arrowstyle": "-",
             "color": style.GREY,

@@ -119,7 +119,7 @@ def frame(matrix: ad.AnnData, layer: str | None = None) -> pd.DataFrame:
 
 
 def ate_unit(effects: ad.AnnData) -> str:
-    """The unit of observed effects for the label of an axis: ' (log2)', '' for real values, which are not logarithms."""
+    """The unit of observed effects for the label of an axis: ' (log2)', '' for differences of real values."""
     return " (log2)" if str(effects.uns.get("transform", "log2")) == "log2" else ""
 
 
