@@ -89,7 +89,7 @@ def strip(ax: Axes, group: pd.Series) -> None:
     height = len(code) * (0.125 * np.array([t.count("\n") + 1 for t in texts]) + 0.03) / (0.86 * inches)
     largest = np.argsort(-sizes, kind="stable")
     fit = np.sort(largest[np.cumsum(height[largest]) <= len(code)])  # names of the largest groups, if not all fit
-    places = _apart(middle[fit], height[fit], len(code)) if len(fit) else []
+    places = _apart(middle[fit], height[fit], len(code)) if len(fit) else middle[fit]
     for text, at, y in zip([texts[i] for i in fit], places, middle[fit], strict=True):
         link: dict[str, Any] = {
             "arrowstyle": "-",

@@ -165,7 +165,7 @@ def _matrices(fig: SubFigure, mask: pd.DataFrame, product: pd.DataFrame, group: 
             "mask × embedding",
             "mask × embedding",
             product,
-            heatmaps.limit_of(product),
+            limit,
             "mask probability × embedding",
         ),
     )
