@@ -1,4 +1,4 @@
-"""Effects as a model predicts them: the right perturbations, the right mean, draws of one's own for each condition."""
+"""Predicted effects: the right perturbations and means, and independent draws for each condition."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from samsvae.evaluation.model_effects import condition_means, dosage_batch, effe
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_means_of_single_conditions_do_not_depend_on_the_others_asked(name):
-    """A guide without spread gives the same means whether a condition is asked for alone or among others."""
+def test_means_of_a_condition_do_not_depend_on_other_conditions(name):
+    """Without posterior spread, a condition has the same mean whether it is asked for alone or with others."""
     net = model(name).eval()
     generator = torch.Generator().manual_seed(1)
     for key, parameter in net.named_parameters():
@@ -50,9 +50,9 @@ def test_published_sampler_and_closed_form_agree_in_the_mean():
 
 @pytest.mark.parametrize("library", [30.0, 1e4])
 def test_the_expectation_is_that_of_the_sampled_counts_at_every_depth(library):
-    """The logarithm of the mean would be off by 0.5 where counts are few."""
+    """The logarithm of the mean would be off by 0.5 if counts are low."""
     net = model("sams_vae_corr").eval()
-    torch.nn.init.constant_(net.likelihood.log_concentration, 3.0)  # nine genes add up to much the same in each cell
+    torch.nn.init.constant_(net.likelihood.log_concentration, 3.0)  # nearly equal sums in all cells
     members = encode(screen(), "sum").members
     sampled, closed = (
         condition_means(net, members, samples=40_000, library=library, closed_form=closed) for closed in (False, True)
@@ -62,8 +62,8 @@ def test_the_expectation_is_that_of_the_sampled_counts_at_every_depth(library):
     np.testing.assert_allclose(draws.mean(0)[0], closed[0] - closed[-1], atol=0.06)
 
 
-def test_what_the_expectation_leaves_out_is_the_variance_of_the_sum_over_genes():
-    """Var(S) / (2 log 2 E[S]^2), as docs/model.md says: so much are means too low where nine genes share a cell."""
+def test_the_expectation_neglects_only_the_variance_of_the_sum_over_genes():
+    """With nine genes, means are too low by Var(S) / (2 log 2 E[S]^2), the formula of docs/model.md."""
     net = model("sams_vae_corr").eval()
     torch.nn.init.constant_(net.likelihood.log_concentration, 1.5)
     none = encode(screen(), "sum").members[-1:]
@@ -77,7 +77,7 @@ def test_what_the_expectation_leaves_out_is_the_variance_of_the_sum_over_genes()
 
 @pytest.mark.parametrize("transform", ["log2", "mean"])
 def test_effects_of_poisson_counts_without_sampled_cells(transform):
-    """There is no table for them: under a logarithm they are drawn."""
+    """There is no table for their log2, so it is sampled."""
     net = model("cpa_vae_corr", likelihood="poisson").eval()
     torch.nn.init.normal_(net.likelihood.mean.bias, 0, 2.0, generator=torch.Generator().manual_seed(1))
     members = encode(screen(), "sum").members
@@ -88,7 +88,7 @@ def test_effects_of_poisson_counts_without_sampled_cells(transform):
     np.testing.assert_allclose(draws.mean(0)[0], closed[0] - closed[-1], atol=0.25 if transform == "log2" else 0.05)
 
 
-def test_conditions_that_share_a_perturbation_have_draws_of_their_own():
+def test_conditions_that_share_a_perturbation_have_independent_draws():
     net = model("sams_vae_corr")
     batch = dosage_batch(net, np.array([[0, 2], [0, 4], [4, 4]]), 1e4)
     assert batch.rows.tolist() == [0, 2, 0] and batch.dosage.index.tolist() == [[0, 1], [2, 3], [3, 3]]
@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_effects():
 
 
 def with_spread(name: str, log_scale: float):
-    """A model whose embeddings are far from 0, with a guide of a given spread and masks of ones."""
+    """A model with embeddings far from 0, a given posterior spread, and masks of ones."""
     net = model(name).eval()
     for key, parameter in net.named_parameters():
         if key.endswith("logits"):
@@ -126,8 +126,8 @@ def test_draws_of_effects_have_the_mean_of_the_closed_form(name):
     assert (np.abs(draws.mean(0) - (means[:-1] - means[-1])) < 5 * error + 0.03).all()
 
 
-def test_the_spread_of_draws_is_that_of_the_perturbations_latents():
-    """None of it where the guide has none, though every draw has cells of its own: they share their noise."""
+def test_the_spread_of_draws_comes_from_the_perturbations_latents():
+    """Without posterior spread there is hardly any, because a condition and control share the noise of their cells."""
     members = encode(screen(), "sum").members
     spread = [
         effect_draws(with_spread("cpa_vae_mf", s), members[:-1], against=members[-1], draws=40, cells=500).std(0).mean()
@@ -135,10 +135,10 @@ def test_the_spread_of_draws_is_that_of_the_perturbations_latents():
     ]
     assert spread[0] < 0.3 * spread[1] < 0.3 * spread[2]
     net = with_spread("cpa_vae_mf", 0.0)
-    whole, kept = (
+    draws, largest = (
         effect_draws(net, members, against=members[-1], draws=7, **more)
         for more in ({}, {"summary": lambda draws: draws.max(0, keepdims=True)})
     )
-    assert (whole.max(0, keepdims=True) == kept).all()
+    assert (draws.max(0, keepdims=True) == largest).all()
     control = effect_draws(with_spread("cpa_vae_mf", 0.0), members[-1:], against=members[-1], draws=5, cells=3)
     assert (control == 0).all()

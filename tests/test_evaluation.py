@@ -1,4 +1,4 @@
-"""A run's scores from files to files, held against a loop over particles in numpy and scipy."""
+"""Scores of a run from files to files, compared with a loop over particles in numpy and scipy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = asdict(EvaluationConfig(iwelbo_particles=7, ate_samples=20, de_condition
 
 
 def run(folder, arrays, split, *, reference="control", screen_file=None, name="sams_vae_corr", **changes) -> dict:
-    """Train a run and score it: the paths of all that it leaves."""
+    """Train a run and score it; returns the paths of its inputs and outputs."""
     made = read_screen(arrays)
     write_h5ad(effects(made, read_split(split, made.cells), reference=reference), folder / "reference.h5ad")
     inputs = {"arrays": arrays, "split": split, "reference": folder / "reference.h5ad", "screen": screen_file}
@@ -48,7 +48,7 @@ def run(folder, arrays, split, *, reference="control", screen_file=None, name="s
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
-    """A run on counts with pairs and controls, trained far enough that no weight is at its start."""
+    """A run on counts with pairs and controls, trained long enough to move every weight from its start."""
     folder = tmp_path_factory.mktemp("counted")
     return run(folder, *write_files(folder, screen()), steps=30)
 
@@ -61,7 +61,7 @@ def scores_of(files) -> dict:
     return found.to_dict()
 
 
-# ---- an independent forward pass: SAMS-VAE with correlated z_basal and E (models.md) -------------------------------
+# ---- an independent forward pass: SAMS-VAE with correlated z_basal and E (docs/model.md) --------------------------
 
 
 def leaky(x: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ def test_the_bound_of_held_out_cells_by_hand(counted):
 
 
 def test_scores_of_effects_are_those_of_the_files(counted):
-    """The pooled correlation and that of every condition, from the matrices that the run leaves."""
+    """The correlations, pooled and per condition, recomputed from the matrices that the run writes."""
     data, predicted = read_h5ad(counted["reference"]), read_h5ad(counted["effects"])
     assert predicted.shape == data.shape == (5, 9)
     assert predicted.obs_names.tolist() == data.obs_names.tolist() == ["a", "b", "c", "d", "a+c"]
@@ -155,7 +155,7 @@ def test_the_same_scores_again(counted, tmp_path):
 
 
 def test_a_model_with_large_effects_predicts_them(tmp_path):
-    """Each perturbation turns one gene up tenfold: after a short training the model knows which."""
+    """Each perturbation increases one gene tenfold; after a short training the model predicts which."""
     rng = np.random.default_rng(0)
     made = screen(400, 12, pairs=False)
     profile = np.full((5, 12), 1 / 12)
@@ -184,7 +184,7 @@ def test_weights_of_other_genes_or_perturbations_are_refused(counted):
     check_names(weights, made)
     for changes, said in (
         ({"genes": np.array([*made.genes[:-1], "other"])}, "genes.*'gene8', 'other'"),
-        ({"genes": made.genes[::-1]}, "genes.*their order"),
+        ({"genes": made.genes[::-1]}, "genes.*their order differs"),
         ({"perturbations": np.array(["a", "b", "c", "e"])}, "perturbations.*'d', 'e'"),
     ):
         with pytest.raises(CheckpointError, match=said):
@@ -240,7 +240,7 @@ def test_recovery_of_a_simulation_by_brute_force(tmp_path):
 
 
 def test_interventions_held_out_from_all_splits(tmp_path):
-    """No control and no reference: effects are against the mean of what is scored, on both sides."""
+    """Without control and reference, effects are relative to the mean of the scored conditions."""
     made = sparse_shift(seed=0, n_latent=3, n_perturbations=6, n_genes=10, cells=(20, 5, 6), n_held_out=2)
     files = simulated(tmp_path, made, "svae_plus", real_valued=False)
     data, predicted = read_h5ad(files["reference"]), read_h5ad(files["effects"])
@@ -249,7 +249,7 @@ def test_interventions_held_out_from_all_splits(tmp_path):
         np.testing.assert_allclose(np.asarray(matrix).mean(0), 0, atol=1e-6)
     found = scores_of(files)
     assert np.isfinite(list(found.values())).all()
-    # of the masks, only those of interventions that were trained on count
+    # only masks of interventions with training cells count
     true = np.asarray(made.uns["truth"]["mask"], bool)[:4]
     assert found["published", "mask_f1_all_ones", "test"] == pytest.approx(2 * true.mean() / (1 + true.mean()))
     learned = np.asarray(read_h5ad(files["perturbations"]).obsm["mask_probability"])[:4] > 0.5
@@ -294,8 +294,8 @@ def test_agreement_of_expression_by_hand(expressed):
         assert value["de_sign_accuracy"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_sampled_expression_is_the_model_s(counted, tmp_path):
-    """A model whose perturbation 'b' turns gene 4 up: the tests of its samples find that gene."""
+def test_sampled_expression_follows_the_model(counted, tmp_path):
+    """The perturbation 'b' increases gene 4 in this model, and the tests in its samples find that gene."""
     made, weights = screen(), load(counted["model"])
     net = weights.model
     state = {name: np.zeros_like(t.numpy()) for name, t in net.state_dict().items()}
@@ -304,7 +304,7 @@ def test_sampled_expression_is_the_model_s(counted, tmp_path):
     state["likelihood.log_concentration"] += 3
     for name in ("latents.1.head.log_var.bias", "latents.2.head.log_var.bias"):
         state[name] -= 9
-    # E of 'b' moves the first latent by 40, which moves gene 4: through leaky ReLUs, all on the positive side
+    # E of 'b' moves the first latent by 40, which moves gene 4; all leaky ReLUs are on their positive side
     state["latents.1.network.layers.0.weight"][0, 4 + 1] = 1.0
     state["latents.1.head.mean.weight"][0, 0] = 40.0
     state["decoder.layers.0.weight"][0, 0] = 1.0
@@ -321,7 +321,7 @@ def test_sampled_expression_is_the_model_s(counted, tmp_path):
 
 
 def test_conditions_without_significant_genes_can_be_asked_for(counted):
-    """The most expressed come first; where none is significant the order of the table stays."""
+    """Conditions with most significant genes come first; if none has any, the order of the table stays."""
     made = screen()
     data = differential_expression(made.counts, made.conditions[made.condition], made.genes, control="control")
     data = data.assign(padj=1.0)

@@ -1,4 +1,4 @@
-"""Expectations of log2(1 + c x) over counts, held against sums of scipy's probabilities."""
+"""Expectations of log2(1 + c x) over counts, compared with sums over scipy's probabilities."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_expectations_are_sums_over_counts(scale, error, mean):
     found = Log2Mean(torch.tensor(THETA, dtype=torch.float64), scale, 1e4)(torch.full((2, len(THETA)), mean).double())
     for theta, value, other in zip(THETA, *found.tolist(), strict=True):
         counts = stats.nbinom(theta, theta / (theta + mean))
-        if (top := int(counts.isf(1e-12)) + 10) < 2e6:  # else the sum is too long
+        if (top := int(counts.isf(1e-12)) + 10) < 2e6:  # otherwise the sum is too long
             k = np.arange(top)
             assert value == other == pytest.approx((counts.pmf(k) * np.log2(1 + scale * k)).sum(), abs=error)
 
 
-def test_genes_keep_their_concentrations_and_means_beyond_the_table_its_ends():
+def test_each_gene_has_its_concentration_and_means_are_clamped_to_the_table():
     theta = torch.tensor([0.2, 50.0])
     curve = Log2Mean(theta, 1.0, 100.0)
     mean = torch.tensor([[1.0, 1.0], [5.0, 80.0]])

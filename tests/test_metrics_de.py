@@ -1,4 +1,4 @@
-"""Differential expression against scipy's tests, and agreement against hand-worked tables."""
+"""Differential expression compared with scipy's tests, and agreement with tables computed by hand."""
 
 import anndata as ad
 import numpy as np
@@ -20,7 +20,7 @@ def screen():
     rate = np.full((151, 30), 3.0)
     rate[condition == "A", :5] *= 3
     rate[condition == "B", 5:8] /= 4
-    return RNG.multinomial(100, rate / rate.sum(1, keepdims=True)).astype(np.int32), condition  # ties stay ties
+    return RNG.multinomial(100, rate / rate.sum(1, keepdims=True)).astype(np.int32), condition  # equal sums
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_shape_and_order(table):
     assert not table.isna().any(axis=None)
 
 
-def test_p_values_are_scipys(screen, table):
+def test_p_values_equal_scipys(screen, table):
     x, condition = screen
     y = np.log1p(1e4 * x / x.sum(1, keepdims=True))
     for name in ("A", "B"):
@@ -51,10 +51,10 @@ def test_p_values_are_scipys(screen, table):
             np.testing.assert_allclose(rows.loc[method, "padj"], stats.false_discovery_control(p), rtol=1e-6)
 
 
-def test_all_numbers_are_scanpys(screen, table, monkeypatch):
-    """Of genes in blocks too; a gene without counts and one that all cells have alike are among them."""
+def test_all_numbers_equal_scanpys(screen, table, monkeypatch):
+    """Also if genes are tested in blocks. One gene has no counts, and one is equal in all cells."""
     x, condition = screen[0].copy(), screen[1]
-    x[:, 0] += x[:, 3] + x[:, 4]  # cells of equal sums: no tie hangs on rounding
+    x[:, 0] += x[:, 3] + x[:, 4]  # equal sums, so that ties do not depend on rounding
     x[:, 3], x[:, 4] = 0, 2
     cells = ad.AnnData(x.astype(np.float32), pd.DataFrame({"condition": pd.Categorical(condition)}))
     sc.pp.normalize_total(cells, target_sum=1e4)
@@ -97,9 +97,9 @@ def test_control_is_needed(screen):
         differential_expression(*screen, GENES, control="ctr")
 
 
-@pytest.mark.parametrize("control", [3, 101])  # 101: the sums of squares do not cancel to the bit
+@pytest.mark.parametrize("control", [3, 101])  # with 101, the sums of squares do not cancel exactly
 def test_groups_that_are_constant_but_differ(control):
-    """No spread within either group: Welch's t is undefined, as scanpy has it; the ranks are not."""
+    """Without spread in both groups, Welch's t is undefined (as in scanpy), but the rank test is not."""
     x = np.array([[5, 0, 5]] * control + [[0, 5, 5]] * 2 + [[2, 1, 7]])
     condition = ["ctrl"] * control + ["A"] * 2 + ["lone"]
     found = differential_expression(x, np.array(condition), GENES[:3], control="ctrl").set_index("method")
@@ -123,7 +123,7 @@ def test_groups_that_are_constant_but_differ(control):
 
 
 def test_conditions_that_cannot_be_tested_are_named(screen):
-    with pytest.raises(DataError, match=r"no cell has 'b', 'C'\..*Allowed: A, B, ctrl, lone\."):
+    with pytest.raises(DataError, match=r"no cell has the condition 'b', 'C'\..*Allowed: A, B, ctrl, lone\."):
         differential_expression(*screen, GENES, control="ctrl", conditions=["b", "A", "C"])
     with pytest.raises(DataError, match="'ctrl' is the control"):
         differential_expression(*screen, GENES, control="ctrl", conditions=["A", "ctrl"])
@@ -147,9 +147,9 @@ def test_agreement_by_hand():
     got = agreement(data, model, top=(2, 3, 5))
     assert got["de_overlap2"] == 1 / 2  # {0, 1} and {3, 0}
     assert got["de_overlap3"] == 2 / 3  # {0, 1, 2} and {3, 0, 1}
-    assert "de_overlap5" not in got  # five of five
-    assert got["de_sign_accuracy"] == pytest.approx(1 / 3)  # signs + - +, the model's + + -
-    assert got["de_auprc"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)  # the significant at ranks 2, 3, 4
+    assert "de_overlap5" not in got  # there are only five genes
+    assert got["de_sign_accuracy"] == pytest.approx(1 / 3)  # signs + - + in the data, + + - in the model
+    assert got["de_auprc"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)  # significant genes have ranks 2, 3, 4
 
 
 def test_agreement_where_none_or_all_are_significant():

@@ -1,4 +1,4 @@
-"""Average effects, their scores and baselines: hand-worked numbers, loops and scikit-learn."""
+"""Average effects, their scores and baselines, compared with numbers by hand, loops and scikit-learn."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_perfect_and_constant_predictions():
     assert np.isnan(condition_scores(data, np.zeros_like(data))["ate_pearson"]).all()
 
 
-def test_a_constant_has_no_correlation_whatever_its_mean_rounds_to():
+def test_a_constant_has_no_correlation_even_if_its_mean_is_rounded():
     constant, other = np.full(7, 0.1), RNG.standard_normal(7)
     assert (constant - constant.mean()).any()  # the mean of seven 0.1 is not 0.1
     assert np.isnan([pearson(constant, other), pearson(other, constant), r2(constant, other)]).all()
@@ -103,14 +103,14 @@ def test_a_constant_has_no_correlation_whatever_its_mean_rounds_to():
     assert r2(np.stack([constant, other]), np.stack([other, other]))[1] == 1
 
 
-def test_scores_refuse_what_cannot_be_scored():
+def test_effects_that_cannot_be_scored_raise_errors():
     with pytest.raises(ValueError, match="finite"):
         ate_scores(np.full((2, 2), np.nan), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="equal"):
         ate_scores(np.zeros((2, 2)), np.zeros((2, 3)))
 
 
-# control, a, b, a+b, a+c (c was never given alone), b again under another name is not needed
+# control, a, b, a+b, a+c (c is never given alone)
 MEMBERS = np.array([[-1, -1], [0, -1], [1, -1], [0, 1], [0, 2]])
 EFFECTS = np.array([[0.0, 0.0], [1.0, 2.0], [10.0, -5.0], [12.0, -3.0], [4.0, 4.0]])
 

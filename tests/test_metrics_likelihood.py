@@ -1,4 +1,4 @@
-"""The intercept-only negative binomial against scipy's nbinom and one-dimensional optimiser."""
+"""The intercept-only negative binomial, compared with scipy's nbinom and one-dimensional optimiser."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def scipy_log_prob(x, mean, theta):
     return stats.nbinom.logpmf(x, theta, theta / (theta + mean))
 
 
-def test_log_prob_is_scipys():
+def test_log_prob_equals_scipys():
     x, mean, theta = RNG.integers(0, 500, 200), RNG.gamma(1, 50, 200), RNG.gamma(1, 5, 200) + 0.01
     np.testing.assert_allclose(nb_log_prob(x, mean, theta), scipy_log_prob(x, mean, theta), rtol=1e-9)
 
@@ -57,14 +57,14 @@ def test_sparse_and_dense_agree(counts):
         )
 
 
-def test_held_out_likelihood_is_scipys(counts):
+def test_held_out_likelihood_equals_scipys(counts):
     fit = fit_intercept_nb(*counts)
     x, library = draw(2500, PROPORTION, TRUE_THETA)
     expected = scipy_log_prob(x, library[:, None] * fit.proportion + FLOOR, fit.theta).sum(1)
     np.testing.assert_allclose(intercept_nb_log_likelihood(fit, x, library), expected, rtol=1e-8)
 
 
-def test_all_zero_and_underdispersed_genes_survive():
+def test_all_zero_and_underdispersed_genes_have_finite_likelihoods():
     x = np.column_stack([np.zeros(100, int), np.full(100, 5), np.arange(100) % 7])
     library = np.full(100, 20.0)
     fit = fit_intercept_nb(x, library)

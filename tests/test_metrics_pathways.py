@@ -1,4 +1,4 @@
-"""Pathway accuracy: planted signal found, none invented, target genes never on both sides."""
+"""Pathway accuracy: finds a planted signal, finds none in noise, and never splits a target gene."""
 
 import time
 
@@ -24,7 +24,7 @@ def get(table, classifier, metric="accuracy"):
     return table.set_index(["classifier", "metric"])["mean"][classifier, metric]
 
 
-def test_planted_pathways_are_found_and_the_majority_is_beside_them():
+def test_planted_pathways_are_found_and_the_majority_is_reported():
     table = pathway_accuracy(planted(0.8), PATHWAY, GENE, **FAST)
     assert list(table.columns) == ["classifier", "metric", "mean", "sd", "n", "folds"]
     for classifier in ("logistic", "forest", "knn"):
@@ -33,8 +33,8 @@ def test_planted_pathways_are_found_and_the_majority_is_beside_them():
     assert (table["n"] == [3] * 6 + [1] * 2).all() and (table["folds"] == 5).all()
 
 
-def test_guides_of_a_gene_are_never_on_both_sides():
-    """Features that name the gene alone tell nothing of the pathway, unless its other guide was seen in training."""
+def test_guides_of_a_gene_are_in_one_fold():
+    """Features that only identify the gene say nothing about the pathway, unless training saw its other guide."""
     features = np.repeat(np.eye(25), 2, axis=0)
     table = pathway_accuracy(features, PATHWAY, GENE, **FAST)
     leaked = pathway_accuracy(features, PATHWAY, np.arange(50), **FAST)
@@ -42,14 +42,14 @@ def test_guides_of_a_gene_are_never_on_both_sides():
     assert get(table, "logistic", "balanced_accuracy") < 0.5
 
 
-def test_balanced_accuracy_of_a_constant_answer():
-    """With constant features every classifier names one class: balanced accuracy is a third however large it is."""
+def test_balanced_accuracy_of_a_constant_prediction():
+    """With constant features every classifier predicts one class, so balanced accuracy is 1/3 for any class size."""
     table = pathway_accuracy(np.zeros((50, 3)), PATHWAY, GENE, repeats=1, trees=5)
     assert get(table, "logistic") == pytest.approx(0.4)
     assert get(table, "logistic", "balanced_accuracy") == pytest.approx(1 / 3)
 
 
-def test_permuted_labels_keep_genes_whole():
+def test_permuted_labels_are_equal_within_a_gene():
     labels = permuted_labels(PATHWAY, GENE, n=6, seed=1)
     assert labels.shape == (6, 50) and (labels[:, ::2] == labels[:, 1::2]).all()
     assert all(sorted(row) == sorted(PATHWAY) for row in labels)
@@ -95,4 +95,4 @@ def test_demo_size_is_fast():
     features = np.clip(RNG.random((50, 100)), 0, 1)
     start = time.process_time()
     pathway_accuracy(features, PATHWAY, GENE, repeats=1, trees=20)
-    assert time.process_time() - start < 5  # about 0.5 s; a bound against a slip by a factor, no benchmark
+    assert time.process_time() - start < 5  # takes about 0.5 s; this bound only catches a large slowdown

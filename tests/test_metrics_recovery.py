@@ -1,4 +1,4 @@
-"""Masks and latents found, against brute force, scikit-learn and scipy."""
+"""Recovery of masks and latents, compared with brute force, scikit-learn and scipy."""
 
 from itertools import permutations
 
@@ -39,14 +39,14 @@ def test_matching_by_correlation_ignores_signs_and_order():
 
 
 def test_the_two_rules_can_differ():
-    """Masks swapped against latents: the rule of true positives forgives it, that of correlation does not."""
+    """Matching by true positives hides a swap of masks relative to latents, matching by correlation does not."""
     z, mask = RNG.standard_normal((50, 2)), np.array([[1, 0], [1, 0], [0, 1]])
     got = mask_recovery(mask, mask[:, ::-1], z_true=z, z_learned=z)
     assert got["mask_f1/true-positives"] == 1 and got["mask_f1/correlation"] == 0
 
 
 def test_surplus_and_missing_latents():
-    """One true latent of 2 positives. Found: it and a surplus one of 3 positives; or nothing at all."""
+    """One true latent with 2 positives. Found: this latent and a surplus one with 3 positives; or nothing."""
     true = np.array([[1], [1], [0], [0]])
     found = np.array([[0, 1], [1, 1], [1, 0], [1, 0]])  # matched: column 1
     got = mask_recovery(true, found)
@@ -90,5 +90,5 @@ def test_fewer_learned_latents_and_constant_ones():
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="30 perturbations"):
         mask_recovery(TRUE, FOUND[:5])
-    with pytest.raises(ValueError, match="number of latents"):
+    with pytest.raises(ValueError, match="different numbers of latents"):
         mask_recovery(TRUE, FOUND, z_true=np.zeros((5, 4)), z_learned=np.zeros((5, 3)))

@@ -1,4 +1,4 @@
-"""Choice of hyper-parameters on small tables worked out by hand."""
+"""Choice of hyper-parameters in small tables, compared with results by hand."""
 
 import numpy as np
 import pandas as pd
@@ -98,7 +98,7 @@ def test_relative_to_the_reference_of_the_same_split():
     assert norman()["value"].to_list() == [-100, -130, -90, -103, -126]
 
 
-def test_relative_to_a_mean_of_seeds_and_to_nothing():
+def test_relative_to_a_mean_of_seeds_and_to_a_missing_reference():
     two = pd.concat([norman(), norman().iloc[[0]].assign(value=-110.0)])
     assert relative_to(two, REFERENCE, ["split_seed"])["value"].to_list() == [5, 0, 15, 2, 4, -5]
     with pytest.raises(DataError, match="split_seed 1"):
@@ -111,7 +111,7 @@ def test_summary():
     got = summary(norman(), ["model", "fraction"])
     row = got[(got["model"] == "sams_vae_corr") & (got["fraction"] == 0)].iloc[0]
     assert (row["mean"], row["n"]) == (-115, 2) and row["sd"] == pytest.approx(np.std([-100, -130], ddof=1))
-    assert got["sd"].isna().sum() == 1  # one run alone has no spread
+    assert got["sd"].isna().sum() == 1  # a single run has no sd
 
 
 def test_unknown_metric_is_named():
@@ -119,17 +119,17 @@ def test_unknown_metric_is_named():
         best_settings(scores(), ["model"], metric="iwelb")
 
 
-def test_the_run_shown_is_the_first_seed_of_each_setting_even_where_settings_have_others():
+def test_the_run_shown_is_the_first_seed_of_each_setting_even_if_seeds_differ():
     runs = pd.DataFrame(
         [("a1", 0.1, 1), ("a0", 0.1, 0), ("b3", 0.2, 3), ("b2", 0.2, 2), ("c", np.nan, 7)],
         columns=["run", "mask_prior", "seed"],
     ).assign(model="sams", method="SAMS-VAE", dataset="d", split_name=list("vwxyz"))
     assert shown(runs)["run"].tolist() == ["a0", "b2", "c"]
-    assert shown(runs, ["data_seed"])["run"].tolist() == list(runs["run"])  # seeds that are no replicates are settings
-    assert shown(pd.concat([runs, runs]))["run"].tolist() == ["a0", "b2", "c"]  # a score table has many rows of a run
+    assert shown(runs, ["data_seed"])["run"].tolist() == list(runs["run"])  # these seeds are settings, not replicates
+    assert shown(pd.concat([runs, runs]))["run"].tolist() == ["a0", "b2", "c"]  # a score table has many rows per run
 
 
 def test_scores_of_the_best_settings_need_no_column_of_seeds():
-    """A grid with one seed has no such axis."""
+    """A grid with a single seed has no column seed."""
     table = scores()[scores()["seed"] == 0].drop(columns="seed")
     assert sorted(of_best_settings(table)["run"].unique()) == ["cpanan0", "sams0.10"]

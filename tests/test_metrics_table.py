@@ -1,4 +1,4 @@
-"""The table of metrics against every function that writes scores: names, protocols and ranges."""
+"""Every function that writes scores agrees with the table of metrics: names, protocols and ranges."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = ["protocol", "metric", "split", "value"]
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory) -> pd.DataFrame:
-    """Scores of a model, of the baselines and of the masks, collected as for the scores.tsv of an experiment."""
+    """Scores of a model, the baselines and the masks, collected as in the scores.tsv of an experiment."""
     folder = tmp_path_factory.mktemp("scores")
     made = screen(200, 30)
     split = read_split(write_files(folder, made)[1], made.cells)
@@ -96,7 +96,7 @@ def test_every_row_of_the_table_occurs(scored, agreed):
     assert found == {(row.name, protocol) for row in METRICS.values() for protocol in row.protocols}
     assert set(agreed["metric"]) == {row.name for row in METRICS.values() if not row.protocols}
     values = pd.concat([scored, agreed]).groupby("metric")["value"]
-    assert (values.count() > 0).all()  # each has a value somewhere
+    assert (values.count() > 0).all()  # some value is not NaN
 
 
 def test_the_columns_of_scores_by_condition_are_metrics():

@@ -1,4 +1,4 @@
-"""Effects in the data and what needs no model, held against loops over cells worked out in float64."""
+"""Observed effects, scores and baselines, compared with loops over cells in float64."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def mean_of(condition: str, splits=("train", "val", "test", "none"), counts=COUN
 
 def test_effects_by_hand():
     data = effects(hand(), SPLIT, reference="control")
-    # 'c' has no cell in any split; the reference is no row
+    # 'c' has no cell in any split, and the reference has no row
     assert data.obs_names.tolist() == ["a", "a+b", "b"] and data.var_names.tolist() == ["g1", "g2", "g3"]
     assert data.obs[["n_cells", "n_train", "n_val", "n_test", "n_perturbations"]].to_numpy().tolist() == [
         [3, 2, 0, 1, 1], [2, 0, 0, 1, 2], [3, 1, 1, 0, 1],
@@ -81,7 +81,7 @@ def test_effects_by_hand():
 
 
 @pytest.mark.parametrize(("absent", "layer"), [("test", "held_out"), ("train", "train")])
-def test_validation_controls_stand_in_where_a_split_has_none(absent, layer):
+def test_validation_controls_replace_missing_controls_of_a_split(absent, layer):
     split = SPLIT.copy()
     split[(split == absent) & (np.array(LABELS) == "control")] = "none"
     data = effects(hand(), split, reference="control")
@@ -90,15 +90,15 @@ def test_validation_controls_stand_in_where_a_split_has_none(absent, layer):
     np.testing.assert_allclose(data.X[0], mean_of("a") - mean_of("control"), rtol=1e-12)  # all cells, as before
 
 
-def test_no_reference_cell_to_stand_in():
+def test_no_reference_cell_in_any_split():
     split = np.where(np.array(LABELS) == "control", "none", SPLIT)
     with pytest.raises(DataError, match="'control' has no cell"):
         effects(hand(), split, reference="control")
 
 
-def test_without_a_reference_effects_are_against_the_mean_of_the_conditions_scored():
-    """Not against conditions that no split holds: a model is asked for those that are scored, and no others."""
-    labels = ["c" if label == "control" else label for label in LABELS]  # 'c' far away from all others
+def test_without_a_reference_effects_are_relative_to_the_mean_of_the_scored_conditions():
+    """Conditions without cells in a split do not count, because the model does not predict them."""
+    labels = ["c" if label == "control" else label for label in LABELS]  # 'c' differs most from the others
     split = np.where(np.array(labels) == "c", "none", SPLIT)
     data = effects(hand(labels=labels), split, reference="")
     assert data.obs_names.tolist() == ["a", "a+b", "b"] and data.uns["reference"] == ""
@@ -134,7 +134,7 @@ def scored(predicted, data) -> dict:
     return found
 
 
-def test_scores_by_an_independent_path():
+def test_scores_by_independent_code():
     made = screen(300, 30, seed=3)
     rng = np.random.default_rng(1)
     split = rng.choice(["train", "val", "test"], 300)
@@ -142,7 +142,7 @@ def test_scores_by_an_independent_path():
     split[(made.condition == 2) & (split == "test")] = "val"  # 'c' is not tested
     data = effects(made, split, reference="control")
     predicted = data.X + rng.normal(size=data.X.shape)
-    predicted[1] = np.nan  # nothing said about 'b'
+    predicted[1] = np.nan  # no prediction for 'b'
     found = scored(predicted, data)
     names = data.obs_names.tolist()
     assert names == ["a", "b", "c", "d", "a+c"]
@@ -190,7 +190,7 @@ def test_a_perfect_and_a_constant_prediction():
     found = scored(data.X, data)
     assert found["published", "ate_pearson", "all"] == pytest.approx(1)
     assert found["published", "ate_r2", "train"] == pytest.approx(1)
-    assert found["held-out", "ate_pearson", "test"] < 0.99  # other cells than those predicted
+    assert found["held-out", "ate_pearson", "test"] < 0.99  # the prediction comes from other cells
     flat = scored(np.zeros_like(data.X), data)
     assert math.isnan(flat["published", "ate_pearson", "all"]) and flat["published", "ate_r2", "all"] <= 0
     assert ("held-out", "ate_pearson_per_condition", "test") not in flat  # the mean of nothing
@@ -222,7 +222,7 @@ def test_baselines_do_not_see_test_cells():
         np.testing.assert_array_equal(made[name], changed[name])
 
 
-def test_a_sum_is_not_known_where_one_of_its_singles_was_never_trained_on():
+def test_a_sum_is_unknown_if_one_single_perturbation_has_no_training_cells():
     split = SPLIT.copy()
     split[6] = "val"  # the only training cell of 'b'
     made = baselines(effects(hand(), split, reference="control"))
@@ -259,6 +259,6 @@ def test_tables_of_the_baselines():
         mine = scores[scores["model"] == name].set_index(["protocol", "metric", "split"])["value"]
         assert mine.to_dict() == pytest.approx(scored(predicted, data), nan_ok=True)
         assert set(each[each["model"] == name]["condition"]) <= set(data.obs_names)
-    # what says nothing about 'a+b' is not scored on it: train_mean has one condition of two in test, additive both
+    # train_mean does not predict 'a+b', so it is scored on one of two test conditions, additive on both
     held = each[each["protocol"] == "held-out"].groupby("model")["condition"].agg(set)
     assert held["train_mean"] == {"a"} and held["additive"] == {"a", "a+b"}

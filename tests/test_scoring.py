@@ -1,4 +1,4 @@
-"""Importance-weighted bounds, held against models whose log p(x) is known in closed form."""
+"""Importance-weighted bounds, compared with models whose log p(x) is known in closed form."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class LinearGaussian:
 
     @torch.no_grad()
     def set_weights(self):
-        """Decoder as above, and the guide of z at its exact posterior: N(mean linear in [x, o], constant)."""
+        """Decoder as above; the approximate posterior of z is exact: N(mean linear in [x, o], constant)."""
         weights = dict(self.net.named_parameters())
 
         def put(name: str, value) -> None:
@@ -92,32 +92,32 @@ class LinearGaussian:
 
 @pytest.mark.parametrize("effect", ["additive", "prior_mean"])
 def test_under_the_exact_posterior_every_particle_gives_log_p(effect, monkeypatch):
-    """Whatever K and however cells and particles are cut: a cell out of place or counted twice would show."""
+    """For any K and any blocks of cells and particles; a misplaced or repeated cell would change the result."""
     toy = LinearGaussian(effect)
     expected = toy.log_p()
     assert np.ptp(expected) > 3
     for particles, at_once in ((1, 256), (7, 256), (7, 40), (7, 13), (7, 1)):
         found = iwelbo(toy.net, toy.cells(), particles=particles, cells_at_once=at_once).numpy()
         np.testing.assert_allclose(found, expected, atol=2e-3)
-    monkeypatch.setitem(scoring.BUDGET, "cpu", 13 * 5 * 3)  # three particles at a time, the last alone
+    monkeypatch.setitem(scoring.BUDGET, "cpu", 13 * 5 * 3)  # blocks of three particles; the last block has one
     found = iwelbo(toy.net, toy.cells(), particles=7, cells_at_once=13).numpy()
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("effect", ["additive", "prior_mean"])
-def test_under_another_guide_the_bound_comes_up_to_log_p(effect):
+def test_under_another_posterior_the_bound_approaches_log_p(effect):
     toy = LinearGaussian(effect)
     with torch.no_grad():
         toy.net.latents[1].head.log_var.bias.add_(1.0)  # too wide
-        toy.net.latents[1].head.mean.bias.add_(0.3)  # and beside it
+        toy.net.latents[1].head.mean.bias.add_(0.3)  # and shifted
     expected = toy.log_p().mean()
     means = [iwelbo(toy.net, toy.cells(), particles=k, seed=2).mean().item() for k in (1, 5, 5000)]
     assert means == sorted(means) and means[0] < expected - 0.3
     assert means[-1] == pytest.approx(expected, abs=0.02)
 
 
-def test_what_the_guide_ignores_costs_its_information():
-    """A guide at the prior's place: E[log p(x | z)] in closed form is the bound of one particle."""
+def test_a_posterior_that_ignores_x_loses_its_information():
+    """If the approximate posterior equals the prior, one particle gives E[log p(x | z)], known in closed form."""
     toy = LinearGaussian("additive")
     with torch.no_grad():
         for parameter in toy.net.latents[1].parameters():
@@ -133,7 +133,7 @@ def test_what_the_guide_ignores_costs_its_information():
 
 @pytest.mark.parametrize("name", ["sams_vae_corr", "cpa_vae_mf", "svae_plus", "cond_vae"])
 def test_it_is_the_log_of_the_mean_weight_of_shared_draws(name, monkeypatch):
-    """The weights one by one, in float64, with the same noise; K = 1 is the weight itself."""
+    """Computed from single weights in float64 with the same noise; for K = 1 it is the weight itself."""
     made = screen(pairs=name != "svae_plus")
     net, cells = model(name), cells_of(made, np.arange(30), encode(made, "sum"))
     net.fit_inputs(cells)
@@ -155,7 +155,7 @@ def test_seeds():
 
 
 def test_weights_too_small_for_a_float_do_not_become_infinite():
-    """log p of a hundred thousand nats below zero: exp would be 0."""
+    """log p is below -1e4 nats, so that exp gives 0."""
     toy = LinearGaussian("additive")
     toy.screen.counts[0] += 1e3
     found = iwelbo(toy.net, toy.cells(), particles=5).numpy()

@@ -1,4 +1,4 @@
-"""Tables between the rules: what is written is read again, and scores of many runs come together."""
+"""Tables between rules: written and read again, and collected over many runs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,13 @@ def test_numbers_keep_nine_digits(tmp_path):
         np.testing.assert_allclose(read(path)["value"], values, rtol=5e-9)
 
 
+def test_a_frame_with_an_index_and_fewer_digits(tmp_path):
+    """Tables next to figures have the same format, but an index and 6 digits."""
+    table = pd.DataFrame({"x": [1 / 3, np.nan], "name": ["a\tb", ""]}, index=["r1", "r2"])
+    write(table, tmp_path / "t.tsv", digits=6, index_label="row")
+    assert (tmp_path / "t.tsv").read_bytes() == b'row\tx\tname\nr1\t0.333333\t"a\tb"\nr2\t\t\n'
+
+
 def test_a_table_of_rows_by_hand(tmp_path):
     rows = [{"run": "a b", "flag": True, "n": 3, "x": 0.5, "none": None}, {"run": "c", "flag": False, "n": 4, "x": 1e9,
              "none": float("nan")}]  # fmt: skip
@@ -53,7 +60,7 @@ def test_a_table_of_rows_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00a\x00\t", b"a\tb\n1\t2\t3\n4\t5\t6\t7\n"])
-def test_what_is_no_table(tmp_path, content):
+def test_files_that_are_no_tables(tmp_path, content):
     path = tmp_path / "t.tsv"
     if content is not None:
         path.write_bytes(content)
@@ -68,7 +75,7 @@ def test_json_has_sorted_keys_and_ends_with_a_line(tmp_path):
     assert text.index('"a"') < text.index('"b"') < text.index('"c"') < text.index('"d"') and text.endswith("}\n")
 
 
-def test_writers_leave_the_old_file_where_they_fail(tmp_path):
+def test_writers_leave_the_old_file_if_they_fail(tmp_path):
     path = tmp_path / "a.json"
     write_json({"a": 1}, path)
     with pytest.raises(TypeError):
@@ -97,7 +104,7 @@ def test_matrices_round_trip_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no matrix"])
-def test_what_is_no_matrix(tmp_path, content):
+def test_files_that_are_no_matrices(tmp_path, content):
     path = tmp_path / "m.h5ad"
     if content is not None:
         path.write_bytes(content)
@@ -151,7 +158,7 @@ def test_scores_get_the_columns_of_the_grid(grid, tmp_path):
         }
     )
     pd.testing.assert_frame_equal(found[list(expected.columns)], expected, check_dtype=False)
-    assert found["value"].dtype == float  # a NaN in the file does not make text of its neighbours
+    assert found["value"].dtype == float  # a NaN in the file does not turn the column into text
 
 
 def test_pathway_accuracies_become_scores_of_their_run(grid, tmp_path):
@@ -171,7 +178,7 @@ def test_pathway_accuracies_become_scores_of_their_run(grid, tmp_path):
     ]
 
 
-def test_baselines_get_what_all_runs_of_their_split_share(grid, tmp_path):
+def test_baselines_get_the_values_that_all_runs_of_their_split_share(grid, tmp_path):
     files = []
     for split, value in (("random-split0", 0.25), ("random-split1", 0.5)):
         path = tmp_path / "e" / "splits" / "d" / split / "baselines.tsv"
@@ -210,7 +217,7 @@ def test_histories_and_cost(grid, tmp_path):
 
 
 def test_the_cost_has_what_snakemake_measured_of_the_job(grid, tmp_path):
-    """Two runs of one job, one that had it too and then one of its own, too short to be measured, one without."""
+    """Runs a and b share a job; 000 shared it too but then had one of its own, too short to measure; cpa-1 has none."""
     runs = ["a", "b", "000", "cpa-1"]
     grid = pd.concat([grid, grid.iloc[[0, 0]].assign(run=["a", "b"])], ignore_index=True)
     record = dict.fromkeys(
@@ -238,7 +245,7 @@ SETTINGS = {"pathway_repeats": 2, "pathway_trees": 10, "pathway_permutations": 3
 
 
 def masks(separate: bool):
-    """Two guides for each of 8 genes in each of 3 pathways, and 6 perturbations without one, in no order."""
+    """Two guides for each of 8 genes in each of 3 pathways, and 6 perturbations without a pathway, shuffled."""
     rng = np.random.default_rng(0)
     rows = [(f"p{p}_g{g}_{i}", f"p{p}_g{g}", f"p{p}") for p in range(3) for g in range(8) for i in range(2)]
     rows += [(f"other{i}", f"other{i}", "") for i in range(6)]
@@ -246,22 +253,22 @@ def masks(separate: bool):
     table = pd.DataFrame({"gene": genes, "pathway": pathways, "n_cells": 9}, index=list(names))
     on = np.array([int(p[1:]) if p else 0 for p in pathways]) if separate else rng.integers(3, size=len(rows))
     probability = np.where(np.arange(5) == on[:, None], 0.95, 0.05) + 0.01 * rng.random((len(rows), 5))
-    order = rng.permutation(len(rows))  # the run's own order is another than the screen's
+    order = rng.permutation(len(rows))  # the run and the screen have different orders
     found = ad.AnnData(obs=pd.DataFrame(index=np.array(names)[order]), obsm={"mask_probability": probability[order]})
     return found, table
 
 
-def test_masks_that_know_their_pathways():
+def test_masks_that_determine_their_pathways():
     found = mask_pathways(*masks(True), SETTINGS).set_index(["classifier", "metric"])
     for name in ("logistic", "forest", "knn"):
         row = found.loc[(name, "accuracy")]
         assert row["mean"] == 1.0 and row["sd"] == 0.0 and row["n"] == 2
         assert row["null_mean"] < 0.6
-    assert found.loc[("majority", "accuracy"), "mean"] == pytest.approx(1 / 3)  # those without a pathway do not count
+    assert found.loc[("majority", "accuracy"), "mean"] == pytest.approx(1 / 3)  # of those with a pathway
     assert np.isnan(found.loc[("majority", "accuracy"), "null_mean"])
 
 
-def test_masks_that_know_nothing_are_no_better_than_permuted_labels():
+def test_random_masks_are_no_better_than_permuted_labels():
     found = mask_pathways(*masks(False), SETTINGS).set_index(["classifier", "metric"])
     for name in ("logistic", "forest", "knn"):
         row = found.loc[(name, "accuracy")]

@@ -20,12 +20,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-import samsvae
 from samsvae.config.model import ModelConfig
 from samsvae.config.screens import CustomOptions
 from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build
-from samsvae.config.vocabulary import ENCODINGS
+from samsvae.config.vocabulary import ENCODINGS, LIBRARY
 from samsvae.config.zoo import row
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError, nearest, some
@@ -36,12 +35,10 @@ from samsvae.screens.custom import screen_of
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import given, random_split
 from samsvae.training import checkpoint
-from samsvae.training.checkpoint import Checkpoint, screen_facts
+from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, screen_facts
 from samsvae.training.loop import train
 
 log = logging.getLogger("samsvae")
-
-HISTORY = ("step", "epoch", "train_loss", "val_loss")
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,7 +86,7 @@ class Fitted:
         level: float = 0.9,
         draws: int = 100,
         cells: int = 25,
-        library: float = 1e4,
+        library: float = LIBRARY,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Effects against control with intervals: condition, gene, effect, low, high.
@@ -125,7 +122,7 @@ class Fitted:
         return pd.DataFrame(names | dict(zip(("effect", "low", "high"), found.reshape(3, -1), strict=True)))
 
     def sample(
-        self, condition: str | Sequence[str], n: int = 100, *, library: float = 1e4, seed: int = 0
+        self, condition: str | Sequence[str], n: int = 100, *, library: float = LIBRARY, seed: int = 0
     ) -> ad.AnnData:
         """``n`` cells that received ``condition`` ([] or the control's label: none), with counts in X (n, G).
 
@@ -261,11 +258,9 @@ def fit(
         net.fit_inputs(train_cells)
         names = screen_facts(arrays, dosage, train_cells)
         result = train(net, train_cells, val_cells, training, genes=arrays.genes)
-    facts = {
-        "run": model, "model": model, "encoding": encoding, "training": vars(training), "best_step": result.best_step,
-        "validation_loss": result.best_loss, "samsvae": samsvae.__version__,
-    } | names  # fmt: skip
-    made = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, facts)
+    named = {"run": model, "model": model, "encoding": encoding, "training": vars(training)}
+    known = facts(named, names, best_step=result.best_step, validation_loss=result.best_loss)
+    made = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, known)
     return Fitted(made, pd.DataFrame(result.history, columns=list(HISTORY)))
 
 

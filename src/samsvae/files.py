@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 #: What it means that a disk takes no more, by the number of the error.
 NO_ROOM = {
@@ -18,6 +19,9 @@ NO_ROOM = {
     errno.EDQUOT: "the quota on its disk is used up",
     errno.EFBIG: "it is larger than a file may be here",
 }
+
+#: The format of every table that is written: separator, line end, digits of floats, and None or NaN.
+SEPARATOR, LINE_END, DIGITS, MISSING = "\t", "\n", 9, ""
 
 
 @contextmanager
@@ -64,9 +68,9 @@ def no_room(error: BaseException | None) -> int | None:
 
 
 def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
-    """A tidy TSV of rows with equal keys; floats with 9 digits, nothing for None and NaN."""
+    """Write rows with equal keys as TSV: floats with `DIGITS` digits, None and NaN as empty fields."""
     with atomic(path) as aside, open(aside, "w", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer = csv.writer(file, delimiter=SEPARATOR, lineterminator=LINE_END)
         writer.writerow(rows[0])
         for row in rows:
             writer.writerow(_field(value) for value in row.values())
@@ -75,7 +79,27 @@ def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
 def _field(value: object) -> object:
     if not isinstance(value, float):
         return value
-    return "" if math.isnan(value) else f"{value:.9g}"
+    return MISSING if math.isnan(value) else f"{value:.{DIGITS}g}"
+
+
+class Frame(Protocol):
+    """A table that can write itself as text (a pandas DataFrame; this module does not need pandas)."""
+
+    def to_csv(self, path_or_buf: Path, **options: Any) -> None: ...
+
+
+def write_frame(table: Frame, path: str | Path, *, digits: int = DIGITS, index_label: str | None = None) -> None:
+    """Write a DataFrame in the same format as `write_table`; with ``index_label``, its index is the first column."""
+    with atomic(path) as aside:
+        table.to_csv(
+            aside,
+            sep=SEPARATOR,
+            lineterminator=LINE_END,
+            float_format=f"%.{digits}g",
+            na_rep=MISSING,
+            index=index_label is not None,
+            index_label=index_label,
+        )
 
 
 def write_json(content: object, path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables and matrices between the rules: read, written aside and renamed, collected over the runs of an experiment."""
+"""Read and write the tables and matrices that rules exchange."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ import anndata as ad
 import pandas as pd
 
 from samsvae.errors import DataError
-from samsvae.files import atomic
+from samsvae.files import DIGITS, SEPARATOR, atomic, write_frame
 
-#: Labels stay text, whatever they look like ('000', 'NA').
+#: Columns that are read as text, also if labels look like numbers or missing values ('000', 'NA').
 TEXT = ("condition", "cell", "gene", "run", "model")
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """A tidy TSV. Labels are text; an empty field is NaN elsewhere."""
+    """Read a TSV. Columns in TEXT are text; elsewhere an empty field is NaN. DataError if it cannot be read."""
     try:
-        table = pd.read_csv(path, sep="\t", dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, sep=SEPARATOR, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable table ({error}).") from None
+        raise DataError(
+            f"{path}: not a readable table ({error}); delete it and rerun the rule that writes it."
+        ) from None
     return table
 
 
-def write(table: pd.DataFrame, path: str | Path) -> None:
-    """A tidy TSV, floats with 9 digits."""
-    with atomic(path) as aside:
-        table.to_csv(aside, sep="\t", index=False, float_format="%.9g")
+def write(table: pd.DataFrame, path: str | Path, *, digits: int = DIGITS, index_label: str | None = None) -> None:
+    """Write a TSV in the one format of all tables (`files.write_frame`); by default floats have 9 digits."""
+    write_frame(table, path, digits=digits, index_label=index_label)
 
 
 def read_h5ad(path: str | Path) -> ad.AnnData:
-    """A matrix with named rows and columns; DataError where the file is damaged."""
+    """Read a matrix with named rows and columns; DataError if the file is missing or damaged."""
     try:
         return ad.read_h5ad(path)
-    except Exception as error:  # anndata and h5py raise many kinds on a damaged file
-        raise DataError(f"{path}: not a readable h5ad file ({error}).") from None
+    except Exception as error:  # anndata and h5py raise many kinds of errors for a damaged file
+        raise DataError(
+            f"{path}: not a readable h5ad file ({error}); delete it and rerun the rule that writes it."
+        ) from None
 
 
 def write_h5ad(matrix: ad.AnnData, path: str | Path) -> None:
-    """A matrix with named rows and columns: the same content gives the same bytes."""
+    """Write a matrix with named rows and columns; the same content gives the same bytes."""
     with atomic(path) as aside:
         matrix.write_h5ad(aside, compression="gzip")
 
 
 def of_experiments(paths: Iterable[str]) -> pd.DataFrame:
-    """The tables of several experiments as one, with a column of their names (``.../EXPERIMENT/file``)."""
+    """Tables of several experiments as one, with a column experiment from the paths (``.../EXPERIMENT/file``)."""
     return pd.concat([read(path).assign(experiment=Path(path).parent.name) for path in paths], ignore_index=True)

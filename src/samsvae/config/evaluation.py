@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import ConfigError
 
 
@@ -14,7 +15,7 @@ class EvaluationConfig:
 
     iwelbo_particles: int = 100
     ate_samples: int = 2500
-    ate_library: float = 10_000.0
+    ate_library: float = LIBRARY
     ate_closed_form: bool = False
     pathway_repeats: int = 10
     pathway_trees: int = 500

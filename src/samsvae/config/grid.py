@@ -67,7 +67,7 @@ WORDS = {
 
 def _word(key: str, value: SCALAR, where: str) -> str:
     if key == "checkpoint":
-        return f"{WORDS[key]}{re.sub(r'[^A-Za-z0-9_.]+', '_', PurePath(value).stem)}"
+        return f"{WORDS[key]}{re.sub(r'[^A-Za-z0-9_.]+', '_', PurePath(str(value)).stem)}"
     if "/" in str(value):
         raise ConfigError(
             f"{where}.{key}: {value!r} is not allowed in a grid, whose values become parts of file names."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samsvae.config.validate import at_least
+from samsvae.config.vocabulary import MASKED
 from samsvae.errors import ConfigError
 
 
@@ -50,7 +51,7 @@ class ModelConfig:
             raise ConfigError(f"mask_prior: {self.mask_prior} is not allowed; it must lie inside (0, 1).")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout: {self.dropout} is not allowed; it must lie in [0, 1).")
-        masked = self.mask in ("bernoulli", "beta_bernoulli")
+        masked = self.mask in MASKED
         if self.mask_per_cell and self.mask != "beta_bernoulli":
             raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli; the mask here is {self.mask!r}.")
         if self.guide_mask_prob == "beta" and self.mask != "beta_bernoulli":

@@ -30,7 +30,7 @@ def _schema_of(hint: Any) -> dict[str, Any]:
         return {"anyOf": [items, {"type": "string"}]} if args[0] is str else items
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema_of(args[1])}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         properties, required = {}, []
         for item in dataclasses.fields(hint):
             properties[item.name] = _schema_of(type_hints(hint)[item.name])

@@ -83,7 +83,7 @@ class NormanMiniature:
         at_least(1, self, "cells_per_condition", "n_controls", "n_genes", "n_variable", "median_umi")
 
 
-MINIATURES = {"replogle": ReplogleMiniature, "norman": NormanMiniature}
+MINIATURES: dict[str, type] = {"replogle": ReplogleMiniature, "norman": NormanMiniature}
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class SparseShiftOptions:
         at_least(0, self, "val_cells", "test_cells", "n_held_out", "n_controls", "data_seed")
 
 
-OPTIONS = {
+OPTIONS: dict[str, type] = {
     "replogle": ReplogleOptions,
     "norman": NormanOptions,
     "custom": CustomOptions,
@@ -236,11 +236,10 @@ class ScreenConfig:
             raise ConfigError(
                 f"source: {'not allowed' if self.source else 'needed'} for a screen of kind {self.kind!r}."
             )
-        if self.source and self.source.sort == "miniature":
+        if self.source and (given := self.source.miniature) is not None:
             if self.kind not in MINIATURES:
                 allowed = " and ".join(MINIATURES)
                 raise ConfigError(f"source.miniature: not allowed for kind {self.kind!r}. Allowed: for {allowed}.")
-            given = self.source.miniature
             made = plain(build(MINIATURES[self.kind], given, "source.miniature"))
             # YAML reads 2e3 as text; and no more than is given: a default is no reason to make it anew
             object.__setattr__(self, "source", replace(self.source, miniature={key: made[key] for key in given}))

@@ -54,7 +54,7 @@ def checked(value: Any, hint: Any, where: str) -> Any:
     origin = typing.get_origin(hint) or hint
     if origin in HOOKS:
         return HOOKS[origin](value, hint, where)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)
     raise TypeError(
         f"{where}: no field may have the type {hint!r}; known are dataclasses and {', '.join(map(str, HOOKS))}"

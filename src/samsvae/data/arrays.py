@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -58,15 +59,16 @@ def read_screen(path: Path | str) -> Screen:
 def _read_screen(path: str, mtime_ns: int, size: int) -> Screen:
     try:
         with np.load(path, allow_pickle=False) as file:
-            counts = _mapped(path, file.zip) if isinstance(file, np.lib.npyio.NpzFile) else None
-            given: dict[str, np.ndarray] = {} if counts is None else {"counts": counts}
+            archive = file.zip if isinstance(file, np.lib.npyio.NpzFile) else None
+            counts = None if archive is None else _mapped(path, archive)
+            given: dict[str, Any] = {} if counts is None else {"counts": counts}
             given |= {name: file[name] for name in FIELDS if name not in given}
             return Screen(**given, **_labels(file, given))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(FIELDS)}.") from None
 
 
-def _labels(file: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> dict:
+def _labels(file: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """How labels are read; files of before the version that wrote it know the control's name alone."""
     if "controls" in file:
         return {"controls": tuple(file["controls"].tolist()), "separator": str(file["separator"])}
@@ -88,7 +90,7 @@ def _mapped(path: str, archive: zipfile.ZipFile) -> np.memmap | None:
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
-def _verify(path: str, file, start: int, member: zipfile.ZipInfo) -> None:
+def _verify(path: str, file: IO[bytes], start: int, member: zipfile.ZipInfo) -> None:
     """BadZipFile where a member is not what its checksum says. Done once for a file: a note beside it says so."""
     state = os.fstat(file.fileno())
     note, text = Path(path).with_name(f".{Path(path).name}.verified"), f"{state.st_size} {state.st_mtime_ns}\n"
@@ -107,7 +109,7 @@ def _verify(path: str, file, start: int, member: zipfile.ZipInfo) -> None:
         aside.write_text(text)
 
 
-def read_split(path: Path | str, cells: Sequence[str]) -> np.ndarray:
+def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarray:
     """The split of every cell of a screen (n,), from a table with the columns cell and split, in any row order."""
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")

@@ -131,14 +131,16 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
     size = len(rows) * screen.counts[:1].nbytes
     mapped = isinstance(screen.counts, np.memmap)
     streamed = size > (READ_LATE if device.type == "cpu" else ROOM * _free(device))
+    counts: Tensor | FileRows
     if mapped and streamed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the file is not to be written to, which nobody does
             counts = FileRows(torch.from_numpy(screen.counts), torch.from_numpy(rows))
     else:
-        counts = torch.from_numpy(np.ascontiguousarray(screen.counts[rows]))
+        on_host = torch.from_numpy(np.ascontiguousarray(screen.counts[rows]))
+        counts = on_host if streamed else on_host.to(device)
     return Cells(
-        counts=counts if streamed else counts.to(device),
+        counts=counts,
         library=torch.from_numpy(screen.library[rows].astype(np.float32)).to(device),
         index=index.to(device),
         n_perturbations=n_perturbations,

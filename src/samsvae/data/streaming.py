@@ -27,9 +27,11 @@ def batches(cells: Cells, order: Tensor, size: int, *, start: int = 0) -> Iterat
         yield from ((part,) for part in parts)
         return
     hosts = order.split(size)[start:]
+    if not hosts:
+        return
     slots = [_Slot(cells, min(size, len(order))) for _ in range(2)]
     with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(slots[0].gather, hosts[0]) if hosts else None
+        ahead = thread.submit(slots[0].gather, hosts[0])
         for number, part in enumerate(parts):
             ahead.result()
             slot = slots[number % 2]

@@ -1,4 +1,4 @@
-"""Predictions that need no model, and their scores.
+"""Baselines: predictions that need no model, and their scores.
 
 Letters: C conditions, G genes.
 """
@@ -18,17 +18,20 @@ from samsvae.evaluation.scores import per_condition, score
 
 
 def baselines(data: ad.AnnData) -> dict[str, np.ndarray]:
-    """Predicted effects (C, G) of each baseline, from the training cells alone; NaN where it says nothing."""
+    """Effects (C, G) that each baseline predicts from the training cells alone; NaN if it makes no prediction."""
     train, members = data.layers["train"], np.asarray(data.uns["members"])
     seen = np.isfinite(train).all(1)
-    made = {"mean_of_perturbations": mean_of_perturbations(train, seen), "train_mean": train}
+    predicted = {"mean_of_perturbations": mean_of_perturbations(train, seen), "train_mean": train}
     if members.shape[1] > 1:
-        made["additive"] = additive(train, members)
-    return made
+        predicted["additive"] = additive(train, members)
+    return predicted
 
 
 def likelihood_baseline(screen: Screen, split: np.ndarray) -> Iterator[dict[str, object]]:
-    """Mean log-likelihood of held-out cells under the intercept-only negative binomial (counts only)."""
+    """Mean log-likelihood of validation and of test cells under the intercept-only negative binomial, in nats.
+
+    No rows if the screen has real values instead of counts.
+    """
     if screen.counts.dtype.kind not in "iu":
         return
     train = split == "train"
@@ -41,9 +44,9 @@ def likelihood_baseline(screen: Screen, split: np.ndarray) -> Iterator[dict[str,
 
 
 def baseline_tables(screen: Screen, split: np.ndarray, data: ad.AnnData) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of every baseline (model, protocol, metric, split, value), and those of the effects by condition."""
-    made = baselines(data)
+    """Two tables for all baselines: scores (model, protocol, metric, split, value), and scores of each condition."""
+    predictions = baselines(data)
     rows = [{"model": "intercept_nb", **row} for row in likelihood_baseline(screen, split)]
-    rows += [{"model": name, **row} for name, predicted in made.items() for row in score(predicted, data)]
-    each = [per_condition(predicted, data).assign(model=name) for name, predicted in made.items()]
+    rows += [{"model": name, **row} for name, predicted in predictions.items() for row in score(predicted, data)]
+    each = [per_condition(predicted, data).assign(model=name) for name, predicted in predictions.items()]
     return pd.DataFrame(rows), pd.concat(each, ignore_index=True)

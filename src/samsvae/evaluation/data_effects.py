@@ -1,4 +1,4 @@
-"""Effects of the conditions in the data.
+"""Observed effects of the conditions in the data.
 
 Letters: n cells, C conditions, P most perturbations in a condition, G genes.
 """
@@ -16,44 +16,52 @@ from samsvae.evaluation.metrics.effects import average_effect, condition_means
 
 
 def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
-    """Effects of every condition that has cells in a split, (C, G): one row per condition, a column per gene.
+    """Effects (C, G), with a row for each condition that has training, validation or test cells.
 
-    X is the published reference: all cells, whatever their split. Layers ``train`` and ``held_out`` are from the
-    cells of that split alone, NaN where a condition has none. ``reference`` names the condition that is
-    subtracted; '' subtracts the mean of the conditions that have a row. Where the reference has no cell in the split
-    that a layer is of, its validation cells stand in (Norman has no test controls).
+    X is computed from all cells of a condition, in any split or none (``published``). The layers ``train`` and
+    ``held_out`` use the training and the test cells alone; a condition without such cells is NaN. ``reference`` names
+    the condition that is subtracted; with '' the mean of all rows is subtracted. A layer whose split has no reference
+    cell uses the reference's validation cells instead (Norman has no test controls). DataError if there are none.
     """
     counts = np.stack([np.bincount(screen.condition[split == s], minlength=len(screen.conditions)) for s in SPLITS])
     control = int(np.flatnonzero(screen.conditions == reference)[0]) if reference else None
     transform = "log2" if screen.counts.dtype.kind in "iu" else "mean"
-    kept = counts.sum(0) > 0
+    in_split = counts.sum(0) > 0
     if control is not None:
-        kept[control] = False
+        in_split[control] = False
 
     def delta(cells: np.ndarray) -> np.ndarray:
-        chosen = {"n_conditions": len(screen.conditions), "cells": cells, "method": transform}
+        n_conditions = len(screen.conditions)
         if control is None:
-            means = condition_means(screen.counts, screen.condition, **chosen)
-            return means - np.nanmean(means[kept], axis=0)
+            means = condition_means(screen.counts, screen.condition, n_conditions, cells=cells, method=transform)
+            return means - np.nanmean(means[in_split], axis=0)
         at_control = screen.condition == control
-        stand_in = cells if (cells & at_control).any() else split == "val"
-        if not (stand_in & at_control).any():
+        control_cells = cells if (cells & at_control).any() else split == "val"
+        if not (control_cells & at_control).any():
             raise DataError(f"The reference {reference!r} has no cell in the training, test or validation split.")
-        return average_effect(screen.counts, screen.condition, control, control_cells=stand_in, **chosen)
+        return average_effect(
+            screen.counts,
+            screen.condition,
+            control,
+            n_conditions=n_conditions,
+            cells=cells,
+            control_cells=control_cells,
+            method=transform,
+        )
 
     obs = pd.DataFrame(
         {
-            "n_cells": np.bincount(screen.condition, minlength=len(screen.conditions))[kept],
-            **{f"n_{name}": number[kept] for name, number in zip(SPLITS, counts, strict=True)},
-            "n_perturbations": (screen.members >= 0).sum(1)[kept],
+            "n_cells": np.bincount(screen.condition, minlength=len(screen.conditions))[in_split],
+            **{f"n_{name}": number[in_split] for name, number in zip(SPLITS, counts, strict=True)},
+            "n_perturbations": (screen.members >= 0).sum(1)[in_split],
         },
-        index=screen.conditions[kept].astype(object),
+        index=screen.conditions[in_split].astype(object),
     )
-    layers = {"train": delta(split == "train")[kept], "held_out": delta(split == "test")[kept]}
+    layers = {"train": delta(split == "train")[in_split], "held_out": delta(split == "test")[in_split]}
     return ad.AnnData(
-        delta(np.ones(len(split), bool))[kept],
+        delta(np.ones(len(split), bool))[in_split],
         obs,
         pd.DataFrame(index=screen.genes.astype(object)),
         layers=layers,
-        uns={"reference": reference, "transform": transform, "members": screen.members[kept]},
+        uns={"reference": reference, "transform": transform, "members": screen.members[in_split]},
     )

@@ -1,27 +1,32 @@
-"""Differential expression in cells sampled from a model, against the data's."""
+"""Differential expression in cells sampled from a model, compared with the data."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen
+from samsvae.evaluation.metrics.de import de_agreement, differential_expression
 from samsvae.evaluation.model_effects import sample
 from samsvae.evaluation.run import check_names, dosages
 from samsvae.training.checkpoint import load
 
 
 def model_expression(
-    model: str, arrays: str, data: pd.DataFrame, *, settings: dict, device: str = "cpu"
+    model: str, arrays: str, data: pd.DataFrame, *, settings: Mapping[str, Any], device: str = "cpu"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Differential expression in sampled cells, for the conditions with the most expressed genes in the data.
+    """Differential expression in sampled cells, for the conditions with most significant genes in the data.
 
-    ``data``: the tests of the data (Wilcoxon and t-test). As many cells are sampled of every condition and of control
-    (``de_cells``). Returns the model's tests and their agreement with the data's.
+    ``model``, ``arrays``: paths of a checkpoint and of its screen's arrays. ``data``: ``differential_expression`` of
+    the data; the Wilcoxon tests with padj < 0.05 choose the ``de_conditions`` conditions. ``settings``: an
+    EvaluationConfig as a dict. The control and each condition get ``de_cells`` sampled cells. Returns two tables, both
+    with a column run: the tests in the sampled cells, and their agreement with the data (``de_agreement``).
+    CheckpointError if the checkpoint has other genes or perturbations than the screen.
     """
-    from samsvae.evaluation.metrics.de import de_agreement, differential_expression
-
     config = EvaluationConfig(**settings)
     checkpoint, screen = load(model, device), read_screen(arrays)
     check_names(checkpoint, screen)

@@ -1,4 +1,4 @@
-"""Importance-weighted bounds of held-out cells, streamed over particles and cells.
+"""Importance-weighted bounds (IWELBO) of held-out cells, in blocks of particles and cells.
 
 Letters: K particles, n cells, T perturbations (R of them in a block), L latents, G genes. Equation numbers refer to
 docs/model.md.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,13 @@ from samsvae.models.model import Draw, Model
 from samsvae.models.noise import Streams
 from samsvae.ops.onednn import fast_cpu
 
-#: Floats of the largest array (k, n', G) held at once: small enough for a CPU's cache, large enough for a GPU.
+#: Most floats in an array (k, n', G): fits the cache of a CPU, or keeps a GPU busy.
 BUDGET = {"cpu": 2**20, "cuda": 2**28}
 
-#: Floats of the largest array (k, T, L) held at once.
+#: Most floats in an array (k, T, L).
 SHARED = 2**24
 
-#: Most particles at once: what does not depend on the particle (the first layer of x, log x!) is done once for so many.
+#: Most particles in a block, which computes once what all its particles share (first layer of x, log x!).
 PARTICLES = 64
 
 
@@ -38,9 +39,10 @@ def iwelbo(
     joint: bool = False,
     cells_at_once: int | None = None,
 ) -> Tensor:
-    """Predictive IWELBO of every cell (n,), in nats (eq. 13); with ``joint`` that of the training objective.
+    """Predictive IWELBO of every cell (n,), in nats (eq. 13); with ``joint``, the bound of the training objective.
 
     The shared latents are drawn once per particle, the same for all cells. Memory does not grow with K.
+    ``cells_at_once``: cells in a block; by default as many as `BUDGET` allows.
     """
     device = cells.device
     noise = Streams(f"{seed}/iwelbo", device)
@@ -55,19 +57,20 @@ def iwelbo(
         for start in range(0, len(cells), n_cells):
             at = slice(start, start + n_cells)
             batch = cells.batch(at, own=True)
-            weights = model.log_weights(batch, noise, k, _of_rows(shared, batch.rows), joint=joint)
+            assert batch.rows is not None  # ``own`` lists them
+            weights = model.log_weights(batch, noise, k, _select_rows(shared, batch.rows), joint=joint)
             out[at] = torch.logaddexp(out[at], torch.logsumexp(weights, dim=0))
     return out - math.log(particles)
 
 
-def _of_rows(shared: Draw, rows: Tensor) -> Draw:
-    """Draws of all perturbations (K, T, L) as draws of some (K, R, L), and their guides."""
+def _select_rows(shared: Draw, rows: Tensor) -> Draw:
+    """Select the draws (K, R, L) of some perturbations, and their guides, from the draws (K, T, L) of all."""
 
-    def of(value):
+    def select(value: Any) -> Any:
         return value.index_select(-2, rows) if isinstance(value, Tensor) and value.ndim > 1 else value
 
     guides = {
-        name: replace(guide, **{field.name: of(getattr(guide, field.name)) for field in fields(guide)})
+        name: replace(guide, **{field.name: select(getattr(guide, field.name)) for field in fields(guide)})
         for name, guide in shared.guides.items()
     }
-    return Draw({name: of(value) for name, value in shared.values.items()}, guides)
+    return Draw({name: select(value) for name, value in shared.values.items()}, guides)

@@ -1,7 +1,8 @@
-"""The mean of log2(1 + c x) over negative binomial counts x of given means, without a draw of them.
+"""The mean of log2(1 + c x) over negative binomial counts x with given means, without sampling counts.
 
-x is Poisson's of a rate, the rate m t of a gamma variable t of mean 1 and shape theta. Over the rate's logarithm the
-mean of log2(1 + c x) is one curve for all genes; that over t is a sum of its points, weighted by the density of log t.
+A negative binomial count x is Poisson with rate m t, where m is its mean and t a gamma variable with mean 1 and shape
+theta. For a given rate, the mean of log2(1 + c x) is one curve over the log rate, the same for all genes. The mean over
+t is a sum of points of this curve, weighted by the density of log t.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ from torch import Tensor
 
 from samsvae.config.vocabulary import FLOOR
 
-#: Distance of the points on a curve, in the logarithm of a mean or rate: errors are 2e-4 or less up to a scale of
-#: 100, which are libraries of 100 and more, and 6e-4 up to 1e5.
+#: Distance between points of a curve, in the log of a mean or rate. Errors are at most 2e-4 for scales up to 100
+#: (libraries of 100 and more) and at most 6e-4 for scales up to 1e5.
 STEP = 1.0 / 32.0
 
-#: Where the density of log t is looked at: below, counts are 0; above, concentrations from 1e-3 on leave nothing.
+#: Range of log t. Below it counts are 0; above it the density is negligible for concentrations from 1e-3 on.
 LOG_T = (-25.0, 12.0)
 
-#: The largest concentration of which this distance shows the density; above, the way to Poisson's is as 1 / theta.
+#: The largest concentration whose density this distance resolves; above, the step to Poisson shrinks as 1 / theta.
 WIDEST = 200.0
 
-#: The largest rate of which Poisson's probabilities are added up, of counts up to TOP; above, two terms of a series.
-SERIES, TOP = 200.0, 400
+#: Up to this rate, Poisson probabilities of counts up to LAST_COUNT are summed; above it, a series with two terms.
+LAST_SUM, LAST_COUNT = 200.0, 400
 
 
 class Log2Mean:
-    """E log2(1 + scale x) of counts x (..., G) of given means and concentrations theta (G,), as a function of means.
+    """E log2(1 + scale x) of counts x (..., G) with concentrations theta (G,), as a function of their means (..., G).
 
-    ``largest``: mean that is asked for. Means below the likelihood's floor are taken to be there.
+    ``largest``: the largest mean that will be asked for. Means below the likelihood's floor count as the floor.
     """
 
     def __init__(self, theta: Tensor, scale: float, largest: float):
@@ -45,8 +46,8 @@ class Log2Mean:
         norm = np.array([math.lgamma(x) for x in own[:, 0]])[:, None]
         density = np.exp(own * (log_t - np.exp(log_t) + np.log(own)) - norm)
         curves = STEP * density @ np.lib.stride_tricks.sliding_window_view(poisson, points)  # (G, points)
-        at_once = poisson[-round(LOG_T[0] / STEP) :][:points]  # t = 1: no spread of the rate
-        curves = at_once + own / true * (curves - at_once)
+        fixed_rate = poisson[-round(LOG_T[0] / STEP) :][:points]  # t = 1
+        curves = fixed_rate + own / true * (curves - fixed_rate)
         self.value, self.slope = (
             torch.from_numpy(np.ascontiguousarray(part)).to(theta).flatten()
             for part in (curves[:, :-1], np.diff(curves, axis=1))
@@ -64,9 +65,9 @@ class Log2Mean:
 
 
 def _poisson(rate: np.ndarray, scale: float) -> np.ndarray:
-    """E log2(1 + scale x) of Poisson counts of ascending rates."""
-    low = rate[rate <= SERIES][:, None]
-    count = np.arange(TOP + 1)
+    """E log2(1 + scale x) of Poisson counts x, for rates in ascending order."""
+    low = rate[rate <= LAST_SUM][:, None]
+    count = np.arange(LAST_COUNT + 1)
     log_p = count * np.log(low) - low - np.array([math.lgamma(k + 1.0) for k in count])
     sums = np.exp(log_p) @ np.log1p(scale * count)
     high = rate[len(low) :]

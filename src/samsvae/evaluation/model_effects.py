@@ -1,6 +1,7 @@
-"""Effects of perturbations as a model predicts them, by the published sampler or by the likelihood's expectation.
+"""Effects of perturbations that a model predicts, by sampled counts (as published) or by their expectation.
 
-Letters: S samples, C conditions, P most perturbations in a condition, T perturbations, G genes.
+Letters: S samples, C conditions, P largest number of perturbations in a condition, T perturbations, G genes. Equation
+numbers refer to docs/model.md.
 """
 
 from __future__ import annotations
@@ -13,38 +14,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samsvae.config.vocabulary import FLOOR
+from samsvae.config.vocabulary import FLOOR, LIBRARY
 from samsvae.evaluation.log2_expectation import Log2Mean
 from samsvae.models.batch import Batch, MultiHot
 from samsvae.models.model import Model
+from samsvae.models.networks import Observed
 from samsvae.models.noise import Streams
 from samsvae.ops.onednn import fast_cpu
 
-#: Floats of the largest array (s, c, G) held at once: enough to hide the cost of calls.
+#: Most floats in an array (s, c, G): enough to hide the cost of calls.
 BUDGET = {"cpu": 2**22, "cuda": 2**28}
 
 
 def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
-    """A cell per condition that asks for a draw of its own of every latent it needs.
+    """A batch with one cell per condition, whose latents are drawn for it alone.
 
-    ``members`` (C, P): rows of the model's perturbations, T where there is none. Conditions that share a
-    perturbation get independent draws of it, as the published protocol samples each anew.
+    ``members`` (C, P): indices of the model's perturbations, padded with T. Conditions that share a perturbation get
+    independent draws of its latents, because the published protocol samples each condition separately.
     """
     device = model.input_mean.device
-    members = torch.as_tensor(members, device=device)
-    given = members < model.n_perturbations
-    index = torch.full_like(members, int(given.sum()))
+    perturbation = torch.as_tensor(members, device=device)
+    given = perturbation < model.n_perturbations
+    index = torch.full_like(perturbation, int(given.sum()))
     index[given] = torch.arange(int(given.sum()), device=device)
-    rows = members[given]
-    library = torch.full((len(members),), float(library), device=device)
+    rows = perturbation[given]
+    libraries = torch.full((len(members),), float(library), device=device)
     empty = torch.zeros(len(members), 0, device=device)
-    return Batch(empty, library, MultiHot(index, given.float()), torch.zeros(len(rows), device=device), rows)
+    return Batch(empty, libraries, MultiHot(index, given.float()), torch.zeros(len(rows), device=device), rows)
 
 
 @torch.no_grad()
 @fast_cpu
-def sample(model: Model, members: np.ndarray, *, samples: int, library: float = 1e4, seed: int | str = 0) -> Tensor:
-    """Sampled cells x (S, C, G) of each dosage: shared latents from the guide, z from its prior (eq. 14)."""
+def sample(model: Model, members: np.ndarray, *, samples: int, library: float = LIBRARY, seed: int | str = 0) -> Tensor:
+    """Sampled cells x (S, C, G) for the dosages ``members`` (C, P), padded with T (eq. 14).
+
+    The perturbations' latents are drawn from the approximate posterior, the cell state from its prior.
+    """
     noise = Streams(f"{seed}/samples", model.input_mean.device)
     return model.predict(dosage_batch(model, members, library), noise, samples).sample(noise.generator("x"))
 
@@ -56,19 +61,21 @@ def condition_means(
     members: np.ndarray,
     *,
     samples: int = 2500,
-    library: float = 1e4,
+    library: float = LIBRARY,
     transform: str = "log2",
     closed_form: bool = False,
     seed: int = 0,
 ) -> np.ndarray:
     """Mean of the transformed samples of every condition, float64 (C, G): the published ATE is a difference of two.
 
-    ``transform``: ``log2`` is log2(1 + 1e4 x_g / sum_g x), ``mean`` none. ``closed_form`` puts the expectation under
-    the likelihood in the place of each sampled cell, which lowers the variance of the estimate (not of Poisson's).
+    ``members`` (C, P): indices of the model's perturbations, padded with T. ``samples``: cells per condition.
+    ``transform``: ``log2`` is log2(1 + 1e4 x_g / sum_g x), ``mean`` is none. ``closed_form`` replaces each sampled cell
+    by its expectation under the likelihood, which lowers the variance of the estimate; log2 of Poisson counts is still
+    sampled.
     """
     device = model.input_mean.device
     noise = Streams(f"{seed}/effects", device)
-    value = _expectation(model, library, transform) if closed_form else partial(_sampled, transform=transform)
+    value = _expected(model, library, transform) if closed_form else partial(_sampled, transform=transform)
     cells = max(1, BUDGET[device.type] // model.n_genes)
     at_once = max(1, cells // samples)
     out = []
@@ -83,31 +90,31 @@ def condition_means(
 
 
 def _transformed(x: Tensor, transform: str) -> Tensor:
-    """``x``, which may be overwritten, as effects compare it."""
+    """The transformed counts; ``x`` may be overwritten."""
     if transform != "log2":
         return x
-    return torch.log1p_(x.mul_(1e4 / x.sum(-1, keepdim=True).clamp_(min=1.0))).div_(math.log(2.0))
+    return torch.log1p_(x.mul_(LIBRARY / x.sum(-1, keepdim=True).clamp_(min=1.0))).div_(math.log(2.0))
 
 
-#: From the likelihood of cells (s, C, G), and a stream of noise, to what effects compare.
-Value = Callable[[object, torch.Generator], Tensor]
+#: Gives the transformed counts (s, C, G) of cells, or their expectation, from p(x | z) and a stream of noise.
+Value = Callable[[Observed, torch.Generator], Tensor]
 
 
-def _sampled(likelihood, generator: torch.Generator, *, transform: str) -> Tensor:
+def _sampled(likelihood: Observed, generator: torch.Generator, *, transform: str) -> Tensor:
     return _transformed(likelihood.sample(generator), transform)
 
 
-def _expectation(model: Model, library: float, transform: str) -> Value:
-    """The expectation of transformed cells; under a logarithm of other counts than the negative binomial's, draws.
+def _expected(model: Model, library: float, transform: str) -> Value:
+    """The expectation of transformed counts; for log2 of counts that are not negative binomial, samples.
 
-    The sum over genes is taken to be what it is in the mean.
+    The expectation of log2 assumes that the sum over genes equals its mean.
     """
     if transform != "log2":
         return lambda likelihood, generator: likelihood.mean
     if model.config.likelihood != "nb":
         return partial(_sampled, transform=transform)
-    whole = library + FLOOR * model.n_genes
-    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), 1e4 / whole, whole)
+    total = library + FLOOR * model.n_genes
+    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), LIBRARY / total, total)
     return lambda likelihood, generator: log2(likelihood.mean)
 
 
@@ -120,24 +127,25 @@ def effect_draws(
     against: np.ndarray,
     draws: int = 100,
     cells: int = 25,
-    library: float = 1e4,
+    library: float = LIBRARY,
     transform: str = "log2",
     summary: Callable[[np.ndarray], np.ndarray] = lambda draws: draws,
     seed: int = 0,
 ) -> np.ndarray:
-    """Effects of conditions under draws of the perturbations' latents from the guide, float32 (S, C, G).
+    """Effects of conditions under ``draws`` from the approximate posterior of the perturbations, float32 (S, C, G).
 
-    One effect is the mean over ``cells`` of the transformed counts' expectation, minus the same under the dosage
-    ``against`` (P,). A condition and what it is held against share the noise of their cells, so that the spread over
-    draws is that of the perturbations' latents and hardly that of cells. A condition's draws do not depend on the
-    others asked for. ``summary``: what is kept of them, from (S, G) to (s, G).
+    ``members`` (C, P): indices of the model's perturbations, padded with T. One effect is the mean over ``cells`` of
+    the expected transformed counts, minus the same for the dosage ``against`` (P,). Both sides share the noise of their
+    cells, so the spread over draws reflects the perturbations' latents and hardly that of cells. The draws of a
+    condition do not depend on which other conditions are asked for. ``summary`` maps the draws (S, G) of one condition
+    to the values to return, (s, G).
     """
     device = model.input_mean.device
     streams = Streams(f"{seed}/effect draws", device)
-    seeds = [latent.name for latent in model.latents if latent.plate == "cell"]
-    common = {name: streams(name, "normal", (draws * cells, 1, model.config.n_latent)) for name in seeds}
+    names = [latent.name for latent in model.latents if latent.plate == "cell"]
+    common = {name: streams(name, "normal", (draws * cells, 1, model.config.n_latent)) for name in names}
 
-    out, value = [], _expectation(model, library, transform)
+    out, value = [], _expected(model, library, transform)
     for row in members:
         own = Streams(f"{seed}/effect draws", device)
 

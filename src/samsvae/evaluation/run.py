@@ -1,8 +1,10 @@
-"""Scores of one trained run (published protocol), and its effects and masks."""
+"""Evaluate one trained run: its scores, effects, masks and embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -14,6 +16,7 @@ from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, some
 from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.evaluation.metrics.recovery import all_ones_f1, latent_recovery, mask_recovery
 from samsvae.evaluation.model_effects import condition_means
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.files import write_table
@@ -23,23 +26,24 @@ from samsvae.training.checkpoint import Checkpoint, load
 
 
 def check_names(checkpoint: Checkpoint, screen: Screen) -> None:
-    """CheckpointError where the weights are of other genes or perturbations than the screen."""
+    """CheckpointError if the checkpoint has other genes or perturbations than the screen, or another order."""
     names = encode(screen, checkpoint.facts["encoding"]).names
     for kind, ours, theirs in (
         ("genes", checkpoint.genes, tuple(screen.genes.tolist())),
         ("perturbations", checkpoint.perturbations, names),
     ):
         if ours != theirs:
-            odd = sorted(set(ours) ^ set(theirs))
+            different = sorted(set(ours) ^ set(theirs))
+            what = f"only one of the two has {some(different)}" if different else "their order differs"
             raise CheckpointError(
-                f"The {kind} of the weights are not those of the screen: {some(odd) or 'their order'}."
+                f"The {kind} of the checkpoint do not match the screen: {what}. Use the screen that it was trained on."
             )
 
 
 def likelihood_scores(
     checkpoint: Checkpoint, screen: Screen, split: np.ndarray, config: EvaluationConfig, device: str
 ) -> Iterator[dict[str, object]]:
-    """Predictive IWELBO of validation and test cells: mean over cells, in nats."""
+    """Predictive IWELBO (eq. 13) of validation and test cells: mean over cells, in nats."""
     dosage = encode(screen, checkpoint.facts["encoding"])
     for name in SPLITS[1:]:
         if (split == name).any():
@@ -49,13 +53,13 @@ def likelihood_scores(
 
 
 def dosages(checkpoint: Checkpoint, screen: Screen, conditions: Sequence[str]) -> np.ndarray:
-    """The rows of the model's perturbations (C, P) of conditions by name; T where there is none."""
+    """Indices (C, P) of the model's perturbations in each named condition, padded with T."""
     position = {name: i for i, name in enumerate(screen.conditions)}
     return encode(screen, checkpoint.facts["encoding"]).members[[position[name] for name in conditions]]
 
 
 def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, config: EvaluationConfig) -> ad.AnnData:
-    """Effects of the conditions of ``data`` under the model, against the same reference: X (C, G)."""
+    """Effects that the model predicts for the conditions of ``data``, against the same reference: X (C, G)."""
     reference = str(data.uns["reference"])
     asked = [*data.obs_names, *([reference] if reference else [])]
     means = condition_means(
@@ -71,7 +75,7 @@ def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, conf
 
 
 def perturbation_matrices(checkpoint: Checkpoint) -> ad.AnnData:
-    """Mask probability and embedding of every perturbation (T, L), as far as the model has them, in obsm."""
+    """obsm ``mask_probability`` and ``embedding`` (T, L) of the perturbations; a model may lack either."""
     tables = {name: table.cpu().numpy() for name, table in checkpoint.model.perturbation_tables().items()}
     obs = pd.DataFrame(index=pd.Index(checkpoint.perturbations, dtype=object))
     return ad.AnnData(obs=obs, obsm=tables)
@@ -80,30 +84,39 @@ def perturbation_matrices(checkpoint: Checkpoint) -> ad.AnnData:
 def recovery_scores(
     model: Model, screen: Screen, split: np.ndarray, truth: ad.AnnData, encoding: str, device: str
 ) -> Iterator[dict[str, object]]:
-    """Recovery of a simulation's true masks and latents (its screen is ``truth``), on the test cells."""
-    from samsvae.evaluation.metrics.recovery import all_ones_f1, latent_recovery, mask_recovery
+    """Recovery of a simulation's true masks and latents, which its screen ``truth`` holds.
 
+    Latents are compared in the test cells. Masks are compared for the perturbations that have training cells.
+    """
     test = split == "test"
     z_true = np.asarray(truth.obsm["z_true"])[test]
     z_learned = model.posterior_mean(cells_of(screen, test, encode(screen, encoding), device)).cpu().numpy()
     found = latent_recovery(z_true, z_learned)
     tables = model.perturbation_tables()
     mask = np.asarray(truth.uns["truth"]["mask"])
-    trained = np.bincount(screen.condition[split == "train"], minlength=len(screen.conditions)) > 0
-    seen = trained[[list(screen.conditions).index(name) for name in screen.perturbations]]
+    in_training = np.bincount(screen.condition[split == "train"], minlength=len(screen.conditions)) > 0
+    trained = in_training[[list(screen.conditions).index(name) for name in screen.perturbations]]
     if "mask_probability" in tables:
         probability = tables["mask_probability"].cpu().numpy()
-        found |= mask_recovery(mask[seen], probability[seen], z_true=z_true, z_learned=z_learned)
-    found["mask_f1_all_ones"] = all_ones_f1(mask[seen])
+        found |= mask_recovery(mask[trained], probability[trained], z_true=z_true, z_learned=z_learned)
+    found["mask_f1_all_ones"] = all_ones_f1(mask[trained])
     for metric, value in found.items():
         yield {"protocol": "published", "metric": metric, "split": "test", "value": value}
 
 
-def evaluate(inputs: dict, outputs: dict, *, settings: dict, simulated: bool, device: str) -> None:
+def evaluate(
+    inputs: Mapping[str, Path | str],
+    outputs: Mapping[str, Path | str],
+    *,
+    settings: Mapping[str, Any],
+    simulated: bool,
+    device: str,
+) -> None:
     """Score one run, from files to files.
 
-    ``inputs``: model, arrays, screen, split, reference. ``outputs``: scores (tidy TSV), per_condition (TSV), effects
-    and perturbations (h5ad). ``settings``: an EvaluationConfig as a dict.
+    ``inputs``: model, arrays, split, reference (observed effects) and, if ``simulated``, screen (with the truth).
+    ``outputs``: scores (TSV: run, protocol, metric, split, value), per_condition (TSV), effects and perturbations
+    (h5ad). ``settings``: an EvaluationConfig as a dict. CheckpointError if the checkpoint does not fit the screen.
     """
     config = EvaluationConfig(**settings)
     checkpoint, screen = load(inputs["model"], device), read_screen(inputs["arrays"])

@@ -1,4 +1,4 @@
-"""Scores of predicted effects against those of the data.
+"""Scores of predicted effects against the observed effects.
 
 Letters: C conditions, G genes.
 """
@@ -16,10 +16,11 @@ from samsvae.evaluation.metrics.effects import ate_scores, condition_scores
 
 
 def score(predicted: np.ndarray, data: ad.AnnData) -> Iterator[dict[str, object]]:
-    """Scores of predicted effects (C, G) against those of the data: rows protocol, metric, split, value.
+    """Scores of predicted effects (C, G) against ``data`` (``data_effects.effects``): protocol, metric, split, value.
 
-    ``published``: against all cells, for all conditions and for those that have cells in each split.
-    ``held-out``: against the test cells alone. Conditions without a prediction are left out.
+    ``published`` compares with the effects in all cells, for all conditions (split ``all``) and for the conditions
+    that have cells in a split. ``held-out`` compares with the effects in the test cells alone. Conditions with a NaN
+    in their prediction are left out.
     """
     known = np.isfinite(predicted).all(1)
     chosen = {"all": known, **{name: known & (data.obs[f"n_{name}"] > 0).to_numpy() for name in SPLITS}}
@@ -39,10 +40,14 @@ def score(predicted: np.ndarray, data: ad.AnnData) -> Iterator[dict[str, object]
 
 
 def per_condition(predicted: np.ndarray, data: ad.AnnData) -> pd.DataFrame:
-    """Agreement of predicted effects (C, G) with the data's, condition by condition: both protocols."""
+    """Agreement of predicted (C, G) and observed effects in each condition: condition, protocol, ate_pearson, ate_r2.
+
+    A condition has no row for a protocol if its predicted or observed effects have a NaN.
+    """
     tables = []
     for protocol, truth in (("published", data.X), ("held-out", data.layers["held_out"])):
         at = np.isfinite(predicted).all(1) & np.isfinite(truth).all(1)
-        scores = condition_scores(truth[at], predicted[at]) if at.any() else {"ate_pearson": [], "ate_r2": []}
+        none = {"ate_pearson": np.empty(0), "ate_r2": np.empty(0)}
+        scores = condition_scores(truth[at], predicted[at]) if at.any() else none
         tables.append(pd.DataFrame({"condition": data.obs_names[at], "protocol": protocol, **scores}))
     return pd.concat(tables, ignore_index=True)

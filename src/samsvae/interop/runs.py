@@ -16,14 +16,13 @@ from samsvae.config.vocabulary import ENCODINGS
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import Cells, cells_of, encode
 from samsvae.errors import CheckpointError, SamsvaeError, some
-from samsvae.files import write_json, write_table
 from samsvae.interop.lightning import load_checkpoint
 from samsvae.interop.weights import from_reference, reordered, row_of
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams
-from samsvae.study.records import record
+from samsvae.study.records import write_run
 from samsvae.study.train_run import part
-from samsvae.training.checkpoint import Checkpoint, label_facts, save, screen_facts
+from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, label_facts, save, screen_facts
 from samsvae.training.state import Trained
 from samsvae.training.validation import validation_loss
 
@@ -107,13 +106,11 @@ def import_checkpoint(
         for name, cells in (("train", train_cells), ("val", val_cells))
     }
     model.eval()
-    facts = {key: settings[key] for key in ("run", "model", "encoding", "training")}
-    facts |= screen_facts(screen, dosage, train_cells)
-    facts |= {"checkpoint": Path(path).name, "validation_loss": losses["val_loss"]}
-    save(Checkpoint(model, made.genes, made.perturbations, facts), out["model"])
-    write_table([{"run": settings["run"], "step": 0, "epoch": 0, **losses}], out["history"])
-    trained = Trained(best_step=0, best_loss=losses["val_loss"], steps=0, seconds=0.0)
-    write_json(record(settings, trained, device, sum(p.numel() for p in model.parameters())), out["run"])
+    names = screen_facts(screen, dosage, train_cells)
+    known = facts(settings, names, checkpoint=Path(path).name, validation_loss=losses["val_loss"])
+    history = [dict(zip(HISTORY, (0, 0, losses["train_loss"], losses["val_loss"]), strict=True))]
+    trained = Trained(best_step=0, best_loss=losses["val_loss"], steps=0, seconds=0.0, history=history)
+    write_run(settings, Checkpoint(model, made.genes, made.perturbations, known), trained, device, out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,9 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         every = cells_of(screen, np.arange(len(screen.cells)), encode(screen, given.encoding))
         check_moments(made.model, every, made.genes, given.checkpoint)
         path = Path(given.checkpoint)
-        facts = made.facts | label_facts(screen)
-        facts |= {"run": path.stem, "model": row_of(vars(made.model.config)), "checkpoint": path.name}
-        save(Checkpoint(made.model, made.genes, made.perturbations, facts), given.out)
+        settings = made.facts | {"run": path.stem, "model": row_of(vars(made.model.config))}
+        known = facts(settings, label_facts(screen), checkpoint=path.name)
+        save(Checkpoint(made.model, made.genes, made.perturbations, known), given.out)
     except (SamsvaeError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

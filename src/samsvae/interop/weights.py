@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from samsvae.config.model import ModelConfig
+from samsvae.config.vocabulary import MASKED
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import CheckpointError, ConfigError, nearest, some
 from samsvae.models.model import Model
@@ -197,7 +198,7 @@ def _constants(model: Model) -> dict[str, Tensor]:
         constants["model.mask_beta_concentration_2"] = torch.full(size, config.beta_b)
     if config.guide_embedding == "given_mask":
         constants["guide.treatment_one_hot"] = torch.eye(model.n_perturbations)
-    if config.mask in ("bernoulli", "beta_bernoulli"):
+    if config.mask in MASKED:
         constants["guide.gs_temperature"] = torch.full((1,), config.temperature)
     return constants
 

@@ -1,15 +1,14 @@
 """Probability distributions of the model family, elementwise, with the noise as an argument.
 
-Each offers ``log_prob(value)`` (elementwise), ``mean`` and, where the guide or the sampler needs it,
-``draw(noise)``, a differentiable function of standard noise of the kind named in ``noise_kind``; one value takes one
-number of noise, or an array of the shape ``noise_shape``.
-Equation numbers refer to docs/model.md.
+Priors and approximate posteriors of the latents follow the `Distribution` protocol. Likelihoods of the counts have
+``mean``, ``log_prob``, ``log_likelihood`` and ``sample``. Equation numbers refer to docs/model.md.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,26 @@ from samsvae.ops.negative_binomial_draws import negative_binomial
 
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
+#: The standard noise that a draw is a function of; None for a point mass, which needs no noise.
+NoiseKind = Literal["normal", "logistic"] | None
+
+
+class Distribution(Protocol):
+    """The prior or the approximate posterior of a latent: a dataclass of tensors."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    noise_kind: ClassVar[NoiseKind]
+    noise_shape: ClassVar[tuple[int, ...]]  # noise of one value; () if it takes a single number
+
+    @property
+    def mean(self) -> Tensor: ...
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or probability, elementwise."""
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """A value, as a differentiable function of standard noise (..., *noise_shape)."""
+
 
 @dataclass(frozen=True)
 class Normal:
@@ -27,7 +46,8 @@ class Normal:
 
     loc: Tensor
     scale: Tensor
-    noise_kind = "normal"
+    noise_kind: ClassVar[NoiseKind] = "normal"
+    noise_shape: ClassVar[tuple[int, ...]] = ()
 
     @property
     def mean(self) -> Tensor:
@@ -63,7 +83,8 @@ class Bernoulli:
 
     logits: Tensor
     temperature: float = 1.0
-    noise_kind = "logistic"
+    noise_kind: ClassVar[NoiseKind] = "logistic"
+    noise_shape: ClassVar[tuple[int, ...]] = ()
 
     @property
     def mean(self) -> Tensor:
@@ -96,8 +117,9 @@ class Beta:
 
     a: Tensor
     b: Tensor
-    noise_kind = "normal"
-    noise_shape = (2, 13)  # for each gamma: six proposals, six tests of them, and the power for a shape below 1
+    noise_kind: ClassVar[NoiseKind] = "normal"
+    # for each gamma variable: six proposals, six acceptance tests, and the power for a shape below 1
+    noise_shape: ClassVar[tuple[int, ...]] = (2, 13)
 
     @property
     def mean(self) -> Tensor:
@@ -164,7 +186,8 @@ class Point:
     """A point mass at a free value: nothing is drawn and log q is 0."""
 
     value: Tensor
-    noise_kind = None
+    noise_kind: ClassVar[NoiseKind] = None
+    noise_shape: ClassVar[tuple[int, ...]] = ()
 
     @property
     def mean(self) -> Tensor:
@@ -173,8 +196,19 @@ class Point:
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.zeros_like(value)
 
-    def draw(self, noise: Tensor | None) -> Tensor:
+    def draw(self, noise: Tensor | None = None) -> Tensor:
         return self.value
+
+
+def closed_kl(guide: Distribution, prior: Distribution) -> Tensor | None:
+    """KL(guide || prior), elementwise, in closed form (eq. 12); None for a pair that has none."""
+    if isinstance(guide, Normal) and isinstance(prior, Normal):
+        return guide.kl(prior)
+    if isinstance(guide, Bernoulli) and isinstance(prior, Bernoulli):
+        return guide.kl(prior)
+    if isinstance(guide, Beta) and isinstance(prior, Beta):
+        return guide.kl(prior)
+    return None
 
 
 @dataclass(frozen=True)

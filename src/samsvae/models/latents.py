@@ -1,24 +1,40 @@
-"""The latent variables of the family: prior and guide of each, side by side.
+"""The latent variables of the family: prior and approximate posterior of each, side by side.
 
-Letters: K particles, n cells, P most perturbations in a cell, T perturbations (R of them drawn), L latents, G genes.
-Every latent has a ``name`` (that of its noise stream and of its term in the loss) and a ``plate``: one value per
-``cell``, or one per ``perturbation`` shared by all cells that received it. ``guide`` and ``prior`` read the values
-drawn so far, in the order of the model's tuple of latents. Equation numbers refer to docs/model.md.
+The approximate posterior q of a latent is called its guide. Letters: K particles, n cells, P largest number of
+perturbations in a cell, T perturbations (R of them drawn), L latents, G genes. Equation numbers refer to docs/model.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from samsvae.config.vocabulary import FLOOR
 from samsvae.models.batch import Batch, MultiHot
-from samsvae.models.distributions import Bernoulli, Beta, Normal, Point
+from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal, Point
 from samsvae.models.networks import MLP, GaussianHead
 
+#: The values drawn so far, by the name of the latent.
 Values = Mapping[str, Tensor]
+
+Plate = Literal["cell", "perturbation"]
+
+
+class Latent(Protocol):
+    """A latent variable of the model (an ``nn.Module``). Both methods read the latents that were drawn before it."""
+
+    name: str  # of its noise stream and of its term in the loss
+    plate: Plate  # one value per cell, or one per perturbation
+    per_cell: bool  # whether a latent of the perturbations has a value of its own in every cell
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Distribution:
+        """Approximate posterior; a latent of the cells also reads ``inputs`` (n, G), the normalised counts."""
+
+    def prior(self, values: Values, batch: Batch) -> Distribution | None:
+        """Prior; None if the latent has no term in the loss."""
 
 
 def _rows(table: Tensor, batch: Batch) -> Tensor:
@@ -47,12 +63,17 @@ class MaskProbability(nn.Module):
     Both guides start from the mean sigmoid(init); the free Beta starts at a concentration of 2, flat where init is 0.
     """
 
-    name, plate = "mask_prob", "perturbation"
+    name = "mask_prob"
+    plate: Plate = "perturbation"
+    per_cell = False
+    a: Tensor
+    b: Tensor
 
     def __init__(self, n_perturbations: int, n_latent: int, *, a: float, b: float, init: float, guide: str = "point"):
         super().__init__()
         size = (n_perturbations, n_latent)
-        if guide == "point":
+        self.is_point = guide == "point"
+        if self.is_point:
             self.logits = nn.Parameter(torch.full(size, float(init)))
         else:
             start = torch.sigmoid(torch.tensor([float(init), -float(init)])) * 2.0
@@ -61,8 +82,8 @@ class MaskProbability(nn.Module):
         self.register_buffer("a", torch.tensor(float(a)), persistent=False)
         self.register_buffer("b", torch.tensor(float(b)), persistent=False)
 
-    def guide(self, values: Values, batch: Batch) -> Point | Beta:
-        if hasattr(self, "log_a"):
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point | Beta:
+        if not self.is_point:
             return Beta(torch.exp(_rows(self.log_a, batch)), torch.exp(_rows(self.log_b, batch)))
         eps = torch.finfo(torch.float32).eps  # the Beta density has no value at 0 and 1
         return Point(torch.sigmoid(_rows(self.logits, batch)).clamp(eps, 1.0 - eps))
@@ -78,7 +99,8 @@ class Mask(nn.Module):
     ``per_cell`` draws a mask for every cell in place of one per particle (the SVAE+ paper's own training).
     """
 
-    plate = "perturbation"
+    plate: Plate = "perturbation"
+    prior_logit: Tensor
 
     def __init__(
         self,
@@ -100,7 +122,7 @@ class Mask(nn.Module):
             prior_logit = torch.logit(torch.tensor(float(prior_prob), dtype=torch.float64)).float()
             self.register_buffer("prior_logit", prior_logit, persistent=False)
 
-    def guide(self, values: Values, batch: Batch) -> Bernoulli:
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Bernoulli:
         if "mask_prob" in values:
             eps = torch.finfo(torch.float32).eps
             logits = torch.logit(values["mask_prob"].clamp(eps, 1.0 - eps))
@@ -118,11 +140,15 @@ class Embedding(nn.Module):
     """E ~ N(0, beta^2), guided by N(mu, (exp(u) + 1e-4)^2), mu and u free (``mean_field``; eq. 7),
     or by a network of [M_t, onehot(t)] with a mean and a log-variance head (``given_mask``; eq. 8)."""
 
-    name, plate = "embedding", "perturbation"
+    name = "embedding"
+    plate: Plate = "perturbation"
+    per_cell = False
+    prior_scale: Tensor
 
     def __init__(self, n_perturbations: int, n_latent: int, *, prior_scale: float, network: dict | None):
         super().__init__()
         self.n_perturbations = n_perturbations
+        self.reads_mask = network is not None
         self.register_buffer("prior_scale", torch.tensor(float(prior_scale)), persistent=False)
         if network is None:
             self.loc = nn.Parameter(torch.zeros(n_perturbations, n_latent))
@@ -131,8 +157,8 @@ class Embedding(nn.Module):
             self.network = MLP((n_latent, n_perturbations), **network)
             self.head = GaussianHead(network["width"], n_latent)
 
-    def guide(self, values: Values, batch: Batch) -> Normal:
-        if hasattr(self, "loc"):
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Normal:
+        if not self.reads_mask:
             return Normal(_rows(self.loc, batch), torch.exp(_rows(self.log_scale, batch)) + FLOOR)
         mask = values["mask"]
         rows = torch.arange(self.n_perturbations, device=mask.device) if batch.rows is None else batch.rows
@@ -146,13 +172,15 @@ class Embedding(nn.Module):
 class LearnedEmbedding(nn.Module):
     """E as a free parameter: no prior, no term in the loss; initial value ``init_scale`` N(0, 1)."""
 
-    name, plate = "embedding", "perturbation"
+    name = "embedding"
+    plate: Plate = "perturbation"
+    per_cell = False
 
     def __init__(self, n_perturbations: int, n_latent: int, *, init_scale: float):
         super().__init__()
         self.loc = nn.Parameter(init_scale * torch.randn(n_perturbations, n_latent))
 
-    def guide(self, values: Values, batch: Batch) -> Point:
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point:
         return Point(_rows(self.loc, batch))
 
     def prior(self, values: Values, batch: Batch) -> None:
@@ -163,7 +191,8 @@ class CellState(nn.Module):
     """z (or z_basal) of a cell: prior N(0, I), or N(o, I) where the effect enters as ``prior_mean`` (eq. 4);
     guide a network of x, [x, o] or [x, d] (eq. 9). x enters as ``inputs``, normalised (eq. 10)."""
 
-    plate = "cell"
+    plate: Plate = "cell"
+    per_cell = False
 
     def __init__(
         self,
@@ -185,7 +214,9 @@ class CellState(nn.Module):
         self.network = MLP((n_genes, *second), **network)
         self.head = GaussianHead(network["width"], n_latent)
 
-    def guide(self, values: Values, batch: Batch, inputs: Tensor) -> Normal:
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Normal:
+        if inputs is None:
+            raise ValueError(f"the guide of {self.name!r} reads the normalised counts: pass inputs (n, G)")
         second = {"x": (), "x_offset": ("offset",), "x_dosage": ("dosage",)}[self.reads]
         parts = [batch.received if part == "dosage" else offset(values, batch) for part in second]
         return self.head(self.network(inputs, *parts))

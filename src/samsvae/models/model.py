@@ -7,16 +7,19 @@ Equation numbers refer to docs/model.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samsvae.config.model import ModelConfig
+from samsvae.config.vocabulary import MASKED
 from samsvae.models.batch import Batch, CellTable, MultiHot
-from samsvae.models.distributions import Bernoulli
-from samsvae.models.latents import CellState, Embedding, LearnedEmbedding, Mask, MaskProbability, offset
-from samsvae.models.networks import MLP, Likelihood
+from samsvae.models.distributions import Bernoulli, Distribution, closed_kl
+from samsvae.models.latents import CellState, Embedding, Latent, LearnedEmbedding, Mask, MaskProbability, offset
+from samsvae.models.networks import MLP, Likelihood, Observed
 from samsvae.models.noise import Noise, given
 
 #: Values of the input whose moments are taken at once: few enough for a cache.
@@ -28,7 +31,7 @@ class Draw:
     """Values of the latents, drawn from the guide, and the guide's distributions, by the latent's name."""
 
     values: dict[str, Tensor]
-    guides: dict[str, object]
+    guides: dict[str, Distribution]
 
 
 class Model(nn.Module):
@@ -37,6 +40,9 @@ class Model(nn.Module):
     Weights are initialised from ``seed``; the moments of the encoder's input are set by ``fit_inputs``.
     """
 
+    input_mean: Tensor  # (G,)
+    input_sd: Tensor  # (G,)
+
     def __init__(self, config: ModelConfig, n_genes: int, n_perturbations: int, *, seed: int = 0):
         super().__init__()
         self.config = config
@@ -44,7 +50,8 @@ class Model(nn.Module):
         self.n_perturbations = n_perturbations
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.latents = nn.ModuleList(_latents(config, n_genes, n_perturbations))
+            # a ModuleList registers the weights of the latents; every latent is a module
+            self.latents: Sequence[Latent] = nn.ModuleList(_latents(config, n_genes, n_perturbations))  # type: ignore[assignment, arg-type]
             network = _network(config, config.width, config.n_layers)
             second = (n_perturbations,) if config.effect == "decoder_input" else ()
             self.decoder = MLP((config.n_latent, *second), **network | {"dropout": 0.0})
@@ -59,7 +66,8 @@ class Model(nn.Module):
         """Set mean and sd (n - 1) of the encoder's input over the training cells (eq. 10); sd 0 becomes 1."""
         if self.config.input not in ("log_standardise", "standardise"):
             return
-        n, centre = len(cells), None
+        n = len(cells)
+        centre: Tensor | None = None
         total, square = torch.zeros(2, self.n_genes, dtype=torch.float64, device=self.input_mean.device)
         for chunk in cells.counts.split(max(1, MOMENTS // self.n_genes)):
             values = self._transform(chunk.to(self.input_mean.device).double())
@@ -67,6 +75,8 @@ class Model(nn.Module):
             centre = values.mean(0) if centre is None else centre
             total += values.sub_(centre).sum(0)
             square += values.square_().sum(0)
+        if centre is None:
+            raise ValueError("the mean and sd of the inputs need at least one training cell")
         mean = centre + total / n
         sd = torch.sqrt((square - total**2 / n).clamp(min=0.0) / max(n - 1, 1))
         self.input_mean.copy_(mean)
@@ -97,13 +107,12 @@ class Model(nn.Module):
         draws; their guides are, so that they can be scored.
         """
         drawn = dict(shared.values) if shared else {}
-        guides: dict[str, object] = {}
+        guides: dict[str, Distribution] = {}
         for latent in self.latents:
             name = latent.name
             if name in drawn:
                 continue
-            inputs = (self.inputs(batch),) if latent.plate == "cell" else ()
-            guides[name] = latent.guide(drawn, batch, *inputs)
+            guides[name] = latent.guide(drawn, batch, self._inputs_of(latent, batch))
             if values is None or name not in values:
                 drawn[name] = _draw(latent, guides[name], noise, particles)
                 continue
@@ -113,7 +122,10 @@ class Model(nn.Module):
             drawn[name] = values[name]
         return Draw(drawn, guides)
 
-    def decode(self, values: dict[str, Tensor], batch: Batch):
+    def _inputs_of(self, latent: Latent, batch: Batch) -> Tensor | None:
+        return self.inputs(batch) if latent.plate == "cell" else None
+
+    def decode(self, values: dict[str, Tensor], batch: Batch) -> Observed:
         """p(x | z) of every particle and cell: (K, n, G)."""
         config = self.config
         z = values["z_basal"] + offset(values, batch) if config.effect == "additive" else values["z"]
@@ -139,11 +151,10 @@ class Model(nn.Module):
         terms = {"reconstruction": self.decode(draw.values, batch).log_likelihood(batch.x)}
         for latent in self.latents:
             guide = draw.guides.get(latent.name)
-            prior = latent.prior(draw.values, batch) if guide is not None else None
-            if prior is None:
+            if guide is None or (prior := latent.prior(draw.values, batch)) is None:
                 continue
-            if analytic_kl and type(guide) is type(prior):
-                term = -guide.kl(prior)
+            if analytic_kl and (kl := closed_kl(guide, prior)) is not None:
+                term = -kl
             else:
                 value = draw.values[latent.name]
                 term = prior.log_prob(value) - guide.log_prob(value)
@@ -155,7 +166,7 @@ class Model(nn.Module):
 
     def elbo(self, batch: Batch, noise: Noise, particles: int) -> Tensor:
         """ELBO of every particle and cell (K, n) (eq. 11)."""
-        return sum(self.terms(batch, self.draw(batch, noise, particles)).values())
+        return add_up(self.terms(batch, self.draw(batch, noise, particles)).values())
 
     def log_terms(
         self,
@@ -193,7 +204,7 @@ class Model(nn.Module):
         """One draw of the perturbations' latents from the guide, to be shared by all cells: (K, R, L) each."""
         batch = self.no_cells() if batch is None else batch
         values: dict[str, Tensor] = {}
-        guides: dict[str, object] = {}
+        guides: dict[str, Distribution] = {}
         for latent in self._shared():
             guides[latent.name] = latent.guide(values, batch)
             values[latent.name] = _draw(latent, guides[latent.name], noise, particles)
@@ -207,7 +218,7 @@ class Model(nn.Module):
         draw = self.draw(batch, noise, particles, shared=shared)
         if joint:
             draw = Draw(draw.values, {**shared.guides, **draw.guides})
-        return sum(self.terms(batch, draw).values())
+        return add_up(self.terms(batch, draw).values())
 
     def predict(self, batch: Batch, noise: Noise, particles: int, *, repeats: int = 1):
         """p(x | z) (K, n, G) for dosages alone: shared latents from the guide, z from its prior (eq. 14).
@@ -221,8 +232,9 @@ class Model(nn.Module):
             values = {k: v.repeat_interleave(repeats, 0) if v.ndim == 3 else v for k, v in values.items()}
         for latent in self.latents:
             if latent.name not in values:
-                source = latent.prior if latent.plate == "cell" else latent.guide
-                values[latent.name] = _draw(latent, source(values, batch), noise, particles)
+                source = latent.prior(values, batch) if latent.plate == "cell" else latent.guide(values, batch)
+                assert source is not None  # a latent of the cells has a prior
+                values[latent.name] = _draw(latent, source, noise, particles)
         return self.decode(values, batch)
 
     @torch.no_grad()
@@ -238,10 +250,8 @@ class Model(nn.Module):
             batch = cells.batch(slice(start, start + chunk))
             values: dict[str, Tensor] = {}
             for latent in self.latents:
-                extra = (self.inputs(batch),) if latent.plate == "cell" else ()
-                values[latent.name] = _typical(latent.guide(values, batch, *extra))
-            state = values.get("z", values.get("z_basal"))
-            out.append(state + offset(values, batch) if self.config.effect == "additive" else state)
+                values[latent.name] = _typical(latent.guide(values, batch, self._inputs_of(latent, batch)))
+            out.append(values["z_basal"] + offset(values, batch) if self.config.effect == "additive" else values["z"])
         return torch.cat(out)
 
     @torch.no_grad()
@@ -264,12 +274,20 @@ class Model(nn.Module):
         empty = torch.zeros(0, 1, device=self.input_mean.device)
         return Batch(empty, empty[:, 0], MultiHot(empty.long(), empty), empty[:, 0])
 
-    def _shared(self) -> list[nn.Module]:
-        """The latents of the perturbations that all cells share (a mask drawn per cell is not among them)."""
-        return [x for x in self.latents if x.plate == "perturbation" and not getattr(x, "per_cell", False)]
+    def _shared(self) -> list[Latent]:
+        """The latents of the perturbations that all cells share: not a mask that is drawn for every cell."""
+        return [latent for latent in self.latents if latent.plate == "perturbation" and not latent.per_cell]
 
 
-def _network(config: ModelConfig, width: int, n_layers: int) -> dict:
+def add_up(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of one or more terms, in their order."""
+    total, *rest = terms
+    for term in rest:
+        total = total + term
+    return total
+
+
+def _network(config: ModelConfig, width: int, n_layers: int) -> dict[str, Any]:
     return {
         "width": width,
         "n_layers": n_layers,
@@ -280,15 +298,22 @@ def _network(config: ModelConfig, width: int, n_layers: int) -> dict:
     }
 
 
-def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[nn.Module]:
-    """The latents of a setting of the switches, in guide order."""
+def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[Latent]:
+    """The latents of a configuration, in the order in which they are drawn."""
     size = (n_perturbations, config.n_latent)
-    latents: list[nn.Module] = []
+    latents: list[Latent] = []
     beta_bernoulli = config.mask == "beta_bernoulli"
     if beta_bernoulli:
-        prior = {"a": config.beta_a, "b": config.beta_b}
-        latents.append(MaskProbability(*size, **prior, init=config.mask_logit_init, guide=config.guide_mask_prob))
-    if config.mask in ("bernoulli", "beta_bernoulli"):
+        latents.append(
+            MaskProbability(
+                *size,
+                a=config.beta_a,
+                b=config.beta_b,
+                init=config.mask_logit_init,
+                guide=config.guide_mask_prob,
+            )
+        )
+    if config.mask in MASKED:
         latents.append(
             Mask(
                 *size,
@@ -318,22 +343,22 @@ def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[nn
     return latents
 
 
-def _draw(latent: nn.Module, distribution, noise: Noise, particles: int) -> Tensor:
+def _draw(latent: Latent, distribution: Distribution, noise: Noise, particles: int) -> Tensor:
     """K draws of a distribution, whose own shape may or may not start with K already."""
     if distribution.noise_kind is None:
-        return distribution.draw(None)
-    shape = (*_shape(latent, distribution, particles), *getattr(distribution, "noise_shape", ()))
+        return distribution.mean  # a point mass
+    shape = (*_shape(latent, distribution, particles), *distribution.noise_shape)
     return distribution.draw(noise(latent.name, distribution.noise_kind, shape))
 
 
-def _shape(latent: nn.Module, distribution, particles: int) -> tuple[int, ...]:
+def _shape(latent: Latent, distribution: Distribution, particles: int) -> tuple[int, ...]:
     """The shape of K values of a latent."""
-    dims = 3 if getattr(latent, "per_cell", False) else 2
+    dims = 3 if latent.per_cell else 2
     return (particles, *distribution.mean.shape[-dims:])
 
 
-def _typical(distribution) -> Tensor:
-    """The mean of a distribution; of a mask the likelier value."""
+def _typical(distribution: Distribution) -> Tensor:
+    """The mean of a distribution; for a mask the more likely value."""
     return torch.round(distribution.mean) if isinstance(distribution, Bernoulli) else distribution.mean
 
 

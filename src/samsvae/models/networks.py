@@ -5,6 +5,8 @@ Letters: K particles, n cells, T perturbations, L latents, G genes, H hidden uni
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from samsvae.config.vocabulary import FLOOR
 from samsvae.models.batch import MultiHot
 from samsvae.models.distributions import Normal, Poisson
 from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
+
+#: p(x | h), for each likelihood.
+Observed = SoftmaxNegativeBinomial | Normal | Poisson
 
 ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
 
@@ -41,14 +46,15 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.residual = residual
         self.dropout = dropout
-        self.layers = nn.ModuleList([nn.Linear(sum(sizes), width)])
-        self.layers.extend(nn.Linear(width, width) for _ in range(n_layers - 1))
+        layers = [nn.Linear(sum(sizes), width), *(nn.Linear(width, width) for _ in range(n_layers - 1))]
+        # a ModuleList registers the weights
+        self.layers: Sequence[nn.Linear] = nn.ModuleList(layers)  # type: ignore[assignment]
         norms = [nn.BatchNorm1d(width, momentum=0.01, eps=1e-3) for _ in self.layers] if batch_norm else []
         self.norms = nn.ModuleList(norms)
 
     def forward(self, *parts: Tensor | MultiHot) -> Tensor:
         first = self.layers[0]
-        h = first.bias
+        h: Tensor = first.bias
         for part, weight in zip(parts, first.weight.split(self.sizes, dim=1), strict=True):
             h = h + (part.gather(weight.T) if isinstance(part, MultiHot) else F.linear(part, weight))
         h = self._finish(0, h)
@@ -85,6 +91,7 @@ class Likelihood(nn.Module):
     """
 
     KINDS = ("nb", "normal", "normal_fixed", "poisson")
+    log_var: nn.Linear | nn.Parameter
 
     def __init__(self, kind: str, width: int, n_genes: int):
         super().__init__()
@@ -97,11 +104,11 @@ class Likelihood(nn.Module):
         elif kind == "normal_fixed":
             self.log_var = nn.Parameter(torch.zeros(n_genes))
 
-    def forward(self, h: Tensor, library: Tensor) -> SoftmaxNegativeBinomial | Normal | Poisson:
+    def forward(self, h: Tensor, library: Tensor) -> Observed:
         out = self.mean(h)  # (..., n, G)
         if self.kind == "nb":
             return SoftmaxNegativeBinomial(out, library, torch.exp(self.log_concentration))
         if self.kind == "poisson":
             return Poisson(F.softplus(out))
-        log_var = self.log_var(h) if self.kind == "normal" else self.log_var
+        log_var = self.log_var(h) if isinstance(self.log_var, nn.Linear) else self.log_var
         return Normal(out, torch.sqrt(torch.exp(log_var) + FLOOR))

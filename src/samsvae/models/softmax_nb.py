@@ -65,7 +65,7 @@ class _GammaTerms(torch.autograd.Function):
     def forward(ctx, theta: Tensor, x: Tensor) -> Tensor:
         index, large = _GammaTerms.places(x)
         ctx.save_for_backward(theta, x, index, large)
-        if index is None:
+        if index is None or large is None:
             return _gammas(theta, x).sum(-1)
         j = torch.arange(_GammaTerms.TABLE + 1, dtype=theta.dtype, device=theta.device)[:, None]
         table = _GammaTerms.below(torch.log1p(j / theta)) - torch.lgamma(j + 1.0)

@@ -49,8 +49,8 @@ class CudaGraph:
 
     def record(self, work: Callable[[], Tensor]) -> Tensor:
         """Capture the work, which is not done by that, and give its result to be."""
-        options = {"stream": torch.cuda.current_stream(), "capture_error_mode": "thread_local"}
-        with torch.cuda.graph(self.graph, pool=self.pool, **options):
+        stream = torch.cuda.current_stream()
+        with torch.cuda.graph(self.graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             return work()
 
     def replay(self) -> None:

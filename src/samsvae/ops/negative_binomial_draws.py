@@ -105,7 +105,7 @@ def _by_inversion(mean: Tensor, theta: Tensor, generator: torch.Generator) -> Te
     none = torch.log1p(mean / theta).mul_(-theta).exp_()
     ratio = mean / (mean + theta)
     slope = ratio * (theta - 1.0)
-    return _inverse(*(value.flatten() for value in (u, none, ratio, slope))).view(mean.shape)
+    return _inverse(u.flatten(), none.flatten(), ratio.flatten(), slope.flatten()).view(mean.shape)
 
 
 def _by_mixture(mean: Tensor, theta: Tensor, generator: torch.Generator) -> Tensor:
@@ -233,7 +233,7 @@ def _tables(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
                 less.append(more.pop())
     # a uniform number is a multiple of eps / 2: half a step off, else 0 would accept the least probability
     accept -= WIDE * torch.finfo(dtype).eps / 4.0
-    return tuple(torch.from_numpy(table.ravel()).to(dtype) for table in (accept, other))
+    return torch.from_numpy(accept.ravel()).to(dtype), torch.from_numpy(other.ravel()).to(dtype)
 
 
 def _proposal(rate: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

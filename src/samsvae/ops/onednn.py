@@ -32,7 +32,14 @@ def fast_products() -> Iterator[None]:
     if not exact_products():
         yield
         return
-    settings = torch.backends.mkldnn.matmul
+    with _bf16_allowed():
+        yield
+
+
+@contextmanager
+def _bf16_allowed() -> Iterator[None]:
+    """Allow oneDNN bf16 in matrix products within the block."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch's stubs lack it
     before, settings.fp32_precision = settings.fp32_precision, "bf16"
     try:
         yield
@@ -50,13 +57,9 @@ def exact_products(limit: float = 1e-6) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     a, b, c = (torch.randn(256, 256, generator=generator) for _ in range(3))
-    settings = torch.backends.mkldnn.matmul
-    before, settings.fp32_precision = settings.fp32_precision, "bf16"
-    try:
+    with _bf16_allowed():
         found = [(torch.addmm(c, a, b.T), c + a.double() @ b.T.double()), (a @ b, a.double() @ b.double())]
         found.append((a.T @ b, a.T.double() @ b.double()))
-    finally:
-        settings.fp32_precision = before
     return all(((ours - exact).norm() / exact.norm()).item() < limit for ours, exact in found)
 
 

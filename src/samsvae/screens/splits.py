@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 
 from samsvae.config.vocabulary import SPLITS
 from samsvae.errors import ConfigError, DataError, nearest, some
-from samsvae.files import atomic
+from samsvae.files import write_frame
 
 log = logging.getLogger(__name__)
 
@@ -189,8 +189,7 @@ def summary(split: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
-    with atomic(path) as aside:
-        split.to_csv(aside, sep="\t", index=False)
+    write_frame(split, path)
 
 
 def by_hand(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd.DataFrame:

@@ -8,17 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import samsvae
 from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import Cells, Dosage, cells_of, encode
 from samsvae.errors import DataError
-from samsvae.files import write_json, write_table
 from samsvae.models.model import Model
-from samsvae.study.records import record
-from samsvae.training.checkpoint import Checkpoint, save, screen_facts
+from samsvae.study.records import write_run
+from samsvae.training.checkpoint import Checkpoint, facts, screen_facts
 from samsvae.training.loop import train
 from samsvae.training.state import Keep
 
@@ -63,8 +61,5 @@ def fit(
     )  # fmt: skip
     names = screen_facts(screen, dosage, train_cells)
     result = train(model, train_cells, val_cells, training, genes=screen.genes, keep=keep)
-    facts = {key: settings[key] for key in ("run", "model", "encoding", "training")} | names
-    facts |= {"best_step": result.best_step, "validation_loss": result.best_loss, "samsvae": samsvae.__version__}
-    save(Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, facts), out["model"])
-    write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
-    write_json(record(settings, result, device, n_parameters), out["run"])
+    known = facts(settings, names, best_step=result.best_step, validation_loss=result.best_loss)
+    write_run(settings, Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, known), result, device, out)

@@ -7,13 +7,14 @@ import io
 import logging
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import samsvae
 from samsvae.config.model import ModelConfig
 from samsvae.config.validate import build
 from samsvae.data.arrays import Screen
@@ -26,6 +27,9 @@ from samsvae.ops.device import usable
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+
+#: The keys of a row of a training's history: steps and epochs done, mean loss of the epoch's batches, validation loss.
+HISTORY = ("step", "epoch", "train_loss", "val_loss")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,27 @@ def screen_facts(screen: Screen, dosage: Dosage, train_cells: Cells) -> dict:
     if never := [name for name, n in cells.items() if n == 0]:
         log.warning("no training cell received %s, whose effects the model cannot learn", some(never))
     return label_facts(screen) | {"training_cells": cells}
+
+
+def facts(
+    settings: Mapping[str, Any],
+    screen: Mapping[str, Any],
+    *,
+    checkpoint: str | None = None,
+    best_step: int | None = None,
+    validation_loss: float | None = None,
+) -> dict[str, Any]:
+    """The facts of a `Checkpoint`; keys that are not given are left out.
+
+    ``run``, ``model`` (row of the zoo), ``encoding`` and ``training`` (a TrainingConfig as a dict) come from
+    ``settings``, which may have more keys. ``screen``: ``screen_facts`` or ``label_facts``. A training adds its
+    ``best_step``, ``validation_loss`` and the version, ``samsvae``. Imported weights add ``checkpoint``, the name of
+    their file.
+    """
+    found = {key: settings[key] for key in ("run", "model", "encoding", "training") if key in settings} | dict(screen)
+    version = None if best_step is None else samsvae.__version__
+    more = {"checkpoint": checkpoint, "best_step": best_step, "validation_loss": validation_loss, "samsvae": version}
+    return found | {key: value for key, value in more.items() if value is not None}
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
@@ -106,9 +131,9 @@ def read(
                 raise ValueError(f"in its part {broken!r}")
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         found = {name: stand_in(name) for name in names}
-        if refused := sorted(name for name, made in found.items() if made is None):
-            raise ValueError(f"it asks for {some(refused)}, of which nothing is run or made")
-        with torch.serialization.safe_globals([(made, name) for name, made in found.items()]):
+        if refused := sorted(name for name, cls in found.items() if cls is None):
+            raise ValueError(f"it refers to {some(refused)}, which is not loaded for safety")
+        with torch.serialization.safe_globals([(cls, name) for name, cls in found.items() if cls is not None]):
             content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None

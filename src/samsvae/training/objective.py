@@ -10,7 +10,7 @@ from torch import Tensor
 from samsvae.config.training import TrainingConfig
 from samsvae.data.cells import Cells
 from samsvae.models.batch import Batch
-from samsvae.models.model import Draw, Model
+from samsvae.models.model import Draw, Model, add_up
 
 
 def objective(
@@ -22,9 +22,8 @@ def objective(
     ``warmup``: a number, or a scalar of float64 that a captured step reads anew.
     """
     plate = 1.0 / n_cells if config.plate == "every_step" else None
-    options = {"analytic_kl": config.analytic_kl, "plate": plate, "extra_share": config.extra_share}
-    terms = model.terms(batch, draw, **options)
-    total = sum(term * _weight(name, config, warmup) for name, term in terms.items())
+    terms = model.terms(batch, draw, analytic_kl=config.analytic_kl, plate=plate, extra_share=config.extra_share)
+    total = add_up(term * _weight(name, config, warmup) for name, term in terms.items())
     if config.objective == "iwelbo":
         total = torch.logsumexp(total, dim=0) - math.log(total.shape[0])
     loss = -total.mean()

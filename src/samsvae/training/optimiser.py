@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
@@ -9,6 +11,17 @@ from torch.optim.adam import adam
 from samsvae.config.training import TrainingConfig
 from samsvae.models.latents import Embedding, LearnedEmbedding, Mask, MaskProbability
 from samsvae.models.model import Model
+
+
+class _Group(NamedTuple):
+    """Parameters with one learning rate and weight decay, and their Adam moments: one kernel launch on a GPU."""
+
+    parameters: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+    rate: float
+    decay: float
 
 
 class Adam:
@@ -22,11 +35,11 @@ class Adam:
         alike: dict[tuple[float, float], list[Tensor]] = {}
         for group in parameter_groups(model, config):
             alike.setdefault((group["lr"], group["weight_decay"]), []).extend(group["params"])
-        self.groups = []
-        for (rate, decay), parameters in alike.items():  # one launch each on a card
-            state = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+        self.groups: list[_Group] = []
+        for (rate, decay), parameters in alike.items():
+            means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
             steps = [torch.zeros((), device=p.device) for p in parameters]
-            self.groups.append((parameters, *state, steps, rate, decay))
+            self.groups.append(_Group(parameters, means, squares, steps, rate, decay))
 
     @torch.no_grad()
     def step(self, skip: Tensor | None = None) -> None:
@@ -34,7 +47,7 @@ class Adam:
         for parameters, means, squares, steps, rate, decay in self.groups:
             adam(
                 parameters,
-                [p.grad for p in parameters],
+                [p.grad for p in parameters],  # type: ignore[misc]  # after a backward pass every gradient is there
                 means,
                 squares,
                 [],
@@ -51,12 +64,14 @@ class Adam:
             )
 
 
-def parameter_groups(model: Model, config: TrainingConfig) -> list[dict]:
+def parameter_groups(model: Model, config: TrainingConfig) -> list[dict[str, Any]]:
     """Parameters by kind: the free ones of masks and of embeddings may have rates of their own; networks the rest."""
-    kinds = {"mask": [], "embedding": []}
+    kinds: dict[str, list[Tensor]] = {"mask": [], "embedding": []}
     for latent in model.latents:
-        kind = {MaskProbability: "mask", Mask: "mask", Embedding: "embedding", LearnedEmbedding: "embedding"}
-        kinds.get(kind.get(type(latent)), []).extend(latent.parameters(recurse=False))
+        if isinstance(latent, MaskProbability | Mask):
+            kinds["mask"].extend(latent.parameters(recurse=False))
+        elif isinstance(latent, Embedding | LearnedEmbedding):
+            kinds["embedding"].extend(latent.parameters(recurse=False))
     free = {id(p) for group in kinds.values() for p in group}
     networks = [p for p in model.parameters() if id(p) not in free]
     decay = config.weight_decay if config.weight_decay_on == "all" else 0.0

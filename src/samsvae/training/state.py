@@ -21,7 +21,7 @@ from samsvae.files import atomic
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams, set_stream_states, stream_states
 from samsvae.ops.cuda_graphs import Steps, graphs
-from samsvae.training.checkpoint import read
+from samsvae.training.checkpoint import HISTORY, read
 from samsvae.training.diagnosis import culprit
 from samsvae.training.optimiser import Adam
 from samsvae.training.steps import training_step
@@ -67,7 +67,9 @@ class TrainingState:
             validation_step(model, val_cells, config, self.val_noise, len(cells)), self.val_noise, make
         )
         self.bad = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
-        self.warmup = torch.ones((), dtype=torch.float64, device=self.device) if config.warmup_epochs else 1.0
+        self.warmup: Tensor | float = 1.0
+        if config.warmup_epochs:
+            self.warmup = torch.ones((), dtype=torch.float64, device=self.device)
         step = training_step(model, cells, config, self.optimiser, self.noise, self.bad, self.warmup)
         self.steps = Steps(step, self.noise, make)
         self.unread: list[Tensor] = []  # losses since the last reading
@@ -83,7 +85,7 @@ class TrainingState:
 
     def warm_up(self) -> bool:
         """Set the weight of the terms for the epoch; whether it is the full one."""
-        if not self.config.warmup_epochs:
+        if not isinstance(self.warmup, Tensor):
             return True
         warmup = min(1.0, self.epoch / self.config.warmup_epochs)
         self.warmup.fill_(warmup)
@@ -129,7 +131,7 @@ class TrainingState:
         self.epoch += 1
         if loss is None:
             return
-        self.result.history.append({"step": self.step, "epoch": self.epoch, "train_loss": mean, "val_loss": loss})
+        self.result.history.append(dict(zip(HISTORY, (self.step, self.epoch, mean, loss), strict=True)))
         if loss < self.result.best_loss:
             self.result.best_step, self.result.best_loss, self.stale = self.step, loss, 0
             self.best = copy.deepcopy(self.model.state_dict())

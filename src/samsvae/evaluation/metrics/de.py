@@ -1,13 +1,18 @@
-"""Differential expression of each condition against control, and how far a model's agrees with the data's."""
+"""Differential expression of each condition against control, and its agreement between a model and the data.
+
+Letters: n cells, G genes (g in a block), C conditions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import sparse, special, stats
+from sklearn.metrics import average_precision_score
 
+from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError, nearest, some
 from samsvae.evaluation.metrics.names import OVERLAPS
 
@@ -15,13 +20,13 @@ METHODS = ("wilcoxon", "t-test")
 
 COLUMNS = ["condition", "gene", "method", "score", "log_fold_change", "pvalue", "padj"]
 
-_BLOCK = 2**21  # values tested at a time: memory
+_BLOCK = 2**21  # values tested at a time, to save memory
 
 
 def differential_expression(
     X: np.ndarray,
     condition: np.ndarray,
-    genes: Sequence[str],
+    genes: Collection[str] | np.ndarray,
     *,
     control: str,
     methods: Sequence[str] = METHODS,
@@ -29,34 +34,43 @@ def differential_expression(
 ) -> pd.DataFrame:
     """Test every gene of every condition against control, on log1p of counts per 1e4.
 
-    X (n, G) counts, dense or sparse; condition (n,) names. ``conditions``: those to test (all but control).
-    The numbers are those of scanpy's rank_genes_groups. Wilcoxon corrects for ties, which rule in counts (scanpy's
-    default does not); t-test is Welch's. Columns: condition, gene, method, score, log_fold_change (log2 of the ratio of
-    expm1 of the means), pvalue, padj (Benjamini-Hochberg within a condition); rows in the order condition, method, gene
-    of the arguments. Conditions with fewer than two cells cannot be tested and have no rows. A gene that is constant
-    in both groups has score 0 and p 1, for Wilcoxon only if it is the same in both. DataError without two control
-    cells, or where ``conditions`` names the control or what no cell has.
+    X (n, G): counts, dense or sparse. ``condition`` (n,): names. ``conditions``: which to test, by default all except
+    control. The numbers equal those of scanpy's rank_genes_groups. Wilcoxon corrects for ties, which are frequent in
+    counts (scanpy's default does not); the t-test is Welch's.
+
+    Columns: condition, gene, method, score, log_fold_change (log2 of the ratio of expm1 of the means), pvalue, padj
+    (Benjamini-Hochberg within a condition and method). Rows are sorted by condition, then in the order of ``methods``
+    and ``genes``. Conditions with fewer than two cells cannot be tested and have no rows. A gene that is constant in
+    both groups has score 0 and p 1, for Wilcoxon only if the constants are equal.
+
+    DataError if control has fewer than two cells, or if ``conditions`` names the control or a condition without cells.
+    ValueError for an unknown method.
     """
     sizes = pd.Series(condition).value_counts()
     if sizes.get(control, 0) < 2:
-        raise DataError(f"Differential expression needs two cells of {control!r}.{nearest(control, sizes.index)}")
+        raise DataError(
+            f"Differential expression needs at least two cells of the control {control!r}."
+            f"{nearest(control, sizes.index)}"
+        )
     named = sorted(set(sizes.index) - {control}) if conditions is None else list(conditions)
     if control in named:
-        raise DataError(f"conditions: {control!r} is the control, against which the others are tested.")
+        raise DataError(f"conditions: {control!r} is the control, which cannot be tested against itself; leave it out.")
     if unknown := [name for name in named if name not in sizes.index]:
-        raise DataError(f"conditions: no cell has {some(unknown)}.{nearest(unknown[0], sorted(sizes.index))}")
+        raise DataError(
+            f"conditions: no cell has the condition {some(unknown)}.{nearest(unknown[0], sorted(sizes.index))}"
+        )
     tested = [name for name in named if sizes.get(name, 0) > 1]
     if not tested:
         return pd.DataFrame(columns=COLUMNS)
     group = pd.Index([control, *tested]).get_indexer(condition)
-    kept = np.flatnonzero(group >= 0)
-    Y, group = _log_normalised(X[kept]), group[kept]
+    used = np.flatnonzero(group >= 0)
+    Y, group = _log_normalised(X[used]), group[used]
     number = np.bincount(group).astype(float)  # (C + 1,), control first
-    step = max(1, _BLOCK // len(kept))
+    step = max(1, _BLOCK // len(used))
     parts = []
     for start in range(0, len(genes), step):
         block = Y[:, start : start + step]
-        parts.append(_tests(block.toarray() if sparse.issparse(block) else block, group, number, methods))
+        parts.append(_tests(block if isinstance(block, np.ndarray) else block.toarray(), group, number, methods))
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}  # (G, C) each
     tables = []
     for c, name in enumerate(tested):
@@ -73,10 +87,10 @@ def differential_expression(
 
 
 def _log_normalised(X: np.ndarray | sparse.spmatrix) -> np.ndarray | sparse.csc_matrix:
-    """log(1 + 1e4 x_g / sum_g x), float32 (n, G): equal values stay equal."""
-    scale = np.asarray(X.sum(1), np.float32).reshape(-1, 1) / np.float32(1e4)
+    """log(1 + 1e4 x_g / sum_g x), float32 (n, G); equal values stay equal, so that ties are exact."""
+    scale = np.asarray(X.sum(1), np.float32).reshape(-1, 1) / np.float32(LIBRARY)
     scale[scale == 0] = 1
-    if not sparse.issparse(X):
+    if isinstance(X, np.ndarray):
         return np.log1p(X.astype(np.float32) / scale)
     Y = sparse.csr_matrix(X, dtype=np.float32, copy=True)
     Y.data = np.log1p(Y.data / np.repeat(scale[:, 0], np.diff(Y.indptr)))
@@ -84,7 +98,7 @@ def _log_normalised(X: np.ndarray | sparse.spmatrix) -> np.ndarray | sparse.csc_
 
 
 def _tests(Y: np.ndarray, group: np.ndarray, number: np.ndarray, methods: Sequence[str]) -> dict[str, np.ndarray]:
-    """Fold changes, and scores and p of each method, of genes (n, g) in the groups 1.. against group 0: (g, C) each."""
+    """Test genes (n, g) in groups 1 to C against group 0: fold changes, scores and p of each method, (g, C) each."""
     indicator = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (len(number), len(group)))
     Z = Y.astype(float)
     mean = (indicator @ Z).T / number  # (g, C + 1)
@@ -93,61 +107,67 @@ def _tests(Y: np.ndarray, group: np.ndarray, number: np.ndarray, methods: Sequen
     for method in methods:
         with np.errstate(invalid="ignore", divide="ignore"):
             if method == "t-test":
-                # centred first: nothing large cancels
-                centre = Z.mean(0)
-                shift = number * (mean - centre[:, None]) ** 2
-                square = (indicator @ (Z - centre) ** 2).T - shift
-                square = np.where(square > 1e-12 * shift, square, 0.0)  # else constant, but for rounding
-                error = square / (number - 1) / number
-                score = (mean[:, 1:] - mean[:, :1]) / np.sqrt(error[:, 1:] + error[:, :1])
-                freedom = (error[:, 1:] + error[:, :1]) ** 2 / (
-                    error[:, 1:] ** 2 / (number[1:] - 1) + error[:, :1] ** 2 / (number[0] - 1)
-                )
-                p = 2 * special.stdtr(freedom, -np.abs(score))
+                score, p = _welch(Z, indicator, mean, number)
             elif method == "wilcoxon":
                 score = _rank_scores(Y, group, number)
                 p = 2 * special.ndtr(-np.abs(score))
             else:
                 raise ValueError(f"method {method!r}; allowed: {', '.join(METHODS)}.")
-        # a gene that is constant in both groups says nothing, of one value or (t-test) of two
+        # both groups constant (for the t-test also at different values): no evidence
         undefined = np.isnan(score) | np.isnan(p)
         found[method], found[f"{method} p"] = np.where(undefined, 0.0, score), np.where(undefined, 1.0, p)
     return found
 
 
-def _rank_scores(Y: np.ndarray, group: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """z-scores of Wilcoxon's rank sums of the groups 1.. against group 0, corrected for ties, (g, C).
+def _welch(
+    Z: np.ndarray, indicator: sparse.csr_matrix, mean: np.ndarray, number: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and p values of Welch's t-test of groups 1 to C against group 0, (g, C) each; NaN if both are constant."""
+    centre = Z.mean(0)  # subtracted first, so that no large numbers cancel
+    shift = number * (mean - centre[:, None]) ** 2
+    square = (indicator @ (Z - centre) ** 2).T - shift
+    square = np.where(square > 1e-12 * shift, square, 0.0)  # smaller values are rounding errors of a constant
+    error = square / (number - 1) / number
+    score = (mean[:, 1:] - mean[:, :1]) / np.sqrt(error[:, 1:] + error[:, :1])
+    freedom = (error[:, 1:] + error[:, :1]) ** 2 / (
+        error[:, 1:] ** 2 / (number[1:] - 1) + error[:, :1] ** 2 / (number[0] - 1)
+    )
+    return score, 2 * special.stdtr(freedom, -np.abs(score))
 
-    The cells of all groups are sorted once per gene. A cell's rank against control is the number of control cells below
-    it, and half of those beside it; equal cells of a group are counted together.
+
+def _rank_scores(Y: np.ndarray, group: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """z-scores of Wilcoxon's rank sums of groups 1 to C against group 0, corrected for ties, (g, C).
+
+    The cells of all groups are sorted once per gene. A cell's rank against control is the number of control cells with
+    a smaller value plus half the number with an equal value. Equal cells of a group are counted together.
     """
     n, g = Y.shape
-    # floats from 0 on sort as their bits do; beside equal values control comes first
+    # floats >= 0 sort like their bits; among equal values, control comes first
     keys = np.sort((Y.T.astype(np.float32).view(np.uint32).astype(np.uint64) << 32) | group.astype(np.uint64), axis=1)
     first = np.ones((g, n), bool)
     first[:, 1:] = keys[:, 1:] != keys[:, :-1]
-    start = np.flatnonzero(first)  # of each set of equal cells of a group
+    start = np.flatnonzero(first)  # of each set of equal cells in a group
     cells = np.diff(start, append=g * n).astype(float)
     key, gene = keys.ravel()[start], start // n
     of = (key & 0xFFFFFFFF).astype(np.int64)
     value = key >> np.uint64(32)
     change = np.ones(len(start), bool)
     change[1:] = (value[1:] != value[:-1]) | (gene[1:] != gene[:-1])
-    run = np.cumsum(change) - 1  # of equal cells of any group
-    control = np.bincount(run, np.where(of == 0, cells, 0.0))
+    tie = np.cumsum(change) - 1  # number of the set of equal cells in any group
+    control = np.bincount(tie, np.where(of == 0, cells, 0.0))
     below = np.cumsum(control) - control - gene[change] * number[0]
     place = gene * len(number) + of
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(place, values, g * len(number)).reshape(g, len(number))[:, 1:]
 
-    wins = total((below + control / 2)[run] * cells)
-    beside = control[run]
-    ties = total((beside + cells) ** 3 - (beside + cells) - beside**3 + beside)
+    wins = total((below + control / 2)[tie] * cells)
+    equal = control[tie]
+    ties = total((equal + cells) ** 3 - (equal + cells) - equal**3 + equal)
     ties += np.bincount(gene[change], control**3 - control, g)[:, None]
     both = number[0] + number[1:]
     variance = number[0] * number[1:] / 12 * (both + 1 - ties / (both * (both - 1)))
-    # all cells equal: the variance is 0 but for rounding
+    # if all cells are equal, the variance is 0 up to rounding
     return np.where(variance > 1e-9 * both, wins - number[0] * number[1:] / 2, np.nan) / np.sqrt(np.abs(variance))
 
 
@@ -156,14 +176,12 @@ def de_agreement(
 ) -> pd.DataFrame:
     """Compare two tables of differential_expression: columns condition, method, metric, value.
 
-    ``de_overlap<k>``: share of the data's k genes of largest absolute score that are among the model's k
-    (only where k is less than the number of genes); ``de_sign_accuracy``: share of the data's significant
-    genes (padj < alpha) whose fold change has the same sign; ``de_auprc``: average precision of the model's
-    absolute score for the data's significant genes. The last two are NaN where no gene (the last: or every
-    gene) is significant. Conditions, methods and genes of one table alone are left out.
+    ``de_overlap<k>``, for each k in ``top`` below the number of genes: share of the data's k genes with the largest
+    absolute score that are also among the model's k. ``de_sign_accuracy``: share of the data's significant genes
+    (padj < alpha) whose fold change has the same sign in the model. ``de_auprc``: average precision of the model's
+    absolute score for the data's significant genes. The last two are NaN if no gene is significant, ``de_auprc`` also
+    if all are. Conditions, methods and genes that only one table has are left out.
     """
-    from sklearn.metrics import average_precision_score
-
     both = data.merge(model, on=["condition", "gene", "method"], suffixes=("", "_model"))
     rows = []
     for (condition, method), table in both.groupby(["condition", "method"], sort=False):

@@ -1,28 +1,32 @@
-"""Average treatment effects (ATE) of perturbations: from data, and how well a model's agree with them.
+"""Average treatment effects (ATE) of perturbations in data, and their agreement with predicted effects.
 
-Letters: n cells, G genes, C conditions, P most perturbations in a condition.
+Letters: n cells, G genes, C conditions, P largest number of perturbations in a condition.
 """
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from scipy import sparse
 
+from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.baselines import additive
 from samsvae.evaluation.metrics.names import TOP
 
-Counts = np.ndarray | sparse.spmatrix | sparse.sparray
+#: Counts (n, G), dense or sparse.
+Counts: TypeAlias = "np.ndarray | sparse.spmatrix | sparse.sparray"
 
 METHODS = ("log2", "mean")
 
-_BLOCK = 2**23  # values transformed at a time: memory
+_BLOCK = 2**23  # values transformed at a time, to save memory
 
 
 def normalised_log2(X: Counts) -> Counts:
-    """log2(1 + 1e4 x_g / sum_g x) of every cell, float64 (n, G); sparse stays sparse. A cell without counts is 0."""
-    scale = 1e4 / np.maximum(np.asarray(X.sum(1), float).reshape(-1, 1), 1e-300)
-    if not sparse.issparse(X):
+    """log2(1 + 1e4 x_g / sum_g x) of every cell, float64 (n, G), sparse if X is. Cells without counts are 0."""
+    scale = LIBRARY / np.maximum(np.asarray(X.sum(1), float).reshape(-1, 1), 1e-300)
+    if isinstance(X, np.ndarray):
         return np.log1p(X * scale) / np.log(2)
     Y = sparse.csr_matrix(X, dtype=float, copy=True)
     Y.data = np.log1p(Y.data * np.repeat(scale[:, 0], np.diff(Y.indptr))) / np.log(2)
@@ -39,13 +43,13 @@ def condition_means(
 ) -> np.ndarray:
     """Mean of the transformed cells of each condition, float64 (C, G); NaN for a condition without cells.
 
-    condition (n,): codes; cells (n,) bool: the cells to use (all); method: ``log2`` = normalised_log2,
-    ``mean`` = no transform.
+    ``condition`` (n,): codes. ``cells`` (n,) bool: the cells to use, by default all. ``method``: ``log2`` is
+    normalised_log2, ``mean`` is no transform. ValueError for another method.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r}; allowed: {', '.join(METHODS)}.")
     rows = np.arange(X.shape[0]) if cells is None else np.flatnonzero(cells)
-    X = X.tocsr() if sparse.issparse(X) else X
+    X = X if isinstance(X, np.ndarray) else X.tocsr()
     total, number = np.zeros((n_conditions, X.shape[1])), np.zeros((n_conditions, 1))
     step = max(1, _BLOCK // X.shape[1])
     for start in range(0, len(rows), step):
@@ -70,30 +74,30 @@ def average_effect(
     control_cells: np.ndarray | None = None,
     method: str = "log2",
 ) -> np.ndarray:
-    """ATE of the data: mean over a condition's cells minus that over control cells, (C, G).
+    """ATE of the data, (C, G): mean over a condition's cells minus the mean over control cells.
 
-    X (n, G) counts, or real values with ``method="mean"``; condition (n,) codes; control: the code of the
-    control (or of the reference condition). ``cells`` (n,) bool: all cells is the published reference, the
-    test cells alone the held-out one. ``control_cells`` (n,) bool: cells among which the controls are taken,
-    where that is another choice than ``cells`` (no test controls; split controls). A condition without cells
-    is NaN; DataError where no control cell is left.
+    X (n, G): counts, or real values with ``method="mean"``. ``condition`` (n,): codes. ``control``: code of the control
+    (or of another reference). ``cells`` (n,) bool: the cells to use, by default all; the published protocol uses all
+    cells, the held-out one the test cells. ``control_cells`` (n,) bool: take the control cells from here instead of
+    ``cells``, for instance if there are no test controls. A condition without cells is NaN; DataError if no control
+    cell is chosen.
     """
     n_conditions = int(condition.max()) + 1 if n_conditions is None else n_conditions
     means = condition_means(X, condition, n_conditions, cells=cells, method=method)
     chosen = np.ones(len(condition), bool) if cells is None else np.asarray(cells, bool)
     chosen = (chosen if control_cells is None else np.asarray(control_cells, bool)) & (condition == control)
     if not chosen.any():
-        raise DataError("No control cell is among the cells chosen for the average effect; name others.")
+        raise DataError("The cells chosen for the average effect include no control cell; choose some.")
     return means - condition_means(X, condition, n_conditions, cells=chosen, method=method)[control]
 
 
 def ate_scores(data: np.ndarray, model: np.ndarray, *, top: int = TOP) -> dict[str, float]:
-    """``ate_pearson`` and ``ate_r2`` over all conditions x genes at once, and over each condition's ``top`` genes.
+    """``ate_pearson`` and ``ate_r2`` over all conditions and genes at once, and over the top genes of each condition.
 
-    data, model (C, G): effects of the conditions to be scored, without the control. The top genes of a
-    condition are those of its largest absolute *data* effect, all of them if it has fewer. R2 is the
-    coefficient of determination (1 - residual / total), not a squared correlation. A correlation with a
-    constant is NaN.
+    ``data``, ``model`` (C, G): observed and predicted effects of the conditions to be scored, without the control. The
+    ``top`` genes of a condition have its largest absolute *observed* effects; all genes count if there are fewer. R2 is
+    the coefficient of determination (1 - residual / total), not a squared correlation. A correlation with a constant is
+    NaN. ValueError if the shapes differ, are empty or not (C, G), or a value is not finite.
     """
     data, model = _effects(data, model)
     order = np.argsort(-np.abs(data), axis=1, kind="stable")[:, :top]
@@ -107,17 +111,17 @@ def ate_scores(data: np.ndarray, model: np.ndarray, *, top: int = TOP) -> dict[s
 
 
 def condition_scores(data: np.ndarray, model: np.ndarray) -> dict[str, np.ndarray]:
-    """``ate_pearson`` and ``ate_r2`` of every condition over its genes: arrays (C,)."""
+    """``ate_pearson`` and ``ate_r2`` of every condition over its genes: arrays (C,). ValueError as in ate_scores."""
     data, model = _effects(data, model)
     return {"ate_pearson": pearson(data, model), "ate_r2": r2(data, model)}
 
 
 def interactions(effects: np.ndarray, members: np.ndarray, *, singles: np.ndarray | None = None) -> np.ndarray:
-    """Effect of each combination minus the sum of its single effects, (C, G); NaN for what is no combination.
+    """Effect of each combination minus the sum of its single effects, (C, G); NaN for other conditions.
 
-    members (C, P): perturbations of each condition, -1 where there is none. ``singles`` (C, G): effects that
-    the single ones are taken from (by default ``effects``); give the data's to compare observed - additive
-    with predicted - additive.
+    ``members`` (C, P): perturbations of each condition, padded with -1. ``singles`` (C, G): effects whose rows of
+    single perturbations are summed, by default ``effects``. Give the observed ones to compare predicted - additive with
+    observed - additive.
     """
     excess = effects - additive(effects if singles is None else singles, members)
     excess[(members >= 0).sum(1) < 2] = np.nan
@@ -125,15 +129,15 @@ def interactions(effects: np.ndarray, members: np.ndarray, *, singles: np.ndarra
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Correlation along the last axis; NaN where one side is constant."""
-    varied = (np.ptp(a, -1) > 0) & (np.ptp(b, -1) > 0)  # a constant less its mean need not be 0
+    """Pearson correlation along the last axis; NaN if one side is constant."""
+    varied = (np.ptp(a, -1) > 0) & (np.ptp(b, -1) > 0)  # a constant minus its mean may not be exactly 0
     a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
     product = np.asarray(np.sqrt((a**2).sum(-1) * (b**2).sum(-1)))
     return np.divide((a * b).sum(-1), product, out=np.full_like(product, np.nan), where=varied & (product > 0))
 
 
 def r2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Coefficient of determination along the last axis; NaN where the truth is constant."""
+    """Coefficient of determination along the last axis; NaN if the truth is constant."""
     total = np.asarray(((true - true.mean(-1, keepdims=True)) ** 2).sum(-1))
     residual = ((true - predicted) ** 2).sum(-1)
     return 1 - np.divide(residual, total, out=np.full_like(total, np.nan), where=(np.ptp(true, -1) > 0) & (total > 0))
@@ -142,7 +146,10 @@ def r2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def _effects(data: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     data, model = np.asarray(data, float), np.asarray(model, float)
     if data.shape != model.shape or data.ndim != 2 or not data.size:
-        raise ValueError(f"Effects of data {data.shape} and model {model.shape} must be equal (C, G), not empty.")
+        raise ValueError(
+            f"The effects have the shapes {data.shape} (data) and {model.shape} (model); they must be equal (C, G) and "
+            "not empty."
+        )
     if not (np.isfinite(data).all() and np.isfinite(model).all()):
-        raise ValueError("Effects to be scored must be finite: leave conditions without cells out.")
+        raise ValueError("Effects to be scored must be finite; leave out conditions without cells.")
     return data, model

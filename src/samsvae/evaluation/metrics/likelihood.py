@@ -1,7 +1,7 @@
-"""The intercept-only negative binomial: a model that knows only each gene's mean and dispersion.
+"""The intercept-only negative binomial, which knows only each gene's mean and dispersion.
 
-Letters: n cells, G genes. Mean m = l * p_g + 1e-4 (the floor is that of the models' decoder, so a gene never
-seen in training survives), variance m + m^2 / theta_g.
+Letters: n cells, G genes. The mean is m = l p_g + 1e-4 and the variance m + m^2 / theta_g. The floor 1e-4, the same as
+in the models' decoder, keeps the likelihood finite for genes without training counts.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from scipy.special import digamma, gammaln
 
 from samsvae.config.vocabulary import FLOOR
 
-THETA = (1e-4, 1e6)  # bounds: an all-zero gene ends at the first, an underdispersed one (Poisson) at the second
+THETA = (1e-4, 1e6)  # bounds; a gene without counts ends at the first, an underdispersed one (Poisson) at the second
 
-_STEPS = 28  # of the bisection: log theta to 1e-7
+_STEPS = 28  # of the bisection, which finds log theta to 1e-7
 
-_GENES, _BLOCK = 64, 2048  # genes fitted, and cells scored, at a time: memory
+_GENES, _BLOCK = 64, 2048  # genes fitted and cells scored at a time, to save memory
 
 
 class InterceptNB(NamedTuple):
-    """``proportion`` (G,) of a cell's counts, ``theta`` (G,) concentration."""
+    """``proportion`` (G,) of a cell's counts in each gene, ``theta`` (G,) concentration."""
 
     proportion: np.ndarray
     theta: np.ndarray
 
 
 def fit_intercept_nb(X: np.ndarray | sparse.spmatrix, library: np.ndarray) -> InterceptNB:
-    """Fit training counts X (n, G): p_g = counts / library sizes, theta_g by maximum likelihood given p_g."""
+    """Fit counts X (n, G) with library (n,): p_g = counts / library sizes, theta_g by maximum likelihood given p_g."""
     X, library = sparse.csc_matrix(X, dtype=float), np.asarray(library, float)
     proportion = np.asarray(X.sum(0)).ravel() / library.sum()
     blocks = [slice(start, start + _GENES) for start in range(0, X.shape[1], _GENES)]
@@ -38,10 +38,10 @@ def fit_intercept_nb(X: np.ndarray | sparse.spmatrix, library: np.ndarray) -> In
 
 
 def _concentration(X: sparse.csc_matrix, library: np.ndarray, proportion: np.ndarray) -> np.ndarray:
-    """The maximum in theta of a block of genes (n, g): the score in log theta, bisected for all genes at once.
+    """Maximum likelihood theta (g,) of a block of genes (n, g), by bisection of the score in log theta.
 
-    Cells enter it only through their library size and, apart from that, the value of a gene: cells of one library
-    size, and equal values of one gene, are counted first. That is exact, and leaves far fewer terms.
+    The score depends on a cell only through its library size and, in a separate term, through the gene's count. So
+    cells with equal library sizes, and equal counts of a gene, are grouped first: exact, with far fewer terms.
     """
     sizes, group, number = np.unique(library, return_inverse=True, return_counts=True)
     indicator = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (len(sizes), len(group)))
@@ -64,12 +64,12 @@ def _concentration(X: sparse.csc_matrix, library: np.ndarray, proportion: np.nda
 
 
 def intercept_nb_log_likelihood(fit: InterceptNB, X: np.ndarray | sparse.spmatrix, library: np.ndarray) -> np.ndarray:
-    """log p(x) of held-out cells X (n, G), summed over genes: (n,). Its mean is what an IWELBO is held against."""
+    """log p(x) (n,) of held-out cells X (n, G), summed over genes. Its mean is comparable with an IWELBO."""
     library = np.asarray(library, float)
     rows = []
     for start in range(0, X.shape[0], _BLOCK):
         x = X[start : start + _BLOCK]
-        x = x.toarray() if sparse.issparse(x) else x
+        x = x if isinstance(x, np.ndarray) else x.toarray()
         mean = library[start : start + _BLOCK, None] * fit.proportion + FLOOR
         rows.append(nb_log_prob(x.astype(float), mean, fit.theta).sum(1))
     return np.concatenate(rows)

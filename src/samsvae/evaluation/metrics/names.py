@@ -1,4 +1,4 @@
-"""The words that names of metrics are made of. `table.py` lists the complete names."""
+"""The words that make up names of metrics. `table.py` lists the complete names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Do the masks of perturbations know their pathways? Named as ours: the papers' classifier is not public.
+"""Predict the pathways of perturbations from their masks.
 
-Three classifiers predict the pathway of a perturbation from its row of features, cross-validated so that
-perturbations of one target gene are never on both sides. Letters: N annotated perturbations, L features.
+The papers' classifier is not public, so this is our own protocol: three classifiers predict the pathway of a
+perturbation from its row of features. In cross-validation, all perturbations of a target gene are in the same fold.
+Letters: N annotated perturbations, L features.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ def pathway_accuracy(
     masks: bool = True,
     folds: int = 5,
 ) -> pd.DataFrame:
-    """Cross-validated accuracy of the three classifiers, and of always naming the largest pathway.
+    """Cross-validated accuracy of the three classifiers, and of always predicting the largest pathway.
 
-    features (N, L): mask probabilities (``masks``: as they are for logistic regression and forest, > 0.5 with
-    Hamming distance for k-NN) or real values (not ``masks``: standardised in each fold, Euclidean). pathway,
-    gene (N,): labels and target genes. ``trees`` = 0 leaves the forest out. Each repeat shuffles the folds
-    anew and scores its out-of-fold predictions together.
+    ``features`` (N, L): with ``masks``, mask probabilities, which logistic regression and forest read as they are and
+    k-NN as > 0.5 with Hamming distance; otherwise real values, which are standardised in each fold and compared by
+    Euclidean distance. ``pathway``, ``gene`` (N,): labels and target genes. ``trees`` = 0 leaves out the forest. Each
+    repeat shuffles the folds again and scores its out-of-fold predictions together. There are at most ``folds`` folds,
+    and no more than the smallest pathway has genes.
 
-    Returns columns classifier (logistic, forest, knn, majority), metric (accuracy, balanced_accuracy), mean,
-    sd (over repeats), n (repeats), folds: five, or as many as the smallest pathway has genes. DataError where
-    a pathway has a single gene, or there is one pathway.
+    Columns: classifier (logistic, forest, knn, majority), metric (accuracy, balanced_accuracy), mean, sd (over
+    repeats), n (repeats), folds. DataError if there is only one pathway, or a pathway with only one gene.
     """
     features, pathway, gene = np.asarray(features, float), np.asarray(pathway), np.asarray(gene)
     folds = _folds(pathway, gene, folds)
@@ -68,16 +69,17 @@ def pathway_accuracy(
 
 
 def permuted_labels(pathway: np.ndarray, gene: np.ndarray, *, n: int = 20, seed: int = 0) -> np.ndarray:
-    """n permutations of the labels, (n, N), made once and shared by all runs.
+    """n permutations of the labels, (n, N), equal for all runs.
 
-    Pathways are dealt to *genes* anew, since the perturbations of one gene always share theirs. ValueError
-    where they do not.
+    Pathways are permuted among *genes*, because all perturbations of a gene share a pathway. ValueError if they do not.
     """
     pathway, gene = np.asarray(pathway), np.asarray(gene)
     genes, first, of = np.unique(gene, return_index=True, return_inverse=True)
     labels = pathway[first]
     if (labels[of] != pathway).any():
-        raise ValueError("The perturbations of one gene are in several pathways: labels cannot be dealt to genes.")
+        raise ValueError(
+            "The perturbations of one gene are in several pathways, so pathways cannot be permuted among genes."
+        )
     rng = np.random.default_rng(seed)
     return np.stack([labels[rng.permutation(len(genes))][of] for _ in range(n)])
 
@@ -92,9 +94,9 @@ def permutation_null(
     masks: bool = True,
     folds: int = 5,
 ) -> pd.DataFrame:
-    """Accuracies reached on permuted labels (n, N), one repeat each: the columns of pathway_accuracy."""
+    """Accuracies on permuted labels (n, N), one repeat each: the columns of pathway_accuracy, without majority."""
     features, gene = np.asarray(features, float), np.asarray(gene)
-    folds = _folds(permuted[0], gene, folds)  # the same for all: permuting genes keeps their number in each pathway
+    folds = _folds(permuted[0], gene, folds)  # equal for all: permuting keeps the number of genes per pathway
     rows = [
         row
         for i, labels in enumerate(permuted)
@@ -107,7 +109,7 @@ def _folds(pathway: np.ndarray, gene: np.ndarray, most: int) -> int:
     n_genes = pd.Series(gene).groupby(pathway).nunique()
     if len(n_genes) < 2 or n_genes.min() < 2:
         raise DataError(
-            "Pathway accuracy needs two pathways or more, each with two target genes or more; genes per pathway: "
+            "Pathway accuracy needs at least two pathways with at least two target genes each; genes per pathway: "
             + ", ".join(f"{name} {number}" for name, number in n_genes.items())
             + "."
         )
@@ -123,7 +125,7 @@ def _one_repeat(
     seed: list[int],
     masks: bool,
 ) -> Iterator[tuple[str, str, float]]:
-    """Rows classifier, metric, value of one shuffling of the folds."""
+    """Rows classifier, metric, value for one shuffle of the folds."""
     state = int(np.random.SeedSequence(seed).generate_state(1)[0])
     models = _classifiers(trees, state, masks)
     predicted = {name: np.empty_like(pathway) for name in models}
@@ -154,11 +156,11 @@ def _summary(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
 
 
 def mask_pathways(perturbations: ad.AnnData, table: pd.DataFrame, settings: Mapping) -> pd.DataFrame:
-    """Accuracy of pathways predicted from a run's mask probabilities, beside the null of permuted labels.
+    """Accuracy of pathways predicted from a run's mask probabilities, with a null distribution from permuted labels.
 
-    ``perturbations``: obsm mask_probability (T, L); ``table``: gene and pathway of each perturbation, those without a
-    pathway left out. ``settings``: an EvaluationConfig as a dict. Columns: classifier, metric, mean, sd, n, null_mean,
-    null_sd.
+    ``perturbations``: obsm mask_probability (T, L). ``table``: gene and pathway of each perturbation; perturbations
+    whose pathway is '' are left out. ``settings``: an EvaluationConfig as a dict. Columns: classifier, metric, mean,
+    sd, n, folds, null_mean, null_sd (NaN for majority).
     """
     table = table.loc[perturbations.obs_names]
     known = (table["pathway"] != "").to_numpy()

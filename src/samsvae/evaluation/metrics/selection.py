@@ -1,4 +1,4 @@
-"""Choosing hyper-parameters from tidy score tables (a row per run x metric x split: ``value``); summaries."""
+"""Choose hyper-parameters from score tables, which have a row with a ``value`` for each run, metric and split."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pandas as pd
 
 from samsvae.errors import DataError, nearest, some
 
-# Columns of a score table that describe a row and are never a hyper-parameter.
+#: Columns of a score table that describe a row and are never hyper-parameters.
 DESCRIPTION = ("experiment", "run", "checkpoint", "method", "inference", "protocol", "metric", "split", "value")
 
-#: Columns of a grid that name files: what they differ by has columns of its own.
+#: Columns of a grid that name files. The settings in which files differ have columns of their own.
 PLACE = ("dataset", "split_name")
 
 
@@ -24,12 +24,13 @@ def best_settings(
     metric: str = "iwelbo",
     split: str = "val",
 ) -> pd.DataFrame:
-    """The hyper-parameters of the best mean score over seeds (``over``), for each row of a table (``by``).
+    """The settings with the best mean score over seeds (``over``), for each group of ``by``.
 
-    ``settings``: the columns that are chosen among; by default every column that is not in ``by``, ``over``
-    or DESCRIPTION. Settings with fewer finished seeds than others of the same row do not take part: a mean of
-    the runs that survived is no fair mean. A column of ``over`` that the scores lack has one value for all. Of
-    equal means the first setting in sorted order wins. Returns ``by``, ``settings``, mean, sd, n.
+    ``settings``: the columns that define a setting; by default every column that is not in ``by``, ``over`` or
+    DESCRIPTION. Settings with fewer finished seeds than others in the group are not considered, because a mean over
+    the surviving runs is biased. A column of ``over`` that the scores lack is ignored. If means are equal, the first
+    setting in sorted order wins. Columns: ``by``, ``settings``, mean, sd, n. DataError if the scores have no rows of
+    this metric and split.
     """
     by, over = list(by), [c for c in over if c in scores]
     table = _of(scores, metric, split)
@@ -43,13 +44,16 @@ def best_settings(
 
 
 def best_runs(scores: pd.DataFrame, by: Sequence[str], *, metric: str = "iwelbo", split: str = "test") -> pd.DataFrame:
-    """The published rule: each row's one run of best *test* score. What was chosen so is not held out."""
+    """The published rule: for each group of ``by``, the run with the best *test* score, which is then not held out.
+
+    DataError if the scores have no rows of this metric and split.
+    """
     table = _of(scores, metric, split).dropna(subset="value")
     return _first(table.sort_values("value", ascending=False, kind="stable"), list(by))
 
 
 def chosen(scores: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
-    """The scores (all metrics) of what best_settings or best_runs chose; NaN equals NaN."""
+    """The scores (all metrics) of the settings or runs that best_settings or best_runs chose; NaN equals NaN."""
     on = [c for c in best if c in scores and c not in {"metric", "split", "value", "protocol", "experiment"}]
     return scores.merge(best[on].drop_duplicates(), on=on)
 
@@ -57,15 +61,15 @@ def chosen(scores: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
 def of_best_settings(
     scores: pd.DataFrame, by: Sequence[str] = ("model",), over: Sequence[str] = ("seed",)
 ) -> pd.DataFrame:
-    """The scores (all metrics, all seeds) of each row's best settings on validation data: what figures draw."""
+    """The scores (all metrics, all seeds) of the settings that are best on validation data for each group of ``by``."""
     return chosen(scores, best_settings(scores, by, over).drop(columns=["mean", "sd", "n"]))
 
 
 def shown(runs: pd.DataFrame, over: Sequence[str] = ("seed",)) -> pd.DataFrame:
-    """The run to show of each setting: of those that differ in ``over`` alone, the first in its order.
+    """The run to show for each setting: the first, sorted by ``over``, of the runs that differ only in ``over``.
 
-    ``runs``: scores or a grid, with a column run. One row for each setting, in the order of ``runs``. It is here that
-    rules and figures alike look up which run is shown; which setting is, of_best_settings says.
+    ``runs``: scores or a grid, with a column run. Returns one row for each setting, in the order of ``runs``. Rules and
+    figures both call this function; of_best_settings chooses the setting.
     """
     over = [c for c in over if c in runs]
     settings = [c for c in runs if c not in {*over, *DESCRIPTION, *PLACE}]
@@ -76,12 +80,11 @@ def shown(runs: pd.DataFrame, over: Sequence[str] = ("seed",)) -> pd.DataFrame:
 def relative_to(
     scores: pd.DataFrame, reference: Mapping[str, object], match: Sequence[str], *, metric: str = "iwelbo"
 ) -> pd.DataFrame:
-    """Rows of one metric minus the reference's of equal ``match`` columns and split: ``<metric>_relative``.
+    """Rows of one metric minus the reference with equal ``match`` columns and split, as ``<metric>_relative``.
 
-    Norman's table: ``relative_to(scores, {"model": "sams_vae_corr", "encoding": "sum", "fraction": 0},
-    ["split_seed"])``. Where several runs (seeds) fit the reference their mean is taken: leave other
-    hyper-parameters of the reference out beforehand, or name them in it. DataError where the reference, or
-    its row for some match, is missing.
+    For Norman: ``relative_to(scores, {"model": "sams_vae_corr", "encoding": "sum", "fraction": 0}, ["split_seed"])``.
+    If several runs (seeds) fit the reference, their mean is subtracted; so filter other hyper-parameters of the
+    reference beforehand, or name them in it. DataError if a column is missing, or the reference has no row for a match.
     """
     for column in (*reference, *match):
         _known(scores, column)
@@ -96,13 +99,13 @@ def relative_to(
     if len(lost):
         where = some(", ".join(f"{k} {v}" for k, v in row.items()) for row in lost.to_dict("records"))
         what = ", ".join(f"{k} {v}" for k, v in reference.items())
-        raise DataError(f"scores: no {metric} of the reference ({what}) for {where}.")
+        raise DataError(f"scores: the reference ({what}) has no {metric} for {where}; add or rerun it.")
     table["value"] -= table["base"]
     return table.assign(metric=f"{metric}_relative").drop(columns=["base", "found"])
 
 
 def summary(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean, sd (n - 1) and number of values that are not NaN, per group of ``by`` (where NaN is a value)."""
+    """Mean, sd (n - 1) and number of values that are not NaN, per group of ``by``, in which NaN is a value too."""
     by = list(by)
     for column in by:
         _known(scores, column)
@@ -112,21 +115,21 @@ def summary(scores: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def _first(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """The first row of each group of ``by`` (of the whole table without one), sorted by it."""
+    """The first row of each group of ``by``, sorted by it; of the complete table if ``by`` is empty."""
     if not by:
         return table.head(1).reset_index(drop=True)
     return table.drop_duplicates(by).sort_values(by, ignore_index=True)
 
 
 def _of(scores: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """Rows of one metric and split; DataError where there are none."""
+    """Rows of one metric and split; DataError if there are none."""
     for column, value in (("metric", metric), ("split", split)):
         _known(scores, column)
         if not (scores[column] == value).any():
-            raise DataError(f"scores, column {column!r}: no {value!r}.{nearest(value, scores[column].unique())}")
+            raise DataError(f"scores: the column {column!r} has no {value!r}.{nearest(value, scores[column].unique())}")
     return scores[(scores["metric"] == metric) & (scores["split"] == split)]
 
 
 def _known(scores: pd.DataFrame, column: str) -> None:
     if column not in scores:
-        raise DataError(f"scores: no column {column!r}.{nearest(column, scores.columns)}")
+        raise DataError(f"scores: the column {column!r} is missing.{nearest(column, scores.columns)}")

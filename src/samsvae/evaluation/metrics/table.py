@@ -18,7 +18,7 @@ class Metric:
     """One metric.
 
     ``name``: as in the column ``metric``. ``label``: for an axis, with the unit in brackets. ``protocols``: the values
-    that the column ``protocol`` can have for it; () where its table has no such column. ``better``: the direction of
+    that the column ``protocol`` can have for it; () if its table has no such column. ``better``: the direction of
     better values; '' for a reference line that does not depend on the model. ``unit``: '' for a plain number.
     ``low``, ``high``: smallest and largest possible value; None without a bound. ``sentence``: describes it.
     """
