@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from samsvae.evaluation.metrics.table import METRICS, axis_label
 from samsvae.figures import heatmaps, style
-from samsvae.figures.interactions import interaction_table, tested_conditions
+from samsvae.figures.interactions import interaction_table, list_tested_conditions
 from samsvae.figures.pair_scores import PLAIN, core, read_all_scores, summarise
 from samsvae.figures.published import norman
 from samsvae.figures.runs import models_only, replicates
@@ -52,7 +52,7 @@ def tables(
     """
     found = read_all_scores(grid, scores, baselines)
     kind = str(found["split_name"].iloc[0]).partition("-")[0]
-    conditions = tested_conditions(references)
+    conditions = list_tested_conditions(references)
     if not conditions["combination"].any():
         message = "No combination of perturbations has test cells in this experiment, so there is nothing to predict."
         return {"scores": None, "interactions": None, "published": None, "message": message}

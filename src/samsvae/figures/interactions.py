@@ -16,7 +16,7 @@ from samsvae.screens.screen import read_uns
 from samsvae.tables import read_h5ad
 
 
-def tested_conditions(references: Sequence[str]) -> pd.DataFrame:
+def list_tested_conditions(references: Sequence[str]) -> pd.DataFrame:
     """The conditions with test cells on any split (SPLIT/effects.h5ad): whether each is a combination."""
     parts = []
     for path in references:

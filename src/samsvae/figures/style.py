@@ -28,6 +28,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError, nearest, some
 from samsvae.files import atomic
+from samsvae.tables import write
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
@@ -53,6 +54,8 @@ RC: dict[Any, Any] = {
 }
 
 INK, GREY, PALE = "#222222", "#8A8A8A", "#E4E4E4"
+DIGITS = 6  # of the numbers written with a figure
+
 DIVERGING, SEQUENTIAL = "RdBu_r", "Greys"
 
 #: A line style of matplotlib: a string, or an offset with the lengths of dashes and gaps.
@@ -274,7 +277,5 @@ def save(fig: Figure, stem: str | Path, data: Mapping[str, pd.DataFrame | pd.Ser
         table = pd.DataFrame(columns=["name"]) if content is None else content
         table = table.to_frame() if isinstance(table, pd.Series) else table
         named = not isinstance(table.index, pd.RangeIndex)
-        index = (table.index.name or "name") if named else None
-        with atomic(target) as path:
-            table.to_csv(path, sep="\t", index=named, index_label=index, float_format="%.6g", lineterminator="\n")
+        write(table, target, digits=DIGITS, index_label=str(table.index.name or "name") if named else None)
     return [png, pdf, *targets]
