@@ -1,4 +1,4 @@
-"""Figures: what is on them, in which order, legible, from which data; and the papers' numbers beside them."""
+"""Figures: their panels, order, legibility and data; and the published numbers next to them."""
 
 import csv
 from itertools import pairwise
@@ -7,6 +7,7 @@ import figure_tables as tables
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 from samsvae.config.zoo import ROWS, TABLE_1
@@ -15,15 +16,14 @@ from samsvae.evaluation.metrics.selection import best_settings
 from samsvae.figures import heatmaps, published, style
 from samsvae.figures.combinations import draw as draw_combinations
 from samsvae.figures.curves import draw as draw_curves
+from samsvae.figures.curves import without_short_end
 from samsvae.figures.effects import draw as draw_effects
 from samsvae.figures.expression import draw as draw_expression
 from samsvae.figures.expression import overlap_table, strongest
 from samsvae.figures.masks import draw as draw_masks
 from samsvae.figures.masks import latent_order
-from samsvae.figures.own_screen import draw as draw_own_screen
-from samsvae.figures.recovery import DENSITY
 from samsvae.figures.recovery import draw as draw_recovery
-from samsvae.figures.scores import build_replogle_table1, settings_text
+from samsvae.figures.score_table import build_table, settings_text
 from samsvae.figures.scores import draw as draw_scores
 
 SIMULATED = (*TABLE_1, "vae", "beta_vae", "ivae", "svae", "svae_plus_lopez")
@@ -31,7 +31,7 @@ SIMULATED = (*TABLE_1, "vae", "beta_vae", "ivae", "svae", "svae_plus_lopez")
 
 @pytest.fixture(scope="module")
 def numbers(root, request):
-    """The folder of published numbers: tracked, or else beside the checkout."""
+    """The folder of published numbers: the tracked one, or else the one next to the checkout."""
     tracked = root / "resources" / "published"
     return tracked if tracked.is_dir() else request.getfixturevalue("shared") / "data" / "published"
 
@@ -39,7 +39,7 @@ def numbers(root, request):
 @pytest.fixture(scope="module")
 def table1(numbers):
     scores = tables.replogle_scores()
-    return build_replogle_table1(scores, best_settings(scores, ["model"]), published.replogle_table1(numbers))
+    return build_table(scores, best_settings(scores, ["model"]), published.replogle_table1(numbers))
 
 
 def draw(name, table1):
@@ -47,44 +47,47 @@ def draw(name, table1):
     mask, embedding, pathway, data, model = tables.screen()
     de, model_de = tables.de_tables(data.iloc[:8], model.iloc[:8])
     drawings = {
-        "replogle_table1": lambda: draw_scores(table1),
-        "replogle_table1_miniature": lambda: draw_scores(table1, comparable=False),
-        "replogle_masks": lambda: draw_masks(mask, embedding, pathway, tables.accuracy()),
-        "replogle_masks_plain": lambda: draw_masks(mask, embedding, None, None),
-        "replogle_effects": lambda: draw_effects(data, model, pathway, name="SAMS-VAE"),
-        "replogle_de": lambda: draw_expression(de, data, model, tables.overlap(data.index), model_de=model_de),
-        "norman_ood": lambda: draw_combinations(tables.norman_summary(), tables.interactions()),
-        "norman_efficiency": lambda: draw_combinations(tables.norman_summary((0, 1)), task="efficiency"),
-        "simulation_recovery": lambda: draw_recovery(
-            tables.simulation_scores(seeds=2), tables.simulation_scores(SIMULATED, (500,), seeds=2)
-        ),
-        "training_curves": lambda: draw_curves(tables.histories(seeds=1)),
-        "custom": lambda: draw_own_screen(
-            tables.custom_scores(),
-            data,
-            model,
-            tables.per_condition(data.index, TABLE_1),
-            mask_probability=mask,
-            pathway=pathway,
-        ),
-        "custom_plain": lambda: draw_own_screen(tables.custom_scores(), data, model, tables.per_condition(data.index)),
+        "scores": lambda: draw_scores(table1),
+        "scores_miniature": lambda: draw_scores(table1, comparable=False),
+        "scores_plain": lambda: plain_scores(table1, data.index),
+        "masks": lambda: draw_masks(mask, embedding, pathway, tables.accuracy()),
+        "masks_plain": lambda: draw_masks(mask, embedding, None, None),
+        "effects": lambda: draw_effects(data, model, pathway, name="SAMS-VAE"),
+        "expression": lambda: draw_expression(de, data, model, tables.overlap(data.index), model_de=model_de),
+        "combinations": lambda: draw_combinations(tables.norman_summary(), tables.interactions()),
+        "combinations_efficiency": lambda: draw_combinations(tables.norman_summary((0, 1)), kind="norman_efficiency"),
+        "recovery": lambda: draw_recovery(tables.simulation_scores(seeds=2)),
+        "recovery_bars": lambda: draw_recovery(bars()),
+        "curves": lambda: draw_curves(tables.histories(seeds=1), name="replogle"),
     }
     return drawings[name]()
 
 
+def plain_scores(table1, conditions):
+    """The scores of an experiment without published numbers, with baselines and held-out conditions."""
+    published_only = [c for c in table1 if c.startswith(("published", "difference", "inside")) or "rule" in c]
+    each = tables.per_condition(conditions, TABLE_1)
+    return draw_scores(table1.drop(columns=published_only), tables.single_runs(), tables.baselines(), each)
+
+
+def bars(seeds=2):
+    """Scores of a simulation without the axis of cells."""
+    return tables.simulation_scores(SIMULATED, (500,), seeds=seeds).drop(columns="cells")
+
+
 NAMES = {  # figure: number of panels (colour bars and pathway strips left out)
-    "replogle_table1": 15,
-    "replogle_table1_miniature": 12,
-    "replogle_masks": 3,
-    "replogle_masks_plain": 2,
-    "replogle_effects": 4,
-    "replogle_de": 7,
-    "norman_ood": 6,
-    "norman_efficiency": 2,
-    "simulation_recovery": 12,
-    "training_curves": 5,
-    "custom": 5,
-    "custom_plain": 4,
+    "scores": 15,
+    "scores_miniature": 12,
+    "scores_plain": 9,
+    "masks": 3,
+    "masks_plain": 2,
+    "effects": 4,
+    "expression": 7,
+    "combinations": 6,
+    "combinations_efficiency": 2,
+    "recovery": 6,
+    "recovery_bars": 6,
+    "curves": 1,
 }
 
 
@@ -105,7 +108,7 @@ def test_every_panel_is_there_named_filled_and_legible(name, table1, monkeypatch
     for label, ax in found.items():
         assert not label.startswith("_child"), "every panel says what it is"
         assert ax.has_data() or ax.texts, f"{label} is empty"
-    if not name.startswith("replogle_table1"):  # a table has column heads instead
+    if not name.startswith("scores"):  # a table has column heads instead
         for label, ax in found.items():
             assert ax.get_title(loc="left"), f"{label} has no title"
             assert ax.get_xlabel() or ax.get_xticklabels(), f"{label} has no x label"
@@ -221,7 +224,7 @@ def test_table1_is_made_from_the_chosen_runs(table1, numbers):
 
 def test_table1_of_single_runs_has_no_seed_interval(numbers):
     scores = tables.replogle_scores(seeds=1)
-    table = build_replogle_table1(scores, best_settings(scores, ["model"]), published.replogle_table1(numbers))
+    table = build_table(scores, best_settings(scores, ["model"]), published.replogle_table1(numbers))
     assert table["inside_seed_interval_test_iwelbo"].isna().all() and table["test_iwelbo_sd"].isna().all()
     draw_scores(table)
 
@@ -229,7 +232,7 @@ def test_table1_of_single_runs_has_no_seed_interval(numbers):
 def test_table1_has_no_difference_where_nothing_may_be_compared(table1, numbers):
     scores = tables.replogle_scores()
     best, theirs = best_settings(scores, ["model"]), published.replogle_table1(numbers)
-    table = build_replogle_table1(scores, best, theirs, comparable=False)
+    table = build_table(scores, best, theirs, comparable=False)
     empty = [c for c in table if c.startswith(("difference", "inside"))]
     assert len(empty) == 6 and table[empty].isna().all(None) and table1[empty].notna().any().all()
     pd.testing.assert_frame_equal(table.drop(columns=empty), table1.drop(columns=empty))
@@ -270,7 +273,7 @@ def test_norman_draws_one_encoding_baselines_and_published_values(numbers):
     assert np.allclose(heights, sorted(wanted["mean"]))
     theirs = sorted(y for line in ax.lines if line.get_marker() == "D" for y in line.get_ydata())
     assert len(theirs) == 20 and np.isclose(theirs, 0.681648).any()  # SAMS-VAE corr. at 0
-    labels = [t.get_text() for legend in fig.findobj(type(fig.legends[0])) for t in legend.get_texts()]
+    labels = [t.get_text() for legend in fig.findobj(Legend) for t in legend.get_texts()]
     assert {"additive", "mean of perturbations", "published"} <= set(labels)
     shown = draw_combinations(summary, encoding="unique")
     assert len(panels(shown)["ate_pearson"].patches) == 10  # CPA-VAE and SVAE+ have that encoding
@@ -284,17 +287,34 @@ def test_norman_interaction_correlations():
     assert f"r = {r:.3f}" in [t.get_text() for t in panels(fig)["interaction cpa_vae_corr"].texts]
 
 
-def test_norman_interactions_say_whether_their_pairs_were_in_training():
+def test_interactions_say_whether_their_combinations_were_in_training():
     pairs = tables.interactions().replace({"fraction": {1.0: 0.75}})
     pairs.loc[pairs["model"] == "cond_vae", "seen"] = False
     pairs.loc[pairs["model"] == "svae_plus", "seen"] = pairs["pair"].isin(["p0", "p1"])
+    pairs.loc[pairs["model"] == "cpa_vae_corr", "fraction"] = np.nan
     found = panels(draw_combinations(tables.norman_summary(), pairs))
     said = {
         model: found[f"interaction {model}"].get_title(loc="left").split("\n")[1] for model in pairs["model"].unique()
     }
-    assert said["cond_vae"] == "fraction 0.75: no pair seen"
-    assert said["sams_vae_corr"] == "fraction 0.75: all pairs seen"
-    assert said["svae_plus"] == "fraction 0.75: 2 of 33 pairs seen"
+    assert said["cond_vae"] == "33 unseen at fraction 0.75"
+    assert said["sams_vae_corr"] == "all 33 seen at fraction 0.75"
+    assert said["svae_plus"] == "2 of 33 seen at fraction 0.75"
+    assert said["cpa_vae_corr"] == "all 33 seen"  # a grid without fractions
+
+
+def test_combinations_without_fractions_are_one_group_of_bars_and_name_the_reference():
+    summary = tables.norman_summary((1,)).replace({"metric": {"iwelbo_relative": "iwelbo_relative_to_best"}})
+    fig = draw_combinations(summary.assign(fraction=np.nan), kind="random", reference="CPA-VAE on the same split")
+    found = panels(fig)
+    assert list(found) == ["iwelbo_relative_to_best", "ate_pearson"]
+    ax = found["iwelbo_relative_to_best"]
+    assert ax.get_ylabel() == "test IWELBO relative to\nCPA-VAE on the same split (nats per cell)"
+    assert len(ax.patches) == 4 and ax.get_xlabel() == "model" and not ax.get_xticklabels()
+
+
+def test_combinations_without_test_cells_are_one_sentence():
+    fig = draw_combinations(None, message="No combination has test cells.")
+    assert [t.get_text() for t in texts(fig)] == ["No combination has test cells."] and len(fig.axes) == 1
 
 
 def test_norman_marks_the_reference_whose_bar_has_no_height():
@@ -308,65 +328,93 @@ def test_norman_marks_the_reference_whose_bar_has_no_height():
     assert marks[0].get_xdata()[0] == pytest.approx(bar.get_x() + bar.get_width() / 2)
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"custom_plain", "replogle_masks_plain"}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"masks_plain"}))
 def test_every_figure_says_which_protocol_it_follows(name, table1):
     said = " ".join(t.get_text() for t in texts(draw(name, table1))).lower()
-    kind = "held-out protocol" if name == "custom" else "published protocol"
-    assert kind in said or (name == "training_curves" and "protocol" in said)
+    said = said.replace("\n", " ")
+    assert "published protocol" in said or (name == "curves" and "protocol" in said)
+    assert ("held-out protocol" in said) == (name == "scores_plain")
 
 
 def test_mask_of_ones_line():
-    """Of masks drawn as in simulation.md; the line is the F1 that all ones has there."""
-    rng = np.random.default_rng(0)
-    svae = np.zeros((20000, 15), bool)
-    for row in svae:
-        row[rng.integers(15, size=rng.integers(1, 4))] = True
-    assert DENSITY["svae"] == pytest.approx(svae.mean(), abs=2e-3)
-    fig = draw("simulation_recovery", None)
-    ax = panels(fig)["sams mask_f1/true-positives"]
-    lines = [line.get_ydata()[0] for line in ax.lines if line.get_color() == style.INK]
-    assert lines == [pytest.approx(2 * (2 / 15) / (2 / 15 + 1))]
+    """A mask of ones has the density of the true mask as its precision, and a recall of 1: F1 = 2 d / (1 + d)."""
+    found = panels(draw("recovery", None))
+    density = 2 / 15
+    for metric, wanted in (("f1", 2 * density / (1 + density)), ("precision", density), ("recall", 1.0)):
+        ax = found[f"mask_{metric}/true-positives"]
+        lines = [line.get_ydata()[0] for line in ax.lines if line.get_color() == style.INK]
+        assert lines == [pytest.approx(wanted)]
 
 
 def test_simulation_draws_the_primary_rule_only():
-    sams = tables.simulation_scores(cells=(10, 100), seeds=2)
-    other = sams["metric"].str.endswith("/correlation")
-    same = draw_recovery(sams[~other], sams[~other])
-    fig = draw_recovery(sams.assign(value=sams["value"].where(~other, 99.0)), sams)
+    scores = tables.simulation_scores(cells=(10, 100), seeds=2)
+    other = scores["metric"].str.endswith("/correlation")
+    same = draw_recovery(scores[~other])
+    fig = draw_recovery(scores.assign(value=scores["value"].where(~other, 99.0)))
     for label, ax in panels(fig).items():
         assert ax.get_ylim() == panels(same)[label].get_ylim()
 
 
+def test_recovery_has_only_the_panels_that_have_values():
+    scores = tables.simulation_scores(("cond_vae", "cpa_vae_mf"), seeds=1)
+    fig = draw_recovery(scores)
+    assert list(panels(fig)) == ["mcc_pearson", "ate_r2", "iwelbo"]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == [style.label(m) for m in ("cond_vae", "cpa_vae_mf")]
+
+
 def test_simulation_panels_name_units_matching_rule_and_kind_of_mcc():
-    found = panels(draw("simulation_recovery", None))
+    curves, by_method = panels(draw("recovery", None)), panels(draw("recovery_bars", None))
     for label, said in {
         "mask_recall/true-positives": "true positives",
         "mcc_pearson": "Pearson",
         "iwelbo": "nats",
     }.items():
-        assert said in found[f"sams {label}"].get_ylabel() and said in found[f"svae {label}"].get_xlabel()
+        assert said in curves[label].get_ylabel() and said in by_method[label].get_xlabel()
 
 
 def test_training_curves_limits_are_robust():
     """A first value of 5,000 above the rest must not flatten the curves; all runs are drawn."""
     histories = tables.histories(seeds=2)
-    fig = draw_curves(histories)
-    ax = panels(fig)["replogle"]
-    part = histories[histories["experiment"] == "replogle"]
+    ax = panels(draw_curves(histories, name="replogle"))["replogle"]
     low, high = ax.get_ylim()
-    assert low < part["val_loss"].min() and high < part["val_loss"].median() + 400
-    assert sum(len(c.get_segments()) for c in ax.collections) == part["run"].nunique()
+    assert low < histories["val_loss"].min() and high < histories["val_loss"].median() + 400
+    assert sum(len(c.get_segments()) for c in ax.collections) == histories["run"].nunique()
 
 
 def test_training_curves_tell_amounts_of_data_apart():
-    histories = tables.histories(seeds=2).query("model == 'cond_vae' and experiment == 'norman_ood'")
+    histories = tables.histories(seeds=2).query("model == 'cond_vae'")
     amount = histories["run"].str[-1].map({"0": "fraction 0", "1": "fraction 1"})
-    ax = panels(draw_curves(histories.assign(amount=amount)))["norman_ood"]
+    fig = draw_curves(histories.assign(amount=amount), name="norman_ood")
+    ax = panels(fig)["norman_ood"]
     assert ax.get_title(loc="left").startswith("norman_ood")
     (pale, full) = ax.collections[0].get_colors()[:, :3]
     assert (pale > full).all() or (pale.sum() > full.sum() and (pale >= full).all())
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["fraction 0", "fraction 1"]
-    assert panels(draw_curves(histories))["norman_ood"].get_legend() is None
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["Conditional VAE", "fraction 0", "fraction 1"]
+    assert [t.get_text() for t in draw_curves(histories).legends[0].get_texts()] == ["Conditional VAE"]
+
+
+def test_training_curves_end_at_the_last_regular_validation():
+    """The last step is validated too: two steps after a validation its noise would bend the curve."""
+    line = np.column_stack([[27.0, 54, 81, 83], [9.0, 8, 7, 8]])
+    assert without_short_end(line).tolist() == line[:3].tolist()
+    late = np.column_stack([[27.0, 54, 81, 95], [9.0, 8, 7, 8]])  # more than half the usual 27 steps
+    assert without_short_end(late).tolist() == late.tolist()
+    assert without_short_end(line[2:]).tolist() == line[2:].tolist()  # two points have no usual distance
+    history = pd.DataFrame(line, columns=["step", "val_loss"]).assign(run="a", model="cond_vae")
+    ax = panels(draw_curves(history, name="x"))["x"]
+    assert ax.collections[0].get_segments()[0].tolist() == line[:3].tolist()
+
+
+def test_training_curves_name_only_models_with_a_visible_line():
+    """A run of one validation is a marker; a model far above the others is counted in the note, not in the legend."""
+    histories = tables.histories(seeds=1)
+    high = histories[histories["model"] == "cond_vae"].head(1).assign(model="vae", run="far", val_loss=1e6, step=2000)
+    one = histories[histories["model"] == "cond_vae"].tail(1).assign(model="ivae", run="one")
+    fig = draw_curves(pd.concat([histories, high, one], ignore_index=True), name="x")
+    named = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert "VAE" not in named and "iVAE" in named and len(named) == len(TABLE_1) + 1
+    assert "1 run lies above the axis" in fig.get_suptitle().replace("\n", " ")
+    assert [line.get_marker() for line in panels(fig)["x"].lines if len(line.get_xdata()) == 1][-1] == "h"
 
 
 def test_de_colours_and_default_conditions():
@@ -416,34 +464,84 @@ def test_overlap_table_of_agreement():
     assert table.to_dict("list") == {"model": ["m"] * 2, "condition": ["a"] * 2, "k": [20, 100], "overlap": [0.5, 0.8]}
 
 
-def test_custom_sorts_perturbations_by_the_best_model():
-    *_, data, model = tables.screen()
+def test_conditions_are_sorted_by_the_best_model(table1):
+    *_, data, _ = tables.screen()
     scores = tables.per_condition(data.index)
-    ax = panels(draw_own_screen(tables.custom_scores(), data, model, scores))["conditions"]
+    ax = panels(draw_scores(table1, per_condition=scores))["conditions"]
     means = scores[scores["model"] != "mean_of_perturbations"].groupby("model")["value"].mean()
     best = scores[scores["model"] == means.idxmax()].set_index("condition")["value"]
     shown = [t.get_text() for t in ax.get_xticklabels()]
     assert shown == list(best.sort_values(ascending=False).index)
 
 
-def test_custom_masks_stand_in_the_order_of_the_effects_beside_them_and_say_whose_they_are():
-    mask, _, _, data, model = tables.screen(20)
-    scores = tables.per_condition(data.index)
+def test_many_conditions_have_no_names(table1):
+    ax = panels(draw_scores(table1, per_condition=tables.per_condition([f"c{i}" for i in range(282)])))["conditions"]
+    assert not ax.get_xticklabels() and ax.get_xlabel().startswith("282 conditions, sorted by")
 
-    def names(mask, **more):
-        found = panels(draw_own_screen(tables.custom_scores(), data, model, scores, mask_probability=mask, **more))
-        ax = found["mask probability"]
-        shown = [t.get_text() for t in ax.get_yticklabels()]
-        latents, _ = latent_order(mask)
-        assert np.allclose(ax.images[0].get_array(), mask.loc[shown, latents])  # a row is what its name says
-        return ax, shown, [t.get_text() for t in found["effects data"].get_yticklabels()]
 
-    ax, shown, beside = names(mask.iloc[::-1], mask_name="SVAE+")
-    assert shown == beside and ax.get_title(loc="left").endswith("SVAE+")
-    _, shown, beside = names(mask.iloc[3:9])  # combinations have effects, but no row of a mask
-    assert shown == [row for row in beside if row in mask.index[3:9]]
-    _, shown, beside = names(mask.rename(index={mask.index[0]: "other"}))
-    assert sorted(shown) == sorted(["other", *mask.index[1:]])
+def test_a_baseline_does_not_stretch_the_axis_but_is_named_at_its_edge(table1):
+    """Limits span the models; a baseline outside has an arrow, one inside a line."""
+    base = tables.baselines()
+    near, far = panels(draw_scores(table1)), panels(draw_scores(table1, baselines=base))
+    for metric in ("test_iwelbo", "ate_pearson"):
+        assert far[metric].get_xlim() == near[metric].get_xlim()
+    said = [t.get_text() for t in far["test_iwelbo"].texts]
+    assert "◂ intercept only (NB)\n−2800.00" in said
+    (line,) = [ln for ln in far["ate_pearson"].lines if list(ln.get_xdata()) == [0.5, 0.5]]
+    assert line.get_color() == style.look("mean_of_perturbations").colour
+    assert "mean of perturbations\n0.500" in [t.get_text() for t in far["ate_pearson"].texts]
+
+
+def test_scores_say_one_seed_and_name_the_amount_of_data(table1):
+    single = table1.assign(n_runs=1)
+    said = " ".join(t.get_text() for t in draw_scores(single, amount="fraction 1").texts).replace("\n", " ")
+    assert "one seed" in said and "mean ± sd" not in said and "Only runs with fraction 1" in said
+    said = " ".join(t.get_text() for t in draw_scores(table1, unit="split seed").texts).replace("\n", " ")
+    assert "mean ± sd over 5 split seeds" in said
+
+
+def test_spread_in_words():
+    assert style.spread([1, 1]) == "one seed" and style.spread([5, 5], "data seed") == "mean ± sd over 5 data seeds"
+    assert style.spread([3, 5, 5]) == "mean ± sd over 3 to 5 seeds" and style.spread([]) == "one seed"
+
+
+def test_names_from_the_data_are_no_mathematics():
+    assert style.plain("a$b$c") == r"a\$b\$c" and style.plain("x" * 30, 10) == "x" * 9 + "…"
+    mask, embedding, *_ = tables.screen(9)
+    names = [f"$gene_{i}$_with_a_rather_long_name" for i in range(9)]
+    fig = draw_masks(mask.set_axis(names), embedding.set_axis(names), None, None)
+    fig.canvas.draw()
+    assert all("…" in t.get_text() for t in panels(fig)["mask probability"].get_yticklabels())
+
+
+@pytest.mark.parametrize("rows", [9, 282])
+def test_matrices_are_drawn_without_interpolation(rows):
+    mask, embedding, _, data, model = tables.screen(rows)
+    for fig in (draw_masks(mask, embedding, None, None), draw_effects(data, model)):
+        images = [image for ax in panels(fig).values() for image in ax.images]
+        assert len(images) == 2 and {image.get_interpolation() for image in images} == {"nearest"}
+        assert all(image.get_array().shape[0] == rows for image in images)
+
+
+def test_names_of_sixty_rows_do_not_overlap():
+    mask, embedding, _, data, model = tables.screen(60)
+    for fig, label in (
+        (draw_masks(mask, embedding, None, None), "mask probability"),
+        (draw_effects(data, model), "effects data"),
+    ):
+        fig.canvas.draw()
+        boxes = sorted((t.get_window_extent() for t in panels(fig)[label].get_yticklabels()), key=lambda b: b.y0)
+        assert len(boxes) == 60 and all(lower.y1 <= upper.y0 + 1.5 for lower, upper in pairwise(boxes))
+
+
+def test_masks_say_when_no_latent_is_active():
+    mask, embedding, *_ = tables.screen(20)
+    fig = draw_masks(mask * 0.4, embedding, None, None)
+    ax = panels(fig)["mask probability"]
+    assert "no latent is active" in ax.get_title(loc="left") and "none active" in ax.get_xlabel() and not ax.lines
+    assert "No latent is active: no mask probability is above 0.5." in fig.get_suptitle()
+    active = draw_masks(mask, embedding, None, None)
+    assert "No latent" not in active.get_suptitle() and len(panels(active)["mask probability"].lines) == 1
 
 
 # errors and files
@@ -453,7 +551,7 @@ def test_custom_masks_stand_in_the_order_of_the_effects_beside_them_and_say_whos
     "call",
     [
         lambda e, m: draw_scores(e),
-        lambda e, m: build_replogle_table1(e, e, e),
+        lambda e, m: build_table(e, e, e),
         lambda e, m: draw_masks(e, e, None, None),
         lambda e, m: draw_masks(m, m, None, e),
         lambda e, m: draw_effects(e, e),
@@ -462,13 +560,11 @@ def test_custom_masks_stand_in_the_order_of_the_effects_beside_them_and_say_whos
         lambda e, m: draw_expression(e, m, m, e),
         lambda e, m: draw_combinations(e),
         lambda e, m: draw_combinations(tables.norman_summary(), e),
-        lambda e, m: draw_combinations(tables.norman_summary(), task="cat"),
         lambda e, m: draw_combinations(tables.norman_summary().iloc[:0]),
-        lambda e, m: draw_recovery(e, e),
-        lambda e, m: draw_recovery(tables.simulation_scores(seeds=1).iloc[:0], e),
+        lambda e, m: draw_recovery(e),
+        lambda e, m: draw_recovery(tables.simulation_scores(seeds=1).iloc[:0]),
         lambda e, m: draw_curves(e),
         lambda e, m: draw_curves(tables.histories(1).assign(val_loss=np.nan)),
-        lambda e, m: draw_own_screen(e, m, m, e),
         lambda e, m: style.save(style.figure(1, 1), "nowhere/x", {}),
     ],
 )
@@ -490,7 +586,14 @@ def test_every_row_of_the_zoo_has_a_look_of_its_own():
     assert style.models_in(["vae", "additive"], baselines=True) == ["additive"]
 
 
-@pytest.mark.parametrize("name", ["norman_ood", "replogle_masks"])
+def test_an_absent_table_is_written_without_rows(tmp_path):
+    path = style.save(
+        style.figure(1, 1), tmp_path / "f", {"gone": None, "names": pd.Series({"a": "x"}, name="pathway")}
+    )
+    assert path[-2].read_text() == "name\n" and path[-1].read_text() == "name\tpathway\na\tx\n"
+
+
+@pytest.mark.parametrize("name", ["combinations", "masks"])
 def test_two_saves_are_the_same_bytes(name, table1, tmp_path):
     data = {"summary": tables.norman_summary(), "matrix": tables.screen()[0]}
     first = style.save(draw(name, table1), tmp_path / "a" / name, data)
@@ -535,7 +638,7 @@ def test_drawing_leaves_the_callers_settings(table1):
     import matplotlib as mpl
 
     with mpl.rc_context({"font.size": 23.0}):
-        draw("norman_efficiency", table1)
+        draw("combinations_efficiency", table1)
         assert mpl.rcParams["font.size"] == 23.0
 
 
@@ -574,5 +677,5 @@ def test_published_errors(tmp_path):
         published.norman(tmp_path, "eficiency")
     columns = "model\tinference\ttest_iwelbo\tmask_pathway_accuracy\tate_pearson\n"
     (tmp_path / "replogle_table1.tsv").write_text(columns + "SAMS\tcorr. E\t1\t1\t1\n")
-    with pytest.raises(DataError, match="no row of ours"):
+    with pytest.raises(DataError, match="is no row of the zoo"):
         published.replogle_table1(tmp_path)

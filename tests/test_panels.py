@@ -1,4 +1,4 @@
-"""Which run a figure shows, and the numbers that it draws, worked out by hand."""
+"""Which run a figure shows, and the numbers that figures draw, worked out by hand."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from samsvae.errors import DataError
 from samsvae.evaluation.metrics.effects import interactions
 from samsvae.evaluation.metrics.selection import shown
 from samsvae.figures import combinations as combinations_figure
+from samsvae.figures import conditions, pair_scores, score_table
 from samsvae.figures import curves as curves_figure
 from samsvae.figures import effects as effects_figure
 from samsvae.figures import masks as masks_figure
-from samsvae.figures import own_screen as own_screen_figure
 from samsvae.figures import recovery as recovery_figure
 from samsvae.figures import runs as panels
+from samsvae.figures import scores as scores_figure
+from samsvae.figures.interactions import interaction_table, list_tested_conditions
 from samsvae.screens.screen import assemble, write_screen
-from samsvae.study.collect import collect_scores
-from samsvae.tables import of_experiments, write, write_h5ad
+from samsvae.tables import of_experiments, read_h5ad, write, write_h5ad
 
 METHODS = {"sams_vae_corr": "SAMS-VAE", "cpa_vae_corr": "CPA-VAE", "cond_vae": "Conditional VAE", "svae_plus": "SVAE+"}
 
@@ -44,6 +45,18 @@ def seeds(prior: float, val: list[float], test: list[float], model: str = "sams_
     return found
 
 
+def write_inputs(scores: pd.DataFrame, folder) -> tuple[str, list[str]]:
+    """The grid of some scores, and RUN/scores.tsv of every run below ``folder``."""
+    own = ["run", "protocol", "metric", "split", "value"]
+    grid = scores.drop(columns=[c for c in own if c != "run"]).drop_duplicates("run")
+    write(grid, folder / "grid.tsv")
+    paths = []
+    for run, of in scores.groupby("run", sort=False):
+        paths.append(str(folder / "runs" / str(run) / "scores.tsv"))
+        write(of[own], paths[-1])
+    return str(folder / "grid.tsv"), paths
+
+
 #: prior 0.1 has the best mean on validation (-10), 0.01 the best single run there (-8) and the best test scores
 SCORES = table(seeds(0.1, [-11, -9], [-30, -31]), seeds(0.01, [-8, -20], [-5, -6]), seeds(0.2, [-12, -12], [-1, -1]))
 
@@ -52,35 +65,78 @@ SCORES = table(seeds(0.1, [-11, -9], [-30, -31]), seeds(0.01, [-8, -20], [-5, -6
 
 
 def test_the_run_shown_is_chosen_on_validation_data():
-    assert panels.best_run(SCORES, "sams_vae_corr") == "sams_vae_corr-0.1-0"
-    turned = SCORES.copy()  # test scores turned round change nothing; validation scores do
+    assert panels.shown_run(SCORES, "sams_vae_corr").run == "sams_vae_corr-0.1-0"
+    turned = SCORES.copy()  # reversing test scores changes nothing; reversing validation scores does
     turned.loc[turned["split"] == "test", "value"] *= -1
-    assert panels.best_run(turned, "sams_vae_corr") == "sams_vae_corr-0.1-0"
+    assert panels.shown_run(turned, "sams_vae_corr").run == "sams_vae_corr-0.1-0"
     turned.loc[turned["split"] == "val", "value"] *= -1
-    assert panels.best_run(turned, "sams_vae_corr") == "sams_vae_corr-0.01-0"
+    assert panels.shown_run(turned, "sams_vae_corr").run == "sams_vae_corr-0.01-0"
 
 
-def test_the_run_shown_is_of_the_model_asked_for_and_of_the_published_protocol():
-    better = seeds(0.1, [-1, -1], [-1, -1], model="cpa_vae_corr")
+def test_the_run_shown_is_of_the_model_asked_for_or_of_the_best():
+    better = table(seeds(0.1, [-1, -1], [-1, -1], model="cpa_vae_corr"))
+    scores = pd.concat([SCORES, better], ignore_index=True)
+    asked = panels.shown_run(scores, "sams_vae_corr")
+    assert (asked.model, asked.run) == ("sams_vae_corr", "sams_vae_corr-0.1-0")
+    assert asked.sentence == (
+        "Shown: SAMS-VAE, corr. $z_b$, $E$, run sams_vae_corr-0.1-0 (the first of 2 seeds; settings chosen on "
+        "validation data)."
+    )
+    best = panels.shown_run(scores, "svae_plus")  # no candidate
+    assert (best.model, best.run) == ("cpa_vae_corr", "cpa_vae_corr-0.1-0") == panels.shown_run(scores)[:2]
+    assert "best validation IWELBO of 2 models" in best.sentence
+    single = panels.shown_run(scores[scores["run"] == "cpa_vae_corr-0.1-1"])
+    assert single.run == "cpa_vae_corr-0.1-1" and "(one seed;" in single.sentence
+
+
+def test_other_protocols_do_not_choose_the_run_shown():
     other = rows("sams_vae_corr", "held-out", protocol="held-out", of={("iwelbo", "val"): 0.0}, mask_prior=9.0, seed=0)
-    scores = pd.concat([SCORES, table(better, other)], ignore_index=True)
-    assert panels.best_run(scores, "sams_vae_corr") == "sams_vae_corr-0.1-0"
-    assert panels.best_run(scores, "cpa_vae_corr") == "cpa_vae_corr-0.1-0"
+    scores = panels.models_only(pd.concat([SCORES, table(other)], ignore_index=True))
+    assert panels.shown_run(scores, "sams_vae_corr").run == "sams_vae_corr-0.1-0"
 
 
 def test_a_setting_with_a_seed_that_failed_is_not_shown():
-    scores = SCORES[SCORES["run"] != "sams_vae_corr-0.1-1"].copy()  # the seed that is left is the best of all
+    scores = SCORES[SCORES["run"] != "sams_vae_corr-0.1-1"].copy()  # the remaining seed is the best of all
     scores.loc[(scores["run"] == "sams_vae_corr-0.1-0") & (scores["split"] == "val"), "value"] = -1.0
-    assert panels.best_run(scores, "sams_vae_corr") == "sams_vae_corr-0.2-0"
+    assert panels.shown_run(scores).run == "sams_vae_corr-0.2-0"
 
 
 def test_a_run_shown_is_among_those_that_rules_ask_for():
-    """Settings of one row with other seeds: whichever is chosen, the run shown is one that the rules asked for."""
+    """Settings of one row with other seeds: whichever setting is chosen, the rules asked for its run shown."""
     scores = table(seeds(0.1, [-9, -9], [0, 0]), seeds(0.2, [-5, -5, -8, -9], [0] * 4))
     scores = scores[~scores["run"].isin(["sams_vae_corr-0.2-0", "sams_vae_corr-0.2-1"])]
     grid = scores[["run", "model", "method", "inference", "mask_prior", "seed", "dataset", "split_name"]]
-    assert panels.best_run(scores, "sams_vae_corr") == "sams_vae_corr-0.2-2"
+    assert panels.shown_run(scores).run == "sams_vae_corr-0.2-2"
     assert set(shown(grid)["run"]) == {"sams_vae_corr-0.1-0", "sams_vae_corr-0.2-2"}
+
+
+def test_the_largest_amount_of_data_is_drawn_and_named():
+    scores = pd.DataFrame({"run": list("abc"), "fraction": [0.0, 1.0, 1.0], "cells": 30, "split_seed": [0, 0, 1]})
+    found, words = panels.of_largest_amount(scores)
+    assert found["run"].tolist() == ["b", "c"] and words == "fraction 1"
+    assert panels.of_largest_amount(scores.drop(columns="fraction"))[1] == ""
+    assert panels.replicates(scores) == "split seed" and panels.replicates(scores.assign(seed=[0, 1, 2])) == "run"
+    assert panels.replicates(scores.head(1)) == "seed"
+
+
+def test_scores_that_can_be_compared_with_table_1():
+    scores = pd.DataFrame({"run": list("ab"), "n_latent": [100, 200]})
+    assert panels.of_published_size(scores)["run"].tolist() == ["a"]
+    for other in (scores.assign(n_latent=[20, 50]), scores.drop(columns="n_latent")):
+        assert panels.of_published_size(other)["run"].tolist() == ["a", "b"]
+
+
+def test_files_of_a_split():
+    scores = pd.DataFrame({"run": ["a", "b"], "dataset": ["d", "d"], "split_name": ["s0", "s1"]})
+    paths = ["r/e/splits/d/s0/effects.h5ad", "r/e/splits/d/s1/effects.h5ad"]
+    assert panels.of_split(paths, scores, "b") == paths[1]
+    with pytest.raises(DataError, match="'d/s1'"):
+        panels.of_split(paths[:1], scores, "b")
+
+
+def test_short_names_are_genes_and_differ():
+    table = pd.DataFrame({"gene": ["G", "G", ""]}, index=["g1", "g2", "other"])
+    assert panels.short_names(table) == {"g1": "G", "g2": "G #2", "other": "other"}
 
 
 def test_files_of_a_run():
@@ -143,7 +199,9 @@ def test_norman_scores_are_relative_to_the_model_that_saw_no_pair():
         columns = {"encoding": np.nan, "fraction": 1.0, "split_seed": split}
         parts.append(rows("additive", "additive", of={("ate_pearson", "test"): 0.4}, **columns))
         parts.append(rows("additive", "additive", of={("ate_pearson", "test"): 0.1}, protocol="held-out", **columns))
-    found = combinations_figure.norman_summary(table(*parts)).set_index(["model", "encoding", "fraction", "metric"])
+    found, reference = pair_scores.summarise(table(*parts))
+    assert reference == "SAMS-VAE, corr. $z_b$, $E$ at fraction 0"
+    found = found.set_index(["model", "encoding", "fraction", "metric"])
     relative = {
         ("sams_vae_corr", "sum", 0.0): [0.0, 0.0],
         ("sams_vae_corr", "sum", 1.0): [3.0, 4.0],
@@ -166,7 +224,7 @@ def test_norman_needs_the_reference_of_every_split():
         rows("cond_vae", "b", of=of, fraction=0.0, encoding="sum", split_seed=1),
     )
     with pytest.raises(DataError, match="split_seed 1"):
-        combinations_figure.norman_summary(scores)
+        pair_scores.summarise(scores)
 
 
 DATA = np.array([[1.0, 0.0], [5.0, -1.0], [0.0, 0.0], [2.0, 1.0], [7.0, 7.0]])  # A, A+B, A+C, B, C on two genes
@@ -227,7 +285,7 @@ def test_norman_interactions_by_hand(pairs):
     """
     inputs, screen, folder = pairs
     write_screen(screen, folder / "screen.h5ad")
-    found = combinations_figure.norman_interactions(*inputs, folder / "screen.h5ad")
+    found = interaction_table(*inputs, folder / "screen.h5ad")
     columns = ["model", "fraction", "pair", "seen", "gene", "observed", "predicted"]
     assert found[columns].to_numpy().tolist() == [
         ["cond_vae", 1.0, "A+B", True, "g1", 2.0, 0.0],
@@ -242,21 +300,83 @@ def test_norman_interactions_by_hand(pairs):
 def test_norman_interactions_of_one_split_say_that_the_pair_was_not_seen(pairs):
     (scores, files, references), screen, folder = pairs
     write_screen(screen, folder / "screen.h5ad")
-    found = combinations_figure.norman_interactions(
-        scores[scores["split_seed"] == 1], files, references, folder / "screen.h5ad"
-    )
+    found = interaction_table(scores[scores["split_seed"] == 1], files, references, folder / "screen.h5ad")
     assert not found["seen"].any()
 
 
-def test_norman_interactions_beside_what_was_put_into_a_miniature(pairs):
+def test_norman_interactions_next_to_the_simulated_ones_of_a_miniature(pairs):
     (scores, files, references), screen, folder = pairs
     made = pd.DataFrame([[0.5, 0.25], [3.0, 4.0]], index=["A+B", "A+C"], columns=["g2", "g1"])
     screen.uns["miniature_truth"] = made
     write_screen(screen, folder / "screen.h5ad")
-    found = combinations_figure.norman_interactions(
-        scores[scores["model"] == "cond_vae"], files, references, folder / "screen.h5ad"
-    )
+    found = interaction_table(scores[scores["model"] == "cond_vae"], files, references, folder / "screen.h5ad")
     assert found.set_index("gene")["made"].to_dict() == {"g1": 0.25, "g2": 0.5}
+
+
+def test_interactions_are_of_the_largest_fraction_without_training_cells(pairs):
+    """At fraction 1 the pair has training cells, at 0 and 0.5 it has none."""
+    (scores, files, references), screen, folder = pairs
+    write_screen(screen, folder / "screen.h5ad")
+    scores = scores[(scores["model"] == "cond_vae") & (scores["encoding"] == "sum") & (scores["split_seed"] == 0)]
+    half = scores[scores["fraction"] == 0].assign(fraction=0.5, run="half")
+    scores = pd.concat([scores, half], ignore_index=True)
+    scores["split_name"] = scores["fraction"].map({0.0: "s1", 0.5: "s1", 1.0: "s0"})  # unseen in s1, seen in s0
+    run = scores.loc[scores["fraction"] == 0, "run"].iloc[0]
+    files = [*files, panels.of_run(files, run).replace(run, "half")]
+    write_h5ad(read_h5ad(panels.of_run(files, run)), files[-1])
+    found = interaction_table(scores, files, references, folder / "screen.h5ad")
+    assert found["fraction"].unique().tolist() == [0.5] and not found["seen"].any() and len(found) == 2
+    seen = interaction_table(scores[scores["fraction"] == 1], files, references, folder / "screen.h5ad")
+    assert seen["fraction"].unique().tolist() == [1.0] and seen["seen"].all()
+
+
+def test_combinations_figure_from_files(pairs):
+    """Scores, interactions and the words of the figure; without a combination of test cells, a sentence."""
+    (scores, files, references), screen, folder = pairs
+    write_screen(screen, folder / "screen.h5ad")
+    kinds = {"s0": "norman_ood-split0", "s1": "norman_ood-split1"}
+    scores = scores.assign(split_name=scores["split_name"].map(kinds))
+    extra = scores[scores["split"] == "test"].assign(metric="ate_pearson", value=0.5)
+    grid, paths = write_inputs(pd.concat([scores, extra], ignore_index=True), folder)
+    moved, baselines = [], []
+    for path in references:
+        name = kinds[path.split("/")[-2]]
+        moved.append(str(folder / "splits" / "d" / name / "effects.h5ad"))
+        write_h5ad(read_h5ad(path), moved[-1])
+        base = {"model": "additive", "protocol": "published", "metric": "ate_pearson", "split": "test", "value": 0.4}
+        baselines.append(str(folder / "splits" / "d" / name / "baselines.tsv"))
+        write(pd.DataFrame([base]), baselines[-1])
+    inputs = {"grid": grid, "scores": paths, "effects": files, "screen": str(folder / "screen.h5ad"),
+              "baselines": baselines, "published": [], "comparable": False}  # fmt: skip
+    found = combinations_figure.tables(**inputs, references=moved)
+    assert (found["kind"], found["unit"], found["targets"]) == ("norman_ood", "split seed", "combinations")
+    assert found["reference"] == "SAMS-VAE, corr. $z_b$, $E$ at fraction 0" and found["published"] is None
+    additive = found["scores"][found["scores"]["model"] == "additive"]
+    assert additive["mean"].tolist() == [0.4] and len(found["interactions"]) == 4
+    combinations_figure.draw(**found)
+    for path in moved:
+        data = read_h5ad(path)
+        data.obs["n_test"] = [3, 0, 0, 0, 0]
+        write_h5ad(data, path)
+    none = combinations_figure.tables(**inputs, references=moved)
+    assert none["scores"] is None and none["message"].startswith("No combination of perturbations has test cells")
+
+
+def test_test_conditions_are_combinations_or_not(pairs):
+    (_, _, references), *_ = pairs
+    assert list_tested_conditions(references)["combination"].to_dict() == {"A+B": True}
+
+
+def test_without_the_published_reference_the_best_model_on_validation_is_the_reference():
+    parts = []
+    for split in (0, 1):
+        for model, val, test in (("cond_vae", -5.0, -30.0), ("cpa_vae_corr", -4.0, -20.0 - split)):
+            of = {("iwelbo", "val"): val, ("iwelbo", "test"): test, ("ate_pearson", "test"): 0.5}
+            parts.append(rows(model, f"{model}{split}", of=of, encoding="sum", split_seed=split, fraction=np.nan))
+    found, reference = pair_scores.summarise(table(*parts))
+    relative = found[found["metric"] == "iwelbo_relative_to_best"].set_index("model")["mean"]
+    assert relative.to_dict() == {"cond_vae": -9.5, "cpa_vae_corr": 0.0}  # (-10 - 9) / 2
+    assert reference == "CPA-VAE, corr. $z_b$ on the same split"
 
 
 def test_interactions_of_what_is_no_pair_are_unknown():
@@ -264,7 +384,7 @@ def test_interactions_of_what_is_no_pair_are_unknown():
     assert np.isnan(found[[0, 2]]).all() and (found[1] == -1).all()
 
 
-# ---- masks, effects, own screens -----------------------------------------------------------------------------------
+# ---- masks, effects, curves ----------------------------------------------------------------------------------------
 
 
 def test_accuracy_of_pathways_by_classifier_and_model():
@@ -291,7 +411,9 @@ def test_accuracy_of_pathways_by_classifier_and_model():
 def test_effects_of_the_run_shown_in_the_order_of_the_data(tmp_path):
     names, genes = ["p1", "p2", "p3"], ["g1", "g2"]
     obs = pd.DataFrame(index=names)
-    write_h5ad(ad.AnnData(np.zeros((3, 2)), obs, pd.DataFrame(index=genes)), tmp_path / "data.h5ad")
+    reference = str(tmp_path / "d" / "s0" / "effects.h5ad")
+    write_h5ad(ad.AnnData(np.zeros((3, 2)), obs, pd.DataFrame(index=genes)), reference)
+    grid, scores = write_inputs(SCORES, tmp_path)
     files = []
     for run in SCORES["run"].unique():
         values = np.arange(6.0).reshape(3, 2) + (0 if run == "sams_vae_corr-0.1-0" else 100)
@@ -311,11 +433,18 @@ def test_effects_of_the_run_shown_in_the_order_of_the_data(tmp_path):
     )
     write_screen(screen, tmp_path / "screen.h5ad")
     shown = effects_figure.tables(
-        SCORES, files, tmp_path / "data.h5ad", tmp_path / "screen.h5ad", model="sams_vae_corr"
+        grid=grid,
+        scores=scores,
+        effects=files,
+        references=[reference],
+        screen=str(tmp_path / "screen.h5ad"),
+        shown="sams_vae_corr",
     )
     assert shown["model"].to_numpy().tolist() == [[0, 1], [2, 3], [4, 5]]
     assert shown["data"].index.tolist() == shown["model"].index.tolist() == names
     assert shown["pathway"].to_dict() == {"p1": "one", "p2": "", "p3": "two"}
+    assert (shown["name"], shown["kind"]) == ("SAMS-VAE, corr. $z_b$, $E$", "perturbations")
+    assert shown["names"] == {"p1": "G1", "p2": "G2", "p3": "G3"}
 
 
 def test_histories_are_named_by_their_experiment(tmp_path):
@@ -328,72 +457,130 @@ def test_histories_are_named_by_their_experiment(tmp_path):
 
 def test_curves_say_how_much_data_a_run_saw_where_runs_differ(tmp_path):
     runs = {"norman_ood": {"fraction": [1, 0.25]}, "simulation_sams": {"cells": [30, 30]}, "replogle": {"seed": [0, 1]}}
+    found = {}
     for name, axis in runs.items():
         write(pd.DataFrame({"run": ["a", "b"], **axis}), tmp_path / name / "grid.tsv")
         history = {"run": ["a", "a", "b"], "step": [1, 2, 1], "val_loss": 2.0}
         write(pd.DataFrame(history), tmp_path / name / "histories.tsv")
-    found = curves_figure.tables(*([tmp_path / name / file for name in runs] for file in ("histories.tsv", "grid.tsv")))
-    columns = ["experiment", "run", "step", "amount"]
-    assert found[columns].to_numpy().tolist()[:4] == [
-        ["norman_ood", "b", 1, "fraction 0.25"],  # least first
-        ["norman_ood", "a", 1, "fraction 1"],
-        ["norman_ood", "a", 2, "fraction 1"],
-        ["simulation_sams", "a", 1, ""],
+        files = {"grid": tmp_path / name / "grid.tsv", "histories": tmp_path / name / "histories.tsv"}
+        found[name] = curves_figure.tables(**{key: str(path) for key, path in files.items()})
+    assert found["norman_ood"]["histories"][["run", "step", "amount"]].to_numpy().tolist() == [
+        ["b", 1, "fraction 0.25"],  # least first
+        ["a", 1, "fraction 1"],
+        ["a", 2, "fraction 1"],
     ]
-    assert len(found) == 9 and set(found.loc[found["experiment"] != "norman_ood", "amount"]) == {""}
+    for name in ("simulation_sams", "replogle"):
+        assert set(found[name]["histories"]["amount"]) == {""} and found[name]["name"] == name
 
 
-def test_an_own_screen_shows_the_settings_of_best_validation(tmp_path):
-    """Held-out effects alone, and of the baselines those that may be compared; no run of a setting not chosen."""
-    grid = pd.DataFrame(
-        [("one", "cond_vae", 0.1, 0), ("bad", "sams_vae_corr", 0.2, 0), ("two", "sams_vae_corr", 0.1, 1)],
-        columns=["run", "model", "mask_prior", "seed"],
-    ).assign(method="", inference="", dataset="d", split_name="s")
-    obs, var = pd.DataFrame({"n_test": [2, 0]}, index=["A", "B"]), pd.DataFrame(index=["g1", "g2"])
-    held_out = np.array([[1.0, 2.0], [np.nan, np.nan]])
-    reference = tmp_path / "reference.h5ad"
-    write_h5ad(ad.AnnData(np.full((2, 2), 50.0), obs, var, layers={"held_out": held_out}), reference)
-    of, score_files = {"per_condition": [], "effects": [], "perturbations": []}, []
-    for run, val, test in (("one", -7.0, -1.0), ("bad", -20.0, -50.0), ("two", -8.0, -99.0)):
-        own = {"run": run, "protocol": "published", "metric": "iwelbo"}
-        folder = tmp_path / "runs" / run
-        write(pd.DataFrame([own | {"split": "val", "value": val}, own | {"split": "test", "value": test}]),
-              folder / "scores.tsv")  # fmt: skip
-        score_files.append(folder / "scores.tsv")
-        each = {"condition": ["A", "A"], "protocol": ["published", "held-out"], "ate_pearson": [0.9, val], "ate_r2": 0}
-        write(pd.DataFrame(each).assign(run=run), folder / "per_condition.tsv")
-        write_h5ad(ad.AnnData(np.full((2, 2), val), obs.copy(), var.copy()), folder / "effects.h5ad")
-        obsm = {} if run == "one" else {"mask_probability": np.full((2, 3), val)}
-        write_h5ad(ad.AnnData(obs=pd.DataFrame(index=["A", "B"]), obsm=obsm), folder / "perturbations.h5ad")
-        for name, files in of.items():
-            files.append(str(next(folder.glob(f"{name}.*"))))
-    base = {"protocol": "held-out", "split": "test"}
-    write(pd.DataFrame([base | {"model": "intercept_nb", "metric": "log_likelihood", "value": -12.0},
-                        base | {"model": "train_mean", "metric": "ate_r2", "value": 0.1}]),
-          tmp_path / "d" / "s" / "baselines.tsv")  # fmt: skip
-    each = {"condition": "A", "protocol": "held-out", "ate_pearson": [0.1, 0.2], "ate_r2": 0.0}
-    write(pd.DataFrame(each).assign(model=["train_mean", "mean_of_perturbations"]), tmp_path / "each.tsv")
+def test_masks_of_the_model_shown_or_of_the_best_masked_one(tmp_path):
+    names = ["p1", "p2"]
+    grid, scores = write_inputs(pd.concat([SCORES, table(seeds(5.0, [-3], [-1], model="svae_plus"))]), tmp_path)
+    files = []
+    for at, path in enumerate(scores):
+        run = path.split("/")[-2]
+        obsm = {key: np.full((2, 3), at / 10) for key in ("mask_probability", "embedding")}
+        files.append(str(tmp_path / "runs" / run / "perturbations.h5ad"))
+        write_h5ad(ad.AnnData(obs=pd.DataFrame(index=names), obsm=obsm), files[-1])
     screen = assemble(
-        np.ones((3, 2), int), pd.DataFrame(index=list("xyz")), var.copy(), condition=["A", "B", "ctrl"],
-        control="ctrl", separator="", provenance={},
+        np.ones((3, 2), int), pd.DataFrame(index=list("xyz")), pd.DataFrame(index=["g1", "g2"]),
+        condition=["p1", "p2", "ctrl"], control="ctrl", separator="", provenance={}, gene_of={"p1": "G", "p2": "G"},
     )  # fmt: skip
     write_screen(screen, tmp_path / "screen.h5ad")
+    inputs = {"grid": grid, "scores": scores, "perturbations": files, "screen": str(tmp_path / "screen.h5ad")}
+    shown = masks_figure.tables(**inputs, pathways=[], shown="sams_vae_corr")
+    at = [path.split("/")[-2] for path in scores].index("sams_vae_corr-0.1-0")
+    assert (shown["mask_probability"] == at / 10).all(None) and shown["name"] == "SAMS-VAE, corr. $z_b$, $E$"
+    assert shown["mask_probability"].index.tolist() == ["G", "G #2"]
+    assert shown["pathway"] is None and shown["accuracy"] is None
+    best = masks_figure.tables(**inputs, pathways=[], shown="sams_vae_bb")
+    assert best["name"] == "SVAE+" and (best["mask_probability"] == (len(files) - 1) / 10).all(None)
+    masks_figure.draw(**best)
 
-    shown = own_screen_figure.tables(
-        collect_scores(grid, score_files, [], [tmp_path / "d" / "s" / "baselines.tsv"]),
-        of["per_condition"], of["effects"], of["perturbations"], tmp_path / "each.tsv", reference,
-        tmp_path / "screen.h5ad",
-    )  # fmt: skip
-    # of 'one', whose validation is best; it has no masks: those of 'two', whose setting is its model's best
-    assert shown["model_effects"].to_numpy().tolist() == [[-7.0, -7.0]]
-    assert (shown["mask_probability"] == -8.0).all(None)
-    assert (shown["name"], shown["mask_name"]) == (panels.label("cond_vae"), panels.label("sams_vae_corr"))
-    assert shown["data_effects"].to_numpy().tolist() == [[1.0, 2.0]] and shown["data_effects"].index.tolist() == ["A"]
-    assert shown["mask_probability"].shape == (2, 3) and shown["pathway"] is None
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Three runs of two models: 'bad' has the worse validation of its model. One condition has test cells."""
+    parts, per_condition = [], []
+    for run, model, prior, val, test in (
+        ("one", "cond_vae", 0.1, -7.0, -1.0), ("bad", "sams_vae_corr", 0.2, -20.0, -50.0),
+        ("two", "sams_vae_corr", 0.1, -8.0, -99.0),
+    ):  # fmt: skip
+        of = {("iwelbo", "val"): val, ("iwelbo", "test"): test, ("ate_pearson", "all"): 0.5}
+        parts.append(rows(model, run, of=of, mask_prior=prior, seed=0))
+        each = {"condition": ["A", "A"], "protocol": ["published", "held-out"], "ate_pearson": [0.9, val], "ate_r2": 0}
+        per_condition.append(str(tmp_path / "runs" / run / "per_condition.tsv"))
+        write(pd.DataFrame(each).assign(run=run), per_condition[-1])
+    base = [
+        {"model": "intercept_nb", "protocol": "held-out", "metric": "log_likelihood", "split": "test", "value": -12.0},
+        {"model": "mean_of_perturbations", "protocol": "published", "metric": "ate_pearson", "split": "all",
+         "value": 0.3},
+    ]  # fmt: skip
+    names = {"method": "baseline", "dataset": "d", "split_name": "s0"}
+    scores = pd.concat([table(*parts), pd.DataFrame(base).assign(**names, run=lambda t: t["model"])])
+    write(scores, tmp_path / "scores.tsv")
+    each = {"condition": "A", "protocol": "held-out", "ate_pearson": [0.1, 0.2], "ate_r2": 0.0}
+    of_split = str(tmp_path / "splits" / "d" / "s0" / "per_condition.tsv")
+    write(pd.DataFrame(each).assign(model=["train_mean", "mean_of_perturbations"]), of_split)
+    return {
+        "scores": str(tmp_path / "scores.tsv"), "per_condition": per_condition, "baseline_conditions": [of_split],
+        "published": [], "comparable": False,
+    }  # fmt: skip
+
+
+def test_scores_show_the_settings_of_best_validation(experiment):
+    """Held-out effects alone next to the mean of perturbations; no run of a setting that was not chosen."""
+    shown = scores_figure.tables(**experiment)
+    found = shown["table"].set_index("model")
+    assert found["test_iwelbo"].to_dict() == {"cond_vae": -1.0, "sams_vae_corr": -99.0}
+    assert found["settings"].to_dict() == {"cond_vae": "", "sams_vae_corr": "α = 0.1"}
+    assert not [c for c in found if "published" in c or "mask_pathway" in c]  # nothing is published, no run has masks
     assert shown["per_condition"].set_index("model")["value"].to_dict() == {
         "cond_vae": -7.0, "sams_vae_corr": -8.0, "mean_of_perturbations": 0.2,
     }  # fmt: skip
     assert shown["per_condition"]["run"].tolist()[:2] == ["one", "two"]
-    likelihood = shown["scores"][shown["scores"]["metric"] == "iwelbo"]
-    test = likelihood[likelihood["split"] == "test"].set_index("model")["value"].to_dict()
-    assert test == {"cond_vae": -1.0, "sams_vae_corr": -99.0, "intercept_nb": -12.0}
+    assert set(shown["runs"]["run"]) == {"one", "two"}
+    assert shown["baselines"].to_numpy().tolist() == [
+        ["test_iwelbo", "intercept_nb", -12.0],
+        ["ate_pearson", "mean_of_perturbations", 0.3],
+    ]
+    scores_figure.draw(**shown)
+
+
+def test_scores_without_held_out_conditions_have_no_lower_panel(experiment):
+    shown = scores_figure.tables(**(experiment | {"per_condition": [], "baseline_conditions": []}))
+    assert shown["per_condition"] is None
+    assert "conditions" not in {ax.get_label() for ax in scores_figure.draw(**shown).axes}
+
+
+def test_held_out_effects_are_read_for_the_runs_and_splits_drawn(experiment):
+    paths = experiment["per_condition"], experiment["baseline_conditions"]
+    other = conditions.table(*paths, {"bad": "sams_vae_corr"}, {("d", "s1")})
+    assert other[["model", "run", "value"]].to_numpy().tolist() == [["sams_vae_corr", "bad", -20.0]]
+    assert conditions.table([], experiment["baseline_conditions"], {}, {("d", "s0")}) is None
+
+
+def test_scores_of_the_largest_fraction_pool_split_seeds():
+    """By hand: fraction 1 alone; mean and sd over two splits; baselines over the splits of that fraction."""
+    parts = []
+    for fraction in (0.0, 1.0):
+        for split in (0, 1):
+            of = {("iwelbo", "val"): -5.0, ("iwelbo", "test"): -10 * fraction - split, ("ate_pearson", "all"): 0.5}
+            parts.append(rows("cond_vae", f"{fraction}{split}", of=of, fraction=fraction, split_seed=split))
+            own = {"fraction": fraction, "split_seed": split, "protocol": "held-out"}
+            parts.append(rows("intercept_nb", "x", of={("log_likelihood", "test"): -50 * fraction - split}, **own))
+    scores, amount = panels.of_largest_amount(table(*parts))
+    best, ours = panels.of_settings(panels.models_only(scores), ["model"])
+    found = score_table.build_table(panels.models_only(scores), best).iloc[0]
+    assert (found["test_iwelbo"], found["test_iwelbo_sd"]) == pytest.approx((-10.5, np.std([-10, -11], ddof=1)))
+    assert (found["n_runs"], amount, panels.replicates(ours.drop_duplicates("run"))) == (2, "fraction 1", "split seed")
+    assert score_table.baseline_table(scores)["value"].tolist() == [-50.5]
+
+
+def test_settings_that_differ_between_runs_are_named():
+    row = pd.Series({"model": "beta_vae", "kl_weight": 2.0, "n_layers": 2, "encoding": "unique"})
+    assert score_table.settings_text(row, ["n_layers", "kl_weight"]) == "2 layers, β = 2"
+    assert score_table.settings_text(row, ["encoding"]) == "unique encoding"

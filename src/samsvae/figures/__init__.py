@@ -1,1 +1,1 @@
-"""One file per figure."""
+"""Figures: one module for each, with tables(...), which reads files, and draw(...), which draws what it returns."""

@@ -1,6 +1,6 @@
-"""The papers' numbers, as tidy tables in our names: model, metric, split, mean, sd, n.
+"""The published numbers as tidy tables with the names of this package: model, metric, split, mean, sd, n.
 
-The tables are values only (resources/published; their README says where each is from). ``n`` counts runs.
+They are read from resources/published, whose README names the source of each table. ``n`` counts runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from samsvae.errors import DataError, nearest
 
 _KEYS = {(ROWS[key].method, ROWS[key].inference): key for key in TABLE_1}
 
-# (model, does q(z) read the cell alone?) in the released tables of Norman -> our row
+# (model, whether q(z) reads the cell alone) in the released tables of Norman -> row of the zoo
 _NORMAN_KEYS = {
     ("conditional_vae", None): "cond_vae",
     ("svae+", None): "svae_plus",
@@ -40,7 +40,7 @@ _NORMAN_FILES = {  # task: file, its column of the fraction
     "efficiency": ("norman_data_efficiency.csv", "frac_combination_cells_train"),
 }
 
-# Table 1: five training seeds; the ATE column is of one checkpoint, the one of best test IWELBO
+# Table 1: five training seeds; the ATE column is that of one checkpoint, the one of best test IWELBO
 _TABLE1_METRICS = {
     "test_iwelbo": ("iwelbo", "test", 5),
     "mask_pathway_accuracy": ("mask_pathway_accuracy", "all", 5),
@@ -52,7 +52,8 @@ def replogle_table1(folder: str | Path) -> pd.DataFrame:
     """Table 1 of Bereket & Karaletsos (2023): columns model, metric, split, mean, sd, n.
 
     Metrics iwelbo (test), mask_pathway_accuracy and ate_pearson (all); sd is NaN for the last, which the paper
-    takes from one checkpoint. Rows in the paper's order; cells that the paper leaves empty have no row.
+    takes from one checkpoint. Rows are in the order of the paper; its empty cells have no row. DataError for a missing
+    file or column, or an unknown model.
     """
     path = Path(folder) / "replogle_table1.tsv"
     table = _read(path, sep="\t", columns=["model", "inference", *_TABLE1_METRICS])
@@ -69,12 +70,13 @@ def replogle_table1(folder: str | Path) -> pd.DataFrame:
 def norman(folder: str | Path, task: str) -> pd.DataFrame:
     """The released tables of Norman: columns model, encoding, fraction, metric, split, mean, sd, n.
 
-    ``task``: ``ood`` or ``efficiency``. encoding ``unique`` makes a pair a perturbation of its own, ``sum`` does
-    not; fraction of the pairs (ood) or of the cells of pairs (efficiency) in training; n split seeds. Metrics
-    iwelbo and iwelbo_relative (test, val), ate_pearson and ate_pearson_top20 (test).
+    ``task``: ``ood`` or ``efficiency``. encoding: ``unique`` makes a pair a perturbation of its own, ``sum`` does
+    not. fraction: of the pairs (ood) or of the cells of pairs (efficiency) in training. n: split seeds. Metrics
+    iwelbo and iwelbo_relative (test, val), ate_pearson and ate_pearson_top20 (test). DataError for an unknown task or
+    model, or a missing file or column.
     """
     if task not in _NORMAN_FILES:
-        raise DataError(f"Published tables of Norman: no task {task!r}.{nearest(task, _NORMAN_FILES)}")
+        raise DataError(f"published tables of Norman: no task {task!r}.{nearest(task, _NORMAN_FILES)}")
     name, fraction = _NORMAN_FILES[task]
     path = Path(folder) / name
     plain = ["encode_unique", "mean_field_encoder", "model", fraction]
@@ -92,7 +94,7 @@ def norman(folder: str | Path, task: str) -> pd.DataFrame:
 
 def _read(path: Path, sep: str, columns: list[str]) -> pd.DataFrame:
     if not path.is_file():
-        raise DataError(f"{path}: no such file (a table of published numbers).")
+        raise DataError(f"{path}: no such file; it is a table of published numbers.")
     table = pd.read_csv(path, sep=sep)
     for column in columns:
         if column not in table:
@@ -102,12 +104,12 @@ def _read(path: Path, sep: str, columns: list[str]) -> pd.DataFrame:
 
 def _key(pair: tuple, known: dict, path: Path) -> str:
     if pair not in known:
-        raise DataError(f"{path}: no row of ours is {pair!r}.{nearest(pair, known)}")
+        raise DataError(f"{path}: {pair!r} is no row of the zoo.{nearest(pair, known)}")
     return known[pair]
 
 
 def _ordered(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Sorted, models in the paper's order."""
+    """Sorted, with models in the order of the paper."""
     rank = {model: i for i, model in enumerate(TABLE_1)}
     return table.sort_values(
         by, key=lambda c: c.map(rank) if c.name == "model" else c, kind="stable", ignore_index=True

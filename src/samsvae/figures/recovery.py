@@ -1,6 +1,9 @@
-"""Simulations: are the true masks, latents and effects recovered?"""
+"""One simulation: are the true masks, latents and effects recovered?"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,76 +12,127 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from samsvae.evaluation.metrics.names import MATCHES
 from samsvae.evaluation.metrics.selection import of_best_settings
+from samsvae.evaluation.metrics.table import axis_label
 from samsvae.figures import style
-from samsvae.figures.runs import models_only
+from samsvae.figures.runs import models_only, replicates
+from samsvae.tables import read
 
-RULE = "true-positives"  # the matching rule that is drawn; the other is in the data
+RULE = MATCHES[0]  # the matching rule that is drawn; the other is in the data
 
-METRICS = {  # title, what it is, and the split that is drawn where there are several
-    f"mask_f1/{RULE}": ("mask F1", "matched by true positives", None),
-    f"mask_precision/{RULE}": ("mask precision", "matched by true positives", None),
-    f"mask_recall/{RULE}": ("mask recall", "matched by true positives", None),
-    "mcc_pearson": ("latents, MCC", "mean |Pearson's r|", None),
-    "ate_r2": ("effects, R²", "against all cells", "all"),
-    "iwelbo": ("test IWELBO", "nats per cell", "test"),
+_MATCHED = f"matched by {RULE.replace('-', ' ')}"
+
+#: Metrics drawn: title, label of the axis, and the split that is drawn if there are several.
+METRICS = {
+    f"mask_f1/{RULE}": ("mask F1", f"{axis_label(f'mask_f1/{RULE}')}\n({_MATCHED})", None),
+    f"mask_precision/{RULE}": ("mask precision", f"{axis_label(f'mask_precision/{RULE}')}\n({_MATCHED})", None),
+    f"mask_recall/{RULE}": ("mask recall", f"{axis_label(f'mask_recall/{RULE}')}\n({_MATCHED})", None),
+    "mcc_pearson": ("latents", f"mean correlation coefficient\n{axis_label('mcc_pearson')}", None),
+    "ate_r2": ("effects", f"{axis_label('ate_r2')}\n(against all cells)", "all"),
+    "iwelbo": ("held-out likelihood", f"test {axis_label('iwelbo')}", "test"),
 }
 
-NOTE = (
-    "Published protocol: effects of the data from all cells. Mean ± sd over data seeds; settings chosen on validation "
-    "data."
-)
+ALL_ONES = "mask_f1_all_ones"
 
-# Targets per latent and perturbation: 2 of 15 in SAMS-VAE's; k ~ U{1, 2, 3} draws with replacement in SVAE+'s.
-DENSITY = {"sams": 2 / 15, "svae": sum(15 * (1 - (14 / 15) ** k) for k in (1, 2, 3)) / 3 / 15}
+SAVED = {"": "scores"}
 
 
-def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean and sd over data seeds of the drawn metrics: columns by, metric, mean, sd, n."""
-    table = style.need(scores, [*by, "metric", "value"], "simulation scores")
-    keep = table["metric"].isin(METRICS)
-    for metric, (*_, split) in METRICS.items():
-        if split and "split" in table:
-            keep &= (table["metric"] != metric) | (table["split"] == split)
-    table = style.need(table[keep].dropna(subset="value"), [], "simulation scores (the metrics drawn)")
-    return table.groupby([*by, "metric"])["value"].agg(mean="mean", sd="std", n="count").reset_index()
+def tables(*, grid: str, scores: str) -> dict[str, object]:
+    """Arguments of draw: the scores of each model's best settings on validation data, for each number of cells.
+
+    scores: EXPERIMENT/scores.tsv. Seeds of training, split and data are replicates.
+    """
+    rows = one_setting(read(scores))
+    if "cells" in rows and read(grid)["cells"].nunique() < 2:
+        rows = rows.drop(columns="cells")
+    return {"scores": rows, "unit": replicates(rows.drop_duplicates("run"))}
 
 
 @style.styled
-def draw(sams_scores: pd.DataFrame, svae_scores: pd.DataFrame, *, density: dict[str, float] = DENSITY) -> Figure:
-    """SAMS-VAE's simulation against cells per perturbation (a-f), SVAE+'s by method (g-l): mean ± sd of data seeds.
+def draw(scores: pd.DataFrame, *, unit: str = "data seed") -> Figure:
+    """Recovery of masks, latents and effects, and test IWELBO: curves over cells per perturbation, or bars.
 
-    sams_scores: model, cells, metric, value (and split); svae_scores: the same without cells. Metrics: METRICS,
-    of one setting per model. density: share of ones in the true masks of ``sams`` and ``svae``: the dashed line
-    is the mask of ones (precision = density, recall 1, F1 = 2 density / (1 + density)).
+    scores: model, metric, split, value of one setting per model, a row per run, and cells if it differs between runs.
+    Metrics without a value have no panel. The dashed line is a mask of ones: F1 is the mean of ``mask_f1_all_ones``,
+    from which follow the density d = F1 / (2 - F1), which is its precision, and its recall of 1.
     """
-    sams, svae = summarise(sams_scores, ["model", "cells"]), summarise(svae_scores, ["model"])
-    models, methods = style.models_in(sams["model"]), style.models_in(svae["model"])
-    height = 5.1 + 0.4, 1.1 + 0.19 * len(methods)
-    fig = style.figure(10.4, sum(height) + 0.2)
-    style.note(fig, NOTE)
-    top, bottom = fig.subfigures(2, 1, height_ratios=height)
-    top.suptitle("SAMS-VAE's simulation", x=0.01, ha="left", fontweight="bold", fontsize=9)
-    bottom.suptitle("SVAE+'s simulation", x=0.01, ha="left", fontweight="bold", fontsize=9)
-    upper, lower = top.subplots(2, 3).ravel(), bottom.subplots(1, 6, sharey=True)
-    for axes, tags, table, draw in ((upper, "abcdef", sams, _curves), (lower, "ghijkl", svae, _bars)):
-        for ax, tag, (metric, (title, what, _)) in zip(axes, tags, METRICS.items(), strict=True):
-            of = table[table["metric"] == metric]
-            ax.set_label(f"{'sams' if draw is _curves else 'svae'} {metric}")
-            style.letter(ax, tag, title)
-            (ax.set_ylabel if draw is _curves else ax.set_xlabel)(what)
-            draw(ax, of, models if draw is _curves else methods)
-            _ones(ax, metric, density["sams" if draw is _curves else "svae"], vertical=draw is _bars)
-            if of.empty:
-                ax.axis("off")
-                ax.text(0.5, 0.5, "not scored", transform=ax.transAxes, ha="center", color=style.GREY)
-    ones = Line2D([], [], color=style.INK, lw=0.9, ls=(0, (4, 2)), label="mask of ones")
-    top.legend(handles=[*style.keys(models, "both"), ones], loc="outside right center", handlelength=2.8)
+    by = ["model", *(["cells"] if "cells" in scores else [])]
+    table = summarise(scores, by)
+    models = style.models_in(table["model"])
+    metrics = [metric for metric in METRICS if (table["metric"] == metric).any()]
+    f1 = scores.loc[scores["metric"] == ALL_ONES, "value"].mean()
+    curves = "cells" in by
+    rows = -(-len(metrics) // 3) if curves else 1
+    fig = (
+        style.figure(10.4, 2.45 * rows + 0.4)
+        if curves
+        else style.figure(2.2 + 1.5 * len(metrics), 1.5 + 0.2 * len(models))
+    )
+    style.note(
+        fig,
+        f"Published protocol: effects of the data from all cells. {'Points' if curves else 'Bars'}: "
+        f"{style.spread(table['n'], unit)}; settings chosen on validation data.",
+    )
+    columns = min(len(metrics), 3 if curves else 6)
+    axes = fig.subplots(rows, columns, squeeze=False, sharey=False if curves else "row").ravel()
+    lines = False
+    for ax, tag, metric in zip(axes, "abcdef", metrics, strict=False):
+        title, label, _ = METRICS[metric]
+        ax.set_label(metric)
+        style.letter(ax, tag, title)
+        of = table[table["metric"] == metric]
+        if curves:
+            ax.set_ylabel(label)
+            _curves(ax, of, models)
+        else:
+            ax.set_xlabel(label)
+            _bars(ax, of, models)
+        lines |= _ones(ax, metric, f1, vertical=not curves)
+    for ax in axes[len(metrics) :]:
+        ax.remove()
+    _legend(fig, models if curves else [], lines)
     return fig
 
 
-def _curves(ax: Axes, table: pd.DataFrame, models: list[str]) -> None:
-    """Lines over cells per perturbation (log), models side by side so that intervals can be told apart."""
+# ---- the numbers ---------------------------------------------------------------------------------------------------
+
+
+def one_setting(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of the published protocol under each model's best settings on validation data.
+
+    Data seeds are replicates; numbers of cells per perturbation are chosen for separately.
+    """
+    rows = models_only(scores)
+    by = ["model", *(["cells"] if "cells" in rows else [])]
+    return of_best_settings(rows, by, ["seed", "split_seed", "data_seed"])
+
+
+def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean and sd over runs of the drawn metrics: columns by, metric, mean, sd, n."""
+    table = style.need(scores, [*by, "metric", "value"], "simulation scores")
+    drawn = table["metric"].isin(METRICS)
+    for metric, (*_, split) in METRICS.items():
+        if split and "split" in table:
+            drawn &= (table["metric"] != metric) | (table["split"] == split)
+    table = style.need(table[drawn].dropna(subset="value"), [], "simulation scores (the metrics drawn)")
+    return table.groupby([*by, "metric"])["value"].agg(mean="mean", sd="std", n="count").reset_index()
+
+
+# ---- the drawing ---------------------------------------------------------------------------------------------------
+
+
+def _legend(fig: Figure, models: Sequence[str], lines: bool) -> None:
+    """The models' markers and lines, and the mask of ones if it is drawn."""
+    handles = style.keys(models, "both")
+    if lines:
+        handles.append(Line2D([], [], color=style.INK, lw=0.9, ls=style.DASHED, label="mask of ones"))
+    if handles:
+        fig.legend(handles=handles, loc="outside right center" if models else "outside lower center", handlelength=2.8)
+
+
+def _curves(ax: Axes, table: pd.DataFrame, models: Sequence[str]) -> None:
+    """Lines over cells per perturbation (log axis), the models shifted so that their intervals do not overlap."""
     cells = sorted(table["cells"].unique())
     for j, model in enumerate(models):
         rows, o = table[table["model"] == model].sort_values("cells"), style.look(model)
@@ -91,43 +145,38 @@ def _curves(ax: Axes, table: pd.DataFrame, models: list[str]) -> None:
     ax.set_xlabel("cells per perturbation")
 
 
-def _bars(ax: Axes, table: pd.DataFrame, models: list[str]) -> None:
-    """A bar per method from 0; dots where the metric has no natural zero."""
+def _bars(ax: Axes, table: pd.DataFrame, models: Sequence[str]) -> None:
+    """A bar per method from 0; markers if the metric has negative values."""
     table = table.set_index("model").reindex(models)
     y = np.arange(len(models))
     zero = not table["mean"].lt(0).any()
     for i, model in enumerate(models):
-        o, mean, sd = style.look(model), table["mean"].iloc[i], table["sd"].iloc[i]
+        o, mean, sd = style.look(model), float(table["mean"].iloc[i]), float(table["sd"].iloc[i])
         if not np.isfinite(mean):
             ax.text(0.03, i, "–", transform=ax.get_yaxis_transform(), va="center", color=style.GREY)
             continue
         if zero:
             ax.barh(i, mean, 0.76, color=o.colour, hatch=o.hatch, edgecolor="white", linewidth=0)
-            ax.errorbar(mean, i, xerr=np.nan_to_num(sd), fmt="none", ecolor=style.INK, elinewidth=0.9)
+            if np.isfinite(sd):
+                ax.errorbar(mean, i, xerr=sd, fmt="none", ecolor=style.INK, elinewidth=0.9)
         else:
             style.interval(ax, [mean], [i], [sd], model, horizontal=True)
-    ax.set_yticks(y, [style.look(m).label for m in models])
+    ax.set_yticks(y, [style.label(m) for m in models])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(models) - 0.4, -0.6)
+    if not zero:
+        ax.margins(x=0.12)
     ax.locator_params(axis="x", nbins=3)
 
 
-def _ones(ax: Axes, metric: str, density: float, *, vertical: bool) -> None:
-    """What the mask of ones reaches."""
-    at = {"mask_f1": 2 * density / (1 + density), "mask_precision": density, "mask_recall": 1.0}.get(
-        metric.split("/")[0]
-    )
-    if at is not None:
-        (ax.axvline if vertical else ax.axhline)(at, color=style.INK, lw=0.9, ls=(0, (4, 2)), zorder=4)
-
-
-# ---- simulations, curves, own screens ------------------------------------------------------------------------------
-
-
-def one_setting(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores of the published protocol under each model's best settings on validation data.
-
-    Data seeds are replicates; cells per perturbation are kept apart.
-    """
-    rows = models_only(scores)
-    return of_best_settings(rows, ["model", *([c] if (c := "cells") in rows else [])], ["seed", "data_seed"])
+def _ones(ax: Axes, metric: str, f1: float, *, vertical: bool) -> bool:
+    """The value of a mask of ones, whose F1 is given, as a line. Returns whether the metric has one."""
+    at = {"mask_f1": f1, "mask_precision": f1 / (2 - f1), "mask_recall": 1.0}.get(metric.split("/")[0])
+    if at is None or not np.isfinite(f1):
+        return False
+    line: dict[str, Any] = {"color": style.INK, "lw": 0.9, "ls": style.DASHED, "zorder": 4}
+    if vertical:
+        ax.axvline(at, **line)
+    else:
+        ax.axhline(at, **line)
+    return True

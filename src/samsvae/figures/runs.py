@@ -1,41 +1,96 @@
-"""Which run of a setting a figure shows, and the files of that run."""
+"""Runs of a figure: their scores, which one is shown, and its files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-from samsvae.errors import DataError
-from samsvae.evaluation.metrics.selection import PLACE, of_best_settings, shown
-from samsvae.figures.style import look
+from samsvae.errors import DataError, nearest
+from samsvae.evaluation.metrics.selection import PLACE, best_settings, chosen, of_best_settings, shown
+from samsvae.figures import style
+from samsvae.tables import read
+
+#: Axes of a grid that set how much data a run sees, with the words for one of their values.
+AMOUNTS = {"fraction": "fraction {:g}", "cells": "{:g} cells per perturbation"}
+
+#: Axes of a grid whose values are replicates, with the word for one of them.
+REPLICATES = {"seed": "seed", "split_seed": "split seed", "data_seed": "data seed"}
+
+
+class Shown(NamedTuple):
+    """The run that a figure of one run shows, and a sentence that says how it was chosen."""
+
+    model: str
+    run: str
+    sentence: str
+
+
+def read_scores(grid: str, scores: Iterable[str]) -> pd.DataFrame:
+    """The scores of runs (RUN/scores.tsv) with the columns of the grid."""
+    table = pd.concat([read(path) for path in scores], ignore_index=True)
+    return read(grid).merge(table, on="run", how="right", validate="one_to_many")
 
 
 def models_only(scores: pd.DataFrame) -> pd.DataFrame:
-    """The published protocol's scores of models, without the baselines and the columns that name files."""
+    """The scores of models under the published protocol, without the columns that name files."""
     rows = scores[(scores["protocol"] == "published") & (scores["method"] != "baseline")]
     return rows.drop(columns=[c for c in PLACE if c in rows])
 
 
-def of_table_1(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores that Table 1 and the figures beside it are about: 100 latents, where the grid has them."""
-    rows = models_only(scores)
-    published_size = rows["n_latent"] == 100 if "n_latent" in rows else pd.Series(False, rows.index)
-    return rows[published_size] if published_size.any() else rows
+def of_published_size(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores that can be compared with Table 1 of the paper: 100 latents, if the grid has them."""
+    published_size = scores["n_latent"] == 100 if "n_latent" in scores else pd.Series(False, scores.index)
+    return scores[published_size] if published_size.any() else scores
+
+
+def of_largest_amount(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The scores of the runs that saw the most data, and the words for that amount ('' if all saw the same)."""
+    words = []
+    for axis, text in AMOUNTS.items():
+        if axis in scores and scores[axis].nunique() > 1:
+            most = scores[axis].max()
+            scores = scores[scores[axis] == most]
+            words.append(text.format(most))
+    return scores, ", ".join(words)
+
+
+def replicates(runs: pd.DataFrame) -> str:
+    """The word for what the runs of one setting differ in: 'seed', 'split seed', 'data seed', 'run' for several."""
+    found = [word for axis, word in REPLICATES.items() if axis in runs and runs[axis].nunique() > 1]
+    return found[0] if len(found) == 1 else "run" if found else "seed"
 
 
 def shown_runs(scores: pd.DataFrame) -> dict[str, str]:
-    """Model -> its run to show: of the settings that are best on validation data, the first seed."""
+    """Model -> the run to show: the first seed of the settings of best mean validation IWELBO."""
     return shown(of_best_settings(scores)).set_index("model")["run"].to_dict()
 
 
-def best_run(scores: pd.DataFrame, model: str) -> str:
-    """The run of a model that the figures beside Table 1 show."""
-    rows = of_table_1(scores)
-    return shown_runs(rows[rows["model"] == model])[model]
+def shown_run(scores: pd.DataFrame, model: str = "") -> Shown:
+    """The run that a figure of one run shows, among the candidates in `scores` (models_only).
+
+    The model is `model` if it is a candidate, else the one of best mean validation IWELBO. The run is the first seed
+    of the model's settings of best mean validation IWELBO.
+    """
+    scores = style.need(scores, ["model", "run", "metric", "split", "value"], "scores of the candidates")
+    best = best_settings(scores, ["model"]).sort_values("mean", ascending=False, kind="stable")
+    runs = shown_runs(scores)
+    found = model if model in runs else str(best["model"].iloc[0])
+    several = int(best.set_index("model").loc[found, "n"])
+    seed = f"the first of {several} seeds" if several > 1 else "one seed"
+    why = f"best validation IWELBO of {len(runs)} models, " if found != model and len(runs) > 1 else ""
+    sentence = f"Shown: {style.label(found)}, run {runs[found]} ({why}{seed}; settings chosen on validation data)."
+    return Shown(found, runs[found], sentence)
+
+
+def of_settings(scores: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each model's best settings on validation data (best_settings, pooled over replicates), and their scores."""
+    best = best_settings(scores, by, tuple(REPLICATES))
+    return best, chosen(scores, best.drop(columns=["mean", "sd", "n"]))
 
 
 def of_run(paths: Iterable[str], run: str) -> str:
@@ -46,23 +101,34 @@ def of_run(paths: Iterable[str], run: str) -> str:
     raise DataError(f"No file of the run {run!r} is among the inputs.")
 
 
+def of_split(paths: Sequence[str], scores: pd.DataFrame, run: str) -> str:
+    """The file of a run's split among those of many (``.../DATASET/SPLIT/file``)."""
+    place = scores[scores["run"] == run].iloc[0]
+    wanted = (str(place["dataset"]), str(place["split_name"]))
+    for path in paths:
+        if Path(path).parts[-3:-1] == wanted:
+            return path
+    there = ["/".join(Path(path).parts[-3:-1]) for path in paths]
+    raise DataError(f"No file of the split {'/'.join(wanted)!r} is among the inputs.{nearest('/'.join(wanted), there)}")
+
+
 def frame(matrix: ad.AnnData, layer: str | None = None) -> pd.DataFrame:
-    """A matrix with its names."""
+    """A matrix with its row and column names."""
     values = matrix.X if layer is None else matrix.layers[layer]
     return pd.DataFrame(np.asarray(values), matrix.obs_names, matrix.var_names)
 
 
-def short_names(gene: pd.Series) -> dict[str, str]:
-    """Perturbation -> its target gene; 'GENE #2' for the second of a gene, and so on."""
+def ate_unit(effects: ad.AnnData) -> str:
+    """The unit of observed effects for the label of an axis: ' (log2)', '' for differences of real values."""
+    return " (log2)" if str(effects.uns.get("transform", "log2")) == "log2" else ""
+
+
+def short_names(perturbations: pd.DataFrame) -> dict[str, str]:
+    """Perturbation -> its target gene, 'GENE #2' for the second of a gene and so on; its own name without a gene.
+
+    perturbations: the screen's table (read_perturbations), with a column gene.
+    """
+    gene = perturbations["gene"].astype(str)
+    gene = gene.where(gene != "", gene.index.astype(str))
     number = gene.groupby(gene).cumcount() + 1
     return dict(zip(gene.index, gene.where(number == 1, gene + " #" + number.astype(str)), strict=True))
-
-
-def or_empty(table: pd.DataFrame | None) -> pd.DataFrame:
-    """A table, or one without rows where there is nothing to show."""
-    return pd.DataFrame(columns=["name"]) if table is None else table
-
-
-def label(model: str) -> str:
-    """A model's name as figures write it."""
-    return look(model).label

@@ -1,8 +1,11 @@
-"""Scores of every model, next to the published numbers where there are some."""
+"""Scores of every model, next to the published numbers if there are any, and held-out effects by condition."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,160 +13,135 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from samsvae.config.zoo import ROWS, TABLE_1
-from samsvae.errors import DataError
-from samsvae.evaluation.metrics.selection import best_runs, best_settings, chosen, summary
-from samsvae.figures import published, style
-from samsvae.figures.runs import of_table_1
+from samsvae.figures import conditions, style
+from samsvae.figures.published import replogle_table1
+from samsvae.figures.runs import models_only, of_largest_amount, of_published_size, of_settings, replicates
+from samsvae.figures.score_table import METRICS, baseline_table, build_table, single_runs
+from samsvae.tables import read
 
-#: metric of the table: (its rows in the scores: metric, split; title; decimals)
-METRICS = {
-    "test_iwelbo": ("iwelbo", "test", "test IWELBO (nats per cell)", 2),
-    "mask_pathway_accuracy": ("mask_pathway_accuracy", "all", "mask pathway accuracy", 2),
-    "ate_pearson": ("ate_pearson", "all", "ATE-Pearson", 3),
-}
-
-COLUMNS = [
-    *("model", "method", "inference", "settings", "n_runs"),
-    *(f"{metric}{end}" for metric in METRICS for end in ("", "_sd")),
-    "ate_pearson_published_rule",
-    *(f"published_{metric}{end}" for metric in METRICS for end in ("", "_sd")),
-    *(f"difference_{metric}" for metric in METRICS),
-    *(f"inside_seed_interval_{metric}" for metric in METRICS),
-]
+SAVED = {"": "table", "runs": "runs", "baselines": "baselines", "per_condition": "per_condition"}
 
 
-def build_replogle_table1(
-    scores: pd.DataFrame,
-    selected: pd.DataFrame,
-    published: pd.DataFrame,
+def tables(
     *,
-    classifier: str = "logistic",
-    comparable: bool = True,
-) -> pd.DataFrame:
-    """The table's rows, in the paper's order: COLUMNS, NaN where there is no number.
+    scores: str,
+    per_condition: Sequence[str],
+    baseline_conditions: Sequence[str],
+    published: Sequence[str],
+    comparable: bool,
+) -> dict[str, object]:
+    """Arguments of draw.
 
-    scores: the published protocol's, tidy (model, run, settings, seed, metric, split, value). selected: the
-    settings chosen on validation data, a row per model (metrics.selection.best_settings by model). published:
-    published.replogle_table1. ``ate_pearson_published_rule`` is of the one run, of all settings in the scores
-    with the chosen number of latents, with the best *test* IWELBO. A published mean is ``inside_seed_interval``
-    if it is within mean ± 2 sd of our seeds; empty where ours is a single run. ``comparable``: whether the screen is
-    the published one; if not, differences and intervals are empty.
+    scores: EXPERIMENT/scores.tsv. per_condition: RUN/per_condition.tsv of every run. baseline_conditions:
+    SPLIT/per_condition.tsv of every split. published: the path of replogle_table1.tsv, or nothing. comparable: whether
+    the screen is the published one, so that differences to the published numbers have a meaning.
     """
-    style.need(scores, ["model", "run", "metric", "split", "value"], "scores")
-    style.need(selected, ["model"], "selected settings")
-    style.need(published, ["model", "metric", "mean", "sd"], "published numbers")
-    scores = scores[scores["model"].isin(TABLE_1)]
-    ours = chosen(scores, selected.drop(columns=["mean", "sd", "n"], errors="ignore"))
-    means = summary(ours, ["model", "metric", "split"]).set_index(["model", "metric", "split"])
-    theirs = published.set_index(["model", "metric"])
-    if "n_latent" in selected and "n_latent" in scores:
-        scores = scores.merge(selected[["model", "n_latent"]], on=["model", "n_latent"])
-    best = scores.merge(best_runs(scores, ["model"])[["model", "run"]], on=["model", "run"])
-    best = best[(best["metric"] == "ate_pearson") & (best["split"] == "all")].set_index("model")["value"]
-
-    rows = []
-    for model in style.models_in(ours["model"]):
-        mine = ours[ours["model"] == model]
-        row = {"model": model, "method": ROWS[model].method, "inference": ROWS[model].inference}
-        row |= {"settings": settings_text(mine.iloc[0]), "n_runs": mine["run"].nunique()}
-        row["ate_pearson_published_rule"] = best.get(model, np.nan)
-        for name, (metric, split, *_) in METRICS.items():
-            key = f"{metric}/{classifier}" if name == "mask_pathway_accuracy" else metric
-            mean, sd = _at(means, (model, key, split))
-            row |= {name: mean, f"{name}_sd": sd}
-            row[f"published_{name}"], row[f"published_{name}_sd"] = _at(theirs, (model, metric))
-            difference = mean - row[f"published_{name}"] if comparable else np.nan
-            row[f"difference_{name}"] = difference
-            known = np.isfinite(sd) and np.isfinite(difference)
-            row[f"inside_seed_interval_{name}"] = bool(abs(difference) <= 2 * sd) if known else None
-        rows.append(row)
-    if not rows:
-        raise DataError("Replogle table: the scores hold no run of the selected settings: there is nothing to draw.")
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def settings_text(row: pd.Series) -> str:
-    """What was chosen for a row: 'α = 0.01, 100 latents'; only what its model reads."""
-    model = row["model"]
-    parts = []
-    if model in ("svae_plus", "sams_vae_bb") and pd.notna(row.get("beta_b")):
-        parts.append(f"b = {row['beta_b']:g}")
-    if model.startswith("sams_vae") and model != "sams_vae_bb" and pd.notna(row.get("mask_prior")):
-        parts.append(f"α = {row['mask_prior']:g}")
-    if pd.notna(row.get("n_latent")):
-        parts.append(f"{row['n_latent']:g} latents")
-    return ", ".join(parts)
-
-
-def _at(table: pd.DataFrame, key: tuple) -> tuple[float, float]:
-    return tuple(table.loc[key, ["mean", "sd"]].astype(float)) if key in table.index else (np.nan, np.nan)
+    found, amount = of_largest_amount(read(scores))
+    rows = models_only(found)
+    theirs = replogle_table1(Path(published[0]).parent) if published else None
+    rows = rows if theirs is None else of_published_size(rows)
+    best, ours = of_settings(rows, ["model"])
+    runs = ours.drop_duplicates("run")
+    models = dict(zip(runs["run"], runs["model"], strict=True))
+    places = found[found["run"].isin(models)]
+    splits = set(zip(places["dataset"].astype(str), places["split_name"].astype(str), strict=True))
+    return {
+        "table": build_table(rows, best, theirs, comparable=comparable),
+        "runs": single_runs(ours),
+        "baselines": baseline_table(found),
+        "per_condition": conditions.table(per_condition, baseline_conditions, models, splits),
+        "comparable": comparable,
+        "unit": replicates(runs),
+        "amount": amount,
+    }
 
 
 @style.styled
-def draw(table: pd.DataFrame, *, comparable: bool = True) -> Figure:
-    """The table of build_replogle_table1 as text, with ours drawn: dot, ± 1 sd (thick) and ± 2 sd (thin).
+def draw(
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None = None,
+    baselines: pd.DataFrame | None = None,
+    per_condition: pd.DataFrame | None = None,
+    *,
+    comparable: bool = True,
+    unit: str = "seed",
+    amount: str = "",
+) -> Figure:
+    """The table of build_table as text, with ours drawn: marker, ± 1 sd (thick), ± 2 sd (thin), a dot per run.
 
-    comparable: whether the screen is the published one. If so, published means are drawn as hollow diamonds
-    and the difference is printed, with ● inside and ○ outside our seed interval; if not, neither is shown, and
-    the subtitle says that the published numbers are not to be compared.
+    runs: model, run, metric, value. baselines: metric, model, value; named at the edge of the axis where they are
+    outside. per_condition (conditions.table): drawn below the table. comparable: whether the screen is the published
+    one. If so, published means are hollow diamonds and differences are printed, with ● inside and ○ outside the
+    interval of our replicates; if not, the note says that published numbers must not be compared. unit: the word for
+    a replicate. amount: what the runs saw of the data, in words.
     """
-    style.need(table, COLUMNS, "Replogle table")
+    style.need(table, ["model", "method", "inference", "settings", "n_runs"], "table of scores")
     table = table.set_index("model", drop=False).loc[style.models_in(table["model"])]
-    columns = [("model", 1.3), ("settings", 0.95)]
-    for metric, width in (("test_iwelbo", 0.76), ("mask_pathway_accuracy", 0.66), ("ate_pearson", 0.66)):
-        columns += [(metric, 1.25), (f"{metric} ours", width)]
-        columns += [("ate_pearson by test", 0.66)] if metric == "ate_pearson" else []
-        columns += [(f"{metric} published", width + 0.06)] + [(f"{metric} difference", 0.82)] * comparable
-    height, names = 1.5 + 0.42 * len(table), [name for name, _ in columns]
-    widths = [width for _, width in columns]
-    fig = style.figure(sum(widths), height, layout=None)
-    grid = {"left": 0.006, "right": 0.994, "top": 1 - 1.05 / height, "bottom": 0.32 / height, "wspace": 0}
-    ax = dict(zip(names, fig.subplots(1, len(widths), width_ratios=widths, gridspec_kw=grid), strict=True))
-    for name in names:
+    columns = _columns(table, comparable=comparable)
+    low = 8.6 if per_condition is not None else 7.0
+    dots = [name for name in columns if name in METRICS]
+    spare = max(0.0, low - sum(columns.values())) / max(len(dots), 1)
+    columns = {name: width + spare * (name in dots) for name, width in columns.items()}
+    width = sum(columns.values())
+    text = style.wrapped_note(_note(table, per_condition, comparable=comparable, unit=unit, amount=amount), width)
+    above = 0.75 + 0.165 * (text.count("\n") + 1)
+    ticks = 0.62 if baselines is not None and len(baselines) else 0.32
+    panel = _panel_height(per_condition, width)
+    height = above + 0.42 * len(table) + ticks + panel
+
+    fig = style.figure(width, height, layout=None)
+    fig.text(0.008, 1 - 0.08 / height, text, va="top", fontsize=7.5, color="#5E5E5E", linespacing=1.4)
+    grid = {"left": 0.006, "right": 0.994, "top": 1 - above / height, "bottom": (ticks + panel) / height, "wspace": 0}
+    axes = fig.subplots(1, len(columns), width_ratios=list(columns.values()), gridspec_kw=grid)
+    ax = dict(zip(columns, np.ravel(axes), strict=True))
+    for name in columns:
         _rows(ax[name], len(table), name)
-
-    methods = [
-        (m, i.replace("z_basal", "$z_{basal}$").replace(" E", " $E$")) for m, i in table[["method", "inference"]].values
-    ]
-    _texts(ax["model"], methods, "model", fontweight="bold")
-    settings = [(t.partition(", ")[0], t.partition(", ")[2]) for t in table["settings"]]
-    _texts(ax["settings"], settings, "chosen on\nvalidation")
-    for metric, (_, _, title, decimals) in METRICS.items():
-        mean, sd = (table[f"{metric}{end}"].to_numpy(float) for end in ("", "_sd"))
-        other, other_sd = (table[f"published_{metric}{end}"].to_numpy(float) for end in ("", "_sd"))
-        _dots(ax[metric], table["model"], mean, sd, other if comparable else None)
-        ax[metric].annotate(title, (0.05, 1), (0, 21), fontsize=8.5, fontweight="bold", **_HEAD)
-        _texts(ax[f"{metric} ours"], _numbers(mean, sd, decimals), "ours")
-        _texts(ax[f"{metric} published"], _numbers(other, other_sd, decimals), "published", color="#5E5E5E")
-        if comparable:
-            inside = [None if pd.isna(v) else bool(v) for v in table[f"inside_seed_interval_{metric}"]]
-            gaps = [_number(d, decimals, "+") for d in mean - other]
-            marks = ["" if v is None else "  ●" if v else "  ○" for v in inside]
-            _texts(
-                ax[f"{metric} difference"],
-                [(g + m, "") for g, m in zip(gaps, marks, strict=True)],
-                "difference",
-            )
-    rule = [(_number(r, METRICS["ate_pearson"][3]), "") for r in table["ate_pearson_published_rule"]]
-    _texts(ax["ate_pearson by test"], rule, "ours,\nbest test")
-
-    few, many = int(table["n_runs"].min()), int(table["n_runs"].max())
-    runs = f"{many} run{'s' * (many > 1)} a row" if few == many else f"{few} to {many} runs a row"
-    note = f"Replogle, published protocol, {runs}" + (
-        ": mean ± sd; thick bar ± 1 sd, thin bar ± 2 sd. " if many > 1 else ". "
-    )
-    note += "Best test: the run of best test IWELBO, the paper's rule for its ATE column.\n"
-    note += (
-        "Hollow diamond: published mean; ● inside, ○ outside our mean ± 2 sd."
-        if comparable
-        else "Miniature screen, not the published one: its numbers must not be compared with the published ones."
-    )
-    fig.text(0.008, 1 - 0.08 / height, note, va="top", fontsize=8, linespacing=1.4)
+    _names(ax, table)
+    for metric in dots:
+        _metric(ax, metric, table, runs, baselines, comparable=comparable)
+    if per_condition is not None:
+        _below(fig, per_condition, panel)
     return fig
 
 
-_HEAD = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+_HEAD: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+
+
+def _columns(table: pd.DataFrame, *, comparable: bool) -> dict[str, float]:
+    """Columns of the figure with their widths in inches."""
+    longest = table["method"].str.len().max()
+    settings = max(len(part) for text in table["settings"] for part in text.partition(", ")[::2])
+    columns = {"model": max(1.3, 0.085 * longest)}
+    columns |= {"settings": max(0.95, 0.07 * settings)} if settings else {}
+    for metric, width in (("test_iwelbo", 0.76), ("mask_pathway_accuracy", 0.66), ("ate_pearson", 0.66)):
+        if metric in table:
+            columns |= {metric: 1.35, f"{metric} ours": width}
+            if f"published_{metric}" in table:
+                columns |= {"ate_pearson by test": 0.66} if metric == "ate_pearson" else {}
+                columns |= {f"{metric} published": width + 0.06}
+                columns |= {f"{metric} difference": 0.82} if comparable else {}
+    return columns
+
+
+def _note(table: pd.DataFrame, per_condition: pd.DataFrame | None, *, comparable: bool, unit: str, amount: str) -> str:
+    """How the numbers were scored, averaged and chosen, and what may be compared."""
+    how = style.spread(table["n_runs"], unit)
+    bars = " (thick bar ± 1 sd, thin bar ± 2 sd, a dot per run)" if how.startswith("mean") else ""
+    parts = [
+        f"Published protocol: effects of the data from all cells. A row is a model: {how}{bars}, "
+        "settings chosen on validation data."
+    ]
+    parts += [f"Only runs with {amount}, the most data."] * bool(amount)
+    if "ate_pearson_published_rule" in table:
+        parts.append("Best test: the run of best test IWELBO, the paper's rule for its ATE column.")
+        parts.append(
+            "Hollow diamond: published mean; ● inside, ○ outside our mean ± 2 sd."
+            if comparable
+            else "Miniature screen, not the published one: its numbers must not be compared with the published ones."
+        )
+    if per_condition is not None:
+        parts.append("Lower panel, held-out protocol: effects of the data from test cells, mean over runs.")
+    return " ".join(parts)
 
 
 def _rows(ax: Axes, n: int, name: str) -> None:
@@ -177,7 +155,51 @@ def _rows(ax: Axes, n: int, name: str) -> None:
         ax.axhspan(i - 0.5, i + 0.5, color="#F4F4F4", lw=0, zorder=-1)
 
 
-def _texts(ax: Axes, cells: list[tuple[str, str]], title: str, **kwargs) -> None:
+def _names(ax: dict[str, Axes], table: pd.DataFrame) -> None:
+    """The columns that say which model a row is, and its settings."""
+    inference = table["inference"].str.replace("z_basal", "$z_{basal}$").str.replace(" E", " $E$")
+    _texts(ax["model"], list(zip(table["method"], inference, strict=True)), "model", fontweight="bold")
+    if "settings" in ax:
+        parts = [text.partition(", ") for text in table["settings"]]
+        _texts(ax["settings"], [(first, rest) for first, _, rest in parts], "chosen on\nvalidation")
+
+
+def _metric(
+    ax: dict[str, Axes],
+    metric: str,
+    table: pd.DataFrame,
+    runs: pd.DataFrame | None,
+    baselines: pd.DataFrame | None,
+    *,
+    comparable: bool,
+) -> None:
+    """The columns of one metric: drawn, as numbers, and next to the published ones."""
+    _, _, title, decimals = METRICS[metric]
+    mean, sd = (table[f"{metric}{end}"].to_numpy(float) for end in ("", "_sd"))
+    given = f"published_{metric}" in table
+    other, other_sd = (table[f"published_{metric}{end}"].to_numpy(float) if given else None for end in ("", "_sd"))
+    values = pd.DataFrame(columns=["model", "value"]) if runs is None else runs[runs["metric"] == metric]
+    _dots(ax[metric], table["model"], mean, sd, values, other if comparable else None)
+    ax[metric].annotate(title, (0.05, 1), (0, 21), fontsize=8.5, fontweight="bold", **_HEAD)
+    ours = "ours" if given else "mean" if table["n_runs"].max() > 1 else "value"
+    _texts(ax[f"{metric} ours"], _numbers(mean, sd, decimals), ours)
+    if baselines is not None:
+        for name, value in baselines.loc[baselines["metric"] == metric, ["model", "value"]].itertuples(index=False):
+            _baseline(ax[metric], name, value, decimals)
+    if other is None or other_sd is None:
+        return
+    _texts(ax[f"{metric} published"], _numbers(other, other_sd, decimals), "published", color="#5E5E5E")
+    if comparable:
+        marks = ["" if pd.isna(v) else "  ●" if v else "  ○" for v in table[f"inside_seed_interval_{metric}"]]
+        gaps = [style.number(gap, decimals, "+") for gap in mean - other]
+        cells = [(gap + mark, "") for gap, mark in zip(gaps, marks, strict=True)]
+        _texts(ax[f"{metric} difference"], cells, "difference")
+    if metric == "ate_pearson":
+        rule = [(style.number(value, decimals), "") for value in table["ate_pearson_published_rule"]]
+        _texts(ax["ate_pearson by test"], rule, "ours,\nbest test")
+
+
+def _texts(ax: Axes, cells: list[tuple[str, str]], title: str, **kwargs: Any) -> None:
     """A column of cells of one or two lines, the second smaller and grey."""
     for i, (first, second) in enumerate(cells):
         ax.text(0.06, i - 0.17 * bool(second), first, va="center", fontsize=8, **kwargs)
@@ -185,55 +207,83 @@ def _texts(ax: Axes, cells: list[tuple[str, str]], title: str, **kwargs) -> None
     ax.annotate(title, (0.06, 1), (0, 4), color=kwargs.get("color", style.INK), linespacing=1.0, **_HEAD)
 
 
-def _dots(ax: Axes, models, mean, sd, published) -> None:
-    """Ours as dots with intervals; published means as hollow diamonds."""
+def _dots(
+    ax: Axes,
+    models: pd.Series,
+    mean: np.ndarray,
+    sd: np.ndarray,
+    runs: pd.DataFrame,
+    published: np.ndarray | None,
+) -> None:
+    """Ours as markers with intervals and a dot per run; published means as hollow diamonds. Limits: what is drawn."""
+    drawn = [mean - 2 * np.nan_to_num(sd), mean + 2 * np.nan_to_num(sd)]
     for i, (model, m, s) in enumerate(zip(models, mean, sd, strict=True)):
         o = style.look(model)
         if not np.isfinite(m):
-            ax.text(
-                0.5,
-                i,
-                "no mask" if ax.get_label().startswith("mask") else "–",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=style.GREY,
-                transform=ax.get_yaxis_transform(),
-            )
+            text = "no mask" if str(ax.get_label()).startswith("mask") else "–"
+            at: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.get_yaxis_transform()}
+            ax.text(0.5, i, text, fontsize=7, color=style.GREY, **at)
         for width, k in ((1, 2), (3, 1)) if np.isfinite(s) else ():
             ax.plot([m - k * s, m + k * s], [i, i], color=o.colour, lw=width, solid_capstyle="butt")
         ax.plot(m, i, o.marker, color=o.colour, mec=style.INK, mew=0.4, ms=6)
-    drawn = [mean - 2 * np.nan_to_num(sd), mean + 2 * np.nan_to_num(sd)]
+        values = runs.loc[runs["model"] == model, "value"].to_numpy(float)
+        if len(values) > 1:
+            ax.plot(values, np.full(len(values), i + 0.32), "o", color=o.colour, ms=2.2, alpha=0.7, mew=0)
+            drawn.append(values)
     if published is not None:
         ax.plot(published, range(len(published)), "D", mfc="none", mec=style.INK, mew=0.9, ms=6.5)
         drawn.append(published)
-    drawn = np.concatenate(drawn)
-    drawn = drawn[np.isfinite(drawn)]
-    if len(drawn):
-        pad = 0.14 * (np.ptp(drawn) or abs(drawn[0]) or 1)
-        ax.set_xlim(drawn.min() - pad, drawn.max() + pad)
+    every = np.concatenate(drawn)
+    every = every[np.isfinite(every)]
+    if len(every):
+        pad = 0.14 * (np.ptp(every) or abs(every[0]) or 1)
+        ax.set_xlim(every.min() - pad, every.max() + pad)
         ax.xaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
         ax.tick_params(labelsize=7)
 
 
-def _number(value: float, decimals: int, sign: str = "") -> str:
-    """'−1756.27' with a true minus sign; a dash for no number."""
-    return f"{value:{sign}.{decimals}f}".replace("-", "\N{MINUS SIGN}") if np.isfinite(value) else "–"
+def _baseline(ax: Axes, model: str, value: float, decimals: int) -> None:
+    """A baseline's name and value below the axis: at its line, or with an arrow at the edge that it lies beyond."""
+    low, high = ax.get_xlim()
+    o, text = style.look(model), f"{style.label(model)}\n{style.number(value, decimals)}"
+    share = (value - low) / (high - low)
+    if 0 <= share <= 1:
+        ax.axvline(value, color=o.colour, ls=o.line, lw=0.9, zorder=0)
+        side = "center" if 0.35 < share < 0.65 else "left" if share <= 0.35 else "right"
+    else:
+        side = "left" if share < 0 else "right"
+        text = f"◂ {text}" if share < 0 else text.replace("\n", " ▸\n")
+    x = {"left": 0.03, "center": share, "right": 0.97}[side]
+    at: dict[str, Any] = {"ha": side, "va": "top", "fontsize": 7, "color": "#5E5E5E", "linespacing": 1.1}
+    ax.annotate(text, (x, 0), (0, -17), **_HEAD, **at)
 
 
-def _numbers(mean, sd, decimals: int) -> list[tuple[str, str]]:
-    spread = [f"± {s:.{decimals}f}" if np.isfinite(s) else "" for s in sd]
-    return [(_number(m, decimals), s) for m, s in zip(mean, spread, strict=True)]
+def _panel_height(per_condition: pd.DataFrame | None, width: float) -> float:
+    """Inches that the lower panel takes, with its title, legend and names."""
+    if per_condition is None:
+        return 0.0
+    return 0.42 + 0.17 * _legend_rows(per_condition, width) + 1.9 + conditions.room(per_condition)
 
 
-# ---- Replogle ------------------------------------------------------------------------------------------------------
+def _legend_rows(per_condition: pd.DataFrame, width: float) -> int:
+    return math.ceil(per_condition["model"].nunique() / _legend_columns(width))
 
 
-def tables(scores: pd.DataFrame, folder: str | Path, *, comparable: bool) -> pd.DataFrame:
-    """Table 1: chosen settings, our means and sds over seeds, the published numbers beside them.
+def _legend_columns(width: float) -> int:
+    return max(1, int((width - 0.6) / 2.45))
 
-    ``comparable``: whether the screen is the published one, so that there are differences to print.
-    """
-    rows = of_table_1(scores)
-    best = best_settings(rows, ["model"])
-    return build_replogle_table1(rows, best, published.replogle_table1(folder), comparable=comparable)
+
+def _below(fig: Figure, per_condition: pd.DataFrame, panel: float) -> None:
+    """The lower panel, with its legend between the title and the axes."""
+    width, height = fig.get_size_inches()
+    ax = fig.add_axes((0.6 / width, conditions.room(per_condition) / height, 1 - 0.7 / width, 1.9 / height))
+    handles = conditions.panel(ax, per_condition)
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.3}
+    ax.legend(handles=handles, ncols=_legend_columns(width), fontsize=7, handletextpad=0.4, **place)
+    rows = _legend_rows(per_condition, width)
+    ax.set_title("held-out effects of each condition", loc="left", fontweight="bold", pad=8 + 12 * rows)
+
+
+def _numbers(mean: np.ndarray, sd: np.ndarray, decimals: int) -> list[tuple[str, str]]:
+    parts = [f"± {s:.{decimals}f}" if np.isfinite(s) else "" for s in sd]
+    return [(style.number(m, decimals), s) for m, s in zip(mean, parts, strict=True)]

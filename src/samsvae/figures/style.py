@@ -1,28 +1,37 @@
-"""The one look of all figures: palette, names, panel helpers, and writing to disk.
+"""The look that all figures share: palette, labels, panel helpers and saving.
 
-Figures are built without pyplot, so that importing this changes nobody's backend or settings.
+Figures are built without pyplot, so importing this module changes neither the backend nor the settings of the caller.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError, nearest, some
 from samsvae.files import atomic
+from samsvae.tables import write
 
-RC = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,
@@ -39,27 +48,34 @@ RC = {
     "lines.markersize": 5.5,
     "hatch.linewidth": 0.6,
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # text stays text in the PDF
     "svg.hashsalt": "samsvae",
     "image.cmap": "viridis",
 }
 
 INK, GREY, PALE = "#222222", "#8A8A8A", "#E4E4E4"
+DIGITS = 6  # of the numbers written with a figure
+
 DIVERGING, SEQUENTIAL = "RdBu_r", "Greys"
+
+#: A line style of matplotlib: a string, or an offset with the lengths of dashes and gaps.
+Line = Any
+
+DASHED: Line = (0, (4, 2))
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one model is drawn, everywhere: colour by method, the rest by inference."""
+    """How every figure draws one model: the colour shows the method, the rest the inference."""
 
     label: str
     colour: str
     marker: str
-    line: str | tuple
+    line: Line
     hatch: str
 
 
-_DASH = {"mf": (0, (1, 1.2)), "e": (0, (3.5, 1.2, 1, 1.2)), "z": (0, (4, 1.4))}
+_DASH: dict[str, Line] = {"mf": (0, (1, 1.2)), "e": (0, (3.5, 1.2, 1, 1.2)), "z": (0, (4, 1.4))}
 
 LOOKS: dict[str, Look] = {
     key: Look(_label, *rest)
@@ -78,7 +94,7 @@ LOOKS: dict[str, Look] = {
         ("ivae", "iVAE", "#C3AEE0", "h", "-", ""),
         ("svae", "sVAE", "#8257C2", "H", "-", ""),
         ("svae_plus_lopez", "SVAE+ (Lopez)", "#56165C", "8", "-", ""),
-        # what is known without a model
+        # baselines, which need no model
         ("intercept_nb", "intercept only (NB)", INK, "_", (0, (1, 1)), ""),
         ("additive", "additive", INK, "_", (0, (5, 2)), ""),
         ("mean_of_perturbations", "mean of perturbations", INK, "_", (0, (1, 1.2)), ""),
@@ -87,19 +103,24 @@ LOOKS: dict[str, Look] = {
     )
 }
 
-#: Order of legends and bars: the paper's eight rows, then the others.
+#: Order of rows, legends and bars: the eight rows of the paper's table, then the others.
 ORDER = (*TABLE_1, *(m for m in LOOKS if m not in TABLE_1))
 
 
 def look(model: str) -> Look:
-    """How a model is drawn; DataError with the nearest name for one that no table can hold."""
+    """The look of a model; DataError with the nearest name for an unknown one."""
     if model not in LOOKS:
         raise DataError(f"figure table, column 'model': {model!r} has no place in the palette.{nearest(model, LOOKS)}")
     return LOOKS[model]
 
 
+def label(model: str) -> str:
+    """The name of a model as figures write it."""
+    return look(model).label
+
+
 def models_in(column: Iterable[str], *, baselines: bool = False) -> list[str]:
-    """The models of a column in the order of all figures, without (or only) the baselines."""
+    """The models of a column, or its baselines, in the order of all figures."""
     found = set(column)
     for model in sorted(found):
         look(model)
@@ -107,31 +128,31 @@ def models_in(column: Iterable[str], *, baselines: bool = False) -> list[str]:
 
 
 def need(table: pd.DataFrame, columns: Iterable[str], name: str) -> pd.DataFrame:
-    """The table itself, if it has rows and these columns; DataError otherwise."""
+    """The table itself if it has rows and these columns; DataError otherwise."""
     missing = [c for c in columns if c not in table]
     if missing:
         raise DataError(f"{name}: no column {some(missing)}.{nearest(missing[0], table.columns)}")
     if table.empty:
-        raise DataError(f"{name}: the table has no rows: there is nothing to draw.")
+        raise DataError(f"{name}: the table has no rows, so there is nothing to draw.")
     return table
 
 
 def need_matrix(*named: tuple[str, pd.DataFrame]) -> None:
-    """Matrices that are drawn together have entries, and the same row and column names; DataError otherwise."""
+    """DataError unless the matrices of one figure have entries and equal row and column names."""
     (first_name, first), *others = named
     if first.empty:
-        raise DataError(f"{first_name}: the matrix has no entries: there is nothing to draw.")
+        raise DataError(f"{first_name}: the matrix has no entries, so there is nothing to draw.")
     for name, matrix in others:
         for axis in ("index", "columns"):
             here, there = getattr(first, axis), getattr(matrix, axis)
             if not here.equals(there):
                 odd = here.symmetric_difference(there, sort=False)
-                what = f"unlike {some(odd)}" if len(odd) else "in another order"
-                raise DataError(f"{name}, {axis}: not those of {first_name} ({what}).")
+                reason = f"the difference: {some(odd)}" if len(odd) else "the order differs"
+                raise DataError(f"{name}, {axis}: not the same names as in {first_name} ({reason}).")
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw under the settings of RC and leave the caller's as they were."""
+    """Draw with the settings of RC and leave those of the caller unchanged."""
 
     @functools.wraps(draw)
     def wrapped(*args, **kwargs) -> Figure:
@@ -143,13 +164,24 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapped
 
 
-def figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
-    """An empty figure on an Agg canvas; inches."""
+def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """An empty figure of this size in inches on an Agg canvas."""
     fig = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(fig)
-    if layout == "constrained":
-        fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    engine = fig.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(w_pad=0.06, h_pad=0.06)
     return fig
+
+
+def side_by_side(fig: Figure | SubFigure, widths: Sequence[float]) -> list[SubFigure]:
+    """Parts of a figure from left to right."""
+    return list(fig.subfigures(1, len(widths), width_ratios=list(widths), squeeze=False)[0])
+
+
+def stacked(fig: Figure | SubFigure, heights: Sequence[float]) -> list[SubFigure]:
+    """Parts of a figure from top to bottom."""
+    return list(fig.subfigures(len(heights), 1, height_ratios=list(heights), squeeze=False)[:, 0])
 
 
 def letter(ax: Axes, text: str, title: str = "") -> None:
@@ -158,42 +190,80 @@ def letter(ax: Axes, text: str, title: str = "") -> None:
 
 
 def note(fig: Figure, text: str) -> None:
-    """A short grey line above all panels: the protocol that the figure's numbers follow."""
-    fig.suptitle(text, x=0.008, ha="left", fontsize=7.5, color="#5E5E5E")
+    """Grey sentences above all panels (protocol, seeds, what was chosen on validation data), broken to the width."""
+    fig.suptitle(wrapped_note(text, fig.get_figwidth()), x=0.008, ha="left", fontsize=7.5, color="#5E5E5E")
 
 
-def keys(models: Iterable[str], kind: str = "marker") -> list:
-    """Legend handles of models, as their marker, line or bar."""
-    handles = []
+def wrapped_note(text: str, width: float) -> str:
+    """A note in lines that fit a width in inches."""
+    return "\n".join(textwrap.wrap(text, int(width / 0.056)))
+
+
+def plain(name: object, most: int = 22) -> str:
+    """A name from the data as text to draw: shortened to `most` characters, a dollar sign is no mathematics."""
+    text = str(name)
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return text.replace("$", r"\$")
+
+
+def number(value: float, decimals: int, sign: str = "") -> str:
+    """'−1756.27' with a true minus sign; a dash for no number."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def spread(counts: Iterable[int], unit: str = "seed") -> str:
+    """How rows were averaged: 'mean ± sd over 5 seeds', 'one seed'. `counts`: the number of runs of each row."""
+    numbers = sorted({int(n) for n in counts if n > 0})
+    if not numbers or numbers[-1] == 1:
+        return f"one {unit}"
+    return (
+        f"mean ± sd over {numbers[0]} to {numbers[-1]} {unit}s"
+        if len(numbers) > 1
+        else (f"mean ± sd over {numbers[0]} {unit}s")
+    )
+
+
+def log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis from low to high as plain numbers: at 1, 2 and 5 if few decades, else at decades."""
+    few = high < 200 * low
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=12))
+    axis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def keys(models: Iterable[str], kind: str = "marker") -> list[Artist]:
+    """Legend handles of models: ``marker``, ``line``, ``both`` or ``bar``."""
+    handles: list[Artist] = []
     for m in models:
         o = look(m)
         if kind == "bar":
-            patch = mpl.patches.Patch(facecolor=o.colour, edgecolor="white", hatch=o.hatch, label=o.label)
-            handles.append(patch)
+            handles.append(Patch(facecolor=o.colour, edgecolor="white", hatch=o.hatch, label=o.label))
         else:
-            style = {"ls": "", "marker": o.marker} if kind == "marker" else {"ls": o.line}
+            style: dict[str, Any] = {"ls": "", "marker": o.marker} if kind == "marker" else {"ls": o.line}
             style |= {"marker": o.marker} if kind == "both" else {}
             handles.append(Line2D([], [], color=o.colour, label=o.label, mec=INK, mew=0.4, **style))
     return handles
 
 
-def interval(ax: Axes, x, y, sd, model: str, *, horizontal: bool = False, **kwargs) -> None:
-    """Mean as the model's marker with a bar of one sd; no bar where there is one run."""
+def interval(ax: Axes, x, y, sd, model: str, *, horizontal: bool = False, **kwargs: Any) -> None:
+    """The mean as the model's marker, with a bar of ± 1 sd unless there is one run."""
     o = look(model)
     err = pd.Series(sd, dtype=float).fillna(0).to_numpy()
-    bars = {"xerr" if horizontal else "yerr": err}
-    style = {"fmt": o.marker, "color": o.colour, "mec": INK, "mew": 0.4, "elinewidth": 1.3, "capsize": 0}
-    ax.errorbar(x, y, **bars, **(style | kwargs))
+    style: dict[str, Any] = {"fmt": o.marker, "color": o.colour, "mec": INK, "mew": 0.4}
+    style |= {"elinewidth": 1.3, "capsize": 0, "xerr" if horizontal else "yerr": err}
+    ax.errorbar(x, y, **(style | kwargs))
 
 
-def save(fig: Figure, stem: str | Path, data: Mapping[str, pd.DataFrame]) -> list[Path]:
-    """Write STEM.png (200 dpi), STEM.pdf and the data as tab-separated text; the same bytes every time.
+def save(fig: Figure, stem: str | Path, data: Mapping[str, pd.DataFrame | pd.Series | None]) -> list[Path]:
+    """Write STEM.png (200 dpi), STEM.pdf and the data as tab-separated text; equal figures give equal bytes.
 
-    A table named '' gives STEM.tsv, others STEM.NAME.tsv. An index with names (a matrix) is written, a plain row
-    number is not. Returns the paths written; DataError without data.
+    A table named '' gives STEM.tsv, others STEM.NAME.tsv; None gives a table without rows. Row names are written
+    unless they are a plain row number. Returns the paths written; DataError without data.
     """
     if not data:
-        raise DataError(f"{stem}: a figure is saved with its data, and none was given.")
+        raise DataError(f"{stem}: a figure is saved with its data, but none was given.")
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf"))
@@ -202,10 +272,10 @@ def save(fig: Figure, stem: str | Path, data: Mapping[str, pd.DataFrame]) -> lis
             fig.savefig(path, dpi=200, metadata={"Software": None})
         with atomic(pdf) as path:
             fig.savefig(path, dpi=300, metadata={"CreationDate": None, "ModDate": None})
-    tables = {stem.with_name(f"{stem.name}{f'.{n}' if n else ''}.tsv"): t for n, t in data.items()}
-    for target, table in tables.items():
+    targets = {stem.with_name(f"{stem.name}{f'.{n}' if n else ''}.tsv"): t for n, t in data.items()}
+    for target, content in targets.items():
+        table = pd.DataFrame(columns=["name"]) if content is None else content
+        table = table.to_frame() if isinstance(table, pd.Series) else table
         named = not isinstance(table.index, pd.RangeIndex)
-        label = (table.index.name or "name") if named else None
-        with atomic(target) as path:
-            table.to_csv(path, sep="\t", index=named, index_label=label, float_format="%.6g", lineterminator="\n")
-    return [png, pdf, *tables]
+        write(table, target, digits=DIGITS, index_label=str(table.index.name or "name") if named else None)
+    return [png, pdf, *targets]

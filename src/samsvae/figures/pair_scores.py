@@ -1,0 +1,87 @@
+"""Scores of the combinations figure: relative IWELBO and ATE-Pearson by model and fraction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from samsvae.evaluation.metrics.selection import of_best_settings, relative_to, summary
+from samsvae.figures import style
+from samsvae.figures.runs import models_only, read_scores
+from samsvae.tables import read
+
+PLAIN = "sum"  # the encoding in which a combination is the sum of its perturbations
+
+#: The reference of the published tables: SAMS-VAE that saw no combination.
+REFERENCE: dict[str, object] = {"model": "sams_vae_corr", "encoding": PLAIN, "fraction": 0}
+
+OVER = ("seed", "split_seed", "fraction")  # settings are chosen over all of these
+
+
+def read_all_scores(grid: str, scores: Iterable[str], baselines: Sequence[str]) -> pd.DataFrame:
+    """Scores of runs with the columns of the grid, and of the baselines with the fraction and seed of their split.
+
+    A grid without fractions has NaN, one without split seeds 0.
+    """
+    runs = read_scores(grid, scores)
+    runs = runs.assign(**{c: value for c, value in (("fraction", float("nan")), ("split_seed", 0)) if c not in runs})
+    known = runs.drop_duplicates(["dataset", "split_name"]).set_index(["dataset", "split_name"])
+    parts = [runs]
+    for path in baselines:
+        place = Path(path).parts[-3:-1]
+        if place in known.index:
+            own = {c: known.loc[place, c] for c in ("fraction", "split_seed")}
+            table = read(path)
+            parts.append(table.assign(method="baseline", run=table["model"], **own))
+    return pd.concat(parts, ignore_index=True)
+
+
+def best_rows(scores: pd.DataFrame) -> pd.DataFrame:
+    """The models' scores under the settings of each model and encoding that are best over all splits and fractions."""
+    return of_best_settings(models_only(scores), ["model", "encoding"], OVER)
+
+
+def core(table: pd.DataFrame, encoding: str = PLAIN) -> pd.DataFrame:
+    """The test rows of one encoding: models without PLAIN are always among them, and so are baselines."""
+    if "split" in table:
+        table = table[table["split"] == "test"]
+    if "encoding" not in table:
+        return table
+    plain = set(table.loc[table["encoding"] == PLAIN, "model"])
+    always = {*style.models_in(table["model"], baselines=True), *(set(table["model"]) - plain)}
+    return table[table["model"].isin(always) | (table["encoding"] == encoding)]
+
+
+def summarise(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Relative IWELBO and ATE-Pearson of the test cells: model, encoding, fraction, metric, mean, sd, n over runs.
+
+    Of several settings of a model the best on validation data count. The second value names the reference of the
+    relative IWELBO: REFERENCE on the same split seed (metric iwelbo_relative; DataError if it is missing for a split
+    seed), or, for scores without it, the model of best mean validation IWELBO on the same split
+    (metric iwelbo_relative_to_best).
+    """
+    rows = best_rows(scores)
+    relative, reference = _relative(rows)
+    base = scores[(scores["protocol"] == "published") & (scores["method"] == "baseline")]
+    ate = pd.concat([rows, base], ignore_index=True).query("metric == 'ate_pearson'")
+    table = pd.concat([relative[relative["split"] == "test"], ate[ate["split"] == "test"]], ignore_index=True)
+    table["encoding"] = table["encoding"].fillna(PLAIN)
+    return summary(table, ["model", "encoding", "fraction", "metric"]), reference
+
+
+def _relative(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """IWELBO minus that of the reference, and the name of the reference."""
+    fits = pd.Series(True, rows.index)
+    for column, value in REFERENCE.items():
+        fits &= rows[column] == value
+    if fits.any():
+        name = f"{style.label(str(REFERENCE['model']))} at fraction {REFERENCE['fraction']}"
+        return relative_to(rows, REFERENCE, ["split_seed"]), name
+    val = rows[(rows["metric"] == "iwelbo") & (rows["split"] == "val")]
+    means = val.groupby(["model", "encoding"]).agg(value=("value", "mean"), n=("run", "nunique")).reset_index()
+    best = means[means["n"] == means["n"].max()].sort_values("value", ascending=False, kind="stable").iloc[0]
+    reference: dict[str, object] = {"model": best["model"], "encoding": best["encoding"]}
+    relative = relative_to(rows, reference, ["split_seed", "fraction"])
+    return relative.assign(metric="iwelbo_relative_to_best"), f"{style.label(best['model'])} on the same split"
