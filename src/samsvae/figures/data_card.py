@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from samsvae.figures import style
-from samsvae.screens.data_card import card
+from samsvae.screens.data_card import data_card
 
 COLOURS = {"control": style.GREY, "single": "#1B6CB0", "combination": "#DD7400"}
 
@@ -26,7 +26,7 @@ SAVED = {name: name for name in ("facts", "conditions", "counts", "genes", "spli
 
 def tables(*, screen: str, split: str, dataset: str, split_name: str) -> dict[str, object]:
     """Arguments of draw: the card of a screen (screen.h5ad) and one split of its cells (cells.tsv), and their names."""
-    return dict(vars(card(screen, split, name=dataset, split_name=split_name)))
+    return dict(vars(data_card(screen, split, name=dataset, split_name=split_name)))
 
 
 @style.styled

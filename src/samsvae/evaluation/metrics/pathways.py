@@ -7,6 +7,7 @@ Letters: N annotated perturbations, L features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 
 import anndata as ad
@@ -22,6 +23,8 @@ from sklearn.preprocessing import StandardScaler
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.names import MAJORITY
+
+log = logging.getLogger(__name__)
 
 
 def pathway_accuracy(
@@ -159,11 +162,19 @@ def mask_pathways(perturbations: ad.AnnData, table: pd.DataFrame, settings: Mapp
     """Accuracy of pathways predicted from a run's mask probabilities, with a null distribution from permuted labels.
 
     ``perturbations``: obsm mask_probability (T, L). ``table``: gene and pathway of each perturbation; perturbations
-    whose pathway is '' are left out. ``settings``: an EvaluationConfig as a dict. Columns: classifier, metric, mean,
-    sd, n, folds, null_mean, null_sd (NaN for majority).
+    whose pathway is '', or which it does not list (such as a combination that is a perturbation of its own), are left
+    out, and so are pathways with a single gene, which no other gene can predict. ``settings``: an EvaluationConfig as a
+    dict. Columns: classifier, metric, mean, sd, n, folds, null_mean, null_sd (NaN for majority). No rows, and a warning
+    in the log, if fewer than two pathways are left.
     """
-    table = table.loc[perturbations.obs_names]
-    known = (table["pathway"] != "").to_numpy()
+    table = table.reindex(perturbations.obs_names).fillna("")
+    genes = table.groupby("pathway")["gene"].transform("nunique")
+    known = ((table["pathway"] != "") & (genes > 1)).to_numpy()
+    if table.loc[known, "pathway"].nunique() < 2:
+        log.warning(
+            "the annotation has fewer than two groups of two or more genes, so masks cannot be scored against it"
+        )
+        return pd.DataFrame(columns=["classifier", "metric", "mean", "sd", "n", "folds", "null_mean", "null_sd"])
     features = np.asarray(perturbations.obsm["mask_probability"])[known]
     pathway, gene = (table.loc[known, column].to_numpy(str) for column in ("pathway", "gene"))
     trees = settings["pathway_trees"]
