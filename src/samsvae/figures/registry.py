@@ -63,8 +63,8 @@ rows *data set* and *split* say which one, and the `summary.tsv` of each split h
             "baseline_conditions": "ample_baseline_conditions",
             "published": "published_scores",
         },
-        ("", "per_condition"),
-        settings=("comparable", "compared"),
+        ("", "runs", "baselines", "per_condition"),
+        settings=("comparable",),
         caption="""\
 *Published protocol: effects of the data from all cells.* One row per model: test IWELBO
 (higher is better), accuracy of predicting a perturbation's annotation from its mask (if the screen is annotated), and
@@ -169,7 +169,7 @@ genes.""",
         },
         ("scores", "published", "interactions"),
         needs=("combinations",),
-        settings=("comparable", "compared"),
+        settings=("comparable",),
         caption="""\
 How well combinations of perturbations are predicted. *Published protocol: effects of the data from all cells.*
 Scores of the combinations in the test split; bars show the mean ± sd over split seeds. In Norman's first task the test
