@@ -607,7 +607,7 @@ def test_two_saves_are_the_same_bytes(name, table1, tmp_path):
     assert b"/CreationDate" not in first[1].read_bytes()
 
 
-def test_data_is_written_beside_the_figure(tmp_path):
+def test_data_is_written_next_to_the_figure(tmp_path):
     matrix = tables.screen()[0]
     fig = style.figure(1, 1)
     path = style.save(fig, tmp_path / "fig.1", {"": matrix})[-1]

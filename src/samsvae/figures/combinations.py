@@ -100,7 +100,7 @@ def draw(
     theirs = None if published is None else core(published, encoding)
     pairs = None if interactions is None else _complete(interactions)
     panels = [] if pairs is None else style.models_in(pairs["model"])
-    lower = 2.75 * -(-len(panels) // MOST)
+    lower = 3.0 * -(-len(panels) // MOST)
     fig = style.figure(9.6, 3.9 + lower)
     how = style.spread(table["n"], unit) if "n" in table else "mean ± sd"
     style.note(

@@ -24,8 +24,8 @@ def table(
 ) -> pd.DataFrame | None:
     """Pearson's r of each condition's held-out effect: model, run, condition, value; None if nothing is held out.
 
-    runs: RUN/per_condition.tsv, of which those in `models` (run -> model) are read. baselines: SPLIT/per_condition.tsv,
-    of which BASELINE is read on the splits (dataset, split name) of these runs.
+    runs: RUN/per_condition.tsv; only those in `models` (run -> model) are read. baselines: SPLIT/per_condition.tsv;
+    BASELINE is read for the splits (dataset, split name) of these runs.
     """
     files = {Path(path).parent.name: path for path in runs}
     parts = [read(path).assign(model=models[run], run=run) for run, path in files.items() if run in models]

@@ -118,6 +118,6 @@ def _legend(fig: Figure, models: list[str], shades: dict[str, float]) -> None:
 
 
 def _shade(colour: str, share: float) -> tuple[float, float, float]:
-    """A colour mixed with white, of which ``share`` is left."""
+    """A mix of white with this share of a colour."""
     red, green, blue = (1 - share * (1 - part) for part in to_rgb(colour))
     return red, green, blue

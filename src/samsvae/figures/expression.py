@@ -227,7 +227,7 @@ def _volcano(ax: Axes, table: pd.DataFrame, *, first: bool, test: str) -> None:
     height = -np.log10(table["pvalue"].clip(lower=floor))
     x = table["log_fold_change"]
     _points(ax, x, height, table["kind"])
-    side = np.nanmax(np.abs(x)) * 2.1 or 1.0  # room for names beside the points
+    side = np.nanmax(np.abs(x)) * 2.1 or 1.0  # room for names next to the points
     top = height.max() * 1.18 or 1.0
     ax.set(xlim=(-side, side), ylim=(-0.02 * top, top), xlabel="log2 fold change (data)")
     ax.set_ylabel(f"−log10 p ({test})" if first else "")

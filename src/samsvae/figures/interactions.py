@@ -34,12 +34,12 @@ def interaction_table(
 
     An interaction is the effect of a combination minus the sum of its single effects, each side by its own singles.
     The run shown has the model's best settings, its first split, and the largest fraction at which no test combination
-    has training cells; else the largest at which some have none, of which only those are kept; else the largest.
+    has training cells; else the largest at which some have none, and only those are kept; else the largest.
     Columns: model, run, fraction, pair, seen (whether the combination has training cells), gene, observed, predicted,
     and ``made``, the simulated interaction, if the screen is a miniature. None if no test combination has known
     singles. references: SPLIT/effects.h5ad of every split.
     """
-    rows = core(best_rows(scores).drop(columns="split"))  # runs, whatever the split of their scores
+    rows = core(best_rows(scores).drop(columns="split"))  # all runs, so any split will do
     candidates = shown(rows, ["split_seed", "seed"])
     truth = read_uns(screen, "miniature_truth")
     data: dict[str, ad.AnnData] = {}

@@ -215,7 +215,7 @@ def _dots(
     runs: pd.DataFrame,
     published: np.ndarray | None,
 ) -> None:
-    """Ours as markers with intervals and a dot per run; published means as hollow diamonds. Limits: what is drawn."""
+    """Ours as markers with intervals and a dot per run; published means as hollow diamonds. The axis spans these."""
     drawn = [mean - 2 * np.nan_to_num(sd), mean + 2 * np.nan_to_num(sd)]
     for i, (model, m, s) in enumerate(zip(models, mean, sd, strict=True)):
         o = style.look(model)
