@@ -11,7 +11,7 @@ import pytest
 from small import model
 from small_files import outputs
 
-from samsvae.study.collect import COST
+from samsvae.study.cost import COST
 from samsvae.study.estimate import machine
 from samsvae.study.records import cpu_model, record, seconds_of, write_run
 from samsvae.text import span

@@ -16,6 +16,7 @@ from samsvae.data.arrays import read_split
 from samsvae.data.cells import encode
 from samsvae.errors import DataError
 from samsvae.evaluation.baselines import baseline_tables
+from samsvae.evaluation.collect import collect_scores
 from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.metrics.de import de_agreement, differential_expression
 from samsvae.evaluation.metrics.names import CLASSIFIERS, MATCHES, PROTOCOLS, TOP
@@ -26,7 +27,6 @@ from samsvae.evaluation.run import likelihood_scores, recovery_scores
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.simulate import sams
-from samsvae.study.collect import collect_scores
 from samsvae.tables import write
 from samsvae.training.checkpoint import Checkpoint
 

@@ -119,11 +119,11 @@ def test_the_largest_amount_of_data_is_drawn_and_named():
     assert panels.replicates(scores.head(1)) == "seed"
 
 
-def test_scores_that_can_be_compared_with_table_1():
-    scores = pd.DataFrame({"run": list("ab"), "n_latent": [100, 200]})
-    assert panels.of_published_size(scores)["run"].tolist() == ["a"]
-    for other in (scores.assign(n_latent=[20, 50]), scores.drop(columns="n_latent")):
-        assert panels.of_published_size(other)["run"].tolist() == ["a", "b"]
+def test_figures_compare_runs_with_the_values_asked_for():
+    scores = pd.DataFrame({"run": list("abc"), "n_latent": [100, 200, 100], "n_layers": [1, 1, 2]})
+    assert panels.restricted(scores, {"n_latent": 100})["run"].tolist() == ["a", "c"]
+    assert panels.restricted(scores, {"n_latent": 100, "n_layers": 1})["run"].tolist() == ["a"]
+    assert panels.restricted(scores, {"width": 7})["run"].tolist() == list("abc")  # no axis of this grid
 
 
 def test_files_of_a_split():
@@ -527,7 +527,7 @@ def experiment(tmp_path):
     write(pd.DataFrame(each).assign(model=["train_mean", "mean_of_perturbations"]), of_split)
     return {
         "scores": str(tmp_path / "scores.tsv"), "per_condition": per_condition, "baseline_conditions": [of_split],
-        "published": [], "comparable": False,
+        "published": [], "comparable": False, "compared": {},
     }  # fmt: skip
 
 

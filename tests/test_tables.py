@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from samsvae.errors import DataError
+from samsvae.evaluation.collect import collect_histories, collect_scores
 from samsvae.evaluation.metrics.pathways import mask_pathways
 from samsvae.files import atomic, write_json, write_table
-from samsvae.study.collect import collect_cost, collect_histories, collect_scores
+from samsvae.study.cost import collect_cost
 from samsvae.tables import read, read_h5ad, write, write_h5ad
 
 # ---- reading and writing -------------------------------------------------------------------------------------------

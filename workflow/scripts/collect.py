@@ -3,7 +3,8 @@
 from samsvae.study.script import session
 
 with session(snakemake.log[0]):
-    from samsvae.study.collect import collect_cost, collect_histories, collect_scores
+    from samsvae.evaluation.collect import collect_histories, collect_scores
+    from samsvae.study.cost import collect_cost
     from samsvae.tables import read, write
 
     grid = read(snakemake.input.grid)

@@ -9,10 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from samsvae.evaluation.collect import collect_scores
 from samsvae.figures import heatmaps, style
-from samsvae.figures.runs import ate_unit, frame, models_only, of_run, of_split, read_scores, short_names, shown_run
+from samsvae.figures.runs import ate_unit, frame, models_only, of_run, of_split, short_names, shown_run
 from samsvae.screens.screen import read_perturbations
-from samsvae.tables import read_h5ad
+from samsvae.tables import read, read_h5ad
 
 NOTE = "Published protocol: effects of the data from all cells of every split."
 
@@ -27,7 +28,7 @@ def tables(
     scores, effects: RUN/scores.tsv and RUN/effects.h5ad of the candidates. references: SPLIT/effects.h5ad. shown: the
     model to show if it is among the candidates; else the one of best validation IWELBO.
     """
-    found = read_scores(grid, scores)
+    found = collect_scores(read(grid), scores, [], [])
     chosen = shown_run(models_only(found), shown)
     data = read_h5ad(of_split(references, found, chosen.run))
     predicted = read_h5ad(of_run(effects, chosen.run))

@@ -13,18 +13,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from samsvae.errors import DataError, nearest
+from samsvae.evaluation.collect import collect_scores
 from samsvae.figures import style
-from samsvae.figures.runs import (
-    ate_unit,
-    frame,
-    models_only,
-    of_run,
-    of_split,
-    read_scores,
-    short_names,
-    shown_run,
-    shown_runs,
-)
+from samsvae.figures.runs import ate_unit, frame, models_only, of_run, of_split, short_names, shown_run, shown_runs
 from samsvae.screens.screen import read_perturbations
 from samsvae.tables import read, read_h5ad
 
@@ -63,7 +54,7 @@ def tables(
     RUN/expression_agreement.tsv of the candidates. data: expression_tests.tsv of the data. references:
     SPLIT/effects.h5ad. shown: the model to show if it is among the candidates; else the one of best validation IWELBO.
     """
-    found = read_scores(grid, scores)
+    found = collect_scores(read(grid), scores, [], [])
     candidates = models_only(found)
     chosen = shown_run(candidates, shown)
     observed = read_h5ad(of_split(references, found, chosen.run))

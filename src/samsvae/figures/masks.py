@@ -14,11 +14,12 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from samsvae.evaluation.collect import collect_scores
 from samsvae.evaluation.metrics.names import MAJORITY
 from samsvae.evaluation.metrics.selection import of_best_settings
 from samsvae.evaluation.metrics.table import axis_label
 from samsvae.figures import heatmaps, style
-from samsvae.figures.runs import models_only, of_run, read_scores, short_names, shown_run
+from samsvae.figures.runs import models_only, of_run, short_names, shown_run
 from samsvae.screens.screen import read_perturbations
 from samsvae.tables import read, read_h5ad
 
@@ -49,7 +50,7 @@ def tables(
     which are all masked models; no pathways if the screen has no annotation. shown: the model to show if it is among
     the candidates; else the one of best validation IWELBO.
     """
-    found = models_only(read_scores(grid, scores))
+    found = models_only(collect_scores(read(grid), scores, [], []))
     chosen = shown_run(found, shown)
     matrices = read_h5ad(of_run(perturbations, chosen.run))
     table = read_perturbations(screen)

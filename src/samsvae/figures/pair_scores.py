@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pandas as pd
 
+from samsvae.evaluation.collect import collect_scores
 from samsvae.evaluation.metrics.selection import of_best_settings, relative_to, summary
 from samsvae.figures import style
-from samsvae.figures.runs import models_only, read_scores
+from samsvae.figures.runs import models_only
 from samsvae.tables import read
 
 PLAIN = "sum"  # the encoding in which a combination is the sum of its perturbations
@@ -25,17 +25,8 @@ def read_all_scores(grid: str, scores: Iterable[str], baselines: Sequence[str]) 
 
     A grid without fractions has NaN, one without split seeds 0.
     """
-    runs = read_scores(grid, scores)
-    runs = runs.assign(**{c: value for c, value in (("fraction", float("nan")), ("split_seed", 0)) if c not in runs})
-    known = runs.drop_duplicates(["dataset", "split_name"]).set_index(["dataset", "split_name"])
-    parts = [runs]
-    for path in baselines:
-        place = Path(path).parts[-3:-1]
-        if place in known.index:
-            own = {c: known.loc[place, c] for c in ("fraction", "split_seed")}
-            table = read(path)
-            parts.append(table.assign(method="baseline", run=table["model"], **own))
-    return pd.concat(parts, ignore_index=True)
+    found = collect_scores(read(grid), scores, [], baselines)
+    return found.assign(**{c: value for c, value in (("fraction", float("nan")), ("split_seed", 0)) if c not in found})
 
 
 def best_rows(scores: pd.DataFrame) -> pd.DataFrame:

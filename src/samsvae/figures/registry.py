@@ -64,7 +64,7 @@ rows *data set* and *split* say which one, and the `summary.tsv` of each split h
             "published": "published_scores",
         },
         ("", "runs", "baselines", "per_condition"),
-        settings=("comparable",),
+        settings=("comparable", "compared"),
         caption="""\
 *Published protocol: effects of the data from all cells.* One row per model: test IWELBO
 (higher is better), accuracy of predicting a perturbation's annotation from its mask (if the screen is annotated), and
@@ -167,7 +167,7 @@ genes.""",
             "screen": "screen",
             "published": "published_combinations",
         },
-        ("scores", "published", "interactions"),
+        ("scores", "interactions", "published"),
         needs=("combinations",),
         settings=("comparable",),
         caption="""\

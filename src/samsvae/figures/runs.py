@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ import pandas as pd
 from samsvae.errors import DataError, nearest
 from samsvae.evaluation.metrics.selection import PLACE, best_settings, chosen, of_best_settings, shown
 from samsvae.figures import style
-from samsvae.tables import read
 
 #: Axes of a grid that set how much data a run sees, with the words for one of their values.
 AMOUNTS = {"fraction": "fraction {:g}", "cells": "{:g} cells per perturbation"}
@@ -30,22 +29,18 @@ class Shown(NamedTuple):
     sentence: str
 
 
-def read_scores(grid: str, scores: Iterable[str]) -> pd.DataFrame:
-    """The scores of runs (RUN/scores.tsv) with the columns of the grid."""
-    table = pd.concat([read(path) for path in scores], ignore_index=True)
-    return read(grid).merge(table, on="run", how="right", validate="one_to_many")
-
-
 def models_only(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores of models under the published protocol, without the columns that name files."""
     rows = scores[(scores["protocol"] == "published") & (scores["method"] != "baseline")]
     return rows.drop(columns=[c for c in PLACE if c in rows])
 
 
-def of_published_size(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores that can be compared with Table 1 of the paper: 100 latents, if the grid has them."""
-    published_size = scores["n_latent"] == 100 if "n_latent" in scores else pd.Series(False, scores.index)
-    return scores[published_size] if published_size.any() else scores
+def restricted(scores: pd.DataFrame, compared: Mapping[str, object]) -> pd.DataFrame:
+    """The scores with these values of axes of the grid (setting ``compared``); an axis that no score has is ignored."""
+    for axis, value in compared.items():
+        if axis in scores:
+            scores = scores[scores[axis] == value]
+    return scores
 
 
 def of_largest_amount(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:

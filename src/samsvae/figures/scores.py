@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from samsvae.figures import conditions, style
 from samsvae.figures.published import replogle_table1
-from samsvae.figures.runs import models_only, of_largest_amount, of_published_size, of_settings, replicates
+from samsvae.figures.runs import models_only, of_largest_amount, of_settings, replicates, restricted
 from samsvae.figures.score_table import METRICS, baseline_table, build_table, single_runs
 from samsvae.tables import read
 
@@ -29,17 +29,18 @@ def tables(
     baseline_conditions: Sequence[str],
     published: Sequence[str],
     comparable: bool,
+    compared: Mapping[str, object],
 ) -> dict[str, object]:
     """Arguments of draw.
 
     scores: EXPERIMENT/scores.tsv. per_condition: RUN/per_condition.tsv of every run. baseline_conditions:
     SPLIT/per_condition.tsv of every split. published: the path of replogle_table1.tsv, or nothing. comparable: whether
-    the screen is the published one, so that differences to the published numbers have a meaning.
+    the screen is the published one, so that differences to the published numbers have a meaning. compared: values of
+    axes of the grid to which the table is restricted.
     """
     found, amount = of_largest_amount(read(scores))
-    rows = models_only(found)
+    rows = restricted(models_only(found), compared)
     theirs = replogle_table1(Path(published[0]).parent) if published else None
-    rows = rows if theirs is None else of_published_size(rows)
     best, ours = of_settings(rows, ["model"])
     runs = ours.drop_duplicates("run")
     models = dict(zip(runs["run"], runs["model"], strict=True))

@@ -7,8 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-import pandas as pd
-
 from samsvae.figures.style import save
 
 
@@ -23,12 +21,5 @@ def write_figure(
     module: ModuleType = import_module(f"samsvae.figures.{name}")
     files = {key: value if isinstance(value, str) else [str(path) for path in value] for key, value in inputs.items()}
     shown = module.tables(**files, **settings)
-    data = {suffix: _as_table(shown[key]) for suffix, key in module.SAVED.items()}
+    data = {suffix: shown[key] for suffix, key in module.SAVED.items()}
     save(module.draw(**shown), Path(picture).with_suffix(""), data)
-
-
-def _as_table(value: pd.DataFrame | pd.Series | None) -> pd.DataFrame:
-    """What is written next to a figure: a figure that has nothing to show of a kind leaves an empty table."""
-    if value is None:
-        return pd.DataFrame()
-    return value.to_frame() if isinstance(value, pd.Series) else value

@@ -342,6 +342,7 @@ FILES: dict[str, Callable[[FigurePlan, str], str | list[str]]] = {
 #: Values by the names of the arguments.
 SETTINGS: dict[str, Callable[[FigurePlan, str], object]] = {
     "shown": lambda figures, experiment: figures.plan.study.settings[experiment].shown or "",
+    "compared": lambda figures, experiment: dict(figures.plan.study.settings[experiment].compared),
     "comparable": lambda figures, experiment: figures.is_published(experiment),
     "dataset": lambda figures, experiment: figures.one_of("dataset", experiment),
     "split_name": lambda figures, experiment: figures.one_of("split", experiment),

@@ -13,9 +13,10 @@ from samsvae.config.grid import Run, grid_table
 from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.errors import DataError, SamsvaeError
+from samsvae.evaluation.collect import collect_histories, collect_scores
 from samsvae.figures.write import write_figure
 from samsvae.files import write_json, write_table
-from samsvae.study.collect import collect_cost, collect_histories, collect_scores
+from samsvae.study.cost import collect_cost
 from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.plan import Plan
 from samsvae.study.report_contents import report_of
