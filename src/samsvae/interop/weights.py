@@ -167,7 +167,7 @@ def row_of(config: Mapping[str, Any]) -> str | None:
 
 
 # more than 12 branches, because each setting that changes the names has one
-def _names(model: Model) -> dict[str, str]:
+def _names(model: Model) -> dict[str, str]:  # noqa: C901
     """Name of every weight in the release -> our name."""
     config = model.config
     at = {latent.name: f"latents.{i}" for i, latent in enumerate(model.latents)}

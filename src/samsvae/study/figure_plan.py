@@ -105,7 +105,7 @@ class FigurePlan:
         return [
             {
                 "name": experiment,
-                "screen": self.plan.study.settings[experiment].screen,
+                "screen": self.describe_screen(experiment),
                 "runs": len(found),
                 "figures": [
                     {"name": figure, "stem": self.stem(experiment, figure), "saved": list(FIGURES[figure].saved)}
@@ -181,6 +181,15 @@ class FigurePlan:
     def settings(self, experiment: str, figure: str) -> dict[str, object]:
         """The values that a figure depends on, by the arguments of its ``tables``."""
         return {name: SETTINGS[name](self, experiment) for name in FIGURES[figure].settings}
+
+    def describe_screen(self, experiment: str) -> str:
+        """A line about the screen of an experiment: its name and where its cells come from."""
+        name = self.plan.study.settings[experiment].screen
+        screen = self.plan.study.screens[name]
+        if screen.source is None:
+            return f"Screen {name}: simulated ({screen.kind.removeprefix('simulate_').replace('_', ' ')})."
+        origin = {"miniature": "a synthetic miniature", "path": f"from {screen.source.path}", "urls": "downloaded"}
+        return f"Screen {name}: {origin[screen.source.sort]}."
 
     def pathway_files(
         self, experiment: str, select: Callable[[FigurePlan, str], Iterable[Run]] | None = None
