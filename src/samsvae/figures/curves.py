@@ -17,7 +17,7 @@ from samsvae.figures import style
 from samsvae.figures.runs import AMOUNTS
 from samsvae.tables import read
 
-NOTE = "Loss of the validation cells, which is the same under either protocol. A line per run."
+NOTE = "Loss on the validation cells, which is the same under either protocol. One line per run."
 
 SHORT = 0.5  # of the usual number of steps between validations: a last one that follows sooner is not drawn
 

@@ -68,7 +68,7 @@ def draw(
     unit: str = "seed",
     amount: str = "",
 ) -> Figure:
-    """The table of build_table as text, with ours drawn: marker, ± 1 sd (thick), ± 2 sd (thin), a dot per run.
+    """The table of build_table as text, with ours drawn: marker, ± 1 sd (thick), ± 2 sd (thin), one dot per run.
 
     runs: model, run, metric, value. baselines: metric, model, value; named at the edge of the axis where they are
     outside. per_condition (conditions.table): drawn below the table. comparable: whether the screen is the published
@@ -127,14 +127,14 @@ def _columns(table: pd.DataFrame, *, comparable: bool) -> dict[str, float]:
 def _note(table: pd.DataFrame, per_condition: pd.DataFrame | None, *, comparable: bool, unit: str, amount: str) -> str:
     """How the numbers were scored, averaged and chosen, and what may be compared."""
     how = style.spread(table["n_runs"], unit)
-    bars = " (thick bar ± 1 sd, thin bar ± 2 sd, a dot per run)" if how.startswith("mean") else ""
+    bars = " (thick bar ± 1 sd, thin bar ± 2 sd, one dot per run)" if how.startswith("mean") else ""
     parts = [
-        f"Published protocol: effects of the data from all cells. A row is a model: {how}{bars}, "
+        f"Published protocol: effects of the data from all cells. One row per model: {how}{bars}, "
         "settings chosen on validation data."
     ]
     parts += [f"Only runs with {amount}, the most data."] * bool(amount)
     if "ate_pearson_published_rule" in table:
-        parts.append("Best test: the run of best test IWELBO, the paper's rule for its ATE column.")
+        parts.append("Best test: the run with the best test IWELBO, the paper's rule for its ATE column.")
         parts.append(
             "Hollow diamond: published mean; ● inside, ○ outside our mean ± 2 sd."
             if comparable
@@ -216,7 +216,7 @@ def _dots(
     runs: pd.DataFrame,
     published: np.ndarray | None,
 ) -> None:
-    """Ours as markers with intervals and a dot per run; published means as hollow diamonds. The axis spans these."""
+    """Ours as markers with intervals and one dot per run; published means as hollow diamonds. The axis spans these."""
     drawn = [mean - 2 * np.nan_to_num(sd), mean + 2 * np.nan_to_num(sd)]
     for i, (model, m, s) in enumerate(zip(models, mean, sd, strict=True)):
         o = style.look(model)

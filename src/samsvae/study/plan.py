@@ -94,7 +94,7 @@ class Plan:
     def experiment(self, name: str) -> dict[str, Run]:
         """The runs of an experiment by id; ConfigError where the configuration does not choose it."""
         if name not in self.runs:
-            raise ConfigError(f"experiments: {name!r} is not chosen in the configuration.{nearest(name, self.runs)}")
+            raise ConfigError(f"experiments: {name!r} is not listed in the configuration.{nearest(name, self.runs)}")
         return self.runs[name]
 
     def run(self, wildcards: Any) -> Run:

@@ -29,7 +29,7 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
     """Draw what the finished runs allow and return the path of the page (RESULTS/preview/report.html).
 
     ``config``: the merged configuration, whose paths start in the current folder. ``resources``: the folder with the
-    published tables. A figure whose files are not there yet is left out, with a line in the log.
+    published tables. A figure whose files do not exist yet is left out, with a line in the log.
     DataError where no run has finished.
     """
     folders = build(Study, config).pathvars
@@ -83,7 +83,7 @@ def _draw(pictures: FigurePlan, experiment: str, figure: str) -> None:
     for name, files in pictures.inputs(experiment, figure).items():
         found = _existing([files] if isinstance(files, str) else files)
         if files and not found:
-            log.info("%s_%s: not drawn yet, its %s are not there", experiment, figure, name)
+            log.info("%s_%s: not drawn yet: its %s do not exist yet", experiment, figure, name)
             return
         there[name] = found[0] if isinstance(files, str) else found
     try:

@@ -122,7 +122,7 @@ def write_report(
     cost
         Costs of all runs: a row per run with at least the columns device, seconds and torch.
     config
-        The configuration in force, JSON.
+        The complete configuration, JSON.
     provenance
         Snakemake's own report, for a link.
     notice
@@ -288,7 +288,7 @@ def _distinct(values: pd.Series) -> str:
 
 
 def _cost_table(costs: pd.DataFrame) -> Table:
-    """A row per run; the experiment first. A run's id has its model."""
+    """One row per run; the experiment first. A run's id contains its model."""
     first = [column for column in ("experiment", "run") if column in costs]
     return whole_table(costs[[*first, *(c for c in costs if c not in (*first, "model"))]])
 
