@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: What an experiment may have, with the words for it (``samsvae.study.plan`` decides it from the configuration alone).
+#: Features that an experiment may have, in words (``samsvae.study.plan`` derives them from the configuration alone).
 FEATURES = {
     "masks": "a model that infers masks",
     "combinations": "a screen with combinations",

@@ -35,7 +35,7 @@ def tables(
 
     scores: EXPERIMENT/scores.tsv. per_condition: RUN/per_condition.tsv of every run. baseline_conditions:
     SPLIT/per_condition.tsv of every split. published: the path of replogle_table1.tsv, or nothing. comparable: whether
-    the screen is the published one, so that differences to the published numbers have a meaning. compared: values of
+    the screen is the published one, so that differences from the published numbers mean something. compared: values of
     axes of the grid to which the table is restricted.
     """
     found, amount = of_largest_amount(read(scores))
@@ -74,7 +74,7 @@ def draw(
     outside. per_condition (conditions.table): drawn below the table. comparable: whether the screen is the published
     one. If so, published means are hollow diamonds and differences are printed, with ● inside and ○ outside the
     interval of our replicates; if not, the note says that published numbers must not be compared. unit: the word for
-    a replicate. amount: what the runs saw of the data, in words.
+    a replicate. amount: how much of the data the runs saw, in words.
     """
     style.need(table, ["model", "method", "inference", "settings", "n_runs"], "table of scores")
     table = table.set_index("model", drop=False).loc[style.models_in(table["model"])]
@@ -146,7 +146,7 @@ def _note(table: pd.DataFrame, per_condition: pd.DataFrame | None, *, comparable
 
 
 def _rows(ax: Axes, n: int, name: str) -> None:
-    """An axes of n rows from top to bottom, every second one shaded, with a rule above and below."""
+    """Axes with n rows from top to bottom, every second one shaded, with a rule above and below."""
     ax.set_label(name)
     ax.set(ylim=(n - 0.5, -0.5), yticks=[], xticks=[], xlim=(0, 1))
     ax.patch.set_visible(False)
@@ -244,7 +244,7 @@ def _dots(
 
 
 def _baseline(ax: Axes, model: str, value: float, decimals: int) -> None:
-    """A baseline's name and value below the axis: at its line, or with an arrow at the edge that it lies beyond."""
+    """A baseline's name and value below the axis: at its line, or at the edge with an arrow if it lies beyond."""
     low, high = ax.get_xlim()
     o, text = style.look(model), f"{style.label(model)}\n{style.number(value, decimals)}"
     share = (value - low) / (high - low)

@@ -30,7 +30,7 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
 
     ``config``: the merged configuration, whose paths start in the current folder. ``resources``: the folder with the
     published tables. A figure whose files do not exist yet is left out, with a line in the log.
-    DataError where no run has finished.
+    DataError if no run has finished.
     """
     folders = build(Study, config).pathvars
     results = Path(folders.folder("results"))
@@ -78,7 +78,7 @@ def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Pat
 
 
 def _draw(pictures: FigurePlan, experiment: str, figure: str) -> None:
-    """One figure, if its files are there."""
+    """Draw one figure, if its files exist."""
     there: dict[str, str | list[str]] = {}
     for name, files in pictures.inputs(experiment, figure).items():
         found = _existing([files] if isinstance(files, str) else files)
@@ -88,7 +88,7 @@ def _draw(pictures: FigurePlan, experiment: str, figure: str) -> None:
         there[name] = found[0] if isinstance(files, str) else found
     try:
         write_figure(figure, there, pictures.settings(experiment, figure), pictures.picture(experiment, figure))
-    except SamsvaeError as error:  # of so few runs that the figure has nothing to compare
+    except SamsvaeError as error:  # there may be too few runs for the figure to compare
         log.info("%s_%s: not drawn yet (%s)", experiment, figure, error)
 
 

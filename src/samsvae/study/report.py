@@ -168,7 +168,7 @@ def _render(content: Mapping[str, object]) -> str:
 
 
 def write_provenance(snakefile: str | Path, config: str | Path, targets: Sequence[str], path: str | Path) -> None:
-    """Run a second Snakemake that reports how some targets were made, under the configuration in a file.
+    """Run a second Snakemake that reports how some targets were made, with the configuration in a file.
 
     It may run inside a workflow, which holds the lock. SamsvaeError with its last lines if it fails.
     """
