@@ -55,7 +55,7 @@ def of_largest_amount(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def replicates(runs: pd.DataFrame) -> str:
-    """The word for the runs of one setting: the seed in which they differ ('seed', 'data seed' ...), 'run' for several seeds."""
+    """How the runs of one setting differ: 'seed', 'split seed' or 'data seed'; 'run' if by several of these."""
     found = [word for axis, word in REPLICATES.items() if axis in runs and runs[axis].nunique() > 1]
     return found[0] if len(found) == 1 else "run" if found else "seed"
 
