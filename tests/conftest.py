@@ -1,4 +1,4 @@
-"""What all tests share. One thread each, so that sums are added in the same order on every machine."""
+"""Fixtures of all tests. Tests use one thread, so that sums are added in the same order on every machine."""
 
 import copy
 import importlib
@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-# Before numpy and torch are imported; the processes that tests start inherit them.
+# Set before numpy and torch are imported; processes that tests start inherit them.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -24,7 +24,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="module")
 def benchmark_named(root) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a script of benchmarks/, which finds those beside it as when it is called."""
+    """A function that imports a script of benchmarks/, which finds the other scripts there as on the command line."""
     before = list(sys.path)
     sys.path.insert(0, str(root / "benchmarks"))
     yield importlib.import_module
@@ -33,21 +33,21 @@ def benchmark_named(root) -> Iterator[Callable[[str], ModuleType]]:
 
 @pytest.fixture(scope="session")
 def shared(root) -> Path:
-    """Real data and golden files: the folder beside the checkout, or SAMSVAE_SHARED; skips without it."""
+    """Real data and golden files: the folder next to the checkout, or SAMSVAE_SHARED. Skips the test without it."""
     folder = Path(os.environ.get("SAMSVAE_SHARED", root.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"no folder {folder} (real data; set SAMSVAE_SHARED to where it is)")
+        pytest.skip(f"no folder {folder} (real data; set SAMSVAE_SHARED to its path)")
     return folder
 
 
 @pytest.fixture(scope="session")
 def configuration(root) -> Callable[..., dict]:
-    """A function: the configuration of files, each merged over those before it as Snakemake merges them."""
+    """A function that reads configuration files and merges them in order, as Snakemake does."""
     import yaml
     from snakemake.utils import update_config
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    files: dict[str, dict] = {}  # a quarter of a second for each of the large files
+    files: dict[str, dict] = {}  # parsed once: a large file takes a quarter of a second
 
     def read(*names: str) -> dict:
         merged: dict = {}

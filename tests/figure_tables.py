@@ -1,4 +1,4 @@
-"""Seeded tables for the figures, of the sizes of the demo (the default) or of the papers."""
+"""Random tables for the figures, with fixed seeds, in the sizes of the demo (the default) or of the papers."""
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ def accuracy(seed=0):
 
 
 def replogle_scores(seeds=5, seed=0):
-    """scores.tsv of the eight rows: two masks' priors for SAMS-VAE, two b for SVAE+; metrics of the table."""
+    """scores.tsv of the eight rows: two mask priors for SAMS-VAE, two b for SVAE+; metrics of the table of scores."""
     rng = np.random.default_rng(seed)
     rows = []
     for i, model in enumerate(TABLE_1):
@@ -89,7 +89,7 @@ def replogle_scores(seeds=5, seed=0):
 
 
 def de_tables(data, model, seed=0):
-    """DE tables of data and model: log fold changes are the effects, p-values by a normal test of sd 0.1."""
+    """DE tables of data and model: log fold changes are the effects, p-values come from a normal test with sd 0.1."""
     from scipy.stats import norm
 
     tables = []
@@ -192,7 +192,7 @@ def single_runs():
 
 
 def baselines():
-    """A likelihood far from that of the models of replogle_scores, and a correlation among theirs."""
+    """A likelihood far from those of the models in replogle_scores, and a correlation within their range."""
     rows = [("test_iwelbo", "intercept_nb", -2800.0), ("ate_pearson", "mean_of_perturbations", 0.5)]
     return pd.DataFrame(rows, columns=["metric", "model", "value"])
 

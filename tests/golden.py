@@ -1,4 +1,4 @@
-"""The golden files of the SAMS-VAE reference as inputs of our model; their README lists names and shapes."""
+"""The golden files of the SAMS-VAE reference as inputs for our model; their README lists names and shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in a separate process with TRITON_INTERPRET=1: applies the fused kernel to cases in a file, writes another."""
+"""Runs in a separate process with TRITON_INTERPRET=1: applies the fused kernel to cases in a file."""
 
 import sys
 
@@ -28,7 +28,7 @@ def floored(*parts):
     return softmax_nb(*parts, 1e-4)
 
 
-# several runs in one launch, by torch.func.vmap, give the same as each run alone
+# several runs in one launch, by torch.func.vmap, equal each run alone
 logits, library, theta, x, weight = cases[1]
 stack = torch.stack([logits.detach(), logits.detach().flip(0)]).requires_grad_()
 thetas = torch.stack([theta.detach(), theta.detach() + 1.0]).requires_grad_()

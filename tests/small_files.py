@@ -1,4 +1,4 @@
-"""A made screen and a run of it as files, for the tests that go from files to files (numpy and torch alone)."""
+"""A synthetic screen and a run of it as files, for tests from files to files; needs only numpy and torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAST = {"steps": 12, "batch_size": 32, "particles": 2, "validation_particles": 2
 
 
 def write_files(folder: Path, screen: Screen, split: np.ndarray | None = None) -> tuple[Path, Path]:
-    """The arrays and the split table of a screen; by default of five cells three train, one is val, one test."""
+    """Write the arrays and split table of a screen; by default three of five cells are train, one val and one test."""
     if split is None:
         split = np.resize(["train", "train", "val", "train", "test"], len(screen.cells))
     np.savez(folder / "arrays.npz", **{name: getattr(screen, name) for name in Screen.__dataclass_fields__})
@@ -29,7 +29,7 @@ def write_files(folder: Path, screen: Screen, split: np.ndarray | None = None) -
 
 
 def settings(name: str = "sams_vae_corr", *, encoding: str = "sum", model=(), **training) -> dict:
-    """What ``samsvae.config.grid.run_settings`` gives for a small and short run of a row of the zoo."""
+    """The settings (``samsvae.config.grid.run_settings``) of a small, short run of a row of the zoo."""
     own = row(name)
     config = ModelConfig(**{**own.model, **SIZES, **dict(model)})
     train = TrainingConfig(**{**own.training, **FAST, **training})

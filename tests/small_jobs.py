@@ -1,4 +1,4 @@
-"""What a job of a run reads, from a made screen, for the tests of jobs."""
+"""The inputs of a job, from a synthetic screen, for the tests of jobs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from samsvae.tables import write_h5ad
 PLACE = Place("cpu", 1, 300.0)
 SCORES = asdict(EvaluationConfig(iwelbo_particles=3, ate_samples=20))
 FILES = [*TRAINED.values(), *SCORED.values()]
-SAME = [name for name in FILES if name != "run.json"]  # which has times
+SAME = [name for name in FILES if name != "run.json"]  # run.json contains times
 
 
-def data(folder: Path, made=None, split=None, **changes) -> Data:
-    """The files of a made screen, and how runs of them are scored."""
-    made = screen() if made is None else made
-    arrays, cells = write_files(folder, made, split)
+def data(folder: Path, cells_of_screen=None, split=None, **changes) -> Data:
+    """The files of a synthetic screen, and how its runs are scored."""
+    arrays, cells = write_files(folder, screen() if cells_of_screen is None else cells_of_screen, split)
     found = read_screen(arrays)
     write_h5ad(effects(found, read_split(cells, found.cells), reference="control"), folder / "reference.h5ad")
     files = {"arrays": str(arrays), "split": str(cells), "screen": "", "reference": str(folder / "reference.h5ad")}

@@ -74,7 +74,7 @@ class Tape(TorchDispatchMode):
         if fresh or changes:  # views need no replay
             self.calls.append((func, args, kwargs, [place(each) not in given for each in tensors(out)], out))
         else:
-            self.calls.append((None, args, kwargs, [], out))  # kept alive
+            self.calls.append((None, args, kwargs, [], out))  # keeps its tensors alive
         return out
 
     @torch.no_grad()
@@ -82,6 +82,6 @@ class Tape(TorchDispatchMode):
         self.replays += 1
         for func, args, kwargs, fresh, out in self.calls:
             if func is not None:
-                for new, before, anew in zip(tensors(func(*args, **kwargs)), tensors(out), fresh, strict=True):
-                    if anew:
+                for new, before, is_fresh in zip(tensors(func(*args, **kwargs)), tensors(out), fresh, strict=True):
+                    if is_fresh:
                         before.copy_(new)

@@ -1,4 +1,4 @@
-"""The benchmark of the training step: that what it compares is the same. No time is tested."""
+"""The benchmark of the training step: both sides compute the same. Times are not tested."""
 
 import ast
 
@@ -27,7 +27,7 @@ def test_bf16_is_rough_in_the_gradients_and_not_in_the_loss(step):
     assert 1e-4 < max(found.values()) < 0.1 and "decoder.out.weight" in found
 
 
-def test_the_command_stops_where_they_differ(step, monkeypatch, capsys):
+def test_the_command_stops_if_they_differ(step, monkeypatch, capsys):
     arguments = ["--shape", "toy", "--check"]
     assert step.main(arguments) == 0
     objective = step.objective
@@ -36,12 +36,12 @@ def test_the_command_stops_where_they_differ(step, monkeypatch, capsys):
     assert "nothing is timed" in capsys.readouterr().err
 
 
-def test_a_wrong_gradient_alone_is_not_within_what_is_allowed(step):
+def test_a_single_wrong_gradient_fails_the_check(step):
     found = {"loss": 1e-7, "a": 1e-7, "b": 2e-3}
     assert not step.within(found) and step.within(found | {"b": 1e-6}) and not step.within({"loss": float("nan")})
 
 
-def test_plain_pytorch_imports_torch_alone(root):
+def test_plain_pytorch_imports_only_torch(root):
     tree = ast.parse((root / "benchmarks" / "plain.py").read_text())
     names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
@@ -58,7 +58,7 @@ def test_plain_pytorch_learns_on_its_own_noise(step):
     assert np.mean(losses[-20:]) < np.mean(losses[:20]) - 1.0
 
 
-def test_made_counts_are_like_those_of_a_screen(step):
+def test_synthetic_counts_resemble_a_screen(step):
     shape = step.SHAPES["replogle"]
     screen = step.synthetic_screen(shape, 1024)
     assert 0.36 < (screen.counts > 0).mean() < 0.44
@@ -70,7 +70,7 @@ def test_made_counts_are_like_those_of_a_screen(step):
     assert (again.library == again.counts.sum(1)).all() and len(set(again.condition)) > 100
 
 
-def test_the_floor_is_that_of_the_design(step):
+def test_the_floor_equals_a_count_by_hand(step):
     # Replogle, all products of a step counted by hand: 11.8 GFLOP with 358 of 680 perturbations in a batch
     x = 2 * 512 * 1187 * 400 * 2
     cells = 2 * 2560 * 400 * (100 + 200 + 100 + 1187) * 3
@@ -80,7 +80,7 @@ def test_the_floor_is_that_of_the_design(step):
     )
 
 
-def test_records_are_newest_first_and_leave_the_rest(step, tmp_path):
+def test_a_record_goes_first_and_leaves_the_rest_unchanged(step, tmp_path):
     path = tmp_path / "RESULTS.md"
     path.write_text("# Results\n\n## Another\n\ntext\n")
     step.record("### one", path)
@@ -89,7 +89,7 @@ def test_records_are_newest_first_and_leave_the_rest(step, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_command_prints_a_table(step, capsys):
+def test_the_command_prints_a_table(step, capsys):
     assert step.main(["--shape", "toy", "--repeats", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith("| ")]

@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 
-def test_evaluation(root):
+def test_the_evaluation_benchmark_passes_its_checks(root):
     command = [sys.executable, str(root / "benchmarks" / "evaluation.py"), "--shape", "toy"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "agree with the plain versions" in done.stdout
 
 
-def test_scale(root, tmp_path):
+def test_the_scale_benchmark_writes_its_table(root, tmp_path):
     out = tmp_path / "new" / "scale"
     command = [sys.executable, str(root / "benchmarks" / "scale.py"), str(out), "--toy", "--axis", "perturbations"]
     done = subprocess.run(command, capture_output=True, text=True)

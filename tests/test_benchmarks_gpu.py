@@ -71,7 +71,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight(gpu):
     assert all(torch.equal(a, b) for a, b in zip(before, stack.model.parameters(), strict=True))
 
 
-def test_the_reason_is_printed_where_a_way_to_share_fails(gpu, monkeypatch, capsys):
+def test_the_reason_is_printed_if_a_way_to_share_fails(gpu, monkeypatch, capsys):
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("there is no room\nfor this")
 
@@ -88,7 +88,7 @@ def test_the_reason_is_printed_where_a_way_to_share_fails(gpu, monkeypatch, caps
 
 
 def test_runs_on_streams_take_turns(gpu, monkeypatch):
-    """With stand-ins for streams that only count."""
+    """The streams are stand-ins that only count."""
     streams = []
     monkeypatch.setattr(torch.cuda, "Stream", lambda: streams.append(MagicMock()) or streams[-1])
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "main")

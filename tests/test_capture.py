@@ -108,7 +108,7 @@ def test_a_beta_guide_is_captured(tapes, monkeypatch):
     assert bytes_of(net) == bytes_of(plain)
 
 
-def test_never_means_never(tapes):
+def test_capture_never_captures_nothing(tapes):
     train(fresh("cpa_vae_mf", halves()), *halves(), replace(FAST, capture="never"))
     assert tapes == []
 
@@ -125,7 +125,7 @@ def test_a_state_read_onto_a_gpu_leaves_the_order_of_cells_on_the_host():
     assert run.permutation is order
 
 
-def test_steps_that_cannot_be_captured_are_run_plainly(tapes, monkeypatch, caplog):
+def test_steps_that_cannot_be_captured_run_eagerly(tapes, monkeypatch, caplog):
     def waits(*args, **kwargs):
         loss, terms = objective(*args, **kwargs)
         return loss * float(loss.item() != 0), terms
@@ -138,7 +138,7 @@ def test_steps_that_cannot_be_captured_are_run_plainly(tapes, monkeypatch, caplo
     assert bytes_of(net) == bytes_of(plain) and result.history == expected.history
 
 
-def test_steps_by_hand():
+def test_captured_steps_match_sums_by_hand():
     """Running sums of inputs of two shapes; every result has its own memory."""
     total, noise = torch.zeros(()), Streams(0)
 
@@ -160,7 +160,7 @@ def test_steps_by_hand():
 @pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"objective": "iwelbo"}])
 @pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus"])
 def test_a_compiled_step_draws_the_same_noise(name, changes, monkeypatch):
-    """Traced and split into forward and backward as for any backend, but without generated code."""
+    """It is traced and split into forward and backward as for any backend, but no code is generated."""
     compiled, calls = torch.compile, []
 
     def trace(function, **options):

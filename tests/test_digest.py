@@ -59,12 +59,8 @@ def digests(checkout):
         ("src/samsvae/networks.py", "3", "4", (True, False)),  # two imports deep
         ("src/samsvae/data/batch.py", "2", "3", (True, False)),  # imported inside a function
         ("src/samsvae/data/__init__.py", "\n", "\nflag = True\n", (True, False)),  # run by data.batch
-        (
-            "src/samsvae/errors.py",
-            "ValueError",
-            "KeyError",  # messages change no result
-            (False, False),
-        ),  # imported by a package's __init__
+        # imported by the __init__ of the package, but it holds only messages
+        ("src/samsvae/errors.py", "ValueError", "KeyError", (False, False)),
         ("src/samsvae/figures.py", "orange", "blue", (False, True)),
         ("src/samsvae/figures.py", "'orange'", "None", (False, True)),
         ("src/samsvae/training.py", "Trains.", "Trains a model.", (False, False)),
@@ -73,13 +69,13 @@ def digests(checkout):
         ("src/samsvae/model.py", "x * rate", "(x  *  rate)", (False, False)),
     ],
 )
-def test_edit(checkout, name, old, new, changed):
+def test_an_edit_counts_if_the_script_imports_it(checkout, name, old, new, changed):
     before = digests(checkout)
     edit(checkout, name, old, new)
     assert tuple(a != b for a, b in zip(before, digests(checkout), strict=True)) == changed
 
 
-def test_package_init_counts_for_all(checkout):
+def test_the_init_of_a_package_counts_for_all_scripts(checkout):
     before = digests(checkout)
     (checkout / "src/samsvae/__init__.py").write_text("version = 1\n")
     assert all(a != b for a, b in zip(before, digests(checkout), strict=True))
@@ -91,7 +87,7 @@ def test_the_folder_of_the_checkout_does_not_matter(checkout, tmp_path_factory):
     assert code_of(copy / "workflow/scripts/train.py", copy) == digests(checkout)[0]
 
 
-def test_form():
+def test_a_digest_has_16_hexadecimal_characters():
     """The digest of this file: 16 hexadecimal characters."""
     digest = code_of(__file__, os.path.dirname(os.path.dirname(__file__)))
     assert len(digest) == 16
@@ -99,7 +95,7 @@ def test_form():
 
 
 @pytest.mark.parametrize("python", ["python3.11", "python3.12", "python3.13", "python3.14"])
-def test_same_under_other_pythons(root, python):
+def test_a_digest_is_the_same_under_other_pythons(root, python):
     """The digest of a real module with f-strings and annotations does not depend on the Python version."""
     script = "src/samsvae/study/gpus.py"
     code = f"import samsvae.study.code_digest as d; print(d.code_of({script!r}, {str(root)!r}))"
@@ -111,6 +107,6 @@ def test_same_under_other_pythons(root, python):
     assert out.strip() == code_of(script, root), f"{found} and {sys.version}"
 
 
-def test_missing_script(checkout):
+def test_a_missing_script_is_an_error(checkout):
     with pytest.raises(FileNotFoundError, match=r"absent\.py"):
         code_of("workflow/scripts/absent.py", checkout)

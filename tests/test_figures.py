@@ -43,7 +43,7 @@ def table1(numbers):
 
 
 def draw(name, table1):
-    """One of the figures, at the demo's size."""
+    """Draw one of the figures at the size of the demo."""
     mask, embedding, pathway, data, model = tables.screen()
     de, model_de = tables.de_tables(data.iloc[:8], model.iloc[:8])
     drawings = {
@@ -101,12 +101,12 @@ def texts(fig):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_panel_is_there_named_filled_and_legible(name, table1, monkeypatch):
+def test_every_panel_exists_with_titles_content_and_legible_text(name, table1, monkeypatch):
     fig = draw(name, table1)
     found = panels(fig)
     assert len(found) == NAMES[name]
     for label, ax in found.items():
-        assert not label.startswith("_child"), "every panel says what it is"
+        assert not label.startswith("_child"), "every panel has a label"
         assert ax.has_data() or ax.texts, f"{label} is empty"
     if not name.startswith("scores"):  # a table has column heads instead
         for label, ax in found.items():
@@ -151,7 +151,7 @@ def test_rows_are_ordered_by_pathway_and_inactive_latents_are_right():
     assert np.allclose(np.sort(shown, axis=None), np.sort(annotated.to_numpy(), axis=None))
 
 
-def test_clustering_puts_like_rows_together():
+def test_clustering_puts_similar_rows_together():
     a, b = np.array([0.0, 0, 1]), np.array([5.0, 5, 5])
     order = heatmaps.cluster(np.stack([a, b, a + 0.1, b + 0.1, a + 0.2]))
     kinds = [i in (1, 3) for i in order]
@@ -172,7 +172,7 @@ def test_effects_of_data_and_model_share_order_and_limits():
     *_, pathway, data, model = tables.screen()
     left, right = (panels(draw_effects(data, model, pathway))[f"effects {n}"].images[0] for n in ("data", "model"))
     assert left.get_clim() == right.get_clim() and left.get_clim()[0] == -left.get_clim()[1]
-    # the same permutation leads from either matrix to its picture
+    # one permutation maps both matrices to their pictures
     flat = np.argsort(data.to_numpy().ravel())
     drawn = np.argsort(np.asarray(left.get_array()).ravel())
     assert np.array_equal(np.asarray(right.get_array()).ravel()[drawn], model.to_numpy().ravel()[flat])
@@ -199,11 +199,11 @@ def test_agreement_prints_pearson():
 # the table of Replogle
 
 
-def test_table1_is_made_from_the_chosen_runs(table1, numbers):
+def test_table1_shows_the_chosen_runs(table1, numbers):
     assert list(table1["model"]) == list(TABLE_1)
     scores = tables.replogle_scores()
     row = table1.set_index("model").loc["sams_vae_corr"]
-    assert row["settings"] == "α = 0.01, 100 latents" and row["n_runs"] == 5  # made to be the better of the two
+    assert row["settings"] == "α = 0.01, 100 latents" and row["n_runs"] == 5  # the better setting by construction
     of = scores[(scores["model"] == "sams_vae_corr") & (scores["mask_prior"] == 0.01)]
     test = of[(of["metric"] == "iwelbo") & (of["split"] == "test")]["value"].to_numpy()
     assert row["test_iwelbo"] == pytest.approx(test.mean())
@@ -229,7 +229,7 @@ def test_table1_of_single_runs_has_no_seed_interval(numbers):
     draw_scores(table)
 
 
-def test_table1_has_no_difference_where_nothing_may_be_compared(table1, numbers):
+def test_table1_has_no_differences_if_nothing_may_be_compared(table1, numbers):
     scores = tables.replogle_scores()
     best, theirs = best_settings(scores, ["model"]), published.replogle_table1(numbers)
     table = build_table(scores, best, theirs, comparable=False)
@@ -312,7 +312,7 @@ def test_combinations_without_fractions_are_one_group_of_bars_and_name_the_refer
     assert len(ax.patches) == 4 and ax.get_xlabel() == "model" and not ax.get_xticklabels()
 
 
-def test_combinations_without_test_cells_are_one_sentence():
+def test_combinations_without_test_cells_give_one_sentence():
     fig = draw_combinations(None, message="No combination has test cells.")
     assert [t.get_text() for t in texts(fig)] == ["No combination has test cells."] and len(fig.axes) == 1
 
@@ -373,7 +373,7 @@ def test_simulation_panels_name_units_matching_rule_and_kind_of_mcc():
 
 
 def test_training_curves_limits_are_robust():
-    """A first value of 5,000 above the rest must not flatten the curves; all runs are drawn."""
+    """A first value that is 5,000 above the rest must not flatten the curves; all runs are drawn."""
     histories = tables.histories(seeds=2)
     ax = panels(draw_curves(histories, name="replogle"))["replogle"]
     low, high = ax.get_ylim()
@@ -381,7 +381,7 @@ def test_training_curves_limits_are_robust():
     assert sum(len(c.get_segments()) for c in ax.collections) == histories["run"].nunique()
 
 
-def test_training_curves_tell_amounts_of_data_apart():
+def test_training_curves_distinguish_amounts_of_data():
     histories = tables.histories(seeds=2).query("model == 'cond_vae'")
     amount = histories["run"].str[-1].map({"0": "fraction 0", "1": "fraction 1"})
     fig = draw_curves(histories.assign(amount=amount), name="norman_ood")
@@ -394,19 +394,19 @@ def test_training_curves_tell_amounts_of_data_apart():
 
 
 def test_training_curves_end_at_the_last_regular_validation():
-    """The last step is validated too: two steps after a validation its noise would bend the curve."""
+    """The last step is validated too; right after another validation, its noise would bend the curve."""
     line = np.column_stack([[27.0, 54, 81, 83], [9.0, 8, 7, 8]])
     assert without_short_end(line).tolist() == line[:3].tolist()
     late = np.column_stack([[27.0, 54, 81, 95], [9.0, 8, 7, 8]])  # more than half the usual 27 steps
     assert without_short_end(late).tolist() == late.tolist()
-    assert without_short_end(line[2:]).tolist() == line[2:].tolist()  # two points have no usual distance
+    assert without_short_end(line[2:]).tolist() == line[2:].tolist()  # two points have no usual interval
     history = pd.DataFrame(line, columns=["step", "val_loss"]).assign(run="a", model="cond_vae")
     ax = panels(draw_curves(history, name="x"))["x"]
     assert ax.collections[0].get_segments()[0].tolist() == line[:3].tolist()
 
 
 def test_training_curves_name_only_models_with_a_visible_line():
-    """A run of one validation is a marker; a model far above the others is counted in the note, not in the legend."""
+    """A run with one validation is a marker; a model far above the others is counted in the note, not in the legend."""
     histories = tables.histories(seeds=1)
     high = histories[histories["model"] == "cond_vae"].head(1).assign(model="vae", run="far", val_loss=1e6, step=2000)
     one = histories[histories["model"] == "cond_vae"].tail(1).assign(model="ivae", run="one")
@@ -436,7 +436,7 @@ def test_de_colours_and_default_conditions():
         draw_expression(de, data, model, tables.overlap(data.index), conditions=["nobody"])
 
 
-def test_de_names_of_genes_stay_clear_of_the_axis_and_of_the_points():
+def test_names_of_de_genes_do_not_touch_the_axis_or_the_points():
     *_, data, model = tables.screen()
     data = data.rename(columns={g: f"SYM{i}_ENSG00000{i}" for i, g in enumerate(data.columns)})
     model.columns = data.columns
@@ -450,7 +450,7 @@ def test_de_names_of_genes_stay_clear_of_the_axis_and_of_the_points():
             named = [t for t in ax.texts if t.get_text().startswith("SYM")]
             assert named and not any("ENSG" in t.get_text() or "…" in t.get_text() for t in named)
             for text in named:
-                box = Text.get_window_extent(text)  # without its line
+                box = Text.get_window_extent(text)  # its line is not drawn
                 assert left < box.x0 and box.x1 < right
                 point = ax.transData.transform(text.xy)[0]
                 assert box.x1 < point or box.x0 > point
@@ -480,7 +480,7 @@ def test_many_conditions_have_no_names(table1):
 
 
 def test_a_baseline_does_not_stretch_the_axis_but_is_named_at_its_edge(table1):
-    """Limits span the models; a baseline outside has an arrow, one inside a line."""
+    """The limits span the models; a baseline outside them has an arrow, one inside has a line."""
     base = tables.baselines()
     near, far = panels(draw_scores(table1)), panels(draw_scores(table1, baselines=base))
     for metric in ("test_iwelbo", "ate_pearson"):
@@ -505,7 +505,7 @@ def test_spread_in_words():
     assert style.spread([3, 5, 5]) == "mean ± sd over 3 to 5 seeds" and style.spread([]) == "one seed"
 
 
-def test_names_from_the_data_are_no_mathematics():
+def test_names_from_the_data_are_not_read_as_mathematics():
     assert style.plain("a$b$c") == r"a\$b\$c" and style.plain("x" * 30, 10) == "x" * 9 + "…"
     mask, embedding, *_ = tables.screen(9)
     names = [f"$gene_{i}$_with_a_rather_long_name" for i in range(9)]
@@ -578,7 +578,7 @@ def test_unknown_model_is_named_with_its_nearest():
         draw_curves(tables.histories(1).replace("sams_vae_corr", "sams_vae_cor"))
 
 
-def test_every_row_of_the_zoo_has_a_look_of_its_own():
+def test_every_row_of_the_zoo_has_a_distinct_look():
     assert set(ROWS) <= set(style.LOOKS)
     looks = [(style.look(m).colour, style.look(m).marker) for m in ROWS]
     assert len(set(looks)) == len(ROWS) == len({style.look(m).label for m in ROWS})
@@ -659,7 +659,7 @@ def test_published_replogle(numbers):
 def test_published_norman(numbers, task, file):
     table = published.norman(numbers, task)
     assert len(table) == 45 * 6 and (table["n"] == 5).all() and not table.duplicated(list(table)[:5]).any()
-    # by definition 0 at fraction 0 for the reference, which settles which row is which
+    # 0 by definition for the reference at fraction 0, which identifies the rows
     zero = table[(table["metric"] == "iwelbo_relative") & (table["fraction"] == 0) & (table["mean"] == 0)]
     assert set(zip(zero["model"], zero["encoding"], strict=True)) == {("sams_vae_corr", "sum")}
     assert set(table.loc[table["model"] == "svae_plus", "encoding"]) == {"unique"}

@@ -43,7 +43,7 @@ def test_a_round_trip_keeps_every_bit(golden):
         assert back[name].dtype == theirs.dtype and torch.equal(back[name], theirs), name
 
 
-def test_draws(golden):
+def test_draws_equal_those_of_the_reference(golden):
     draw = drawn(golden)
     for key, theirs in golden.arrays.items():
         if key.startswith("sample/") and not key.endswith("mask_soft"):

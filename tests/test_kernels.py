@@ -15,7 +15,7 @@ from samsvae.ops.softmax_nb import softmax_nb
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
-# particles, cells, genes, dtype of the logits, dtype of the counts; one, two and several blocks of genes
+# particles, cells, genes, dtypes of logits and counts; one, two and several blocks of genes
 CASES = {
     "one block": (3, 5, 9, torch.float32, torch.int16),
     "several blocks": (2, 3, 1187, torch.float32, torch.float32),
@@ -26,7 +26,7 @@ CASES = {
 
 
 def made(particles, cells, genes, kind, counts):
-    """logits, library, theta (from 1e-2 to 1e6), x (0 to some hundred) and weights of a sum."""
+    """logits, library, theta (from 1e-2 to 1e6), x (0 to a few hundred) and the weights of a sum."""
     stream = torch.Generator().manual_seed(genes)
     logits = (3.0 * torch.randn(particles, cells, genes, generator=stream)).to(kind)
     library = 100.0 + 1e4 * torch.rand(cells, generator=stream)
@@ -80,7 +80,7 @@ def test_the_kernel_against_torch_distributions(interpreted, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_without_triton(name):
+def test_torch_is_used_without_triton(name):
     case = made(*CASES[name])
     logits, theta = case[0].requires_grad_(), case[2].requires_grad_()
     value = softmax_nb(logits, case[1], theta, case[3], 1e-4)
@@ -88,7 +88,7 @@ def test_without_triton(name):
     check(found, tuple(part.detach() for part in case))
 
 
-def test_gradients_by_differences():
+def test_gradients_equal_finite_differences():
     logits, library, theta, x, _ = made(2, 3, 5, torch.float64, torch.int16)
     theta = (theta.double() % 10 + 0.5).requires_grad_()
     assert torch.autograd.gradcheck(
@@ -116,7 +116,7 @@ for kernel, fixed in ((triton_nb.forward, {{"BLOCK": 1024}}), (triton_nb.backwar
 
 @needs_triton
 @pytest.mark.parametrize(("kind", "counts"), [("fp32", "i16"), ("bf16", "fp32")])
-def test_the_kernel_compiles_for_a_gpu_that_is_not_here(kind, counts, tmp_path):
+def test_the_kernel_compiles_for_a_gpu_on_a_machine_without_one(kind, counts, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         "TRITON_CACHE_DIR": str(tmp_path),

@@ -37,7 +37,7 @@ def table(*parts: list[dict]) -> pd.DataFrame:
 
 
 def seeds(prior: float, val: list[float], test: list[float], model: str = "sams_vae_corr") -> list[dict]:
-    """Runs of one setting, a seed each, highest seed first."""
+    """Runs of one setting with one seed each, highest seed first."""
     found = []
     for seed in reversed(range(len(val))):
         of = {("iwelbo", "val"): val[seed], ("iwelbo", "test"): test[seed], ("ate_pearson", "all"): seed / 10}
@@ -46,7 +46,7 @@ def seeds(prior: float, val: list[float], test: list[float], model: str = "sams_
 
 
 def write_inputs(scores: pd.DataFrame, folder) -> tuple[str, list[str]]:
-    """The grid of some scores, and RUN/scores.tsv of every run below ``folder``."""
+    """Write the grid for some scores, and RUN/scores.tsv of every run, below ``folder``."""
     own = ["run", "protocol", "metric", "split", "value"]
     grid = scores.drop(columns=[c for c in own if c != "run"]).drop_duplicates("run")
     write(grid, folder / "grid.tsv")
@@ -73,7 +73,7 @@ def test_the_run_shown_is_chosen_on_validation_data():
     assert panels.shown_run(turned, "sams_vae_corr").run == "sams_vae_corr-0.01-0"
 
 
-def test_the_run_shown_is_of_the_model_asked_for_or_of_the_best():
+def test_the_run_shown_is_of_the_requested_model_or_of_the_best():
     better = table(seeds(0.1, [-1, -1], [-1, -1], model="cpa_vae_corr"))
     scores = pd.concat([SCORES, better], ignore_index=True)
     asked = panels.shown_run(scores, "sams_vae_corr")
@@ -96,13 +96,13 @@ def test_other_protocols_do_not_choose_the_run_shown():
 
 
 def test_a_setting_with_a_seed_that_failed_is_not_shown():
-    scores = SCORES[SCORES["run"] != "sams_vae_corr-0.1-1"].copy()  # the remaining seed is the best of all
+    scores = SCORES[SCORES["run"] != "sams_vae_corr-0.1-1"].copy()  # the seed that is left has the best score of all
     scores.loc[(scores["run"] == "sams_vae_corr-0.1-0") & (scores["split"] == "val"), "value"] = -1.0
     assert panels.shown_run(scores).run == "sams_vae_corr-0.2-0"
 
 
-def test_a_run_shown_is_among_those_that_rules_ask_for():
-    """Settings of one row with other seeds: whichever setting is chosen, the rules asked for its run shown."""
+def test_the_run_shown_is_among_those_that_rules_request():
+    """The settings have different seeds; whichever is chosen, the rules have requested the run to show."""
     scores = table(seeds(0.1, [-9, -9], [0, 0]), seeds(0.2, [-5, -5, -8, -9], [0] * 4))
     scores = scores[~scores["run"].isin(["sams_vae_corr-0.2-0", "sams_vae_corr-0.2-1"])]
     grid = scores[["run", "model", "method", "inference", "mask_prior", "seed", "dataset", "split_name"]]
@@ -119,7 +119,7 @@ def test_the_largest_amount_of_data_is_drawn_and_named():
     assert panels.replicates(scores.head(1)) == "seed"
 
 
-def test_figures_compare_runs_with_the_values_asked_for():
+def test_figures_compare_runs_with_the_requested_values():
     scores = pd.DataFrame({"run": list("abc"), "n_latent": [100, 200, 100], "n_layers": [1, 1, 2]})
     assert panels.restricted(scores, {"n_latent": 100})["run"].tolist() == ["a", "c"]
     assert panels.restricted(scores, {"n_latent": 100, "n_layers": 1})["run"].tolist() == ["a"]
@@ -157,7 +157,7 @@ def test_models_only_leaves_out_baselines_other_protocols_and_names_of_files():
 
 
 def test_one_setting_for_each_model_and_number_of_cells():
-    """Chosen by the mean over data seeds, for 10 and for 100 cells apart."""
+    """Chosen by the mean over data seeds, separately for 10 and 100 cells."""
     parts = []
     for cells, b, val, f1 in (
         (10, 2, [-5, -5], 0.1),
@@ -232,7 +232,7 @@ PREDICTED = np.array([[1.0, 1], [2, 2], [9, 9], [1, 2], [9, 9]])
 
 
 def pair_runs():
-    """Scores of a model with two settings and of one with one, at fractions 0 and 1 of two splits."""
+    """Scores of a model with two settings and of one with a single setting, at fractions 0 and 1 of two splits."""
     parts = []
     for model, encoding, prior, val in (
         ("cond_vae", "sum", 0.1, -7.0),
@@ -250,7 +250,7 @@ def pair_runs():
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Effects of data and of every run: A, B, C alone, A+B of the test cells, A+C not."""
+    """Effects in the data and of every run: A, B and C alone, A+B with test cells, A+C without."""
     names, members = ["A", "A+B", "A+C", "B", "C"], np.array([[0, -1], [0, 1], [0, 2], [1, -1], [2, -1]])
     obs = pd.DataFrame({"n_train": [5, 0, 5, 5, 5], "n_test": [0, 3, 0, 0, 0]}, index=names)
     var = pd.DataFrame(index=["g1", "g2"])
@@ -281,7 +281,7 @@ def pairs(tmp_path):
 def test_norman_interactions_by_hand(pairs):
     """A+B: data 5 - (1 + 2) = 2 and -1 - (0 + 1) = -2; model 2 - (1 + 1) = 0 and 2 - (1 + 2) = -1.
 
-    Of each model the setting of best validation, the largest fraction and the first split, whose training has the pair.
+    Each model: its best setting on validation data, the largest fraction, the first split, which trains on the pair.
     """
     inputs, screen, folder = pairs
     write_screen(screen, folder / "screen.h5ad")
@@ -331,7 +331,7 @@ def test_interactions_are_of_the_largest_fraction_without_training_cells(pairs):
 
 
 def test_combinations_figure_from_files(pairs):
-    """Scores, interactions and the words of the figure; without a combination of test cells, a sentence."""
+    """Scores, interactions and the words of the figure; one sentence if no combination has test cells."""
     (scores, files, references), screen, folder = pairs
     write_screen(screen, folder / "screen.h5ad")
     kinds = {"s0": "norman_ood-split0", "s1": "norman_ood-split1"}
@@ -362,7 +362,7 @@ def test_combinations_figure_from_files(pairs):
     assert none["scores"] is None and none["message"].startswith("No combination of perturbations has test cells")
 
 
-def test_test_conditions_are_combinations_or_not(pairs):
+def test_tested_conditions_are_marked_as_combinations_or_not(pairs):
     (_, _, references), *_ = pairs
     assert list_tested_conditions(references)["combination"].to_dict() == {"A+B": True}
 
@@ -379,7 +379,7 @@ def test_without_the_published_reference_the_best_model_on_validation_is_the_ref
     assert reference == "CPA-VAE, corr. $z_b$ on the same split"
 
 
-def test_interactions_of_what_is_no_pair_are_unknown():
+def test_conditions_that_are_not_pairs_have_no_interactions():
     found = interactions(np.ones((3, 2)), np.array([[0, -1], [0, 1], [1, -1]]))
     assert np.isnan(found[[0, 2]]).all() and (found[1] == -1).all()
 
@@ -455,7 +455,7 @@ def test_histories_are_named_by_their_experiment(tmp_path):
     assert found[["experiment", "run"]].to_numpy().tolist() == [["replogle", "000"], ["norman_ood", "000"]]
 
 
-def test_curves_say_how_much_data_a_run_saw_where_runs_differ(tmp_path):
+def test_curves_say_how_much_data_a_run_saw_if_runs_differ(tmp_path):
     runs = {"norman_ood": {"fraction": [1, 0.25]}, "simulation_sams": {"cells": [30, 30]}, "replogle": {"seed": [0, 1]}}
     found = {}
     for name, axis in runs.items():
@@ -503,7 +503,7 @@ def test_masks_of_the_model_shown_or_of_the_best_masked_one(tmp_path):
 
 @pytest.fixture
 def experiment(tmp_path):
-    """Three runs of two models: 'bad' has the worse validation of its model. One condition has test cells."""
+    """Three runs of two models; 'bad' has the worse validation score of its model. One condition has test cells."""
     parts, per_condition = [], []
     for run, model, prior, val, test in (
         ("one", "cond_vae", 0.1, -7.0, -1.0), ("bad", "sams_vae_corr", 0.2, -20.0, -50.0),
@@ -532,7 +532,7 @@ def experiment(tmp_path):
 
 
 def test_scores_show_the_settings_of_best_validation(experiment):
-    """Held-out effects alone next to the mean of perturbations; no run of a setting that was not chosen."""
+    """Only held-out effects, next to the mean of perturbations; no run of a setting that was not chosen."""
     shown = scores_figure.tables(**experiment)
     found = shown["table"].set_index("model")
     assert found["test_iwelbo"].to_dict() == {"cond_vae": -1.0, "sams_vae_corr": -99.0}

@@ -1,11 +1,11 @@
-"""Rules and scripts hold no logic: a rule names files and a script, a script reads what it is given and calls."""
+"""Rules and scripts contain no logic: a rule names files and a script; a script reads its inputs and makes a call."""
 
 from __future__ import annotations
 
 import ast
 import re
 
-#: What decides, repeats or computes.
+#: Syntax that decides or repeats, or defines something.
 LOGIC = (
     ast.If,
     ast.IfExp,
@@ -18,7 +18,7 @@ LOGIC = (
     ast.ClassDef,
     ast.Lambda,
 )
-#: What a look-up is made of: names, attributes, subscripts, calls of named functions, lists.
+#: Syntax that a look-up may use: names, attributes, subscripts, calls of named functions, lists.
 LOOK_UP = (
     ast.Expression, ast.Name, ast.Load, ast.Store, ast.Attribute, ast.Subscript, ast.Call, ast.keyword, ast.Constant,
     ast.List, ast.ListComp, ast.comprehension,
@@ -26,13 +26,13 @@ LOOK_UP = (
 
 
 def too_much(code: str) -> list[str]:
-    """What in an expression of a rule is more than a look-up."""
+    """The parts of an expression that are more than a look-up."""
     tree = ast.parse(code.strip(), mode="eval")
     found = [type(node).__name__ for node in ast.walk(tree) if not isinstance(node, LOOK_UP)]
     return found + ["if" for node in ast.walk(tree) if isinstance(node, ast.comprehension) and node.ifs]
 
 
-def test_the_measure_itself():
+def test_too_much_finds_logic():
     assert too_much('run_files(selected("a", [SHOWN], masked=True), "b.tsv")') == []
     assert too_much("DATASETS[wildcards.dataset].options.tables") == []
     assert too_much("120 * len(batch_of(wildcards))") == ["BinOp", "Mult"]
@@ -45,7 +45,7 @@ def rule_files(root):
 
 
 def bodies(text: str) -> dict[str, str]:
-    """The bodies of the rules in a file by their names; a rule in a loop has the name of its directive `name`."""
+    """Name -> body of the rules in a file; a rule in a loop, which has no name, is called `loop N`."""
     parts = re.split(r"^(?:    )?rule(?: (\w+))?:$", text, flags=re.M)
     found = {}
     for number, (name, body) in enumerate(zip(parts[1::2], parts[2::2], strict=True)):
@@ -69,12 +69,12 @@ def test_every_job_has_a_log_and_an_environment(root):
     for path in rule_files(root):
         for name, body in bodies(path.read_text()).items():
             for directive in ("log", "conda", "params") if "    output:\n" in body else ():
-                # its checksum says that a download is right, and a target has no job
+                # targets have no jobs
                 assert f"    {directive}:\n" in body, (path.name, name, directive)
 
 
 def test_functions_of_rules_are_in_one_file(root):
-    """Loops are for figures alone: over those of the plan, and over the targets that stand for several."""
+    """Only figures have loops: over the figures of the plan, and over the targets that stand for several."""
     for path in (root / "Snakefile", *rule_files(root)):
         found = re.findall(r"^\s*((?:def|if|for|while|try|class)\b.*):$", path.read_text(), flags=re.M)
         assert all(re.fullmatch(r"for \w+, \w+ in PICTURES\.[\w.]+\(\)(\.items\(\))?", line) for line in found), found
@@ -95,8 +95,8 @@ def test_a_script_is_a_session_around_calls(root):
         assert len(path.read_text().splitlines()) <= 30, path.name
 
 
-def test_every_script_is_a_rule_s_and_follows_its_code(root):
-    """The script's name in the rule, and its digest in the rule's params, so that an edit is noticed."""
+def test_every_script_has_a_rule_that_tracks_its_code(root):
+    """A rule names the script and has its digest in params, so that an edit reruns it."""
     text = "".join(path.read_text() for path in rule_files(root))
     for path in scripts(root):
         assert f'"../workflow/scripts/{path.name}"' in text, path.name
@@ -105,7 +105,7 @@ def test_every_script_is_a_rule_s_and_follows_its_code(root):
             if "    output:\n" not in body:
                 continue
             (script,) = re.findall(r"workflow/scripts/(\w+)\.py", body)
-            # take makes what train would have made, by the same code; no code edit downloads a source again
+            # take has the digest of train, whose files it links; an edit of the code never downloads a source again
             followed = {"take": "train", "download_source": "", "figure": ""}.get(script, script)
             assert not followed or f'code_of("{followed}")' in body, name
             assert script != "figure" or "code=figure_code(figure)" in body

@@ -1,6 +1,6 @@
-"""The workflow on a real Slurm of one node with stand-ins for cards (tests/slurm): jobs that fail, end, and come back.
+"""The workflow on a real Slurm of one node with stand-ins for GPUs (tests/slurm): jobs that fail, stop and resume.
 
-One cluster for all. The troubles run side by side, each in a folder of its own that starts from the same data.
+All tests share one cluster. The studies run at the same time, each in its own folder, from the same data.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ CONFIG = {
     },
 }
 SHORT = [{"model": ["cond_vae", "sams_vae_corr"], "cells": [20], "data_seed": [0]}]
-#: Some 10 s of one core: long enough to be met on its way.
+#: About 10 s of one core: long enough to be interrupted.
 LONG = [{"model": ["sams_vae_corr"], "cells": [20], "data_seed": [0], "steps": [1500], "validation_every": [100]}]
 SETTLED = ("model.pt", "history.tsv", "scores.tsv", "per_condition.tsv", "effects.h5ad")
 
 
 class Site:
-    """A cluster, a copy of the checkout, the profile as its users would adapt it, and folders of studies."""
+    """A cluster, a copy of the checkout, the profile as users of the cluster would adapt it, and folders of studies."""
 
     def __init__(self, root: Path, folder: Path, env: dict[str, str]):
         self.folder, self.env, self.checkout = folder, env, folder / "checkout"
@@ -64,7 +64,7 @@ class Site:
         self.data: Path | None = None
 
     def study(self, name: str, grid: list[dict], **profile: int | str) -> Path:
-        """A folder with a configuration and a profile in which these settings are changed, and the data, if made."""
+        """A folder with a configuration, a profile with these settings changed, and the data, if they exist already."""
         where = self.folder / name
         shutil.copytree(self.data, where) if self.data else where.mkdir()
         config = {**CONFIG, "settings": {"simulation_sams": {**CONFIG["settings"]["simulation_sams"], "grid": grid}}}
@@ -74,10 +74,10 @@ class Site:
         return where
 
     def profile(self, *, together: int = 6, minutes: int = 30) -> dict:
-        """profiles/slurm with the lines of a site, asking for news of the jobs every few seconds."""
+        """profiles/slurm with the lines of a site, which looks at the jobs every few seconds."""
         text = (self.checkout / "profiles" / "slurm" / "profile.yaml").read_text()
         for line in ("slurm-status-command: squeue", "slurm_partition: cpu", "SITE: slurm_partition: gpu"):
-            assert text.count(f"# {line}\n") == 1 + line.startswith("SITE")  # for train and for train_together
+            assert text.count(f"# {line}\n") == 1 + line.startswith("SITE")  # once for train, once for train_together
             text = text.replace(f"# {line}\n", line.removeprefix("SITE: ") + "\n")
         found = yaml.safe_load(text)
         train = found["set-resources"]["train"]
@@ -87,20 +87,20 @@ class Site:
         return found
 
     def start(self, where: Path, *arguments: str, local: bool = False) -> subprocess.Popen:
-        """Snakemake in the folder of a study; it prints into a file of it."""
+        """Start Snakemake in the folder of a study; its output goes to a file there."""
         profile = self.checkout / "profiles" / "default" if local else where / "profile"
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(self.checkout / "Snakefile")]
         command += ["--workflow-profile", str(profile), "--configfile", "config.yaml", *arguments]
-        with open(where / "said", "w") as said:
-            return subprocess.Popen(command, cwd=where, env=os.environ if local else self.env, stdout=said, stderr=said)
+        with open(where / "output", "w") as out:
+            return subprocess.Popen(command, cwd=where, env=os.environ if local else self.env, stdout=out, stderr=out)
 
     def run(self, where: Path, *arguments: str, ok: bool = True, local: bool = False) -> str:
-        """The same, to its end; all that it printed."""
+        """Run Snakemake to its end and return its output."""
         return self.end(where, self.start(where, *arguments, local=local), ok=ok)
 
     def end(self, where: Path, process: subprocess.Popen, *, ok: bool = True) -> str:
         code = process.wait(280)
-        text = (where / "said").read_text()
+        text = (where / "output").read_text()
         assert (code == 0) == ok, text[-4000:]
         return text
 
@@ -108,14 +108,14 @@ class Site:
         return subprocess.run(command, env=self.env, check=True, capture_output=True, text=True, timeout=60).stdout
 
     def jobs(self, where: Path) -> list[dict[str, str]]:
-        """The Slurm jobs of trainings of a study, in the order of their submission."""
+        """The Slurm jobs that train runs of a study, in the order of their submission."""
         names = ("jobid", "workdir", "comment", "state", "timelimit", "minmemory", "tres-per-job", "partition")
         text = self.ask("squeue", "--noheader", "--states=all", "--sort=i", "-O", ",".join(f"{n}:200" for n in names))
         rows = [dict(zip(names, line.split(), strict=True)) for line in text.splitlines()]
         return [row for row in rows if row["workdir"] == str(where) and "train" in row["comment"]]
 
     def training(self, where: Path) -> int:
-        """The process id of the training under way in the folder of a study, once there is one."""
+        """The process id of the running training in the folder of a study, once there is one."""
 
         def found() -> int | None:
             for process in Path("/proc").glob("[0-9]*"):
@@ -124,42 +124,42 @@ class Site:
                         rb"\.train(_together)?\.py", (process / "cmdline").read_bytes()
                     ):
                         return int(process.name)
-                except OSError:  # not there any more
+                except OSError:  # the process has ended
                     continue
             return None
 
-        until(lambda: "state saved" in log_of(where))  # steps are being taken, and signals heard between them
+        until(lambda: "state saved" in log_of(where))  # it takes steps, and reacts to signals between them
         return until(found)
 
 
 def until(found: Callable, seconds: float = 200):
-    """What a function returns, as soon as that is something."""
+    """Wait until a function returns something, and return it."""
     deadline = time.monotonic() + seconds
     while not (value := found()):
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.1)
     return value
 
 
 def log_of(where: Path, run: str = "*-steps1500-*") -> str:
-    """The log of a training, of its own job or among others; '' where there is none yet."""
+    """The log of a training, in a job of its own or with others; '' if there is none yet."""
     return "".join(path.read_text() for path in (where / "results/logs/simulation_sams").glob(f"t*/{run}.log"))
 
 
-def made(where: Path) -> dict[str, bytes]:
-    """The files of the long training that depend on nothing but its settings."""
+def settled(where: Path) -> dict[str, bytes]:
+    """The files of the long training that depend only on its settings."""
     (folder,) = (where / RUNS).glob("*-steps1500-*")
     return {name: (folder / name).read_bytes() for name in SETTLED}
 
 
-# ---- what happens to studies, side by side --------------------------------------------------------------------------
+# ---- studies, all at the same time -----------------------------------------------------------------------------------
 
 SCORES = "results/simulation_sams/scores.tsv"
 LONG_RUN = "results/simulation_sams/runs/sams_vae_corr-steps1500-validation_every100-cells20-draw0/scores.tsv"
 
 
-def whole(site: Site) -> tuple[Path, str]:
-    where = site.study("whole", SHORT)
+def complete(site: Site) -> tuple[Path, str]:
+    where = site.study("complete", SHORT)
     shutil.rmtree(where / "results")
     return where, site.run(where, "--", SCORES)
 
@@ -170,9 +170,9 @@ def undisturbed(site: Site) -> Path:
     return where
 
 
-def broken(site: Site) -> tuple[Path, str, dict[Path, int], str]:
-    """One of three runs cannot be kept: a file lies where its folder would be. Mended, the same command once more."""
-    where = site.study("broken", [*SHORT, {**SHORT[0], "model": ["cpa_vae_mf"]}])
+def failed(site: Site) -> tuple[Path, str, dict[Path, int], str]:
+    """One of three runs fails: a file is in the place of its cache. After the fix, the same command runs again."""
+    where = site.study("failed", [*SHORT, {**SHORT[0], "model": ["cpa_vae_mf"]}])
     runs = [where / RUNS / f"{model}-cells20-draw0" for model in ("cond_vae", "sams_vae_corr", "cpa_vae_mf")]
     runs[2].mkdir(parents=True)
     (runs[2] / ".trained").touch()
@@ -186,7 +186,7 @@ def broken(site: Site) -> tuple[Path, str, dict[Path, int], str]:
 def over_time(site: Site) -> tuple[Path, str]:
     where = site.study("over_time", LONG, together=1, minutes=1)
     process = site.start(where, "--", LONG_RUN)
-    os.kill(site.training(where), signal.SIGSTOP)  # a training that would take for ever
+    os.kill(site.training(where), signal.SIGSTOP)  # so that it never finishes in time
     return where, site.end(where, process)
 
 
@@ -199,11 +199,11 @@ def requeued(site: Site) -> tuple[Path, str]:
 
 
 def killed(site: Site) -> tuple[Path, str, str]:
-    """Snakemake is killed and started again while its job runs, and once more when that has ended."""
+    """Snakemake is killed, restarted while its job still runs, and restarted again after the job has ended."""
     where = site.study("killed", LONG, together=1)
     process = site.start(where, "--", LONG_RUN)
     training = site.training(where)
-    os.kill(training, signal.SIGSTOP)  # it shall be there when Snakemake comes again
+    os.kill(training, signal.SIGSTOP)  # so that it still runs when Snakemake is restarted
     process.kill()
     process.wait()
     early = site.run(where, "--", LONG_RUN, ok=False)
@@ -218,8 +218,8 @@ def site(root, tmp_path_factory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("slurm")
     command = [sys.executable, str(root / "tests" / "slurm" / "cluster.py"), str(folder / "cluster")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        said = process.stdout.readline()  # its stdin is ours: when this process dies, the cluster ends
-        if not said.startswith("export "):
+        answer = process.stdout.readline()  # its stdin is ours: when this process dies, the cluster ends
+        if not answer.startswith("export "):
             pytest.fail("no Slurm: see the message above")
         yield Site(root, folder, cluster.environment(folder / "cluster"))
         process.stdin.close()
@@ -227,35 +227,35 @@ def site(root, tmp_path_factory) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def happened(site) -> Iterator[dict[str, Callable]]:
-    """What came of each study: a function that waits for it. All start from the same data, made here."""
+def results_of(site) -> Iterator[dict[str, Callable]]:
+    """For each study, a function that waits for its result. All start from the same data, created here."""
     data = site.study("data", LONG)
     effects = "results/simulation_sams/splits/simulation_sams-cells20-draw0/given/effects.h5ad"
     site.run(data, "--cores", "2", "--", effects, local=True)
     site.data = data
-    studies = (over_time, requeued, killed, broken, undisturbed, whole)
+    studies = (over_time, requeued, killed, failed, undisturbed, complete)
     with ThreadPoolExecutor(len(studies)) as pool:
         yield {study.__name__: pool.submit(study, site).result for study in studies}
 
 
 @pytest.fixture(scope="module")
-def reference(happened) -> dict[str, bytes]:
-    return made(happened["undisturbed"]())
+def reference(results_of) -> dict[str, bytes]:
+    return settled(results_of["undisturbed"]())
 
 
-def test_a_study_from_end_to_end(site, happened):
-    where, text = happened["whole"]()
+def test_a_study_from_end_to_end(site, results_of):
+    where, text = results_of["complete"]()
     assert "100%" in text
     scores = read(where / "results/simulation_sams/scores.tsv")
     assert {"cond_vae-cells20-draw0", "sams_vae_corr-cells20-draw0"} <= set(scores["run"])
-    (job,) = site.jobs(where)  # the two trainings share it: one card, and the time of six
+    (job,) = site.jobs(where)  # the two trainings share it: one GPU, and the time limit for six
     assert (job["tres-per-job"], job["timelimit"], job["minmemory"]) == ("gres:gpu:1", "3:00:00", "16000M")
     assert job["partition"] == "gpu" and job["state"] == "COMPLETED"
 
 
-def test_one_of_several_that_fails_says_why_and_is_tried_again_alone(site, happened):
-    """The others have their results at once; what was wrong is mended, and the same command trains that one alone."""
-    where, early, others, late = happened["broken"]()
+def test_a_run_that_fails_among_several_names_the_reason_and_is_retried_alone(site, results_of):
+    """The other runs have their results at once; after the fix, the same command trains only the failed one."""
+    where, early, others, late = results_of["failed"]()
     first, second = site.jobs(where)
     assert "rule_train_together_" in first["comment"] and "rule_train_wildcards_" in second["comment"]
     assert (first["state"], second["state"]) == ("COMPLETED", "COMPLETED")
@@ -264,62 +264,63 @@ def test_one_of_several_that_fails_says_why_and_is_tried_again_alone(site, happe
     (again,) = set(re.findall(r"cpa_vae_mf-cells20-draw0 failed. To rerun it alone: (.+)", early))
     assert again.endswith(f"--configfile config.yaml -- {RUNS}/cpa_vae_mf-cells20-draw0/scores.tsv")
     assert f"snakemake --workflow-profile {where}/profile" in again
-    assert again in log_of(where, "cpa_vae_mf-*")  # so does the submission itself, which was called otherwise
+    # the log of the submission names it too, although Snakemake had other arguments there
+    assert again in log_of(where, "cpa_vae_mf-*")
     assert "1 of 1 steps (100%) done" in late
     done = {path.parent.name for path in others if path.name == "scores.tsv"}
     assert done == {"cond_vae-cells20-draw0", "sams_vae_corr-cells20-draw0"}
-    assert others == {path: path.stat().st_mtime_ns for path in others}  # nothing of theirs was made again
+    assert others == {path: path.stat().st_mtime_ns for path in others}  # their files were not rewritten
     assert (where / RUNS / "cpa_vae_mf-cells20-draw0" / "scores.tsv").is_file()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-ins have the numbers of real cards")
-def test_a_training_takes_the_card_of_its_job(site, happened):
-    """Once for those that share a job, and the one that has a job of its own."""
-    where, *_ = happened["broken"]()
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-ins have the numbers of real GPUs")
+def test_a_training_uses_the_gpu_of_its_job(site, results_of):
+    """One warning in the log of the shared job, and one in the log of the run with a job of its own."""
+    where, *_ = results_of["failed"]()
     for run in ("simulation_sams-cells20-draw0.given.0", "cpa_vae_mf-*"):
         assert len(re.findall(r"torch cannot use GPU \d,", log_of(where, run))) == 1, run
 
 
-def test_a_card_is_chosen_within_what_slurm_gives(site, root, tmp_path):
-    """Two jobs of a card each, and one of two cards whose two processes share them out, all at the same time."""
+def test_a_gpu_is_chosen_from_those_that_slurm_grants(site, root, tmp_path):
+    """Two jobs with one GPU each and a job with two GPUs for its two processes, all at the same time."""
     hold = (
         "import os, sys, time; sys.path.insert(0, 'src'); from samsvae.study.gpus import hold_gpus\n"
-        "with hold_gpus() as cards:\n"
-        "    print(cards[0], os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
+        "with hold_gpus() as gpus:\n"
+        "    print(gpus[0], os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
         "    while not os.path.exists(sys.argv[1]): time.sleep(0.1)"
     )
     steps = [["--gpus=1"], ["--gpus=1"], ["--gpus=2", "--ntasks=2"]]
     commands = [["srun", "--mem=500", *step, sys.executable, "-c", hold, str(tmp_path / "go")] for step in steps]
     jobs = [subprocess.Popen(c, env=site.env, cwd=root, stdout=subprocess.PIPE, text=True) for c in commands]
-    said = [job.stdout.readline().split() for job in (*jobs, jobs[-1])]  # the last has two processes
+    printed = [job.stdout.readline().split() for job in (*jobs, jobs[-1])]  # the last has two processes
     (tmp_path / "go").touch()
     assert [job.wait(100) for job in jobs] == [0, 0, 0]
-    assert all(held == visible for held, visible in said)
-    one, other, *both = (held for held, _ in said)
-    # Slurm numbers the cards of the machine, since nothing here hides the others from a job
+    assert all(held == visible for held, visible in printed)
+    one, other, *both = (held for held, _ in printed)
+    # Slurm uses the machine's numbers of GPUs, because nothing hides the other GPUs from a job here
     assert len({one, other, *both}) == 4
 
 
-def test_at_its_time_limit_a_training_keeps_its_state_and_the_next_try_goes_on(site, happened, reference):
-    where, text = happened["over_time"]()
+def test_a_training_at_its_time_limit_saves_its_state_and_the_retry_resumes(site, results_of, reference):
+    where, text = results_of["over_time"]()
     first, second = site.jobs(where)
     assert (first["state"], first["timelimit"], first["minmemory"]) == ("TIMEOUT", "1:00", "16000M")
     assert (second["state"], second["timelimit"], second["minmemory"]) == ("COMPLETED", "2:00", "32000M")
     (stopped,) = re.findall(r"^\S+ ERROR stopped by SIGTERM at step (\d+) of 1500", text, flags=re.M)
     assert 0 < int(stopped) < 1500 and f"resumed at step {stopped} of 1500" in log_of(where)
-    assert made(where) == reference
+    assert settled(where) == reference
 
 
-def test_a_job_that_is_requeued_goes_on(site, happened, reference):
-    where, text = happened["requeued"]()
+def test_a_requeued_job_resumes(site, results_of, reference):
+    where, text = results_of["requeued"]()
     (job,) = site.jobs(where)
     assert job["state"] == "COMPLETED" and "Error" not in text
     assert re.search(r"resumed at step [1-9]\d* of 1500", log_of(where))
-    assert made(where) == reference
+    assert settled(where) == reference
 
 
-def test_snakemake_killed_and_started_again_trains_nothing_twice(site, happened, reference):
-    where, early, late = happened["killed"]()
-    assert "locked" in early  # it does not start a second job beside the one that runs
+def test_snakemake_killed_and_restarted_trains_nothing_twice(site, results_of, reference):
+    where, early, late = results_of["killed"]()
+    assert "locked" in early  # it starts no second job while the first one runs
     assert "Nothing to be done" in late and len(site.jobs(where)) == 1
-    assert made(where) == reference
+    assert settled(where) == reference

@@ -1,4 +1,4 @@
-"""The workflow itself, by Snakemake: plans of the papers, a whole study at the smallest size, reruns, own screens."""
+"""The workflow, run by Snakemake: plans of the papers, a complete study at the smallest size, reruns, own screens."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def snakemake(root: Path, where: Path, *arguments: str, config: Path | None = No
 
 
 def planned(text: str) -> dict[str, int]:
-    """Jobs by rule of a dry run; {} where there is nothing to be done."""
+    """Number of jobs of each rule in a dry run; {} if there is nothing to be done."""
     table = text.rpartition("Job stats:")[2].partition("total")[0] if "Job stats:" in text else ""
     return {name: int(count) for name, count in re.findall(r"^([\w-]+)\s+(\d+)$", table, flags=re.M)}
 
@@ -67,7 +67,7 @@ def planned(text: str) -> dict[str, int]:
     ("config", "trainings", "replogle"),
     [("config.yaml", 180 + 2 * 1125 + 200 + 90, 180), ("core.yaml", 90 + 2 * 225 + 290, 90)],
 )
-def test_the_papers_are_planned_whole(root, tmp_path, config, trainings, replogle):
+def test_the_papers_are_planned_completely(root, tmp_path, config, trainings, replogle):
     plan = planned(snakemake(root, tmp_path, "--dry-run", config=root / "config" / config))
     assert plan["train"] == trainings
     assert plan["download_source"] == 2 and plan["filter_replogle"] == plan["filter_norman"] == 1
@@ -80,7 +80,7 @@ def test_the_papers_are_planned_whole(root, tmp_path, config, trainings, replogl
     assert one["train"] == replogle
 
 
-def test_a_gpu_is_asked_for_by_training_alone(root, tmp_path):
+def test_only_trainings_request_a_gpu(root, tmp_path):
     text = snakemake(root, tmp_path, "--dry-run", config=root / "tests" / "smoke.yaml")
     rules = {rule for rule, body in re.findall(r"^rule (\w+):\n((?:    .*\n)+)", text, flags=re.M) if "gpu=1" in body}
     assert rules == {"train"}
@@ -102,8 +102,8 @@ def test_a_wrong_configuration_is_one_sentence(root, tmp_path, change, said):
     assert said in text and "Traceback" not in text
 
 
-def test_another_address_is_no_reason_to_fetch_a_source_again(root, tmp_path):
-    """A mirror is added after the download: the verified file stays. Another checksum is another file."""
+def test_a_new_address_does_not_download_a_source_again(root, tmp_path):
+    """A mirror added after the download changes nothing; a new checksum means a new file."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "a.h5ad").write_bytes(b"a source")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
@@ -130,13 +130,13 @@ def test_another_address_is_no_reason_to_fetch_a_source_again(root, tmp_path):
 
 
 def jobs_of(text: str, rule: str) -> set[str]:
-    """The runs that a dry run has jobs of a rule for."""
+    """The runs for which a dry run has jobs of a rule."""
     bodies = re.findall(rf"^rule {rule}:\n((?:    .*\n)+)", text, flags=re.M)
     return {re.search(r"wildcards: .*run=(\S+)", body).group(1) for body in bodies}
 
 
-def test_a_figure_asks_for_the_first_seed_of_every_setting(root, tmp_path):
-    """Which setting is shown is known after training alone: each has the files that are needed, whatever its seeds."""
+def test_a_figure_needs_the_first_seed_of_every_setting(root, tmp_path):
+    """Only training decides which setting is shown, so every setting gets the files, for its first seed."""
     config = yaml.safe_load((root / "tests" / "smoke.yaml").read_text())
     config["settings"]["replogle"]["grid"] = [
         {"model": "sams_vae_corr", "mask_prior": [0.1], "seed": [0, 1]},
@@ -148,18 +148,18 @@ def test_a_figure_asks_for_the_first_seed_of_every_setting(root, tmp_path):
     expected = {"sams_vae_corr-alpha0.1-seed0", "sams_vae_corr-alpha0.2-seed2", "sams_vae_mf-alpha0.1-seed0"}
     assert jobs_of(text, "test_model_expression") == expected
     text = snakemake(root, tmp_path, "--dry-run", "--", "replogle_effects", config=tmp_path / "seeds.yaml")
-    assert len(jobs_of(text, "train")) == 4 and "collect" not in planned(text)  # no training for the table's sake
+    assert len(jobs_of(text, "train")) == 4 and "collect" not in planned(text)  # not for the score table
 
 
-def test_an_experiment_by_name_is_all_its_figures(root, tmp_path):
+def test_the_target_of_an_experiment_is_all_its_figures(root, tmp_path):
     text = snakemake(root, tmp_path, "--dry-run", "--", "norman_ood", config=root / "tests" / "smoke.yaml")
     plan = planned(text)
     assert all(plan[f"norman_ood_{figure}"] == 1 for figure in FIGURES["norman_ood"])
     assert plan["collect"] == 1 and not any(name.startswith("replogle_") for name in plan)
 
 
-def test_two_screens_of_ones_own_are_two_experiments(root, tmp_path):
-    """Each with the figures that its data allow, and no figure of one trains the other."""
+def test_two_own_screens_are_two_experiments(root, tmp_path):
+    """Each gets the figures that its data allow, and a figure of one does not train the other."""
     grid = [{"model": ["sams_vae_corr", "cond_vae"], "seed": [0]}]
     config = {"experiments": ["thp1", "my-k562"], "pathvars": {"results": "own"}}
     config["settings"] = {name: {"screen": name, "grid": grid} for name in config["experiments"]}
@@ -189,13 +189,13 @@ def test_the_slurm_profile_plans_every_job_with_its_resources(root, tmp_path):
         assert ("gpu=1" in body) == (name == "train_together"), name
 
 
-def test_an_unknown_run_is_refused_with_the_nearest(root, tmp_path):
+def test_an_unknown_run_is_an_error_that_names_the_nearest(root, tmp_path):
     target = "results/replogle/runs/sams_vae_corr-latents100-alpha0.01-seed7/model.pt"
     text = snakemake(root, tmp_path, "--dry-run", "--", target, ok=False)
     assert "has no run 'sams_vae_corr-latents100-alpha0.01-seed7'" in text and "Did you mean" in text
 
 
-# ---- a whole study -------------------------------------------------------------------------------------------------
+# ---- a complete study ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def study(checkout, tmp_path_factory) -> Path:
     """The folder of a finished smoke study."""
     where = tmp_path_factory.mktemp("study")
     text = snakemake(checkout, where, "--", "all", "report", config=checkout / "tests" / "smoke.yaml")
-    assert "100%" in text and text.count("No GPU") == 1  # said once, not by every training
+    assert "100%" in text and text.count("No GPU") == 1  # printed once, not by every training
     return where
 
 
@@ -224,7 +224,7 @@ def plan_of(checkout: Path, study: Path, *arguments: str, config: Path | None = 
 
 
 @pytest.mark.slow
-def test_every_figure_has_picture_print_and_data(study):
+def test_every_figure_has_png_pdf_and_data(study):
     for experiment, figures in FIGURES.items():
         folder = study / "results" / "figures" / experiment
         assert {path.stem for path in folder.glob("*.png")} == set(figures)
@@ -233,12 +233,12 @@ def test_every_figure_has_picture_print_and_data(study):
             assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
             data = list(folder.glob(f"{figure}*.tsv"))
             empty = {path.name for path in data if len(path.read_text().splitlines()) < 2}
-            # a miniature has no published numbers next to it, and no screen but Replogle's an annotation
+            # a miniature has no published numbers, and only Replogle's screen has an annotation
             assert data and empty <= {"combinations.published.tsv", "masks.accuracy.tsv", "masks.pathway.tsv"}, figure
 
 
 @pytest.mark.slow
-def test_tables_are_whole_and_finite(study):
+def test_tables_are_complete_and_finite(study):
     for name in EXPERIMENTS:
         folder = study / "results" / name
         grid, scores = read(folder / "grid.tsv"), read(folder / "scores.tsv")
@@ -253,7 +253,7 @@ def test_tables_are_whole_and_finite(study):
 
 
 @pytest.mark.slow
-def test_baselines_stand_beside_the_models(study):
+def test_score_tables_contain_the_baselines(study):
     scores = read(study / "results" / "norman_ood" / "scores.tsv")
     base = scores[scores["method"] == "baseline"]
     assert {"mean_of_perturbations", "additive", "intercept_nb"} <= set(base["model"])
@@ -261,7 +261,7 @@ def test_baselines_stand_beside_the_models(study):
 
 
 @pytest.mark.slow
-def test_the_report_holds_every_figure(study):
+def test_the_report_contains_every_figure(study):
     page = (study / "results" / "report.html").read_text()
     for experiment, figures in FIGURES.items():
         for figure in figures:
@@ -272,7 +272,7 @@ def test_the_report_holds_every_figure(study):
 
 @pytest.mark.slow
 def test_a_preview_shows_what_has_finished(checkout, study, tmp_path):
-    """The page from some of the runs, marked as such; the figures of the study stay as they are."""
+    """The page shows the finished runs and says so; the figures of the study do not change."""
     results = tmp_path / "results"
     shutil.copytree(study / "results", results, ignore=shutil.ignore_patterns(".trained", ".scored"))
     for run in ("cond_vae-seed0", "sams_vae_corr-alpha0.1-seed1"):
@@ -309,7 +309,7 @@ def test_one_figure_by_name_is_one_job(checkout, study):
 
 
 @pytest.mark.slow
-def test_a_changed_setting_reruns_what_it_touches(checkout, study, tmp_path):
+def test_a_changed_setting_reruns_only_what_depends_on_it(checkout, study, tmp_path):
     changed = yaml.safe_load((checkout / "tests" / "smoke.yaml").read_text())
     changed["settings"]["replogle"]["grid"][1]["seed"] = [0, 2]
     (tmp_path / "seed.yaml").write_text(yaml.safe_dump(changed))
@@ -319,7 +319,7 @@ def test_a_changed_setting_reruns_what_it_touches(checkout, study, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_edit_reruns_what_it_concerns(checkout, study):
+def test_an_edit_reruns_only_what_depends_on_it(checkout, study):
     figure = checkout / "src" / "samsvae" / "figures" / "masks.py"
     before = figure.read_text()
     figure.write_text(before + "\n# a comment changes nothing\n")
@@ -337,12 +337,12 @@ def test_an_edit_reruns_what_it_concerns(checkout, study):
     snakemake(checkout, study, "--", f"{run}/scores.tsv", config=checkout / "tests" / "smoke.yaml")
     log = (study / "results/logs/simulation_sams/train/sams_vae_corr-cells20-draw0.log").read_text()
     scoring.write_text(before)
-    assert "already trained" in log and "steps/s" not in log  # scored anew, not trained anew
+    assert "already trained" in log and "steps/s" not in log  # scored again, not trained again
     assert (study / run / "model.pt").read_bytes() == weights
 
 
 @pytest.mark.slow
-def test_svae_plus_with_pairs_in_the_summed_encoding_is_refused(checkout, study, tmp_path):
+def test_svae_plus_with_pairs_in_the_sum_encoding_is_an_error(checkout, study, tmp_path):
     changed = yaml.safe_load((checkout / "tests" / "smoke.yaml").read_text())
     changed["settings"]["norman_ood"]["grid"] = [
         {"model": ["svae_plus"], "encoding": ["sum"], "split_seed": [0], "fraction": [0, 1]}
@@ -354,8 +354,8 @@ def test_svae_plus_with_pairs_in_the_summed_encoding_is_refused(checkout, study,
 
 
 @pytest.mark.slow
-def test_runs_that_share_a_process_are_those_of_jobs_of_their_own(checkout, study, tmp_path):
-    """The same bytes in the tables, and one start in place of several; a new seed trains nothing but itself."""
+def test_runs_that_share_a_process_equal_runs_in_separate_jobs(checkout, study, tmp_path):
+    """The tables have the same bytes, with one start instead of several; a new seed trains only its own run."""
     config = yaml.safe_load((checkout / "tests" / "smoke.yaml").read_text())
     config |= {"runs_per_job": 3, "experiments": ["replogle"], "pathvars": {"results": "batched"}}
     path = tmp_path / "batched.yaml"
@@ -368,7 +368,7 @@ def test_runs_that_share_a_process_are_those_of_jobs_of_their_own(checkout, stud
     states = pd.concat([read(file) for file in (study / "batched/replogle/together").glob("*.tsv")])
     assert len(states) == 5 and set(states["state"]) == {"done"}
     weights = study / "batched/replogle/runs/svae_plus-b5-seed0/.trained/model.pt"
-    before = weights.stat().st_ino  # Snakemake sets the time of an output, and so that of its second name
+    before = weights.stat().st_ino  # not its time, which Snakemake sets with that of the linked output
     config["settings"]["replogle"]["grid"][2]["seed"] = [0, 1]
     path.write_text(yaml.safe_dump(config))
     snakemake(checkout, study, "--", target, config=path)
@@ -382,7 +382,7 @@ def test_runs_that_share_a_process_are_those_of_jobs_of_their_own(checkout, stud
     cost = read(study / "batched/replogle/cost.tsv").set_index("run")
     assert cost["job"].nunique() == 2 and cost.loc["svae_plus-b5-seed1", "job"].startswith("together/")
     assert (cost["job_seconds"] > cost["seconds"]).all()
-    # one that failed there is trained by the next call, alone
+    # a run that failed there is trained by the next call in a job of its own
     mark = next((study / "batched/replogle/together").glob("*.1.tsv"))
     state = mark.stat()
     mark.write_text(mark.read_text().replace("svae_plus-b5-seed1\tdone", "svae_plus-b5-seed1\tfailed"))
@@ -397,8 +397,8 @@ def test_runs_that_share_a_process_are_those_of_jobs_of_their_own(checkout, stud
 
 
 @pytest.mark.slow
-def test_weights_of_the_release_are_scored_as_those_of_a_training(checkout, study, tmp_path):
-    """The same weights by way of the release's form: the same scores, and a place in tables and figures."""
+def test_weights_of_the_release_get_the_scores_of_trained_ones(checkout, study, tmp_path):
+    """The same weights in the format of the release get the same scores and a place in tables and figures."""
     rows = {"sams_vae_corr": {"mask_prior": 0.1}, "cpa_vae_corr": {}, "svae_plus": {"beta_b": 5}}
     first = {"sams_vae_corr": "sams_vae_corr-alpha0.1-seed0", "cpa_vae_corr": "cpa_vae_corr-seed0"}
     first["svae_plus"] = "svae_plus-b5-seed0"
@@ -435,12 +435,12 @@ def test_weights_of_the_release_are_scored_as_those_of_a_training(checkout, stud
     (tmp_path / "release.yaml").write_text(yaml.safe_dump(config))
     target = "results/replogle/runs/sams_vae_corr-from_sams_vae_corr_best-seed0/model.pt"
     text = snakemake(checkout, study, "--", target, config=tmp_path / "release.yaml", ok=False)
-    assert "sams_vae_corr best.ckpt: mask_prior is 0.1 in the weights, but 0.2 is asked for" in text
+    assert "sams_vae_corr best.ckpt: mask_prior is 0.1 in the weights, but 0.2 is expected" in text
 
 
 # ---- real cells ----------------------------------------------------------------------------------------------------
 
-#: Short trainings: what they reach is in the tests below, for these steps and this seed.
+#: Short trainings; the tests below hold for these steps and this seed.
 REAL = {
     "experiments": ["custom"],
     "pathvars": {"results": "results"},
@@ -462,7 +462,7 @@ REAL = {
 
 
 def own_screen(root: Path, where: Path, source: Path, options: dict) -> Path:
-    """Run the example's configuration, with short trainings, on a screen; the folder of results."""
+    """Run the example's configuration on a screen, with short trainings; return the folder of results."""
     example = yaml.safe_load((root / "config" / "custom.example.yaml").read_text())
     config = {
         **example,
@@ -486,7 +486,7 @@ def scores_of(results: Path) -> pd.DataFrame:
 
 
 @pytest.mark.slow
-def test_papalexi_whole(root, tmp_path, shared):
+def test_papalexi_end_to_end(root, tmp_path, shared):
     source = shared / "data/real/papalexi2021_thp1_crisprko_20729x299_counts.h5ad"
     example = yaml.safe_load((root / "config" / "custom.example.yaml").read_text())
     results = own_screen(root, tmp_path, source, example["screens"]["custom"]["options"])
@@ -502,7 +502,7 @@ def test_papalexi_whole(root, tmp_path, shared):
 
 
 @pytest.mark.slow
-def test_norman_pairs_whole(root, tmp_path, shared):
+def test_norman_pairs_end_to_end(root, tmp_path, shared):
     source = shared / "data/real/norman2019_k562_crispra_3375x500_counts.h5ad"
     options = {
         "perturbation_column": "condition", "control": ["control"], "separator": "+", "library_size": "total_counts",

@@ -1,10 +1,10 @@
-"""A Slurm of one node on this machine, with stand-ins for graphics cards, for as long as stdin is open.
+"""A Slurm cluster of one node on this machine, with stand-ins for GPUs. It runs as long as stdin is open.
 
-    python tests/slurm/cluster.py FOLDER     # prints what to export; Ctrl-D or Ctrl-C ends it
+    python tests/slurm/cluster.py FOLDER     # prints the variables to export; Ctrl-D or Ctrl-C ends it
 
-It needs the programs of Slurm and munge (Debian: slurmctld slurmd slurm-client munge) and nothing of the system:
-no init, no cgroups, no file outside FOLDER, no fixed port, no root. So it stands beside any other Slurm. Whoever
-starts it holds the other end of stdin: when that process dies, by whatever means, the cluster ends too.
+It needs the programs of Slurm and munge (Debian: slurmctld slurmd slurm-client munge) and nothing else of the system:
+no init, no cgroups, no file outside FOLDER, no fixed port, no root. So it does not interfere with another Slurm. The
+process that starts it holds the other end of stdin: when that process dies, for any reason, the cluster ends too.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-#: Some distributions keep daemons where a user's PATH does not look.
+#: Some distributions install daemons in folders that are not in a user's PATH.
 SEARCH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
-CARDS = 8
+GPUS = 8
 
 
 def missing() -> list[str]:
-    """The programs that are needed and not installed."""
+    """The required programs that are not installed."""
     return [name for name in (*DAEMONS, "sbatch", "srun", "squeue") if not shutil.which(name, path=SEARCH)]
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on."""
+    """Distinct ports that no process listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -43,37 +43,37 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What makes sbatch, squeue and Snakemake talk to the cluster in a folder."""
+    """The environment in which sbatch, squeue and Snakemake talk to the cluster in a folder."""
     names = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
     path = names.get("PATH", os.defpath)
     return {**names, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{folder / 'bin'}{os.pathsep}{path}"}
 
 
 def write_files(folder: Path) -> None:
-    """Configuration, key and stand-ins of the cards."""
-    for name in ("bin", "cards", "munge", "slurmctld", "slurmd"):
+    """Write the configuration, the key and the stand-ins for GPUs."""
+    for name in ("bin", "gpus", "munge", "slurmctld", "slurmd"):
         (folder / name).mkdir(parents=True, mode=0o755)
     key = folder / "munge" / "key"
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
-    # Slurm gives out cards by number only where each is a character device; any will do.
-    for number in range(CARDS):
-        (folder / "cards" / f"card{number}").symlink_to(os.devnull)
+    # Slurm assigns GPUs by number only if each is a character device; any device will do.
+    for number in range(GPUS):
+        (folder / "gpus" / f"gpu{number}").symlink_to(os.devnull)
     host = socket.gethostname().partition(".")[0]
     slurmctld, slurmd = free_ports(2)
-    values = {"host": host, "user": getpass.getuser(), "folder": folder, "cards": CARDS, "last": CARDS - 1}
+    values = {"host": host, "user": getpass.getuser(), "folder": folder, "gpus": GPUS, "last": GPUS - 1}
     values |= {"slurmctld": slurmctld, "slurmd": slurmd}
     for name in ("slurm.conf", "gres.conf"):
         text = (Path(__file__).parent / f"{name}.in").read_text()
         (folder / name).write_text(text.format(**values))
-    # The plugin takes SLURM_CONF from the srun of a job; this one puts it back.
+    # The plugin removes SLURM_CONF before it calls srun in a job; this wrapper sets it again.
     srun = shutil.which("srun", path=SEARCH)
     (folder / "bin" / "srun").write_text(f'#!/bin/sh\nSLURM_CONF={folder / "slurm.conf"} exec {srun} "$@"\n')
     (folder / "bin" / "srun").chmod(0o755)
 
 
 def start(folder: Path, name: str, *arguments: str) -> subprocess.Popen:
-    """A daemon in the foreground, as a child of this process."""
+    """Start a daemon in the foreground, as a child of this process."""
     with open(folder / f"{name}.out", "ab") as out:
         return subprocess.Popen(
             [shutil.which(name, path=SEARCH), *arguments],
@@ -86,7 +86,7 @@ def ask(folder: Path, *command: str) -> subprocess.CompletedProcess:
 
 
 def wait(folder: Path, daemons: list[subprocess.Popen], what: str, *command: str, answer: str = "") -> None:
-    """Until a command succeeds with an answer; RuntimeError with the logs after 30 s or the death of a daemon."""
+    """Wait until a command succeeds with an answer. RuntimeError with the logs after 30 s or if a daemon dies."""
     deadline = time.monotonic() + 30
     while (done := ask(folder, *command)).returncode or answer not in done.stdout:
         dead = [daemon.args[0] for daemon in daemons if daemon.poll() is not None]
@@ -98,7 +98,7 @@ def wait(folder: Path, daemons: list[subprocess.Popen], what: str, *command: str
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """A running cluster; yields the environment for its users. Ends all of its jobs and daemons."""
+    """Run a cluster and yield the environment for its users; at the end, stop all of its jobs and daemons."""
     write_files(folder)
     daemons: list[subprocess.Popen] = []
     munge = folder / "munge"
@@ -120,7 +120,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def end_jobs(folder: Path) -> None:
-    """Cancel all jobs and give them some seconds to go."""
+    """Cancel all jobs and give them ten seconds to end."""
     ask(folder, "scancel", "--signal=KILL", "--full", f"--user={getpass.getuser()}")
     ask(folder, "scancel", f"--user={getpass.getuser()}")
     deadline = time.monotonic() + 10
@@ -138,7 +138,7 @@ def end(daemon: subprocess.Popen) -> None:
 
 
 def end_leftovers(folder: Path) -> None:
-    """Kill what a daemon or a job left behind: the processes that were started with this cluster's configuration."""
+    """Kill the processes that daemons or jobs left behind: those with this cluster's configuration."""
     mark = os.fsencode(f"{folder}{os.sep}")
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -155,7 +155,7 @@ def main() -> None:
         sys.exit(__doc__)
     folder = Path(sys.argv[1]).absolute()
     if folder.exists():
-        sys.exit(f"{folder} exists; name a folder to make.")
+        sys.exit(f"{folder} exists; name a new folder.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.suppress(KeyboardInterrupt), cluster(folder) as env:
         print(f"export SLURM_CONF={env['SLURM_CONF']} PATH={folder / 'bin'}:$PATH", flush=True)
