@@ -85,7 +85,7 @@ def test_the_anndata_is_not_changed(cells):
     assert (cells.X == before.X).all() and cells.layers["counts"].dtype == np.float32
 
 
-def test_effects_have_intervals_in_the_order_asked_for(fitted):
+def test_effects_have_intervals_in_the_requested_order(fitted):
     table = fitted.effects(["a+c", ["d"], "c"], level=0.8, draws=50, cells=10)
     assert list(table.columns) == ["condition", "gene", "effect", "low", "high"]
     assert table["condition"].drop_duplicates().tolist() == ["a+c", "d", "c"]
@@ -157,7 +157,7 @@ def test_the_split_of_genes_split_is_used_for_training(cells, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["sams_vae_corr", "cond_vae", "svae_plus"])
-def test_effects_without_training_cells_are_warned_about(cells, caplog, tmp_path, model):
+def test_effects_without_training_cells_give_a_warning(cells, caplog, tmp_path, model):
     """Without cells only the prior trains the approximate posterior, but the effects look like ordinary ones."""
     unique = model == "svae_plus"
     cells.obs["part"] = np.resize(["train", "train", "val"], cells.n_obs)

@@ -74,7 +74,7 @@ def test_the_grids_have_the_runs_of_the_papers(configuration, files, expected):
         assert len(trainings) == len(of)  # no training has two names
 
 
-def test_core_is_a_part_of_the_whole(configuration):
+def test_the_core_is_part_of_the_complete_grid(configuration):
     """core.yaml has fewer runs than config.yaml, with the same settings."""
     whole, core = (build(Study, configuration(*f)) for f in (["config.yaml"], ["config.yaml", "core.yaml"]))
     for name in ("replogle", "norman_ood", "norman_efficiency"):
@@ -189,7 +189,7 @@ def test_rows_of_the_grid_table(configuration):
     assert len({tuple(row) for row in table.values()}) == 1
 
 
-def test_settings_of_a_run_survive_the_journey_to_its_script(configuration):
+def test_settings_of_a_run_reach_its_script_unchanged(configuration):
     """Snakemake passes them as plain values; the script builds the same settings from them."""
     for run in runs(build(Study, configuration("config.yaml", "demo.yaml")), "simulation_svae"):
         plain = json.loads(json.dumps(run_settings(run)))
@@ -198,7 +198,7 @@ def test_settings_of_a_run_survive_the_journey_to_its_script(configuration):
         assert (plain["run"], plain["model"], plain["encoding"]) == (run.id, run.row, run.encoding)
 
 
-def test_data_and_splits_of_other_settings_have_other_names():
+def test_data_and_splits_with_different_settings_have_different_names():
     """Also if a block sets them as scalars, because files with one name must have one content."""
     found = runs_of(
         gridded(
@@ -420,7 +420,7 @@ def test_no_typo_passes(configuration, name):
     assert passed == []
 
 
-def test_settings_of_a_miniature_are_the_arguments_of_what_makes_it():
+def test_settings_of_a_miniature_are_the_arguments_of_its_function():
     for kind, of in ((ReplogleMiniature, replogle_source), (NormanMiniature, norman_source)):
         known = {item.name: (item.type, item.default) for item in fields(kind)}
         arguments = inspect.signature(of).parameters.values()

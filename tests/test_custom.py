@@ -117,7 +117,7 @@ def two_halves(n=400, genes=80, seed=3):
     )
 
 
-def test_genes_of_training_cells_alone(tmp_path, caplog):
+def test_genes_selected_on_training_cells_only(tmp_path, caplog):
     import scanpy
 
     adata = two_halves()
@@ -160,7 +160,7 @@ def test_the_split_for_choosing_genes_is_written_for_the_kept_cells(tmp_path):
         run(adata, tmp_path, genes=20, **options)
 
 
-def test_most_variable_where_counts_are_tied():
+def test_most_variable_genes_if_counts_are_tied():
     counts = sp.csr_matrix(np.eye(30, 40, dtype=int) + np.r_[[np.arange(40) % 3 * 7]] * (np.arange(30)[:, None] % 2))
     data = Counts(counts, pd.Index(range(30)).astype(str), pd.Index(range(40)).astype(str), "x")
     found = most_variable(data, np.arange(30), 5)

@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def serve(self, body=BODY, end=SIZE, **headers):
-        """What was asked for of `body`, cut off before byte `end`."""
+        """Send the requested part of `body`, cut off before byte `end`."""
         if "Range" not in self.headers:
             return self.answer(200, body[:end], length=len(body), **headers)
         span = {"Content_Range": f"bytes {self.start}-{len(body) - 1}/{len(body)}"}
@@ -113,7 +113,7 @@ def mood(to):
     BEHAVIOURS[name.strip("/")](to)
 
 
-def whole_only(to, body=BODY, end=SIZE):
+def complete_only(to, body=BODY, end=SIZE):
     """A server that does not support ranges."""
     to.answer(200, body[:end], length=len(body))
 
@@ -131,7 +131,7 @@ RIGHT = {
     "/good": lambda to: to.serve(),
     "/cut": lambda to: to.serve(end=GOOD) if not to.nth else to.serve(),
     "/cut-often": lambda to: to.serve(end=to.start + 70_000 + to.nth * 12_345),
-    "/cut-no-range": lambda to: whole_only(to, end=GOOD if not to.nth else SIZE),
+    "/cut-no-range": lambda to: complete_only(to, end=GOOD if not to.nth else SIZE),
     "/refuses-range": lambda to: to.answer(416) if to.start else to.serve(end=GOOD if to.nth < 3 else SIZE),
     "/other-range": lambda to: (
         to.answer(206, BODY[7:], **span(7, SIZE)) if to.start else to.serve(end=GOOD if to.nth < 3 else SIZE)
@@ -188,7 +188,10 @@ NEVER = {
         lambda to: to.serve(OTHER),
         f"md5:{hashlib.md5(OTHER).hexdigest()}|bytes that differ from file.part near",
     ),
-    "/wrong-no-range": (lambda to: whole_only(to, OTHER), "length, but with md5|bytes that differ from file.part near"),
+    "/wrong-no-range": (
+        lambda to: complete_only(to, OTHER),
+        "length, but with md5|bytes that differ from file.part near",
+    ),
     "/wrong-half": (lambda to: to.serve(HALF), f"length, but with md5:{hashlib.md5(HALF).hexdigest()}"),
     "/wrong-chunked-too-long": (lambda to: to.chunked(OTHER + OTHER), "length, but with md5|bytes that differ"),
     "/never-a-range": (
@@ -211,11 +214,11 @@ BEHAVIOURS = {
     "slow": trickle,
     "mood": mood,
     "junk": lambda to: to.chunked(b"try again later " * 5_000),
-    "recants": lambda to: whole_only(
+    "recants": lambda to: complete_only(
         to, BODY[: GOOD - 100_000 * (to.nth + 1)] + OTHER[: SIZE - GOOD + 100_000 * (to.nth + 1)]
     ),
     "wrong-half-later": lambda to: to.serve(HALF, end=1_100_000 if to.nth < 4 else SIZE),
-    "stub": lambda to: whole_only(to, end=GOOD),
+    "stub": lambda to: complete_only(to, end=GOOD),
     "fickle": lambda to: to.serve(np.random.default_rng(to.nth).bytes(SIZE), end=GOOD, ETag=f'"{to.nth}"'),
     "new-version": lambda to: to.serve(BODY if to.nth else OTHER, end=SIZE if to.nth else GOOD, ETag=f'"{to.nth}"'),
     **{path.strip("/"): behaviour for path, behaviour in RIGHT.items()},
@@ -459,7 +462,7 @@ def test_a_server_that_contradicts_itself_cuts_a_part_once(server, target, part)
 
 
 @pytest.mark.parametrize("surplus", [b"", b"garbage"])
-def test_a_whole_part_needs_no_server(target, part, surplus):
+def test_a_complete_part_needs_no_server(target, part, surplus):
     part.write_bytes(BODY + surplus)
     assert fetch("http://127.0.0.1:9/x", target, SIZE, MD5).read_bytes() == BODY
 

@@ -14,7 +14,7 @@ from samsvae.evaluation.model_effects import condition_means, dosage_batch, effe
 
 @pytest.mark.parametrize("name", ROWS)
 def test_means_of_a_condition_do_not_depend_on_other_conditions(name):
-    """Without posterior spread, a condition has the same mean whether it is asked for alone or with others."""
+    """Without posterior spread, a condition has the same mean whether it is requested alone or with others."""
     net = model(name).eval()
     generator = torch.Generator().manual_seed(1)
     for key, parameter in net.named_parameters():

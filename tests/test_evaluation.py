@@ -320,7 +320,7 @@ def test_sampled_expression_follows_the_model(counted, tmp_path):
         assert rows["log_fold_change"]["gene4"] > 1
 
 
-def test_conditions_without_significant_genes_can_be_asked_for(counted):
+def test_conditions_without_significant_genes_can_be_requested(counted):
     """Conditions with most significant genes come first; if none has any, the order of the table stays."""
     made = screen()
     data = differential_expression(made.counts, made.conditions[made.condition], made.genes, control="control")

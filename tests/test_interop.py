@@ -65,7 +65,7 @@ def test_settings_and_weights_come_back(name, n_layers, likelihood):
     assert row_of(got) == name
 
 
-def test_prefixes_arrays_and_whole_checkpoints():
+def test_prefixes_arrays_and_complete_checkpoints():
     net = shaken("sams_vae_corr")
     plain = to_reference(net)
     doubled = {f"loss_module.{k}": v for k, v in plain.items()} | {f"predictor.{k}": v + 1 for k, v in plain.items()}

@@ -77,7 +77,7 @@ def test_the_next_write_removes_what_a_killed_process_left(tmp_path, root):
     assert {p.name for p in tmp_path.iterdir()} == others | {"a.b.tsv"} and path.read_text() == "whole"
 
 
-def test_of_two_that_write_one_path_the_later_wins(tmp_path, monkeypatch):
+def test_the_later_of_two_writers_of_a_path_wins(tmp_path, monkeypatch):
     """As when only Snakemake was killed: its script continues while the next one starts."""
     path = tmp_path / "a.tsv"
     with pytest.raises(FileNotFoundError), atomic(path) as first:
@@ -293,7 +293,7 @@ def snakemake(root: Path, where: Path, *arguments: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_a_file_that_snakemake_has_not_recorded_is_made_again(root, tmp_path):
+def test_a_file_that_snakemake_has_not_recorded_is_remade(root, tmp_path):
     """Snakemake is killed after a file is written and before it is recorded. The file is not trusted, even if empty."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     said = snakemake(root, whole, "--", MADE).communicate()[0]

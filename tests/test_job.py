@@ -120,7 +120,7 @@ def test_a_failed_run_names_its_retry_command_and_resume_step(tmp_path, caplog, 
     assert "resumed at step 4 of" in caplog.text
 
 
-def test_runs_in_one_process_equal_those_in_jobs_of_their_own(tmp_path, caplog):
+def test_runs_in_one_process_equal_runs_in_separate_jobs(tmp_path, caplog):
     """The bytes are the same. A run that fails is reported and does not stop the others."""
     caplog.set_level("INFO")
     found, names = data(tmp_path), ("sams_vae_corr", "svae_plus", "cpa_vae_mf")

@@ -159,7 +159,7 @@ def test_agreement_by_hand():
     assert got["de_auprc"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)  # significant genes have ranks 2, 3, 4
 
 
-def test_agreement_where_none_or_all_are_significant():
+def test_agreement_if_none_or_all_are_significant():
     none = agreement(tables([1.0, 2], [1.0, 1.0]), tables([1.0, 2], [1.0, 1.0]))
     assert np.isnan(none["de_auprc"]) and np.isnan(none["de_sign_accuracy"])
     every = agreement(tables([1.0, 2], [0.0, 0.0]), tables([-1.0, 2], [0.0, 0.0]))

@@ -69,7 +69,7 @@ def test_every_file_and_setting_is_used():
 # ---- names ---------------------------------------------------------------------------------------------------------
 
 
-def test_two_screens_of_ones_own_in_one_study():
+def test_two_own_screens_in_one_study():
     screens = {"a": OWN, "b": {**OWN, "options": {"separator": "+"}}}
     settings = {"thp1": {"screen": "a", "grid": SEEDS}, "my-k562": {"screen": "b", "grid": SEEDS}}
     plan = planned({"experiments": ["thp1", "my-k562"], "screens": screens, "settings": settings})
@@ -81,13 +81,13 @@ def test_two_screens_of_ones_own_in_one_study():
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a b", "a.b", "", "-a", "a/b", "x{y}", "a\nb", "é"])
-def test_a_name_that_cannot_be_a_file_is_refused(name):
+def test_a_name_that_cannot_be_a_file_is_an_error(name):
     with pytest.raises(ConfigError, match="is not allowed as a name"):
         own(name=name)
 
 
 @pytest.mark.parametrize("name", ["data", "figures", "report", "all", "training_curves", "replogle_table1", "preview"])
-def test_a_name_that_is_taken_is_refused(name):
+def test_a_name_that_is_taken_is_an_error(name):
     with pytest.raises(ConfigError, match=f"'{name}' is already the name of"):
         own(name=name)
 
@@ -191,7 +191,7 @@ def test_a_figure_reads_the_first_seed_of_every_setting():
     assert len(own(grid).inputs("thp1", "effects")["effects"]) == 3  # without `shown` every model is a candidate
 
 
-def test_annotation_is_scored_where_there_is_one():
+def test_annotation_is_scored_if_there_is_one():
     annotated = own(options={"annotation": "pathways.tsv"})
     assert annotated.pathway_files("thp1") == [
         f"results/thp1/runs/sams_vae_corr-seed{seed}/pathways.tsv" for seed in (0, 1)
@@ -199,7 +199,7 @@ def test_annotation_is_scored_where_there_is_one():
     assert own().pathway_files("thp1") == []
 
 
-def test_published_numbers_belong_to_the_papers_screens_alone(configuration):
+def test_published_numbers_belong_only_to_the_papers_screens(configuration):
     plan = planned(configuration("config.yaml", "core.yaml"))
     assert plan.inputs("replogle", "scores")["published"] == ["resources/published/replogle_table1.tsv"]
     assert plan.inputs("norman_ood", "combinations")["published"] == ["resources/published/norman_ood.csv"]
@@ -235,7 +235,7 @@ def test_inputs_of_a_run(configuration):
     assert plan.training(wildcards)["config"]["n_layers"] == 1
 
 
-def test_an_unknown_name_is_refused_with_the_nearest(configuration):
+def test_an_unknown_name_is_an_error_that_names_the_nearest(configuration):
     plan = planned(configuration("config.yaml")).plan
     with pytest.raises(ConfigError, match=r"'replogel' is not listed.*Did you mean 'replogle'"):
         plan.experiment("replogel")

@@ -10,11 +10,11 @@ with session(snakemake.log[0]), hold_device(device, jobs_per_gpu) as device:
     from samsvae.evaluation.run import evaluate
     from samsvae.interop.runs import import_checkpoint
 
-    found, made, params = snakemake.input, dict(snakemake.output.items()), snakemake.params
-    import_checkpoint(params.settings, found.checkpoint[0], found.arrays, found.split, device, out=made)
+    found, outputs, params = snakemake.input, dict(snakemake.output.items()), snakemake.params
+    import_checkpoint(params.settings, found.checkpoint[0], found.arrays, found.split, device, out=outputs)
     evaluate(
-        {**found, "model": made["model"]},
-        made,
+        {**found, "model": outputs["model"]},
+        outputs,
         settings=params.evaluation,
         simulated=params.simulated,
         device=device,

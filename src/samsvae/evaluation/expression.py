@@ -19,7 +19,7 @@ from samsvae.training.checkpoint import load
 def model_expression(
     model: str, arrays: str, data: pd.DataFrame, *, settings: Mapping[str, Any], device: str = "cpu"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Differential expression in sampled cells, for the conditions with most significant genes in the data.
+    """Differential expression in sampled cells, for the conditions with the most significant genes in the data.
 
     ``model``, ``arrays``: paths of a checkpoint and of its screen's arrays. ``data``: ``differential_expression`` of
     the data; the Wilcoxon tests with padj < 0.05 choose the ``de_conditions`` conditions. ``settings``: an

@@ -32,7 +32,7 @@ LAST_SUM, LAST_COUNT = 200.0, 400
 class Log2Mean:
     """E log2(1 + scale x) of counts x (..., G) with concentrations theta (G,), as a function of their means (..., G).
 
-    ``largest``: the largest mean that will be asked for. Means below the likelihood's floor count as the floor.
+    ``largest``: the largest mean that will be needed. Means below the likelihood's floor count as the floor.
     """
 
     def __init__(self, theta: Tensor, scale: float, largest: float):

@@ -137,7 +137,7 @@ def effect_draws(
     ``members`` (C, P): indices of the model's perturbations, padded with T. One effect is the mean over ``cells`` of
     the expected transformed counts, minus the same for the dosage ``against`` (P,). Both sides share the noise of their
     cells, so the spread over draws reflects the perturbations' latents and hardly that of cells. The draws of a
-    condition do not depend on which other conditions are asked for. ``summary`` maps the draws (S, G) of one condition
+    condition do not depend on the other conditions in the request. ``summary`` maps the draws (S, G) of one condition
     to the values to return, (s, G).
     """
     device = model.input_mean.device

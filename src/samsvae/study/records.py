@@ -43,12 +43,12 @@ def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def write_run(
-    settings: Mapping[str, Any], made: Checkpoint, result: Trained, device: str, out: Mapping[str, str | Path]
+    settings: Mapping[str, Any], checkpoint: Checkpoint, result: Trained, device: str, out: Mapping[str, str | Path]
 ) -> None:
     """Write the files of a run: its checkpoint (``out["model"]``), history (TSV) and record (``out["run"]``, JSON)."""
-    save(made, out["model"])
+    save(checkpoint, out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
-    n_parameters = sum(parameter.numel() for parameter in made.model.parameters())
+    n_parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     write_json(record(settings, result, device, n_parameters), out["run"])
 
 

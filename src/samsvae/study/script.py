@@ -26,7 +26,7 @@ def session(log: str | Path) -> Iterator[None]:
     These are a SamsvaeError, a stop signal and a full disk. The sentence goes to the log and to stderr. Any other
     error is logged with its traceback and raised again.
     """
-    with stop_signals(interrupt=True) as came:
+    with stop_signals(interrupt=True) as received:
         try:
             _log_to(Path(log))
             _hide_full_disk_tracebacks()
@@ -34,8 +34,8 @@ def session(log: str | Path) -> Iterator[None]:
         except SamsvaeError as error:
             _exit_with(type(error).__name__, str(error), *getattr(error, "__notes__", ()))
         except BaseException as error:
-            if came:  # a library may have turned the signal into an error of its own
-                _exit_with("Interrupted", f"stopped by {came[0]}; no partial file is left.")
+            if received:  # a library may have turned the signal into an error of its own
+                _exit_with("Interrupted", f"stopped by {received[0]}; no partial file is left.")
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 file = error.filename or "a file"
                 sentence = f"{file}: {NO_ROOM[error.errno]}; no partial file is left. Free some space and rerun."

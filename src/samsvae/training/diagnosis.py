@@ -46,7 +46,7 @@ def culprit(
     n_cells: int | None = None,
     warmup: float | Tensor = 1.0,
 ) -> str:
-    """The result of ``diagnose`` for the last of some batches; ``noise`` is in its state before the first of them."""
+    """The result of ``diagnose`` for the last of some batches. ``noise`` must be in its state before the first one."""
     for at in parts:
         batch = cells.batch(at, own=only_own_perturbations(cells, config))
         draw = model.draw(batch, noise, config.particles)

@@ -1,4 +1,4 @@
-"""The training loop: batches on the device, validation after every epoch, and the weights of the best validation.
+"""The training loop: batches on the device, validation between epochs, and the weights of the best validation.
 
 The counts stay on the device, and a batch only indexes them; x is never sampled. Equation numbers: docs/model.md.
 """

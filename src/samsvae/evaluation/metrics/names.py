@@ -5,7 +5,7 @@ from __future__ import annotations
 #: ``published``: as in the papers. ``held-out``: against held-out cells alone.
 PROTOCOLS = ("published", "held-out")
 
-#: Genes per condition, those of largest absolute effect in the data, in the metrics of effects called ``_top20``.
+#: Genes per condition, those with the largest absolute effects in the data, in metrics of effects called ``_top20``.
 TOP = 20
 
 #: Genes per condition in the overlaps of differential expression.

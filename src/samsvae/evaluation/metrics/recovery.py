@@ -38,7 +38,7 @@ def absolute_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def mask_scores(true_mask: np.ndarray, found: np.ndarray, match: Match) -> tuple[float, float, float]:
-    """Precision, recall and F1 of a found mask (T, L') against the true one (T, L), under a match; 0/0 counts as 0.
+    """Precision, recall and F1 of an inferred mask (T, L') against the true one (T, L), under a match; 0/0 counts as 0.
 
     Entries of unmatched learned latents are false positives; entries of unmatched true latents are false negatives.
     """
@@ -48,7 +48,7 @@ def mask_scores(true_mask: np.ndarray, found: np.ndarray, match: Match) -> tuple
 
 
 def all_ones_f1(true_mask: np.ndarray) -> float:
-    """F1 of a mask of ones (recall 1, precision = density), which a found mask has to beat."""
+    """F1 of a mask of ones (recall 1, precision = density), which an inferred mask has to beat."""
     density = np.mean(np.asarray(true_mask, bool))
     return float(2 * density / (1 + density))
 

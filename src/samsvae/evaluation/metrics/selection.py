@@ -11,7 +11,7 @@ from samsvae.errors import DataError, nearest, some
 #: Columns of a score table that describe a row and are never hyper-parameters.
 DESCRIPTION = ("experiment", "run", "checkpoint", "method", "inference", "protocol", "metric", "split", "value")
 
-#: Columns of a grid that name files. The settings in which files differ have columns of their own.
+#: Columns of a grid that name files; the settings in which files differ have separate columns.
 PLACE = ("dataset", "split_name")
 
 
@@ -36,7 +36,7 @@ def best_settings(
     table = _of(scores, metric, split)
     settings = [c for c in table if c not in {*by, *over, *DESCRIPTION}] if settings is None else list(settings)
     columns = [*by, *settings]
-    seeds = summary(table, [*columns, *over]).rename(columns={"mean": "value"})  # one value a seed
+    seeds = summary(table, [*columns, *over]).rename(columns={"mean": "value"})  # one value per seed
     means = summary(seeds, columns)
     most = means.groupby(by, dropna=False)["n"].transform("max") if by else means["n"].max()
     means = means[(means["n"] == most) & (means["n"] > 0)].sort_values("mean", ascending=False, kind="stable")
