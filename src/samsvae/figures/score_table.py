@@ -10,8 +10,8 @@ import pandas as pd
 
 from samsvae.config.zoo import ROWS
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.selection import best_runs, chosen, summary
 from samsvae.evaluation.metrics.table import axis_label
+from samsvae.evaluation.selection import best_runs, chosen, summary
 from samsvae.figures import style
 
 #: metric of the table: (its rows in the scores: metric, split; title; decimals)

@@ -12,7 +12,7 @@ import pandas as pd
 from samsvae.config.grid import Run, grid_table
 from samsvae.config.vocabulary import MASKED
 from samsvae.errors import ConfigError, nearest, some
-from samsvae.evaluation.metrics.selection import shown
+from samsvae.evaluation.selection import shown
 from samsvae.figures.registry import FIGURES
 from samsvae.study.plan import Plan
 
@@ -39,7 +39,7 @@ RESERVED = (
     *("all", "report", "provenance", "cost_table", "write_config", "write_grid", "collect", *ACROSS),
     *("download_source", "verify_source", "make_miniature_replogle", "make_miniature_norman"),
     *("filter_replogle", "filter_norman", "filter_custom", "simulate_sams", "simulate_sparse_shift", "pack_arrays"),
-    *("split_cells", "reference_effects", "test_expression", "pathway_accuracy", "test_model_expression"),
+    *("split_cells", "reference_effects", "data_expression", "pathway_accuracy", "model_expression"),
     *("train", "train_together", "take", "import_checkpoint"),
     *("data", "sources", "figures", "logs", "benchmarks", "preview"),
 )
