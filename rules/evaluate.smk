@@ -2,7 +2,7 @@
 
 
 rule pathway_accuracy:
-    """Score how well the masks of a run predict the annotation of its perturbations, and a null of permuted labels."""
+    """Score how well the masks of a run predict the annotation of its perturbations, against permuted labels."""
     input:
         perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
         screen=RUN_INPUT["screen"],
@@ -60,7 +60,7 @@ rule collect:
         "<logs>/{experiment}/collect.log",
     conda:
         "../envs/samsvae.yaml"
-    # params, not inputs: results copied from elsewhere may lack benchmarks, which is no reason to train again
+    # params, not inputs: results copied from elsewhere may lack benchmarks and must not be trained again for that
     params:
         benchmarks=PLAN.benchmarks_of_runs,
         code=code_of("collect"),

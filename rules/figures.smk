@@ -29,7 +29,8 @@ for experiment, figure in PICTURES.every():
             "../workflow/scripts/figure.py"
 
 
-# All figures of an experiment, the names that older versions gave to figures, and one figure of all experiments.
+# Targets for all figures of an experiment, for figures under their names in older versions, and for one figure of all
+# experiments.
 for target, pictures in PICTURES.targets().items():
 
     rule:
@@ -40,7 +41,7 @@ for target, pictures in PICTURES.targets().items():
 
 
 rule cost_table:
-    """What the runs cost: device, steps, seconds, memory, parameters."""
+    """Collect the cost of all runs: device, steps, seconds, memory, parameters."""
     input:
         PLAN.tables(["cost"]),
     output:
@@ -57,7 +58,7 @@ rule cost_table:
 
 
 rule write_config:
-    """The complete configuration in force, as one file."""
+    """Write the complete configuration, after merging, to one file."""
     output:
         "<results>/config.json",
     log:
@@ -73,7 +74,7 @@ rule write_config:
 
 
 rule provenance:
-    """Snakemake's own report: how every figure was made, by which rule, from which files."""
+    """Write Snakemake's own report: how every figure was made, by which rule and from which files."""
     input:
         config="<results>/config.json",
         made=PICTURES.pictures(),
@@ -92,7 +93,7 @@ rule provenance:
 
 
 rule report:
-    """One page with every figure and its caption, the scores, costs and settings."""
+    """Write one page with every figure and its caption, the scores, costs and settings."""
     input:
         config="<results>/config.json",
         cost="<results>/cost.tsv",

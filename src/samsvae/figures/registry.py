@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: What an experiment may have, with the words for it (``samsvae.study.plan`` decides it from the configuration alone).
+#: Features that an experiment may have, in words (``samsvae.study.plan`` derives them from the configuration alone).
 FEATURES = {
     "masks": "a model that infers masks",
     "combinations": "a screen with combinations",
@@ -51,8 +51,8 @@ ROWS = (
 What the screen holds and how it is split. Left: numbers, the origin of the data, and what the filter dropped. **a**,
 cells by their counts in the genes kept. **b**, cells per condition, by kind of condition, sorted. **c**, the share of
 cells in which each gene is detected, against its mean. **d**, cells used for training, validation and testing, in the
-colours of b. If the experiment has several data sets or splits, one of them is shown, which the rows *data set* and
-*split* name; the `summary.tsv` of each split has its numbers.""",
+colours of b. If the experiment has several data sets or splits, one of them is shown; the rows *data set* and *split*
+name it. The `summary.tsv` of each split has its numbers.""",
     ),
     FigureRow(
         "scores",
@@ -68,15 +68,15 @@ colours of b. If the experiment has several data sets or splits, one of them is 
         caption="""\
 *Published protocol: effects of the data from all cells.* One row per model: test IWELBO (higher is better), accuracy
 of predicting the annotation of a perturbation from its mask (if the screen is annotated), and the Pearson correlation
-of the average treatment effects (ATE) of model and data over all perturbations and genes. Settings are those with the
-best mean validation IWELBO. If a model has several runs, the marker is their mean, the thick bar one and the thin bar
-two standard deviations, and each small dot is a run. Baselines are named below the axis, with an arrow if they lie
-beyond its edge: a negative binomial per gene that knows nothing about perturbations or cell states, and the mean of
-all perturbations. A model below them has learned nothing. If the grid varies the amount of data, only runs with the
-most data count.
+of the average treatment effects (ATE) of model and data over all perturbations and genes. Each model is shown with the
+settings of its best mean validation IWELBO. If a model has several runs, the marker is their mean, the thick bar one
+and the thin bar two standard deviations, and each small dot is a run. Baselines are named below the axis, with an
+arrow if they lie beyond its edge: a negative binomial per gene that knows nothing about perturbations or cell states,
+and the mean of all perturbations. A model below them has learned nothing. If the grid varies the amount of data, only
+runs with the most data are used.
 
-Numbers of the paper stand next to ours for the screens that it covers. *Best test* is the paper's rule for the ATE:
-the one run with the best *test* IWELBO, which is not a held-out number. Hollow diamonds are published means: a filled
+For the screens that the paper covers, its numbers stand next to ours. *Best test* is the paper's rule for the ATE:
+the one run with the best *test* IWELBO, so it is not a held-out number. Hollow diamonds are published means: a filled
 circle says that the published mean lies within our mean ± 2 sd, an open circle that it does not. The paper's
 classifier is not public; ours is a cross-validated logistic regression that keeps the guides of one gene together, so
 that column compares less strictly. On a miniature screen the published numbers are printed for orientation only.
@@ -129,7 +129,7 @@ perturbations (rows; those with an annotation, if there are any) on genes (colum
 in the same order and on the same colour scale, both set by the data. **c**, every perturbation and gene, model
 against data, with Pearson's r over all of them; dashed: identity. **d**, Pearson's r over genes for each
 perturbation; dashed: the median. A cloud flatter than the identity means that the model shrinks effects; a high r in
-c with a low one in d means that it mostly separates strong perturbations from weak ones.""",
+c with a low one in d means that the model mostly separates strong perturbations from weak ones.""",
     ),
     FigureRow(
         "expression",
@@ -152,9 +152,9 @@ c with a low one in d means that it mostly separates strong perturbations from w
 perturbations with the most significant genes. Upper row: ATE of the model named on the axis against the data's, one
 point per gene. Lower row: volcano plot of the data against control cells; p-values of 0 are drawn at the smallest
 other one, and the most significant genes are named. Colour: significant (Wilcoxon, Benjamini-Hochberg, padj < 0.05)
-in the data, in cells sampled from the model (as many of each perturbation as of control), in both, or in neither.
+in the data, in cells sampled from the model (as many per perturbation as for control), in both, or in neither.
 Last panel: the share of the data's k genes with the largest absolute Wilcoxon score that are among the model's k;
-mean and quartiles over the perturbations with the most significant genes. Dashed: what chance gives, k over the
+mean and quartiles over the perturbations with the most significant genes. Dashed: expected by chance, k over the
 number of genes.""",
     ),
     FigureRow(
@@ -199,7 +199,7 @@ above 0.5; learned latents are matched to true ones by true positives (the rule 
 the experiment also holds matching by correlation). Dashed: the mask of ones, whose F1 a mask must beat to mean
 anything. MCC: mean absolute correlation of true and learned latents under the best matching. R²: effects of the model
 against the data's (all cells), relative to the control or, without control cells, to the mean of all perturbations. A
-dash: the method has no mask. The papers publish no settings of the eight rows of the SAMS-VAE table for these
+dash: the method has no mask. The papers publish no settings for the eight rows of the SAMS-VAE table on these
 simulations; ours are in the configuration.""",
     ),
     FigureRow(
@@ -212,8 +212,8 @@ simulations; ours are in the configuration.""",
 Validation loss (negative ELBO per cell) against the training step, one line per run; colour is the method, dashes the
 inference; paler lines saw less data. The y-axis leaves out the steep first part, and a last validation that follows
 the one before it within half the usual interval is not drawn (the table has it). Scores use the weights of the lowest
-validation loss: a curve that rises at its end costs nothing; one that still falls means that the run was too short.
-Losses of runs with another KL weight or penalty (β-VAE, sVAE) are not comparable with the rest.""",
+validation loss, so a curve that rises at the end does no harm; one that still falls means that the run was too short.
+Losses of runs with a different KL weight or penalty (β-VAE, sVAE) are not comparable with the rest.""",
     ),
 )
 

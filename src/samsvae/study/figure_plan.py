@@ -34,7 +34,7 @@ ACROSS = {
     "data_cards": ("data_card", ""),
 }
 
-#: Rules, targets and folders of results, after which no experiment may be called.
+#: Rules, targets and folders of results, whose names no experiment may have.
 RESERVED = (
     *("all", "report", "provenance", "cost_table", "write_config", "write_grid", "collect", *ACROSS),
     *("download_source", "verify_source", "make_miniature_replogle", "make_miniature_norman"),
@@ -67,7 +67,7 @@ class FigurePlan:
     # ---- which figures ---------------------------------------------------------------------------------------------
 
     def features(self, experiment: str) -> set[str]:
-        """What an experiment has, of ``registry.FEATURES``, as far as its configuration says."""
+        """The ``registry.FEATURES`` that an experiment has, according to its configuration."""
         found = self.experiments[experiment]
         screen = found[0].screen
         options, kind = screen.options, screen.kind
@@ -145,7 +145,7 @@ class FigurePlan:
         )
 
     def _check_names(self) -> None:
-        """ConfigError where an experiment's name cannot be part of file names, or is already a target or a folder."""
+        """ConfigError if an experiment's name cannot be part of file names, or is already a target or a folder."""
         for name in self.experiments:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise ConfigError(
@@ -202,9 +202,9 @@ class FigurePlan:
     # ---- runs that a figure may show -------------------------------------------------------------------------------
 
     def restricted(self, experiment: str) -> list[Run]:
-        """The runs that figures compare: those with the values of the setting ``compared``, of axes that the grid has.
+        """The runs that figures compare: those with the values in the setting ``compared``, for axes that the grid has.
 
-        ConfigError where the grid has the axis and no run has the value.
+        ConfigError if the grid has the axis but no run has the value.
         """
         found = self.experiments[experiment]
         for axis, value in self.plan.study.settings[experiment].compared.items():
@@ -235,7 +235,7 @@ class FigurePlan:
         return [run for run in self.pinned(experiment) if run.model.mask in MASKED]
 
     def single(self, experiment: str) -> list[Run]:
-        """Candidates for the one run of a figure of one model: the model of the setting ``shown``, or every model."""
+        """Candidates for a figure of a single run: those of the model in the setting ``shown``, or of every model."""
         return self.of_shown(experiment, self.pinned(experiment))
 
     def compared(self, found: list[Run]) -> list[Run]:
@@ -246,7 +246,7 @@ class FigurePlan:
         return [run for run in found if run.row in rows]
 
     def of_shown(self, experiment: str, found: list[Run]) -> list[Run]:
-        """The runs of the model of the setting ``shown``; all of them where there is none."""
+        """The runs of the model in the setting ``shown``; all runs if it is not set."""
         model = self.plan.study.settings[experiment].shown
         return [run for run in found if run.row == model] or found
 
