@@ -73,7 +73,29 @@ def runs(study: Study, name: str) -> list[Run]:
             f"settings.{name}.grid: some runs have a checkpoint and others are trained, and tables would pool them. "
             "Move the runs with a checkpoint to a separate experiment."
         )
+    _check_compared(list(found.values()), experiment.compared, f"settings.{name}.compared", known)
     return list(found.values())
+
+
+def restrict(found: list[Run], compared: typing.Mapping[str, SCALAR]) -> list[Run]:
+    """The runs with these values of the axes of their grid (setting ``compared``); other settings are ignored."""
+    return [
+        run
+        for run, settings in zip(found, grid_table(found), strict=True)
+        if all(settings.get(axis, value) == value for axis, value in compared.items())
+    ]
+
+
+def _check_compared(found: list[Run], compared: dict[str, SCALAR], where: str, known: set[str]) -> None:
+    """ConfigError for an unknown axis, or if the grid has the axis and none of the runs that are left has the value."""
+    for axis, value in compared.items():
+        if axis not in known:
+            raise ConfigError(f"{where}: unknown axis {axis!r}.{nearest(axis, sorted(known))}")
+        left = restrict(found, {axis: value})
+        if not left:
+            values = {settings[axis] for settings in grid_table(found)}
+            raise ConfigError(f"{where}.{axis}: no run has {value!r}.{nearest(value, sorted(values, key=str))}")
+        found = left
 
 
 def _check_block(block: dict[str, Any], where: str, known: set[str]) -> None:
