@@ -98,7 +98,7 @@ def test_an_experiment_is_not_called_like_a_figure_of_another():
         planned({"experiments": list(settings), "screens": {"a": OWN}, "settings": settings})
 
 
-@pytest.mark.parametrize("name", ["test", "test_model", "reference", "training"])
+@pytest.mark.parametrize("name", ["model", "reference", "training"])
 def test_a_figure_is_not_called_like_a_rule_or_target(name):
     with pytest.raises(ConfigError, match=f"'{name}' is not allowed as a name, because its figure would be called"):
         own(name=name)
