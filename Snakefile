@@ -28,7 +28,7 @@ report: "workflow/report/provenance.rst"
 
 
 include: "rules/common.smk"
-include: "rules/data.smk"
+include: "rules/screens.smk"
 include: "rules/simulate.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"

@@ -20,7 +20,7 @@ rule pathway_accuracy:
         "../workflow/scripts/pathway_accuracy.py"
 
 
-rule test_model_expression:
+rule model_expression:
     """Test cells sampled from a run's model for differential expression, as many per condition as for control."""
     input:
         model="<results>/{experiment}/runs/{run}/model.pt",
@@ -38,9 +38,9 @@ rule test_model_expression:
         mem_mb=16000,
     params:
         settings=PLAN.evaluation,
-        code=code_of("test_model_expression"),
+        code=code_of("model_expression"),
     script:
-        "../workflow/scripts/test_model_expression.py"
+        "../workflow/scripts/model_expression.py"
 
 
 rule collect:

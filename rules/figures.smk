@@ -1,5 +1,6 @@
-# One rule per figure of every experiment, named like the target that a person types: EXPERIMENT_FIGURE. The figures and
-# the files that each one needs are listed in samsvae.figures.registry and samsvae.study.figure_plan.
+# One rule per figure of every experiment, named as the target that a person types: EXPERIMENT_FIGURE (Table 1 of the
+# SAMS-VAE paper is replogle_scores). samsvae.figures.registry lists the figures, and samsvae.study.figure_plan finds the
+# files that each is drawn from.
 
 
 for experiment, figure in PICTURES.every():

@@ -215,7 +215,7 @@ def test_quoted_messages_exist(root, name):
 
 
 def metric_rows() -> list[str]:
-    """The table of metrics as docs/results.md shows it."""
+    """The table of metrics as docs/outputs.md shows it."""
     table = pytest.importorskip("samsvae.evaluation.metrics.table")
     return [
         f"| `{row.name}` | {row.label} | {', '.join(row.protocols) or '-'} | {row.better or '-'} | {row.sentence} |"
@@ -224,7 +224,7 @@ def metric_rows() -> list[str]:
 
 
 def test_the_docs_list_every_metric(root):
-    """docs/results.md holds the table of metrics; to update it, paste what this test expects."""
-    text = (root / "docs" / "results.md").read_text()
+    """docs/outputs.md holds the table of metrics; to update it, paste what this test expects."""
+    text = (root / "docs" / "outputs.md").read_text()
     (found,) = re.findall(r"^\| metric \| .*?\n\n", text, flags=re.S | re.M)
     assert found.strip().splitlines()[2:] == metric_rows()

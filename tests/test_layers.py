@@ -15,7 +15,7 @@ import pytest
 LAYERS = (
     *("errors", "version", "text", "signals", "files"),
     *("ops", "config", "models", "data", "screens", "training", "tables", "evaluation", "figures", "study", "interop"),
-    *("api", "pl", "cli"),
+    *("api", "cli"),
 )
 
 

@@ -91,6 +91,16 @@ def test_fewer_folds_for_small_pathways():
         pathway_accuracy(X4, small, GENE, repeats=1, trees=0)
 
 
+def test_two_pathways_of_two_genes_are_enough():
+    """The smallest annotation that can be scored: a fold then trains on two rows, fewer than k-NN's five neighbours."""
+    pathway, gene = np.repeat(["A", "B"], 2), np.array(list("abcd"))
+    features = np.repeat(np.eye(2), 2, axis=0)
+    table = pathway_accuracy(features, pathway, gene, repeats=2, trees=3)
+    assert (table["folds"] == 2).all() and get(table, "logistic") == 1.0
+    null = permutation_null(features, permuted_labels(pathway, gene, n=3), gene, trees=3)
+    assert null["mean"].between(0, 1).all()
+
+
 def test_demo_size_is_fast():
     features = np.clip(RNG.random((50, 100)), 0, 1)
     start = time.process_time()

@@ -98,6 +98,20 @@ def test_an_experiment_is_not_called_like_a_figure_of_another():
         planned({"experiments": list(settings), "screens": {"a": OWN}, "settings": settings})
 
 
+@pytest.mark.parametrize("name", ["model", "reference", "training"])
+def test_a_figure_is_not_called_like_a_rule_or_target(name):
+    with pytest.raises(ConfigError, match=f"'{name}' is not allowed as a name, because its figure would be called"):
+        own(name=name)
+
+
+def test_no_two_targets_have_one_name(configuration):
+    config = configuration("config.yaml")
+    config["experiments"] = ["simulation"]
+    config["settings"]["simulation"] = config["settings"]["simulation_sams"]
+    with pytest.raises(ConfigError, match="would be called 'simulation_recovery'"):
+        planned(config)
+
+
 def test_names_of_rules_and_folders_are_reserved(root):
     named = set()
     for path in (root / "Snakefile", *(root / "rules").glob("*.smk")):
@@ -156,11 +170,36 @@ def test_figures_compare_what_the_configuration_says(configuration):
     assert {run.model.n_layers for run in plan.restricted("norman_ood")} == {1}
     config["settings"]["replogle"]["compared"] = {"n_latent": 99}
     with pytest.raises(ConfigError, match=r"settings.replogle.compared.n_latent: no run has 99.*100, 200"):
-        planned(config).restricted("replogle")
+        planned(config)
+    config["settings"]["replogle"]["compared"] = {"n_latnt": 100}
+    with pytest.raises(ConfigError, match=r"settings.replogle.compared: unknown axis 'n_latnt'.*'n_latent'"):
+        planned(config)
+    grid = [{"model": "cond_vae", "n_latent": [3, 4]}, {"model": "sams_vae_corr", "mask_prior": [0.1], "n_latent": [4]}]
+    with pytest.raises(ConfigError, match=r"compared.mask_prior: no run has 0.2"):
+        own(grid, compared={"n_latent": 4, "mask_prior": 0.2})
 
 
 def test_a_setting_that_is_no_axis_of_the_grid_restricts_nothing():
     assert len(own(compared={"n_latent": 100}).restricted("thp1")) == 4
+
+
+def test_a_fixed_setting_counts_where_another_block_has_an_axis():
+    """The table of scores has a column of the axis, with the value of every run; all figures restrict by it."""
+    grid = [{"model": "cond_vae", "n_latent": [3, 4]}, {"model": "cpa_vae_corr", "n_latent": 5}]
+    assert ids(own(grid, compared={"n_latent": 4}).restricted("thp1")) == ["cond_vae-latents4"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "compared"),
+    [
+        ([{"model": "cond_vae", "n_latent": [3, 4]}, {"model": "sams_vae_corr", "n_latent": [4]}], {"n_latent": 3}),
+        ([{"model": "cond_vae", "test_fraction": 0.1}, {"model": "sams_vae_corr", "test_fraction": 0.2}], {}),
+    ],
+)
+def test_masks_need_a_model_with_masks_among_the_runs_that_figures_show(grid, compared):
+    plan = own(grid, compared=compared)
+    assert "masks" not in plan.figures("thp1")
+    assert all(plan.inputs("thp1", figure) for figure in plan.figures("thp1"))
 
 
 def test_at_most_four_methods_are_compared(configuration):

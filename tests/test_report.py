@@ -132,6 +132,22 @@ def test_links_resolve_and_cover_every_input(study):
     assert any("odd%20name%231" in url for url in urls)
 
 
+def test_ids_are_unique_whatever_experiments_and_figures_are_called(study, tmp_path):
+    names = ("costs", "files", "versions", "content", "data-sets", "costs-table", "data-table")
+    scores = study["experiments"][0].scores
+    entries = [
+        ExperimentEntry(
+            name, "", 1, scores, (figure(tmp_path, name, "scores"), figure(tmp_path, name, "data_card")), ()
+        )
+        for name in names
+    ]
+    page = Page(written(study | {"experiments": entries}))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) and {"costs", "costs.scores"} < set(ids)
+    anchors = [a["href"][1:] for a in page.all("a") if a["href"].startswith("#")]
+    assert set(anchors) <= set(ids) and len(anchors) == len(set(anchors))
+
+
 def test_needs_nothing_from_elsewhere(study):
     text = written(study)
     page = Page(text)
@@ -169,7 +185,7 @@ def test_order_and_headings(study):
     figures = [f["id"] for f in page.all("figure")]
     assert figures == ["first.data_card", "first.odd-name-1", "second-b.data_card", "second-b.odd-name-1"]
     sections = [section["aria-labelledby"] for section in page.all("section")]
-    assert sections == ["first", "second-b", "costs", "data-sets", "versions", "files"]
+    assert sections == ["first", "second-b", "_costs", "_data-sets", "_versions", "_files"]
     order = [tag for tag, _ in page.tags if tag in ("img", "figcaption")]
     assert order[:8] == ["img", "figcaption"] * 4
     assert all(image["alt"].startswith("Figure") for image in page.all("img")[:4])
@@ -389,34 +405,34 @@ def test_browser_shows_images_and_fits_a_phone(opened):
 
 
 def test_browser_sorts(opened):
-    button = "#costs-table thead th:nth-child(2) button"
-    assert opened.run(COLUMN, "costs-table", 1)[:3] == ["0", "1", "2"]
+    button = "#_costs-table thead th:nth-child(2) button"
+    assert opened.run(COLUMN, "_costs-table", 1)[:3] == ["0", "1", "2"]
     opened.click(button)  # numbers: the largest first
-    assert opened.run(COLUMN, "costs-table", 1)[:3] == ["63", "62", "61"]
-    assert opened.run("return document.querySelector('#costs-table th[aria-sort]').ariaSort") == "descending"
+    assert opened.run(COLUMN, "_costs-table", 1)[:3] == ["63", "62", "61"]
+    assert opened.run("return document.querySelector('#_costs-table th[aria-sort]').ariaSort") == "descending"
     opened.click(button)
-    assert opened.run(COLUMN, "costs-table", 1)[:11] == [str(n) for n in range(11)]
-    opened.click("#costs-table thead th:nth-child(1) button")
-    assert opened.run(COLUMN, "costs-table", 0)[:3] == ["model0-seed0", "model0-seed0", "model0-seed1"]
-    assert opened.run("return document.querySelectorAll('#costs-table th[aria-sort]').length") == 1
+    assert opened.run(COLUMN, "_costs-table", 1)[:11] == [str(n) for n in range(11)]
+    opened.click("#_costs-table thead th:nth-child(1) button")
+    assert opened.run(COLUMN, "_costs-table", 0)[:3] == ["model0-seed0", "model0-seed0", "model0-seed1"]
+    assert opened.run("return document.querySelectorAll('#_costs-table th[aria-sort]').length") == 1
 
 
 def test_browser_sorts_from_the_keyboard(opened):
-    opened.run("document.querySelector('#costs-table thead th:nth-child(2) button').focus()")
-    opened.type("#costs-table thead th:nth-child(2) button", "\ue007")
-    assert opened.run(COLUMN, "costs-table", 1)[0] == "63"
+    opened.run("document.querySelector('#_costs-table thead th:nth-child(2) button').focus()")
+    opened.type("#_costs-table thead th:nth-child(2) button", "\ue007")
+    assert opened.run(COLUMN, "_costs-table", 1)[0] == "63"
 
 
 def test_browser_filters_and_shows_more(opened):
-    assert len(opened.run(COLUMN, "costs-table", 0)) == report.SHOWN_ROWS
-    opened.click("#costs ~ .data .more button")
-    assert len(opened.run(COLUMN, "costs-table", 0)) == 64
-    opened.type("#costs ~ .data input", "SEED1 model2")
-    runs = opened.run(COLUMN, "costs-table", 0)
+    assert len(opened.run(COLUMN, "_costs-table", 0)) == report.SHOWN_ROWS
+    opened.click("#_costs ~ .data .more button")
+    assert len(opened.run(COLUMN, "_costs-table", 0)) == 64
+    opened.type("#_costs ~ .data input", "SEED1 model2")
+    runs = opened.run(COLUMN, "_costs-table", 0)
     assert len(runs) == 11 and all("model2" in run and "seed1" in run for run in runs)
-    assert opened.run("return document.querySelector('#costs ~ .data output').value") == "11 of 64 rows match"
-    opened.type("#costs ~ .data input", " nothing")
-    assert opened.run(COLUMN, "costs-table", 0) == []
+    assert opened.run("return document.querySelector('#_costs ~ .data output').value") == "11 of 64 rows match"
+    opened.type("#_costs ~ .data input", " nothing")
+    assert opened.run(COLUMN, "_costs-table", 0) == []
 
 
 def test_browser_opens_a_figure_and_closes_it(opened):

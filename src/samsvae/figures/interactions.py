@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from samsvae.evaluation.metrics.effects import interactions
-from samsvae.evaluation.metrics.selection import shown
+from samsvae.evaluation.selection import shown
 from samsvae.figures.pair_scores import best_rows, core
 from samsvae.figures.runs import frame, of_run, of_split
 from samsvae.screens.screen import read_uns

@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from samsvae.evaluation.collect import collect_scores
-from samsvae.evaluation.metrics.names import MAJORITY
-from samsvae.evaluation.metrics.selection import of_best_settings
+from samsvae.evaluation.metrics.constants import MAJORITY
 from samsvae.evaluation.metrics.table import axis_label
+from samsvae.evaluation.selection import of_best_settings
 from samsvae.figures import heatmaps, style
 from samsvae.figures.runs import models_only, of_run, short_names, shown_run
 from samsvae.screens.screen import read_perturbations

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from samsvae.evaluation.collect import collect_scores
-from samsvae.evaluation.metrics.selection import of_best_settings, relative_to, summary
+from samsvae.evaluation.selection import of_best_settings, relative_to, summary
 from samsvae.figures import style
 from samsvae.figures.runs import models_only
 from samsvae.tables import read

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from samsvae.evaluation.metrics.names import MATCHES
-from samsvae.evaluation.metrics.selection import of_best_settings
+from samsvae.evaluation.metrics.constants import MATCHES
 from samsvae.evaluation.metrics.table import axis_label
+from samsvae.evaluation.selection import of_best_settings
 from samsvae.figures import style
 from samsvae.figures.runs import models_only, replicates
 from samsvae.tables import read

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: Features that an experiment may have, in words (``samsvae.study.plan`` derives them from the configuration alone).
+#: Features that an experiment may have, in words (``samsvae.study.figure_plan`` derives them from the configuration).
 FEATURES = {
     "masks": "a model that infers masks",
     "combinations": "a screen with combinations",
@@ -26,7 +26,7 @@ class FigureRow:
     """One figure.
 
     ``needs``: features without which it is not drawn. ``inputs``: the arguments of its ``tables``, each with the
-    name under which samsvae.study.plan finds its files. ``settings``: its other arguments.
+    name under which samsvae.study.figure_plan finds its files. ``settings``: its other arguments.
     ``saved``: the tables written next to it ('' is FIGURE.tsv, others FIGURE.NAME.tsv). ``caption``: paragraphs of
     plain text with ``**bold**`` and ``*italic*``.
     """

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from samsvae.errors import DataError, nearest
-from samsvae.evaluation.metrics.selection import PLACE, best_settings, chosen, of_best_settings, shown
+from samsvae.evaluation.selection import PLACE, best_settings, chosen, of_best_settings, shown
 from samsvae.figures import style
 
 #: Axes of a grid that set how much data a run sees, with the words for one of their values.

@@ -10,9 +10,10 @@ import pandas as pd
 
 from samsvae.config.zoo import ROWS
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.selection import best_runs, chosen, summary
 from samsvae.evaluation.metrics.table import axis_label
+from samsvae.evaluation.selection import DESCRIPTION, PLACE, best_runs, chosen, summary
 from samsvae.figures import style
+from samsvae.figures.runs import REPLICATES
 
 #: metric of the table: (its rows in the scores: metric, split; title; decimals)
 METRICS = {
@@ -138,7 +139,8 @@ def single_runs(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _varied(scores: pd.DataFrame) -> dict[str, list[str]]:
     """Model -> the settings that differ between its runs."""
-    names = [name for name in WORDS if name in scores]
+    other = {*WORDS, *REPLICATES, *DESCRIPTION, *PLACE, "model"}
+    names = [name for name in WORDS if name in scores] + [name for name in scores if name not in other]
     counts = scores.groupby("model")[names].nunique()
     return {str(model): [name for name in names if row[name] > 1] for model, row in counts.iterrows()}
 

@@ -38,18 +38,18 @@ def tables(
     the screen is the published one, so that differences from the published numbers mean something. compared: values of
     axes of the grid to which the table is restricted.
     """
-    found, amount = of_largest_amount(read(scores))
-    rows = restricted(models_only(found), compared)
+    every = read(scores)
+    rows, amount = of_largest_amount(restricted(models_only(every), compared))
     theirs = replogle_table1(Path(published[0]).parent) if published else None
     best, ours = of_settings(rows, ["model"])
     runs = ours.drop_duplicates("run")
     models = dict(zip(runs["run"], runs["model"], strict=True))
-    places = found[found["run"].isin(models)]
-    splits = set(zip(places["dataset"].astype(str), places["split_name"].astype(str), strict=True))
+    places = pd.Series(list(zip(every["dataset"].astype(str), every["split_name"].astype(str), strict=True)))
+    splits = set(places[every["run"].isin(models)])
     return {
         "table": build_table(rows, best, theirs, comparable=comparable),
         "runs": single_runs(ours),
-        "baselines": baseline_table(found),
+        "baselines": baseline_table(every[places.isin(splits)]),
         "per_condition": conditions.table(per_condition, baseline_conditions, models, splits),
         "comparable": comparable,
         "unit": replicates(runs),

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from samsvae.config.grid import Run, grid_table
+from samsvae.config.grid import Run, grid_table, restrict
 from samsvae.config.vocabulary import MASKED
-from samsvae.errors import ConfigError, nearest, some
-from samsvae.evaluation.metrics.selection import shown
+from samsvae.errors import ConfigError, some
+from samsvae.evaluation.selection import shown
 from samsvae.figures.registry import FIGURES
 from samsvae.study.plan import Plan
 
@@ -34,12 +34,12 @@ ACROSS = {
     "data_cards": ("data_card", ""),
 }
 
-#: Rules, targets and folders of results, whose names no experiment may have.
+#: Rules, targets and folders of results, whose names no experiment and no figure of an experiment may have.
 RESERVED = (
     *("all", "report", "provenance", "cost_table", "write_config", "write_grid", "collect", *ACROSS),
     *("download_source", "verify_source", "make_miniature_replogle", "make_miniature_norman"),
     *("filter_replogle", "filter_norman", "filter_custom", "simulate_sams", "simulate_sparse_shift", "pack_arrays"),
-    *("split_cells", "reference_effects", "test_expression", "pathway_accuracy", "test_model_expression"),
+    *("split_cells", "reference_effects", "data_expression", "pathway_accuracy", "model_expression"),
     *("train", "train_together", "take", "import_checkpoint"),
     *("data", "sources", "figures", "logs", "benchmarks", "preview"),
 )
@@ -62,6 +62,9 @@ class FigurePlan:
     def __init__(self, plan: Plan, *, resources: str | Path, out: str | Path | None = None):
         self.plan, self.resources, self.out = plan, Path(resources), Path(out or plan.results)
         self.experiments = {name: list(found.values()) for name, found in plan.runs.items()}
+        self._restricted = {
+            name: restrict(found, plan.study.settings[name].compared) for name, found in self.experiments.items()
+        }
         self._check_names()
 
     # ---- which figures ---------------------------------------------------------------------------------------------
@@ -73,7 +76,7 @@ class FigurePlan:
         options, kind = screen.options, screen.kind
         simulated = kind.startswith("simulate")
         has = {
-            "masks": any(run.model.mask in MASKED for run in found),
+            "masks": bool(self.masked(experiment)),
             "combinations": kind == "norman" or bool(getattr(options, "separator", "")),
             "control": not simulated or kind == "simulate_sams" or getattr(options, "n_controls", 0) > 0,
             "counts": kind != "simulate_sams",
@@ -88,7 +91,9 @@ class FigurePlan:
         return screen.kind == "replogle" or bool(getattr(screen.options, "annotation", None))
 
     def figures(self, experiment: str) -> list[str]:
-        """The figures that an experiment gets, in reading order."""
+        """The figures that an experiment gets, in reading order; none without a run to compare."""
+        if not self.restricted(experiment):
+            return []
         has = self.features(experiment)
         return [name for name, row in FIGURES.items() if has.issuperset(row.needs)]
 
@@ -152,11 +157,17 @@ class FigurePlan:
                     f"experiments: {name!r} is not allowed as a name. Allowed: letters, digits, '-' and '_', with a "
                     "letter or digit first."
                 )
-        taken = {*RESERVED, *ALIASES, *(f"{experiment}_{figure}" for experiment, figure in self.every())}
-        if clash := sorted(taken.intersection(self.experiments)):
+        figures = {f"{experiment}_{figure}": experiment for experiment, figure in self.every()}
+        taken = {*RESERVED, *ALIASES}
+        if clash := sorted({*taken, *figures}.intersection(self.experiments)):
             raise ConfigError(
                 f"experiments: {some(clash)} is already the name of a figure, a target or a folder of results. "
                 "Give the experiment another name."
+            )
+        if clash := sorted(taken.intersection(figures)):
+            raise ConfigError(
+                f"experiments: {figures[clash[0]]!r} is not allowed as a name, because its figure would be called "
+                f"{clash[0]!r}, which is already the name of a rule or target. Give the experiment another name."
             )
 
     # ---- files of a figure -----------------------------------------------------------------------------------------
@@ -202,18 +213,11 @@ class FigurePlan:
     # ---- runs that a figure may show -------------------------------------------------------------------------------
 
     def restricted(self, experiment: str) -> list[Run]:
-        """The runs that figures compare: those with the values in the setting ``compared``, for axes that the grid has.
+        """The runs that figures compare: those with the values in the setting ``compared``.
 
-        ConfigError if the grid has the axis but no run has the value.
+        There are none in a preview before the first of them has finished.
         """
-        found = self.experiments[experiment]
-        for axis, value in self.plan.study.settings[experiment].compared.items():
-            values = set(_values(found, axis))
-            if values and value not in values:
-                known = nearest(value, sorted(values, key=str))
-                raise ConfigError(f"settings.{experiment}.compared.{axis}: no run has {value!r}.{known}")
-            found = [run for run in found if run.axes.get(axis, value) == value]
-        return found
+        return self._restricted[experiment]
 
     def ample(self, experiment: str) -> list[Run]:
         """The runs compared that saw the largest amount of data."""

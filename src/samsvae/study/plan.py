@@ -1,4 +1,4 @@
-"""The plan of a study: its runs, batches, files and figures, looked up by name. Needs no Snakemake.
+"""The plan of a study: its runs, batches and files, looked up by name. Needs no Snakemake.
 
 The rules look files up here with the wildcards of a job (an object with the attributes experiment, run, batch,
 dataset, split or screen: those that the rule has). Paths start with the folder of results.

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from samsvae.evaluation.metrics.selection import DESCRIPTION, PLACE, of_best_settings
 from samsvae.evaluation.metrics.table import metric
+from samsvae.evaluation.selection import DESCRIPTION, PLACE, of_best_settings
 
 #: Rows of one table that the page contains; the TSV has the rest.
 MOST_ROWS = 3000

@@ -22,9 +22,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.names import MAJORITY
+from samsvae.evaluation.metrics.constants import MAJORITY
 
 log = logging.getLogger(__name__)
+
+#: Neighbours of the k-NN classifier; fewer if a fold has fewer training rows.
+NEIGHBOURS = 5
 
 
 def pathway_accuracy(
@@ -130,10 +133,11 @@ def _one_repeat(
 ) -> Iterator[tuple[str, str, float]]:
     """Rows classifier, metric, value for one shuffle of the folds."""
     state = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    models = _classifiers(trees, state, masks)
-    predicted = {name: np.empty_like(pathway) for name in models}
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
-    for train, test in splitter.split(features, pathway, gene):
+    splits = list(splitter.split(features, pathway, gene))
+    models = _classifiers(trees, min(NEIGHBOURS, *(len(train) for train, _ in splits)), state, masks)
+    predicted = {name: np.empty_like(pathway) for name in models}
+    for train, test in splits:
         scaler = None if masks else StandardScaler().fit(features[train])
         x = features if scaler is None else scaler.transform(features)
         for name, model in models.items():
@@ -144,11 +148,11 @@ def _one_repeat(
         yield name, "balanced_accuracy", balanced_accuracy_score(pathway, labels)
 
 
-def _classifiers(trees: int, state: int, masks: bool) -> dict[str, ClassifierMixin]:
+def _classifiers(trees: int, neighbours: int, state: int, masks: bool) -> dict[str, ClassifierMixin]:
     models = {"logistic": LogisticRegression(max_iter=1000)}
     if trees:
         models["forest"] = RandomForestClassifier(trees, random_state=state)
-    return models | {"knn": KNeighborsClassifier(5, metric="hamming" if masks else "euclidean")}
+    return models | {"knn": KNeighborsClassifier(neighbours, metric="hamming" if masks else "euclidean")}
 
 
 def _summary(rows: list[tuple[str, str, float]]) -> pd.DataFrame:

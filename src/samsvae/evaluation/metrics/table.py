@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samsvae.errors import DataError, nearest
-from samsvae.evaluation.metrics.names import CLASSIFIERS, MAJORITY, MATCHES, OVERLAPS, PROTOCOLS, TOP
+from samsvae.evaluation.metrics.constants import CLASSIFIERS, MAJORITY, MATCHES, OVERLAPS, PROTOCOLS, TOP
 
 
 @dataclass(frozen=True)

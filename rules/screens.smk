@@ -224,7 +224,7 @@ rule reference_effects:
         "../workflow/scripts/reference_effects.py"
 
 
-rule test_expression:
+rule data_expression:
     """Test every condition of the data against control for differential expression: Wilcoxon and t-test."""
     input:
         "<results>/data/{dataset}/screen.h5ad",
@@ -237,6 +237,6 @@ rule test_expression:
     resources:
         mem_mb=16000,
     params:
-        code=code_of("test_expression"),
+        code=code_of("data_expression"),
     script:
-        "../workflow/scripts/test_expression.py"
+        "../workflow/scripts/data_expression.py"

@@ -9,7 +9,7 @@ import pytest
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.effects import interactions
-from samsvae.evaluation.metrics.selection import shown
+from samsvae.evaluation.selection import shown
 from samsvae.figures import combinations as combinations_figure
 from samsvae.figures import conditions, pair_scores, score_table
 from samsvae.figures import curves as curves_figure
@@ -124,6 +124,32 @@ def test_figures_compare_runs_with_the_requested_values():
     assert panels.restricted(scores, {"n_latent": 100})["run"].tolist() == ["a", "c"]
     assert panels.restricted(scores, {"n_latent": 100, "n_layers": 1})["run"].tolist() == ["a"]
     assert panels.restricted(scores, {"width": 7})["run"].tolist() == list("abc")  # no axis of this grid
+
+
+def test_scores_are_restricted_before_the_largest_amount_is_taken(tmp_path):
+    """``compared`` may name an amount that is not the largest; baselines are then of the splits of these runs."""
+    parts = []
+    for fraction, value in ((0.5, -2.0), (1.0, -1.0)):
+        of = {("iwelbo", "val"): value, ("iwelbo", "test"): value, ("ate_pearson", "all"): 0.1}
+        parts += rows("cond_vae", f"cond_vae-frac{fraction}", of=of, fraction=fraction, split_seed=fraction)
+        base = {("ate_pearson", "all"): fraction}
+        parts += rows("mean_of_perturbations", "mean_of_perturbations", of=base, fraction=fraction, split_seed=fraction)
+    write(pd.DataFrame(parts), tmp_path / "scores.tsv")
+    empty = {"per_condition": [], "baseline_conditions": [], "published": [], "comparable": False}
+    for compared, value, base, amount in (({"fraction": 0.5}, -2.0, 0.5, ""), ({}, -1.0, 1.0, "fraction 1")):
+        found = scores_figure.tables(scores=str(tmp_path / "scores.tsv"), compared=compared, **empty)
+        assert found["table"]["test_iwelbo"].tolist() == [value] and found["amount"] == amount
+        assert found["baselines"]["value"].tolist() == [base]
+
+
+def test_the_table_of_scores_names_every_setting_that_was_chosen():
+    parts = [
+        rows("cond_vae", f"r{width}", of={("iwelbo", "val"): width, ("iwelbo", "test"): 1.0}, width=width, seed=0)
+        for width in (8, 16)
+    ]
+    scores = panels.models_only(table(*parts))
+    best, _ = panels.of_settings(scores, ["model"])
+    assert score_table.build_table(scores, best)["settings"].tolist() == ["width = 16"]
 
 
 def test_files_of_a_split():
