@@ -1,5 +1,5 @@
 # make demo    run the workflow on small simulated data (CPU only); prints the path of the report
-# make test    run the tests            make lint    ruff, snakefmt, mypy, snakemake --lint
+# make test    run the tests            make lint    run ruff, snakefmt, mypy and snakemake --lint
 # make clean   remove .venv and caches  make lock    resolve the dependencies again
 #
 # Everything runs in .venv. On Python 3.11 it is installed from envs/requirements.lock; other versions install the
@@ -48,7 +48,7 @@ venv: $(VENV)
 
 $(VENV): envs/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "samsvae needs Python 3.11 or newer: make PYTHON=/path/to/python")'
-	@echo "Installing .venv for Python $(VERSION), which takes some minutes"
+	@echo "Installing .venv for Python $(VERSION), which takes a few minutes"
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 ifeq ($(VERSION),3.11)

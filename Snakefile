@@ -7,7 +7,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-# Scripts import the package from this checkout: in a venv, with conda and on a cluster alike.
+# Scripts import the package from this checkout, whether in a venv, with conda or on a cluster.
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 
@@ -28,14 +28,14 @@ report: "workflow/report/provenance.rst"
 
 
 include: "rules/common.smk"
-include: "rules/data.smk"
+include: "rules/screens.smk"
 include: "rules/simulate.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/figures.smk"
 
 
-# A failed run prints the command that retries it. On a cluster, the Snakemake inside a job keeps the value it was given.
+# A failed run prints the command that retries it. On a cluster, the Snakemake inside a job keeps the value it inherits.
 os.environ.setdefault(CALL, call_of(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-# The plan of the study, and its look-ups under the names that the rules use. What they do is in samsvae.study.plan.
+# The plan of the study (samsvae.study.plan), and its look-ups under the names that the rules use.
 import functools
 
 from samsvae.errors import SamsvaeError
@@ -14,7 +14,7 @@ RESOURCES = ROOT / "resources"
 
 
 def one_sentence(look_up):
-    """A look-up whose errors end Snakemake with one sentence instead of a traceback."""
+    """Wrap a look-up, so that its errors end Snakemake with one sentence instead of a traceback."""
 
     @functools.wraps(look_up)
     def found(*arguments, **named):
@@ -39,7 +39,7 @@ RUN_CODES = {
     "scoring": digest_of("src/samsvae/evaluation/run.py", ROOT),
 }
 
-#: What a run reads and what it makes.
+#: The files that a run reads and writes, and its parameters.
 RUN_INPUT = {name: one_sentence(getattr(PLAN, name)) for name in ("arrays", "split", "screen", "reference")}
 RUN_OUTPUT = {name: f"<results>/{{experiment}}/runs/{{run}}/{file}" for name, file in RUN_FILES.items()}
 RUN_PARAMS = {"evaluation": PLAN.evaluation, "simulated": PLAN.is_simulated}

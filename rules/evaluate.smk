@@ -2,7 +2,7 @@
 
 
 rule pathway_accuracy:
-    """Score how well the masks of a run predict the annotation of its perturbations, and a null of permuted labels."""
+    """Score how well the masks of a run predict the annotation of its perturbations, against permuted labels."""
     input:
         perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
         screen=RUN_INPUT["screen"],
@@ -20,7 +20,7 @@ rule pathway_accuracy:
         "../workflow/scripts/pathway_accuracy.py"
 
 
-rule test_model_expression:
+rule model_expression:
     """Test cells sampled from a run's model for differential expression, as many per condition as for control."""
     input:
         model="<results>/{experiment}/runs/{run}/model.pt",
@@ -38,9 +38,9 @@ rule test_model_expression:
         mem_mb=16000,
     params:
         settings=PLAN.evaluation,
-        code=code_of("test_model_expression"),
+        code=code_of("model_expression"),
     script:
-        "../workflow/scripts/test_model_expression.py"
+        "../workflow/scripts/model_expression.py"
 
 
 rule collect:
@@ -60,7 +60,7 @@ rule collect:
         "<logs>/{experiment}/collect.log",
     conda:
         "../envs/samsvae.yaml"
-    # params, not inputs: results copied from elsewhere may lack benchmarks, which is no reason to train again
+    # params, not inputs: results copied from elsewhere may lack benchmarks and must not be trained again for that
     params:
         benchmarks=PLAN.benchmarks_of_runs,
         code=code_of("collect"),

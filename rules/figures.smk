@@ -1,5 +1,6 @@
-# One rule per figure of every experiment, named as the target that a person types: EXPERIMENT_FIGURE. Which figures there
-# are, and from which files each is drawn, is in samsvae.figures.registry and samsvae.study.figure_plan.
+# One rule per figure of every experiment, named as the target that a person types: EXPERIMENT_FIGURE (Table 1 of the
+# SAMS-VAE paper is replogle_scores). samsvae.figures.registry lists the figures, and samsvae.study.figure_plan finds the
+# files that each is drawn from.
 
 
 for experiment, figure in PICTURES.every():
@@ -28,7 +29,8 @@ for experiment, figure in PICTURES.every():
             "../workflow/scripts/figure.py"
 
 
-# All figures of an experiment, the names that older versions gave to figures, and one figure of all experiments.
+# Targets for all figures of an experiment, for figures under their names in older versions, and for one figure of all
+# experiments.
 for target, pictures in PICTURES.targets().items():
 
     rule:
@@ -39,7 +41,7 @@ for target, pictures in PICTURES.targets().items():
 
 
 rule cost_table:
-    """What the runs cost: device, steps, seconds, memory, parameters."""
+    """Collect the cost of all runs: device, steps, seconds, memory, parameters."""
     input:
         PLAN.tables(["cost"]),
     output:
@@ -56,7 +58,7 @@ rule cost_table:
 
 
 rule write_config:
-    """The complete configuration in force, as one file."""
+    """Write the complete configuration, after merging, to one file."""
     output:
         "<results>/config.json",
     log:
@@ -72,7 +74,7 @@ rule write_config:
 
 
 rule provenance:
-    """Snakemake's own report: how every figure was made, by which rule, from which files."""
+    """Write Snakemake's own report: how every figure was made, by which rule and from which files."""
     input:
         config="<results>/config.json",
         made=PICTURES.pictures(),
@@ -91,7 +93,7 @@ rule provenance:
 
 
 rule report:
-    """One page with every figure and its caption, the scores, costs and settings."""
+    """Write one page with every figure and its caption, the scores, costs and settings."""
     input:
         config="<results>/config.json",
         cost="<results>/cost.tsv",

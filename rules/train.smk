@@ -1,5 +1,5 @@
-# One job per run of the grid: train it (or import its weights from a checkpoint), on a GPU of its own if there are GPUs,
-# and score it.
+# One job per run of the grid: train it (or import its weights from a checkpoint) and score it, on a GPU of its own if
+# there are GPUs.
 
 
 rule write_grid:
@@ -19,7 +19,7 @@ rule write_grid:
 
 
 rule train_together:
-    """Train and score several runs of the same data in one process, so that its start is paid for once (runs_per_job).
+    """Train and score several runs of the same data in one process, whose start-up is paid for once (runs_per_job).
 
     The results are cached next to the runs (samsvae.study.jobs) for the rule take. A run that fails leaves the others
     alone.
@@ -52,8 +52,8 @@ rule train_together:
 rule train:
     """Train one run, keep the weights with the lowest validation loss, and score them.
 
-    Both in one job, because starting a job costs more than scoring. The results are cached under a digest of everything
-    they depend on (samsvae.study.jobs), so an edit of the scoring code does not train again.
+    One job does both, because starting a job costs more than scoring. The results are cached under a digest of
+    everything they depend on (samsvae.study.jobs), so an edit of the scoring code does not train the run again.
     """
     input:
         **RUN_INPUT,
@@ -84,7 +84,7 @@ rule train:
 
 
 rule take:
-    """Link the files of a run that was trained together with others (runs_per_job); runs where Snakemake runs.
+    """Link the files of a run that was trained together with others (runs_per_job), on the machine of Snakemake itself.
 
     For a run that failed there, this job fails with the reason; the next call trains that run by the rule train.
     """
@@ -102,7 +102,7 @@ rule take:
     localrule: True
     conda:
         "../envs/samsvae.yaml"
-    # the same as for train: which of the two rules made a run is no reason to make it again
+    # the same as for train, so that a run is not repeated because the other rule made it
     params:
         **RUN_PARAMS,
         settings=one_sentence(PLAN.training),

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from small import SIZES
+from small_model import SIZES
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig

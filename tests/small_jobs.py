@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from small import screen
 from small_files import write_files
+from small_model import screen
 
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen, read_split

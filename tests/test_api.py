@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from small import screen
+from small_model import screen
 
 from samsvae import api
 from samsvae.api import Fitted, fit, load

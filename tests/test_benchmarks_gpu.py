@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from tape import Tape
+from fake_cuda_graph import Tape
 
 from samsvae.training import steps
 

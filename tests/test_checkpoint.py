@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import model, screen
+from small_model import model, screen
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.validate import build

@@ -212,3 +212,19 @@ def test_quoted_messages_exist(root, name):
             if not message.startswith((*elsewhere, "--", "Configuration:")):
                 missing += [part for part in fragments(message) if part not in source]
     assert missing == []
+
+
+def metric_rows() -> list[str]:
+    """The table of metrics as docs/outputs.md shows it."""
+    table = pytest.importorskip("samsvae.evaluation.metrics.table")
+    return [
+        f"| `{row.name}` | {row.label} | {', '.join(row.protocols) or '-'} | {row.better or '-'} | {row.sentence} |"
+        for row in table.METRICS.values()
+    ]
+
+
+def test_the_docs_list_every_metric(root):
+    """docs/outputs.md holds the table of metrics; to update it, paste what this test expects."""
+    text = (root / "docs" / "outputs.md").read_text()
+    (found,) = re.findall(r"^\| metric \| .*?\n\n", text, flags=re.S | re.M)
+    assert found.strip().splitlines()[2:] == metric_rows()

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from small import model, screen
 from small_files import write_files
+from small_model import model, screen
 
 from samsvae.cli import main
 from samsvae.config.grid import run_settings, runs

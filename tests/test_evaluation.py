@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scipy.special import expit, logsumexp
 from scipy.stats import nbinom, norm
-from small import screen
 from small_files import outputs, settings, write_files
+from small_model import screen
 
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen, read_split

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.selection import best_settings
+from samsvae.evaluation.selection import best_settings
 from samsvae.figures import heatmaps, published, style
 from samsvae.figures.combinations import draw as draw_combinations
 from samsvae.figures.curves import draw as draw_curves

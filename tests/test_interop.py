@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import model, screen
+from small_model import model, screen
 
 from samsvae.cli import main
 from samsvae.config.zoo import TABLE_1

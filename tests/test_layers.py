@@ -15,7 +15,7 @@ import pytest
 LAYERS = (
     *("errors", "version", "text", "signals", "files"),
     *("ops", "config", "models", "data", "screens", "training", "tables", "evaluation", "figures", "study", "interop"),
-    *("api", "pl", "cli"),
+    *("api", "cli"),
 )
 
 
@@ -81,3 +81,20 @@ def test_lazy_imports_are_seen(tmp_path):
 def test_no_module_is_longer_than_400_lines(root):
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules(root / "src" / "samsvae").items()}
     assert [name for name, length in lengths.items() if length > 400] == []
+
+
+#: Functions over 60 lines, and why they stay in one piece.
+LONG = {
+    "api.fit": "a third of it is the docstring of the main public function",
+    "evaluation.metrics.de.differential_expression": "a third is the docstring; the rest is one pass over the genes",
+    "screens.simulate.sparse_shift": "the steps of the paper's simulation in their published order",
+}
+
+
+def test_no_function_is_longer_than_60_lines_without_a_reason(root):
+    long = set()
+    for name, path in modules(root / "src" / "samsvae").items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
+                long.add(f"{name}.{node.name}")
+    assert long == set(LONG)

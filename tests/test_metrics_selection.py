@@ -5,15 +5,7 @@ import pandas as pd
 import pytest
 
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.selection import (
-    best_runs,
-    best_settings,
-    chosen,
-    of_best_settings,
-    relative_to,
-    shown,
-    summary,
-)
+from samsvae.evaluation.selection import best_runs, best_settings, chosen, of_best_settings, relative_to, shown, summary
 
 
 def scores():

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from small import model, screen
 from small_files import settings, write_files
+from small_model import model, screen
 from test_tables import masks
 
 from samsvae.config.evaluation import EvaluationConfig
@@ -18,13 +18,13 @@ from samsvae.errors import DataError
 from samsvae.evaluation.baselines import baseline_tables
 from samsvae.evaluation.collect import collect_scores
 from samsvae.evaluation.data_effects import effects
+from samsvae.evaluation.metrics.constants import CLASSIFIERS, MATCHES, PROTOCOLS, TOP
 from samsvae.evaluation.metrics.de import de_agreement, differential_expression
-from samsvae.evaluation.metrics.names import CLASSIFIERS, MATCHES, PROTOCOLS, TOP
 from samsvae.evaluation.metrics.pathways import mask_pathways
-from samsvae.evaluation.metrics.selection import relative_to
 from samsvae.evaluation.metrics.table import METRICS, axis_label, metric
 from samsvae.evaluation.run import likelihood_scores, recovery_scores
 from samsvae.evaluation.scores import per_condition, score
+from samsvae.evaluation.selection import relative_to
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.simulate import sams
 from samsvae.tables import write

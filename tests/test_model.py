@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import model, screen
+from small_model import model, screen
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.zoo import ROWS, TABLE_1, row

@@ -276,7 +276,7 @@ def test_inputs_of_a_run(configuration):
 
 def test_an_unknown_name_is_refused_with_the_nearest(configuration):
     plan = planned(configuration("config.yaml")).plan
-    with pytest.raises(ConfigError, match=r"'replogel' is not chosen.*Did you mean 'replogle'"):
+    with pytest.raises(ConfigError, match=r"'replogel' is not listed.*Did you mean 'replogle'"):
         plan.experiment("replogel")
     with pytest.raises(ConfigError, match=r"has no run 'cond_vae-latents100-seed9'.*Did you mean"):
         plan.run(SimpleNamespace(experiment="replogle", run="cond_vae-latents100-seed9"))

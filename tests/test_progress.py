@@ -161,7 +161,9 @@ def test_the_command_with_other_settings_and_folders(root, tmp_path, monkeypatch
     config["settings"]["simulation_svae"]["training"]["steps"] = 999
     lines = printed()
     assert lines[1].split()[1:] == ["0", "2", "1", "0", "0", "1", "4"]
-    assert lines[2] == "outdated: made with settings other than the current ones; the next Snakemake call reruns them"
+    assert (
+        lines[2] == "outdated: trained with settings other than the current ones; the next Snakemake call reruns them"
+    )
     assert lines[3] == "time left: unknown until a training is done"
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import model, screen
+from small_model import model, screen
 
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS

@@ -75,7 +75,7 @@ def test_the_papers_are_planned_whole(root, tmp_path, config, trainings, replogl
     assert all(plan[figure] == 1 for figure in JOBS)
     masked = {180: 30 * 5, 90: 15 * 5}[replogle]
     assert plan["pathway_accuracy"] == masked
-    assert plan["test_model_expression"] == 8 + 2 * 7  # the first seeds of the methods compared
+    assert plan["model_expression"] == 8 + 2 * 7  # the first seeds of the methods compared
     one = planned(snakemake(root, tmp_path, "--dry-run", "--", "replogle_table1", config=root / "config" / config))
     assert one["train"] == replogle
 
@@ -146,7 +146,7 @@ def test_a_figure_asks_for_the_first_seed_of_every_setting(root, tmp_path):
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(config))
     text = snakemake(root, tmp_path, "--dry-run", "--", "replogle_de", config=tmp_path / "seeds.yaml")
     expected = {"sams_vae_corr-alpha0.1-seed0", "sams_vae_corr-alpha0.2-seed2", "sams_vae_mf-alpha0.1-seed0"}
-    assert jobs_of(text, "test_model_expression") == expected
+    assert jobs_of(text, "model_expression") == expected
     text = snakemake(root, tmp_path, "--dry-run", "--", "replogle_effects", config=tmp_path / "seeds.yaml")
     assert len(jobs_of(text, "train")) == 4 and "collect" not in planned(text)  # no training for the table's sake
 

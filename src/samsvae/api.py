@@ -53,7 +53,8 @@ class Fitted:
     A condition is a label ('A', 'A+B', the control's label) or a list of perturbations. A label means the same as in
     the AnnData: the order of its parts does not matter, and control labels among them are dropped. A list is a dosage:
     its perturbations (each once) are added up, in the unique encoding too. Models that read one perturbation per cell
-    (SVAE+, sVAE, iVAE) accept no dosage of several. A warning is logged for perturbations without training cells.
+    (SVAE+, sVAE, iVAE) accept only dosages of one perturbation. For perturbations without training cells a warning is
+    logged.
 
     ``history``: losses by step (step, epoch, train_loss, val_loss); no rows after ``load``.
     """

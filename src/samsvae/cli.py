@@ -1,4 +1,4 @@
-"""The command ``samsvae``: progress of a study, an estimate of its time, imported checkpoints and previews.
+"""The command ``samsvae``: show progress, estimate the time of a study, preview its report, import checkpoints.
 
     samsvae progress --configfile config/core.yaml
     samsvae estimate --configfile config/core.yaml --jobs 8
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("samsvae", description="Commands around a study and its models.")
+    parser = argparse.ArgumentParser("samsvae", description="Commands for a study and its models.")
     parser.add_argument("--version", action="version", version=f"samsvae {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 
     estimate = command("estimate", _estimate, "estimate how long a study will take by timing a few steps")
     _add_study(estimate)
-    estimate.add_argument("--jobs", type=int, default=1, help="number of trainings that run at a time (default: 1)")
+    estimate.add_argument(
+        "--jobs", type=int, default=1, help="number of trainings that run at the same time (default: 1)"
+    )
 
     convert = command("import", _import, "convert a Lightning checkpoint of the SAMS-VAE release")
     convert.add_argument("checkpoint", help="the .ckpt file")
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
-    """The options that say which study is meant, named as those of Snakemake."""
+    """Add the options that select a study, with the same names as in Snakemake."""
     parser.add_argument("--configfile", "--configfiles", nargs="+", action="extend", default=[], metavar="FILE",
                         help="configuration files, as passed to snakemake; later ones win")  # fmt: skip
     parser.add_argument("--snakefile", "-s", metavar="FILE", help="the Snakefile (default: that of this checkout)")

@@ -29,7 +29,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; rename it to ``path`` at the end, or remove it on an error.
 
     Temporary files that killed processes left for ``path`` are removed first. If two processes write the same path at
-    once, the first one loses its file and raises FileNotFoundError: it is assumed to have been given up. Raises OSError
+    once, the first one loses its file and raises FileNotFoundError, because it is assumed to be dead. Raises OSError
     with the name of ``path`` if the disk takes no more data (`NO_ROOM`), no matter which error a library raises.
     """
     path = Path(path)

@@ -7,7 +7,7 @@ from samsvae.study.script import session
 
 found, params, config = snakemake.input, snakemake.params, snakemake.config
 data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)
-# not params: where a run trains and how often it saves its state are no reasons to train again
+# not params: a run must not train again because of where it trains or how often it saves its state
 place = Place(config["device"], config["jobs_per_gpu"], 60.0 * config["checkpoint_minutes"])
 
 with session(snakemake.log[0]):

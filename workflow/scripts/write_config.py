@@ -1,4 +1,4 @@
-"""Write the configuration in force to one file."""
+"""Write the complete configuration to one file."""
 
 from samsvae.study.script import session
 

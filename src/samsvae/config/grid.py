@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 import typing
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import Any
 
 from samsvae.config.model import ModelConfig
+from samsvae.config.run_ids import make_id, order_axes
 from samsvae.config.screens import SCALAR, ScreenConfig, SplitConfig
 from samsvae.config.study import Study
 from samsvae.config.training import TrainingConfig
@@ -43,40 +42,6 @@ class Run:
     split_config: SplitConfig
     axes: dict[str, SCALAR]
     checkpoint: str | None = None
-
-
-#: Axes in the order of a run's id, each with its word in the id. Any other axis comes first, under its own name.
-WORDS = {
-    "checkpoint": "from_",
-    "n_layers": "layers",
-    "n_latent": "latents",
-    "mask_prior": "alpha",
-    "beta_b": "b",
-    "mask_penalty": "lambda",
-    "kl_weight": "beta",
-    "encoding": "",
-    "cells": "cells",
-    "data_seed": "draw",
-    "split_seed": "split",
-    "fraction": "frac",
-    "seed": "seed",
-}
-
-
-def _word(key: str, value: SCALAR, where: str) -> str:
-    if key == "checkpoint":
-        return f"{WORDS[key]}{re.sub(r'[^A-Za-z0-9_.]+', '_', PurePath(str(value)).stem)}"
-    if "/" in str(value):
-        raise ConfigError(
-            f"{where}.{key}: {value!r} is not allowed in a grid, because its values become parts of file names "
-            "and may not contain '/'."
-        )
-    return f"{WORDS.get(key, key)}{value}"
-
-
-def _ordered(keys: typing.Iterable[str]) -> list[str]:
-    order = list(WORDS)
-    return sorted(keys, key=lambda key: (order.index(key) if key in order else -1, key))
 
 
 def runs(study: Study, name: str) -> list[Run]:
@@ -177,19 +142,17 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, section
     encoding = settings.get("encoding", "sum")
     if encoding not in ENCODINGS:
         raise ConfigError(f"{where}.encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
-    axes = {key: chosen[key] for key in _ordered(chosen) if key != "model"}
-    words = [_word(key, value, where) for key, value in axes.items()]
+    axes = {key: chosen[key] for key in order_axes(chosen) if key != "model"}
     # names of data and splits also contain a block's scalars, so that files with one name have one content
-    data_words, split_words = (
-        [_word(key, settings[key], where) for key in _ordered(settings) if key in sections[section]]
-        for section in ("options", "split")
+    of_data, of_split = (
+        {key: value for key, value in settings.items() if key in sections[section]} for section in ("options", "split")
     )
     return Run(
-        id="-".join([settings["model"], *words]),
+        id=make_id(settings["model"], axes, where),
         experiment=name,
         row=settings["model"],
-        dataset="-".join([experiment.screen, *data_words]),
-        split="-".join([split.kind, *split_words]),
+        dataset=make_id(experiment.screen, of_data, where),
+        split=make_id(split.kind, of_split, where),
         encoding=encoding,
         model=build(ModelConfig, {**experiment.model, **model.model, **picked("model")}, where),
         training=build(TrainingConfig, {**experiment.training, **model.training, **picked("training")}, where),
@@ -220,7 +183,7 @@ def batches(found: typing.Iterable[Run], size: int) -> dict[str, list[Run]]:
 
 def grid_table(runs: list[Run]) -> list[dict[str, SCALAR]]:
     """One row per run: id, model, method, inference, the axes of all runs of the experiment, dataset and split."""
-    keys = _ordered({key for run in runs for key in run.axes} | {"encoding"})
+    keys = order_axes({key for run in runs for key in run.axes} | {"encoding"})
     rows = []
     for run in runs:
         settings = {**plain(run.screen.options), **plain(run.split_config), **plain(run.training)}

@@ -1,4 +1,4 @@
-"""How well combinations are predicted, against how many of them, or of their cells, were seen in training."""
+"""How well combinations are predicted, by the fraction of them, or of their cells, seen in training."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def draw(
     scores: model, fraction, metric (iwelbo_relative or iwelbo_relative_to_best, and ate_pearson), mean, sd; if it has
     the columns split and encoding, the test rows of one encoding are drawn (core). Baselines (additive, ...) are lines
     in b. interactions: interaction_table; a panel per model, whose title says how many of its combinations were in
-    training. published: published.norman, hollow markers. kind: of the split, for the x label. reference: of a, in
-    words. targets: the word for the conditions of b. unit: the word for a replicate. Bars of no height are marked.
-    message: drawn alone if there is nothing else.
+    training. published: published.norman, hollow markers. kind: of the split, for the x label. reference: the one in
+    a, in words. targets: the word for the conditions in b. unit: the word for a replicate. Bars of height 0 get a
+    marker. message: drawn alone if there is nothing else.
     """
     if message:
         return _sentence(message)
@@ -210,7 +210,7 @@ def _seen(table: pd.DataFrame) -> str:
 
 
 def _interactions(fig: SubFigure, table: pd.DataFrame, models: Sequence[str]) -> None:
-    """Predicted against observed interaction, a panel per model, one scale for all."""
+    """Predicted against observed interactions: one panel per model, one scale for all."""
     rows = -(-len(models) // MOST)
     axes = list(fig.subplots(rows, MOST, squeeze=False, sharex=True, sharey=True).ravel())
     for ax in axes[len(models) :]:

@@ -1,4 +1,4 @@
-"""The panel of held-out effects, condition by condition, below the table of scores."""
+"""The panel of held-out effects by condition, below the table of scores."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def room(each: pd.DataFrame) -> float:
 
 
 def panel(ax: Axes, each: pd.DataFrame) -> list[Artist]:
-    """A marker per model and condition, mean over runs, sorted by the best model; BASELINE as a grey line.
+    """One marker per model and condition (mean over runs), sorted by the best model; BASELINE as a grey line.
 
     Returns the handles of a legend, with each model's median over conditions.
     """

@@ -17,15 +17,15 @@ from samsvae.figures import style
 from samsvae.figures.runs import AMOUNTS
 from samsvae.tables import read
 
-NOTE = "Loss of the validation cells, which is the same under either protocol. A line per run."
+NOTE = "Loss on the validation cells, which is the same under either protocol. One line per run."
 
-SHORT = 0.5  # of the usual number of steps between validations: a last one that follows sooner is not drawn
+SHORT = 0.5  # share of the usual interval between validations: a last one that follows sooner is not drawn
 
 SAVED = {"": "histories"}
 
 
 def tables(*, grid: str, histories: str) -> dict[str, object]:
-    """Arguments of draw: histories.tsv with ``amount``, how much data a run saw if that differs, least first."""
+    """Arguments of draw: histories.tsv with ``amount``: how much data a run saw, if runs differ in it, least first."""
     table, runs = read(histories), read(grid).set_index("run")
     axis = next((name for name in AMOUNTS if name in runs and runs[name].nunique() > 1), None)
     if axis is None:
@@ -40,13 +40,13 @@ def tables(*, grid: str, histories: str) -> dict[str, object]:
 def draw(histories: pd.DataFrame, *, name: str = "") -> Figure:
     """Validation loss against step, a thin line per run, coloured by method, dashed by inference, paler for less data.
 
-    histories: run, model, step, val_loss (rows without a validation loss are not drawn), and ``amount``, what tells
-    runs of one model apart by the data that they saw ('fraction 0.5'), in its order; '' if nothing does. name: the
-    experiment's. The y-axis spans from the lowest loss to the highest of the 99 % of values after the first tenth of
+    histories: run, model, step, val_loss (rows without a validation loss are not drawn), and ``amount``: the words for
+    the data that a run saw ('fraction 0.5'), in order; '' if all runs of a model saw the same. name: of the
+    experiment. The y-axis spans from the lowest loss to the highest of the 99 % of values after the first tenth of
     the steps.
 
-    A run is validated once more at its last step. If that follows the validation before by less than SHORT of the
-    usual distance, it is not drawn: noise of the validation over a few steps would look like a turn of the curve.
+    A run is validated once more at its last step. If that is less than SHORT of the usual interval after the previous
+    validation, it is not drawn: over a few steps, noise in the validation would look like a turn of the curve.
     """
     table = style.need(histories, ["run", "model", "step", "val_loss"], "histories")
     table = style.need(table[np.isfinite(table["val_loss"])], [], "histories (with a validation loss)")
@@ -82,16 +82,16 @@ def draw(histories: pd.DataFrame, *, name: str = "") -> Figure:
 
 
 def without_short_end(line: np.ndarray, share: float = SHORT) -> np.ndarray:
-    """A curve (n, 2) of step and loss without a last point that follows the one before too soon.
+    """A curve (n, 2) of step and loss, without its last point if that follows the previous one too soon.
 
-    Too soon: after less than `share` of the median distance between the points before.
+    Too soon: after less than `share` of the median distance between the earlier points.
     """
     gaps = np.diff(line[:, 0])
     return line[:-1] if len(gaps) > 1 and gaps[-1] < share * np.median(gaps[:-1]) else line
 
 
 def _limits(table: pd.DataFrame) -> tuple[float, float]:
-    """Limits of the y-axis, with some room."""
+    """Limits of the y-axis, with some margin."""
     late = table[table["step"] >= table["step"].min() + 0.1 * np.ptp(table["step"])]["val_loss"]
     low, high = float(table["val_loss"].min()), float(np.percentile(late, 99))
     pad = 0.06 * ((high - low) or abs(low) or 1)
@@ -99,7 +99,7 @@ def _limits(table: pd.DataFrame) -> tuple[float, float]:
 
 
 def _lines(ax: Axes, lines: list[np.ndarray], colours: list[tuple[float, float, float]], o: style.Look) -> None:
-    """The curves of one model; a run of one validation is a marker."""
+    """The curves of one model; a run with a single validation is a marker."""
     alpha = 0.9 if len(lines) <= 10 else 0.4
     drawn = LineCollection(lines, colors=colours, linestyles=[o.line], linewidths=0.9, alpha=alpha)
     drawn.set_rasterized(len(lines) > 50)

@@ -15,11 +15,11 @@ from samsvae.screens.data_card import data_card
 
 COLOURS = {"control": style.GREY, "single": "#1B6CB0", "combination": "#DD7400"}
 
-WIDTH = 42  # characters of a value before it is broken
+WIDTH = 42  # characters of a value before it is broken into lines
 
 HEIGHT, LINES = 5.4, 30  # usual height of a card in inches, and the lines of facts that fit
 
-MOST_LINES = 75  # of facts, for which a card grows in height
+MOST_LINES = 75  # most lines of facts for which a card grows in height
 
 SAVED = {name: name for name in ("facts", "conditions", "counts", "genes", "splits")}
 
@@ -65,7 +65,7 @@ def _lines(facts: pd.DataFrame) -> float:
 
 
 def _facts(fig: SubFigure, facts: pd.DataFrame) -> None:
-    """Item and value, line by line; the table written with the figure has those that do not fit."""
+    """Item and value, line by line; the table next to the figure also has those that do not fit."""
     ax = fig.subplots()
     ax.set_label("facts")
     ax.set_axis_off()
@@ -85,7 +85,7 @@ def _facts(fig: SubFigure, facts: pd.DataFrame) -> None:
 
 
 def _counts(ax: Axes, counts: pd.DataFrame) -> None:
-    """Histogram of the counts of a cell, or of its sum of real values in a simulation."""
+    """Histogram of the counts per cell, or of the sum of a cell's real values in a simulation."""
     ax.set_label("counts")
     edges = [*counts["low"], counts["high"].iloc[-1]]
     ax.stairs(counts["cells"], edges, fill=True, color=style.GREY)
@@ -99,9 +99,9 @@ def _counts(ax: Axes, counts: pd.DataFrame) -> None:
 
 
 def _conditions(ax: Axes, conditions: pd.DataFrame) -> None:
-    """Cells of every condition by kind, most first."""
+    """Cells of every condition by kind, largest first."""
     ax.set_label("conditions")
-    start = 1  # a kind begins where the kind before ends, so that none hides another
+    start = 1  # each kind begins where the previous one ends, so that none hides another
     for kind, colour in COLOURS.items():
         cells = np.sort(conditions.loc[conditions["kind"] == kind, "cells"])[::-1]
         if len(cells):

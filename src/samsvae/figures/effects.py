@@ -26,7 +26,7 @@ def tables(
     """Arguments of draw: ATE of the data (all cells) and of the run shown.
 
     scores, effects: RUN/scores.tsv and RUN/effects.h5ad of the candidates. references: SPLIT/effects.h5ad. shown: the
-    model to show if it is among the candidates; else the one of best validation IWELBO.
+    model to show if it is among the candidates; else the one with the best validation IWELBO is shown.
     """
     found = collect_scores(read(grid), scores, [], [])
     chosen = shown_run(models_only(found), shown)
@@ -58,9 +58,9 @@ def draw(
     unit: str = " (log2)",
     sentence: str = "",
 ) -> Figure:
-    """ATE of data (a) and model (b) as heatmaps of one order and colour scale, entry by entry (c), per row (d).
+    """ATE of data (a) and model (b) as heatmaps with one order and colour scale, entry by entry (c), per row (d).
 
-    data, model: conditions x genes, ATE, of equal row and column names. pathway: of each condition, '' for
+    data, model: conditions x genes, ATE, with equal row and column names. pathway: of each condition, '' for
     none; if any has one, a and b show only those, while c and d always show all. name: the model's. kind: the word
     for rows. names: row -> the name to draw. unit: of the ATE, for labels. sentence: says which run is shown.
     """

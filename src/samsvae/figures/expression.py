@@ -48,11 +48,12 @@ def tables(
     screen: str,
     shown: str,
 ) -> dict[str, object]:
-    """Arguments of draw: tests of data and model, effects, and the overlap for the run shown of every model.
+    """Arguments of draw: tests of data and model, effects, and the overlap for the chosen run of every model.
 
     scores, effects, tests, agreement: RUN/scores.tsv, RUN/effects.h5ad, RUN/expression_tests.tsv and
     RUN/expression_agreement.tsv of the candidates. data: expression_tests.tsv of the data. references:
-    SPLIT/effects.h5ad. shown: the model to show if it is among the candidates; else the one of best validation IWELBO.
+    SPLIT/effects.h5ad. shown: the model to show if it is among the candidates; else the one with the best validation
+    IWELBO is shown.
     """
     found = collect_scores(read(grid), scores, [], [])
     candidates = models_only(found)
@@ -96,8 +97,8 @@ def draw(
 
     data_de, model_de: condition, gene, method, log_fold_change (log2), pvalue, padj; effects: conditions x genes;
     overlap: model, condition, k, overlap in [0, 1] (overlap_table). conditions: at most four, by default the three
-    with the most significant genes. names: condition -> title. Genes are coloured by padj < 0.05 in the data, in
-    the model (if model_de is given), in both; the most significant of the data are named. unit: of the ATE, for
+    with the most significant genes. names: condition -> title. Colours show genes with padj < 0.05 in the data, in
+    the model (if model_de is given) or in both; the most significant ones in the data are named. unit: of the ATE, for
     labels. sentence: says which run is shown.
     """
     columns = ["condition", "gene", "method", "log_fold_change", "pvalue", "padj"]
@@ -139,7 +140,7 @@ def overlap_table(agreement: pd.DataFrame, *, test: str = "wilcoxon") -> pd.Data
 
 
 def strongest(de: pd.DataFrame, n: int = 3, *, test: str = "wilcoxon") -> list[str]:
-    """The n conditions with the most significant genes; of equal ones, the first by name."""
+    """The n conditions with the most significant genes; among ties, the first by name."""
     of = de[(de["method"] == test) & (de["padj"] < ALPHA)]
     counts = of.groupby("condition").size().reindex(sorted(de["condition"].unique()), fill_value=0)
     return list(counts.sort_values(ascending=False, kind="stable").index[:n])
@@ -148,7 +149,7 @@ def strongest(de: pd.DataFrame, n: int = 3, *, test: str = "wilcoxon") -> list[s
 def _conditions(
     conditions: Sequence[str] | None, data_de: pd.DataFrame, data_effects: pd.DataFrame, test: str
 ) -> list[str]:
-    """The conditions to draw; DataError if one is unknown or if they are not 1 to 4."""
+    """The conditions to draw; DataError if one is unknown or there are not 1 to 4."""
     chosen = strongest(data_de, test=test) if conditions is None else list(conditions)
     for condition in chosen:
         for where, known in (("DE of the data", set(data_de["condition"])), ("effects", set(data_effects.index))):
@@ -185,7 +186,7 @@ def _kinds(fig: SubFigure, seen: set[str], model: bool, columns: int) -> None:
 
 
 def _points(ax: Axes, x: pd.Series, y: pd.Series, kind: pd.Series) -> None:
-    """Points in the colour of their kind, those that are significant nowhere below the others."""
+    """Points in the colour of their kind; those that are not significant anywhere lie below the others."""
     for k, colour in COLOURS.items():
         of = (kind == k).to_numpy()
         size = 5 if k == "no" else 9
@@ -193,7 +194,7 @@ def _points(ax: Axes, x: pd.Series, y: pd.Series, kind: pd.Series) -> None:
 
 
 def _scatter(ax: Axes, table: pd.DataFrame, *, first: bool, model_name: str, unit: str) -> None:
-    """ATE of the model against that of the data, a point per gene, with Pearson's r."""
+    """ATE of the model against that of the data, one point per gene, with Pearson's r."""
     x, y = table["data"], table["model"]
     limit = max(np.nanmax(np.abs(v)) for v in (x, y)) * 1.1 or 1.0
     ax.plot([-limit, limit], [-limit, limit], color=style.GREY, lw=0.8, ls=style.DASHED, zorder=1)

@@ -85,7 +85,7 @@ def strip(ax: Axes, group: pd.Series) -> None:
     ax.spines[:].set_visible(False)
     texts = [textwrap.fill(pathway_name(name), 17).replace("$", r"\$") if name else "no pathway" for name in order]
     sizes, middle = np.array([((code == i).sum(), np.flatnonzero(code == i).mean()) for i in range(len(order))]).T
-    inches = ax.figure.bbox.height / ax.figure.dpi  # of the part of the figure
+    inches = ax.figure.bbox.height / ax.figure.dpi  # fraction of its part of the figure
     height = len(code) * (0.125 * np.array([t.count("\n") + 1 for t in texts]) + 0.03) / (0.86 * inches)
     largest = np.argsort(-sizes, kind="stable")
     fit = np.sort(largest[np.cumsum(height[largest]) <= len(code)])  # names of the largest groups, if not all fit
@@ -104,7 +104,7 @@ def strip(ax: Axes, group: pd.Series) -> None:
 
 
 def _apart(at: np.ndarray, height: np.ndarray, n: int) -> np.ndarray:
-    """Places nearest to `at` (least squares), in the same order and within 0 to n, whose heights do not overlap."""
+    """Positions closest to `at` (least squares), in the same order and within 0 to n, whose heights do not overlap."""
     offset = np.concatenate([[0], np.cumsum((height[1:] + height[:-1]) / 2)])
     free = isotonic_regression(np.asarray(at, float) - offset).x
     low, high = height[0] / 2 - 0.5, n - 0.5 - offset[-1] - height[-1] / 2
@@ -112,7 +112,7 @@ def _apart(at: np.ndarray, height: np.ndarray, n: int) -> np.ndarray:
 
 
 def rows_named(ax: Axes, names: Sequence[object]) -> None:
-    """Names of the rows if there are few enough to be read, no ticks otherwise."""
+    """Names of the rows if few enough to be readable, no ticks otherwise."""
     ax.tick_params(length=0)
     if len(names) > MOST_NAMES:
         ax.set_yticks([])
@@ -126,7 +126,7 @@ def height(n: int, *, least: float, most: float) -> float:
 
 
 def image(ax: Axes, matrix: pd.DataFrame, *, limit: float | None = None) -> AxesImage:
-    """A matrix in its own order, without interpolation: diverging within ±limit, or sequential from 0 to 1."""
+    """A matrix as it is ordered, without interpolation: diverging within ±limit, or sequential from 0 to 1."""
     low, high, colours = (0.0, 1.0, style.SEQUENTIAL) if limit is None else (-limit, limit, style.DIVERGING)
     drawn = ax.imshow(matrix.to_numpy(float), aspect="auto", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
     ax.set_xticks([])
@@ -156,7 +156,7 @@ def effects_side_by_side(
 ) -> None:
     """ATE heatmaps of data (a) and model (b): rows and columns in the order of the data, equal colour limits.
 
-    pathway: of each row, '' for none; if any row has one, the rows without are left out. name: the model's. kind: the
+    pathway: of each row, '' for none; if any row has one, the rows without are left out. name: of the model. kind: the
     word for rows. names: row -> the name to draw. unit: of the ATE, for the colour bar.
     """
     group = annotated(data, pathway)
@@ -190,7 +190,7 @@ def correlations(data: pd.DataFrame, model: pd.DataFrame) -> pd.Series:
 def agreement(
     ax: Axes, data: pd.DataFrame, model: pd.DataFrame, *, xlabel: str, ylabel: str, limit: float | None = None
 ) -> PolyCollection:
-    """Hexagons of model against data over all entries, the identity and Pearson's r; returned for a colour bar.
+    """Hexagons of model against data over all entries, the identity and Pearson's r. Returns them for a colour bar.
 
     limit: of both axes, on either side of 0; by default the smallest that holds all entries.
     """

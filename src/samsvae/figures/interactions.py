@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from samsvae.evaluation.metrics.effects import interactions
-from samsvae.evaluation.metrics.selection import shown
+from samsvae.evaluation.selection import shown
 from samsvae.figures.pair_scores import best_rows, core
 from samsvae.figures.runs import frame, of_run, of_split
 from samsvae.screens.screen import read_uns
@@ -32,9 +32,10 @@ def interaction_table(
 ) -> pd.DataFrame | None:
     """Interactions of test combinations, observed in all cells and predicted by one run of each model.
 
-    An interaction is the effect of a combination minus the sum of its single effects, each side by its own singles.
+    An interaction is the effect of a combination minus the sum of its single effects; data and model use their own.
     The run shown has the model's best settings, its first split, and the largest fraction at which no test combination
-    has training cells; else the largest at which some have none, and only those are kept; else the largest.
+    has training cells. If there is none, it is the largest fraction at which some combinations have no training cells,
+    and only these are included; failing that, the largest.
     Columns: model, run, fraction, pair, seen (whether the combination has training cells), gene, observed, predicted,
     and ``made``, the simulated interaction, if the screen is a miniature. None if no test combination has known
     singles. references: SPLIT/effects.h5ad of every split.

@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from samsvae.evaluation.collect import collect_scores
-from samsvae.evaluation.metrics.names import MAJORITY
-from samsvae.evaluation.metrics.selection import of_best_settings
+from samsvae.evaluation.metrics.constants import MAJORITY
 from samsvae.evaluation.metrics.table import axis_label
+from samsvae.evaluation.selection import of_best_settings
 from samsvae.figures import heatmaps, style
 from samsvae.figures.runs import models_only, of_run, short_names, shown_run
 from samsvae.screens.screen import read_perturbations
@@ -48,7 +48,7 @@ def tables(
 
     scores, perturbations, pathways: RUN/scores.tsv, RUN/perturbations.h5ad and RUN/pathways.tsv of the candidates,
     which are all masked models; no pathways if the screen has no annotation. shown: the model to show if it is among
-    the candidates; else the one of best validation IWELBO.
+    the candidates; else the one with the best validation IWELBO is shown.
     """
     found = models_only(collect_scores(read(grid), scores, [], []))
     chosen = shown_run(found, shown)
@@ -86,9 +86,9 @@ def draw(
 ) -> Figure:
     """Mask probability (a), mask times embedding (b), and how well masks predict pathways (c).
 
-    mask_probability, embedding: perturbations x latents, of equal names. pathway: of each perturbation, '' for
+    mask_probability, embedding: perturbations x latents, with equal names. pathway: of each perturbation, '' for
     none; if any has one, a and b show only those, grouped, else all are clustered. accuracy: accuracy_table; None
-    leaves c out. name: the model of a and b. sentence: says which run is shown.
+    leaves c out. name: the model in a and b. sentence: says which run is shown.
     """
     style.need_matrix(("mask probability", mask_probability), ("embedding", embedding))
     group = heatmaps.annotated(mask_probability, pathway)
@@ -187,7 +187,7 @@ def _matrices(fig: SubFigure, mask: pd.DataFrame, product: pd.DataFrame, group: 
 
 
 def _heatmap(ax: Axes, matrix: pd.DataFrame, active: int, *, limit: float | None) -> AxesImage:
-    """A matrix perturbations x latents with a line between active and inactive latents, if there are both."""
+    """A matrix (perturbations x latents), with a line between active and inactive latents if there are both."""
     drawn = heatmaps.image(ax, matrix, limit=limit)
     if 0 < active < matrix.shape[1]:
         ax.axvline(active - 0.5, color=style.INK, lw=0.8, ls=(0, (3, 2)))
@@ -195,7 +195,7 @@ def _heatmap(ax: Axes, matrix: pd.DataFrame, active: int, *, limit: float | None
 
 
 def _accuracy(ax: Axes, table: pd.DataFrame) -> None:
-    """A group per classifier, a marker per model; the null as a band behind each, the majority rate as a line."""
+    """One group per classifier, one marker per model; the null as a band behind each, the majority rate as a line."""
     style.need(table, ["classifier", "model", "mean", "sd", "null_mean", "null_sd", "majority"], "accuracy")
     ax.set_label("accuracy")
     models = style.models_in(table["model"])

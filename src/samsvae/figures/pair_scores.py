@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from samsvae.evaluation.collect import collect_scores
-from samsvae.evaluation.metrics.selection import of_best_settings, relative_to, summary
+from samsvae.evaluation.selection import of_best_settings, relative_to, summary
 from samsvae.figures import style
 from samsvae.figures.runs import models_only
 from samsvae.tables import read
 
 PLAIN = "sum"  # the encoding in which a combination is the sum of its perturbations
 
-#: The reference of the published tables: SAMS-VAE that saw no combination.
+#: The reference of the published tables: a SAMS-VAE that saw no combination.
 REFERENCE: dict[str, object] = {"model": "sams_vae_corr", "encoding": PLAIN, "fraction": 0}
 
 OVER = ("seed", "split_seed", "fraction")  # settings are chosen over all of these
@@ -30,7 +30,7 @@ def read_all_scores(grid: str, scores: Iterable[str], baselines: Sequence[str]) 
 
 
 def best_rows(scores: pd.DataFrame) -> pd.DataFrame:
-    """The models' scores under the settings of each model and encoding that are best over all splits and fractions."""
+    """The scores of each model and encoding under its best settings over all splits and fractions."""
     return of_best_settings(models_only(scores), ["model", "encoding"], OVER)
 
 
@@ -48,9 +48,9 @@ def core(table: pd.DataFrame, encoding: str = PLAIN) -> pd.DataFrame:
 def summarise(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Relative IWELBO and ATE-Pearson of the test cells: model, encoding, fraction, metric, mean, sd, n over runs.
 
-    Of several settings of a model the best on validation data count. The second value names the reference of the
+    Each model has its best settings on validation data. The second value names the reference of the
     relative IWELBO: REFERENCE on the same split seed (metric iwelbo_relative; DataError if it is missing for a split
-    seed), or, for scores without it, the model of best mean validation IWELBO on the same split
+    seed), or, for scores without it, the model with the best mean validation IWELBO on the same split
     (metric iwelbo_relative_to_best).
     """
     rows = best_rows(scores)

@@ -40,7 +40,7 @@ _NORMAN_FILES = {  # task: file, its column of the fraction
     "efficiency": ("norman_data_efficiency.csv", "frac_combination_cells_train"),
 }
 
-# Table 1: five training seeds; the ATE column is that of one checkpoint, the one of best test IWELBO
+# Table 1: five training seeds; the ATE column is that of one checkpoint, the one with the best test IWELBO
 _TABLE1_METRICS = {
     "test_iwelbo": ("iwelbo", "test", 5),
     "mask_pathway_accuracy": ("mask_pathway_accuracy", "all", 5),

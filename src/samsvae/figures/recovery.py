@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from samsvae.evaluation.metrics.names import MATCHES
-from samsvae.evaluation.metrics.selection import of_best_settings
+from samsvae.evaluation.metrics.constants import MATCHES
 from samsvae.evaluation.metrics.table import axis_label
+from samsvae.evaluation.selection import of_best_settings
 from samsvae.figures import style
 from samsvae.figures.runs import models_only, replicates
 from samsvae.tables import read
@@ -53,9 +53,9 @@ def tables(*, grid: str, scores: str) -> dict[str, object]:
 def draw(scores: pd.DataFrame, *, unit: str = "data seed") -> Figure:
     """Recovery of masks, latents and effects, and test IWELBO: curves over cells per perturbation, or bars.
 
-    scores: model, metric, split, value of one setting per model, a row per run, and cells if it differs between runs.
+    scores: model, metric, split, value of one setting per model, one row per run, and cells if it differs between runs.
     Metrics without a value have no panel. The dashed line is a mask of ones: F1 is the mean of ``mask_f1_all_ones``,
-    from which follow the density d = F1 / (2 - F1), which is its precision, and its recall of 1.
+    which determines its density d = F1 / (2 - F1), equal to its precision; its recall is 1.
     """
     by = ["model", *(["cells"] if "cells" in scores else [])]
     table = summarise(scores, by)
@@ -101,7 +101,7 @@ def draw(scores: pd.DataFrame, *, unit: str = "data seed") -> Figure:
 def one_setting(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores of the published protocol under each model's best settings on validation data.
 
-    Data seeds are replicates; numbers of cells per perturbation are chosen for separately.
+    Data seeds are replicates; settings are chosen separately for each number of cells per perturbation.
     """
     rows = models_only(scores)
     by = ["model", *(["cells"] if "cells" in rows else [])]
@@ -109,7 +109,7 @@ def one_setting(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean and sd over runs of the drawn metrics: columns by, metric, mean, sd, n."""
+    """Mean and sd of the drawn metrics over runs: columns of ``by``, metric, mean, sd, n."""
     table = style.need(scores, [*by, "metric", "value"], "simulation scores")
     drawn = table["metric"].isin(METRICS)
     for metric, (*_, split) in METRICS.items():
@@ -146,7 +146,7 @@ def _curves(ax: Axes, table: pd.DataFrame, models: Sequence[str]) -> None:
 
 
 def _bars(ax: Axes, table: pd.DataFrame, models: Sequence[str]) -> None:
-    """A bar per method from 0; markers if the metric has negative values."""
+    """One bar per method, from 0; markers if the metric has negative values."""
     table = table.set_index("model").reindex(models)
     y = np.arange(len(models))
     zero = not table["mean"].lt(0).any()

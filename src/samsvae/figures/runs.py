@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from samsvae.errors import DataError, nearest
-from samsvae.evaluation.metrics.selection import PLACE, best_settings, chosen, of_best_settings, shown
+from samsvae.evaluation.selection import PLACE, best_settings, chosen, of_best_settings, shown
 from samsvae.figures import style
 
 #: Axes of a grid that set how much data a run sees, with the words for one of their values.
@@ -55,21 +55,21 @@ def of_largest_amount(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def replicates(runs: pd.DataFrame) -> str:
-    """The word for what the runs of one setting differ in: 'seed', 'split seed', 'data seed', 'run' for several."""
+    """How the runs of one setting differ: 'seed', 'split seed' or 'data seed'; 'run' if by several of these."""
     found = [word for axis, word in REPLICATES.items() if axis in runs and runs[axis].nunique() > 1]
     return found[0] if len(found) == 1 else "run" if found else "seed"
 
 
 def shown_runs(scores: pd.DataFrame) -> dict[str, str]:
-    """Model -> the run to show: the first seed of the settings of best mean validation IWELBO."""
+    """Model -> the run to show: the first seed of the settings with the best mean validation IWELBO."""
     return shown(of_best_settings(scores)).set_index("model")["run"].to_dict()
 
 
 def shown_run(scores: pd.DataFrame, model: str = "") -> Shown:
     """The run that a figure of one run shows, among the candidates in `scores` (models_only).
 
-    The model is `model` if it is a candidate, else the one of best mean validation IWELBO. The run is the first seed
-    of the model's settings of best mean validation IWELBO.
+    The model is `model` if it is a candidate, else the one with the best mean validation IWELBO. The run is the first
+    seed of the model's settings with the best mean validation IWELBO.
     """
     scores = style.need(scores, ["model", "run", "metric", "split", "value"], "scores of the candidates")
     best = best_settings(scores, ["model"]).sort_values("mean", ascending=False, kind="stable")
@@ -89,7 +89,7 @@ def of_settings(scores: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, 
 
 
 def of_run(paths: Iterable[str], run: str) -> str:
-    """The file of a run among those of many (``.../runs/RUN/file``)."""
+    """The file of one run in a list of files (``.../runs/RUN/file``)."""
     for path in paths:
         if Path(path).parent.name == run:
             return path
@@ -97,7 +97,7 @@ def of_run(paths: Iterable[str], run: str) -> str:
 
 
 def of_split(paths: Sequence[str], scores: pd.DataFrame, run: str) -> str:
-    """The file of a run's split among those of many (``.../DATASET/SPLIT/file``)."""
+    """The file of a run's split in a list of files (``.../DATASET/SPLIT/file``)."""
     place = scores[scores["run"] == run].iloc[0]
     wanted = (str(place["dataset"]), str(place["split_name"]))
     for path in paths:

@@ -1,4 +1,4 @@
-"""The table of scores: a row per model, next to the published numbers if there are any."""
+"""The table of scores: one row per model, next to the published numbers if there are any."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 
 from samsvae.config.zoo import ROWS
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.selection import DESCRIPTION, PLACE, best_runs, chosen, summary
 from samsvae.evaluation.metrics.table import axis_label
+from samsvae.evaluation.selection import DESCRIPTION, PLACE, best_runs, chosen, summary
 from samsvae.figures import style
 from samsvae.figures.runs import REPLICATES
 
@@ -53,7 +53,7 @@ def build_table(
     scores: of the published protocol, tidy (model, run, settings, seed, metric, split, value). selected: the
     settings chosen on validation data, a row per model (selection.best_settings by model). published:
     published.replogle_table1; without it the table has no columns about published numbers.
-    ``ate_pearson_published_rule`` is that of the one run of best *test* IWELBO among all settings with the chosen
+    ``ate_pearson_published_rule`` is that of the one run with the best *test* IWELBO among all settings with the chosen
     number of latents. ``inside_seed_interval``: the published mean is within mean ± 2 sd of our replicates; empty for
     a single run. comparable: whether the screen is the published one; if not, differences and intervals are empty.
     """
@@ -105,7 +105,8 @@ def _with_published(
 def settings_text(row: pd.Series, varied: Sequence[str] = ()) -> str:
     """The chosen settings of a row: 'α = 0.01, 100 latents'.
 
-    Those that describe its model (b, α, the number of latents), and the `varied` ones, which differ between its runs.
+    They are the ones that describe its model (b, α, the number of latents), and the `varied` ones, which differ between
+    its runs.
     """
     model = row["model"]
     shown = [name for name in varied if name not in ("beta_b", "mask_prior", "n_latent")]

@@ -35,7 +35,7 @@ def tables(
 
     scores: EXPERIMENT/scores.tsv. per_condition: RUN/per_condition.tsv of every run. baseline_conditions:
     SPLIT/per_condition.tsv of every split. published: the path of replogle_table1.tsv, or nothing. comparable: whether
-    the screen is the published one, so that differences to the published numbers have a meaning. compared: values of
+    the screen is the published one, so that differences from the published numbers mean something. compared: values of
     axes of the grid to which the table is restricted.
     """
     every = read(scores)
@@ -68,13 +68,13 @@ def draw(
     unit: str = "seed",
     amount: str = "",
 ) -> Figure:
-    """The table of build_table as text, with ours drawn: marker, ± 1 sd (thick), ± 2 sd (thin), a dot per run.
+    """The table of build_table as text, with ours drawn: marker, ± 1 sd (thick), ± 2 sd (thin), one dot per run.
 
     runs: model, run, metric, value. baselines: metric, model, value; named at the edge of the axis where they are
     outside. per_condition (conditions.table): drawn below the table. comparable: whether the screen is the published
     one. If so, published means are hollow diamonds and differences are printed, with ● inside and ○ outside the
     interval of our replicates; if not, the note says that published numbers must not be compared. unit: the word for
-    a replicate. amount: what the runs saw of the data, in words.
+    a replicate. amount: how much of the data the runs saw, in words.
     """
     style.need(table, ["model", "method", "inference", "settings", "n_runs"], "table of scores")
     table = table.set_index("model", drop=False).loc[style.models_in(table["model"])]
@@ -127,14 +127,14 @@ def _columns(table: pd.DataFrame, *, comparable: bool) -> dict[str, float]:
 def _note(table: pd.DataFrame, per_condition: pd.DataFrame | None, *, comparable: bool, unit: str, amount: str) -> str:
     """How the numbers were scored, averaged and chosen, and what may be compared."""
     how = style.spread(table["n_runs"], unit)
-    bars = " (thick bar ± 1 sd, thin bar ± 2 sd, a dot per run)" if how.startswith("mean") else ""
+    bars = " (thick bar ± 1 sd, thin bar ± 2 sd, one dot per run)" if how.startswith("mean") else ""
     parts = [
-        f"Published protocol: effects of the data from all cells. A row is a model: {how}{bars}, "
+        f"Published protocol: effects of the data from all cells. One row per model: {how}{bars}, "
         "settings chosen on validation data."
     ]
     parts += [f"Only runs with {amount}, the most data."] * bool(amount)
     if "ate_pearson_published_rule" in table:
-        parts.append("Best test: the run of best test IWELBO, the paper's rule for its ATE column.")
+        parts.append("Best test: the run with the best test IWELBO, the paper's rule for its ATE column.")
         parts.append(
             "Hollow diamond: published mean; ● inside, ○ outside our mean ± 2 sd."
             if comparable
@@ -146,7 +146,7 @@ def _note(table: pd.DataFrame, per_condition: pd.DataFrame | None, *, comparable
 
 
 def _rows(ax: Axes, n: int, name: str) -> None:
-    """An axes of n rows from top to bottom, every second one shaded, with a rule above and below."""
+    """Axes with n rows from top to bottom, every second one shaded, with a rule above and below."""
     ax.set_label(name)
     ax.set(ylim=(n - 0.5, -0.5), yticks=[], xticks=[], xlim=(0, 1))
     ax.patch.set_visible(False)
@@ -216,7 +216,7 @@ def _dots(
     runs: pd.DataFrame,
     published: np.ndarray | None,
 ) -> None:
-    """Ours as markers with intervals and a dot per run; published means as hollow diamonds. The axis spans these."""
+    """Ours as markers with intervals and one dot per run; published means as hollow diamonds. The axis spans these."""
     drawn = [mean - 2 * np.nan_to_num(sd), mean + 2 * np.nan_to_num(sd)]
     for i, (model, m, s) in enumerate(zip(models, mean, sd, strict=True)):
         o = style.look(model)
@@ -244,7 +244,7 @@ def _dots(
 
 
 def _baseline(ax: Axes, model: str, value: float, decimals: int) -> None:
-    """A baseline's name and value below the axis: at its line, or with an arrow at the edge that it lies beyond."""
+    """A baseline's name and value below the axis: at its line, or at the edge with an arrow if it lies beyond."""
     low, high = ax.get_xlim()
     o, text = style.look(model), f"{style.label(model)}\n{style.number(value, decimals)}"
     share = (value - low) / (high - low)

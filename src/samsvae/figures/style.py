@@ -200,7 +200,7 @@ def wrapped_note(text: str, width: float) -> str:
 
 
 def plain(name: object, most: int = 22) -> str:
-    """A name from the data as text to draw: shortened to `most` characters, a dollar sign is no mathematics."""
+    """A name from the data as text to draw: shortened to `most` characters, with dollar signs escaped."""
     text = str(name)
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text.replace("$", r"\$")
@@ -248,7 +248,7 @@ def keys(models: Iterable[str], kind: str = "marker") -> list[Artist]:
 
 
 def interval(ax: Axes, x, y, sd, model: str, *, horizontal: bool = False, **kwargs: Any) -> None:
-    """The mean as the model's marker, with a bar of ± 1 sd unless there is one run."""
+    """The mean as the model's marker, with a bar of ± 1 sd unless there is only one run."""
     o = look(model)
     err = pd.Series(sd, dtype=float).fillna(0).to_numpy()
     style: dict[str, Any] = {"fmt": o.marker, "color": o.colour, "mec": INK, "mew": 0.4}

@@ -1,4 +1,4 @@
-"""One figure from files to files: its tables read, drawn, and written next to the picture."""
+"""One figure, from files to files: read its tables, draw it, and write picture and tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def write_figure(
 ) -> None:
     """Draw the figure ``name`` (a row of the registry) and write ``picture`` (PNG), its PDF and its tables.
 
-    ``inputs`` and ``settings``: the arguments of the figure's ``tables``. DataError where a file does not hold what the
+    ``inputs`` and ``settings``: the arguments of the figure's ``tables``. DataError if a file does not hold what the
     figure needs.
     """
     module: ModuleType = import_module(f"samsvae.figures.{name}")

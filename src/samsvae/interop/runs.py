@@ -91,7 +91,7 @@ def import_checkpoint(
     *,
     out: Mapping[str, str | Path],
 ) -> None:
-    """Write the files of a run with weights of a Lightning checkpoint instead of a training.
+    """Write the files of a run with the weights of a Lightning checkpoint instead of trained ones.
 
     ``settings``: the settings of the run. CheckpointError if the weights do not match them or the screen.
     """

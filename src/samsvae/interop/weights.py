@@ -122,7 +122,7 @@ def _check_weights(weights: Mapping[str, Tensor], model: Model, names: Mapping[s
 def to_reference(model: Model) -> dict[str, Tensor]:
     """The state dictionary that the release would have for a model, without a prefix: reverses ``from_reference``.
 
-    CheckpointError if the release has no counterpart of the model's settings.
+    CheckpointError if the release has no counterpart for the model's settings.
     """
     _refuse_alien(model.config)
     ours = model.state_dict()
@@ -130,7 +130,7 @@ def to_reference(model: Model) -> dict[str, Tensor]:
     inferred = _inferred(state)
     for name in SWITCHES:
         if inferred.get(name, getattr(ModelConfig, name)) != getattr(model.config, name):
-            raise CheckpointError(f"The release has no counterpart of {name}: {getattr(model.config, name)!r}.")
+            raise CheckpointError(f"The release has no counterpart for {name}: {getattr(model.config, name)!r}.")
     return state
 
 
@@ -142,7 +142,7 @@ def _refuse_alien(config: ModelConfig) -> None:
     alien |= {"effect": "none"} if config.effect == "none" else {}
     if alien:
         raise CheckpointError(
-            f"The release has no counterpart of {', '.join(f'{k}: {v!r}' for k, v in alien.items())}."
+            f"The release has no counterpart for {', '.join(f'{k}: {v!r}' for k, v in alien.items())}."
         )
 
 
@@ -167,7 +167,7 @@ def row_of(config: Mapping[str, Any]) -> str | None:
 
 
 # more than 12 branches, because each setting that changes the names has one
-def _names(model: Model) -> dict[str, str]:
+def _names(model: Model) -> dict[str, str]:  # noqa: C901
     """Name of every weight in the release -> our name."""
     config = model.config
     at = {latent.name: f"latents.{i}" for i, latent in enumerate(model.latents)}
@@ -249,9 +249,9 @@ def _cleaned(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _plain(value: object) -> bool:
+    """Whether a value is a dense tensor or array of real numbers."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "fi"
-    """Whether a value is a dense tensor or array of real numbers."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
         return False
     # with strides of 0, a tiny file could claim a huge shape
@@ -340,7 +340,7 @@ def _one_of(state: dict[str, Tensor], *names: str) -> str:
 
 def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in state or state[name].ndim != 2:
-        problem = "lacks" if name not in state else f"has {state[name].ndim} instead of 2 dimensions in"
+        problem = "lacks" if name not in state else f"has {state[name].ndim} dimensions instead of 2 in"
         raise CheckpointError(f"The state {problem} the parameter {name!r}.")
     return tuple(state[name].shape)
 
@@ -361,7 +361,7 @@ def _constant(state: dict[str, Tensor], name: str) -> float:
 
 
 def reordered(model: Model, *, genes: Sequence[int] | None = None, perturbations: Sequence[int] | None = None) -> Model:
-    """A copy of the model whose gene j is gene ``genes[j]`` and whose perturbation t is ``perturbations[t]`` of it.
+    """A copy of the model whose gene j is its gene ``genes[j]`` and whose perturbation t is its ``perturbations[t]``.
 
     ValueError unless each order holds every number once.
     """

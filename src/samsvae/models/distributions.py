@@ -201,17 +201,6 @@ class Point:
         return self.value
 
 
-def closed_kl(guide: Distribution, prior: Distribution) -> Tensor | None:
-    """KL(guide || prior), elementwise, in closed form (eq. 12); None for a pair that has none."""
-    if isinstance(guide, Normal) and isinstance(prior, Normal):
-        return guide.kl(prior)
-    if isinstance(guide, Bernoulli) and isinstance(prior, Bernoulli):
-        return guide.kl(prior)
-    if isinstance(guide, Beta) and isinstance(prior, Beta):
-        return guide.kl(prior)
-    return None
-
-
 @dataclass(frozen=True)
 class NegativeBinomial:
     """Negative binomial counts with mean m > 0 and concentration theta > 0 (variance m + m^2 / theta; eq. 2).

@@ -9,7 +9,7 @@ docs/model.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from samsvae.config.model import ModelConfig
 from samsvae.config.vocabulary import MASKED
 from samsvae.models.batch import Batch, CellTable, MultiHot
-from samsvae.models.distributions import Bernoulli, Distribution, closed_kl
+from samsvae.models.distributions import Bernoulli, Distribution
+from samsvae.models.kl_terms import kl_terms
 from samsvae.models.latents import CellState, Embedding, Latent, LearnedEmbedding, Mask, MaskProbability, offset
 from samsvae.models.networks import MLP, Likelihood, Observed
 from samsvae.models.noise import Noise, given
@@ -151,20 +152,9 @@ class Model(nn.Module):
         ``plate`` is a single weight for all perturbations in all cells, used instead of the plate weights.
         """
         terms = {"reconstruction": self.decode(draw.values, batch).log_likelihood(batch.x)}
-        for latent in self.latents:
-            guide = draw.guides.get(latent.name)
-            if guide is None or (prior := latent.prior(draw.values, batch)) is None:
-                continue
-            if analytic_kl and (kl := closed_kl(guide, prior)) is not None:
-                term = -kl
-            else:
-                value = draw.values[latent.name]
-                term = prior.log_prob(value) - guide.log_prob(value)
-            term = term.sum(-1)
-            if latent.plate == "perturbation":
-                term = _to_cells(term, batch, extra_share) if plate is None else plate * term.sum(-1, keepdim=True)
-            terms[latent.name] = term
-        return terms
+        return terms | kl_terms(
+            self.latents, draw.values, draw.guides, batch, analytic_kl=analytic_kl, plate=plate, extra_share=extra_share
+        )
 
     def elbo(self, batch: Batch, noise: Noise, particles: int) -> Tensor:
         """ELBO for every particle and cell (K, n) (eq. 11)."""
@@ -363,11 +353,3 @@ def _shape(latent: Latent, distribution: Distribution, particles: int) -> tuple[
 def _typical(distribution: Distribution) -> Tensor:
     """The mean of a distribution; for a mask the more likely value."""
     return torch.round(distribution.mean) if isinstance(distribution, Bernoulli) else distribution.mean
-
-
-def _to_cells(term: Tensor, batch: Batch, extra: float) -> Tensor:
-    """Distribute the perturbations' terms (K, R) or (R,) over the cells: sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
-    share = batch.share + extra * (batch.share > 0) if extra else batch.share
-    weighted = (term * share)[..., None]  # (K, R, 1)
-    received = replace(batch.dosage, dose=(batch.dosage.dose != 0).to(term.dtype))
-    return received.gather(weighted)[..., 0]

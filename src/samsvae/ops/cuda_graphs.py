@@ -1,6 +1,6 @@
 """Repeated steps of work: run as plain Python or, on a GPU, captured once in a CUDA graph and replayed.
 
-A step of a small model launches some hundred kernels of a few microseconds each, and Python launches them more slowly
+A step of a small model launches a few hundred kernels of some microseconds each, and Python launches them more slowly
 than the GPU runs them. A graph launches all of them at once. It reads and writes fixed addresses, so a step takes its
 inputs from tensors that stay alive, changes weights and moments in place, and draws from registered generators, whose
 state the graph reads again at every replay.

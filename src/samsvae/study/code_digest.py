@@ -2,7 +2,7 @@
 
 Snakemake notices an edit of a script by its modification time and does not look at the package in `src/` at all. A
 rule with `params: code=code_of(...)` is rerun if and only if the code behind its script has changed. Comments,
-docstrings, layout and modules that the script never imports do not count. Imports by string (`importlib`) are not
+docstrings, formatting and modules that the script never imports do not count. Imports by string (`importlib`) are not
 followed.
 """
 

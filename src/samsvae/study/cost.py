@@ -20,7 +20,7 @@ BENCHMARK = {"s": "job_seconds", "cpu_time": "job_cpu_seconds", "max_rss": "job_
 def collect_cost(grid: pd.DataFrame, records: Iterable[str], benchmarks: Mapping[str, Iterable[str]]) -> pd.DataFrame:
     """The cost of every run: device, steps, seconds, speed, memory, parameters, and Snakemake's numbers for its job.
 
-    ``benchmarks``: for each run, Snakemake's tables of the jobs that may have trained it; the newest counts. Runs that
+    ``benchmarks``: for each run, Snakemake's tables of the jobs that may have trained it; the newest is used. Runs that
     shared a job have the same job name and numbers. A run without a table, such as an imported one, has none.
     """
     found = [json.loads(Path(path).read_text()) for path in records]

@@ -138,7 +138,7 @@ def _obs(condition: np.ndarray, n_targets: np.ndarray | int, *, index: np.ndarra
 
 
 def work_of(run: Run, size: Size) -> tuple[int, int]:
-    """Steps of a training and number of cells read by its validations. Patience may end it earlier."""
+    """Steps of a training and number of cells that its validations read. Patience may end it earlier."""
     training = run.training
     epoch = math.ceil(size.train / training.batch_size)
     steps = training.steps if training.epochs is None else training.epochs * epoch
@@ -270,8 +270,8 @@ def machine(device: str) -> str:
 class Estimate:
     """Times of an experiment in seconds.
 
-    ``trainings`` of which ``done``; ``steps`` of all trainings; estimated ``training`` and ``scoring`` time of all
-    runs; estimated and actual training time of the done runs (``done_estimated``, ``done_actual``).
+    ``trainings``, and how many are ``done``; ``steps`` of all trainings; estimated ``training`` and ``scoring`` time
+    of all runs; estimated and actual training time of the done runs (``done_estimated``, ``done_actual``).
     """
 
     experiment: str

@@ -12,7 +12,7 @@ import pandas as pd
 from samsvae.config.grid import Run, grid_table, restrict
 from samsvae.config.vocabulary import MASKED
 from samsvae.errors import ConfigError, some
-from samsvae.evaluation.metrics.selection import shown
+from samsvae.evaluation.selection import shown
 from samsvae.figures.registry import FIGURES
 from samsvae.study.plan import Plan
 
@@ -34,12 +34,12 @@ ACROSS = {
     "data_cards": ("data_card", ""),
 }
 
-#: Rules, targets and folders of results: no experiment, and no figure with its experiment's name, may be called so.
+#: Rules, targets and folders of results, whose names no experiment and no figure of an experiment may have.
 RESERVED = (
     *("all", "report", "provenance", "cost_table", "write_config", "write_grid", "collect", *ACROSS),
     *("download_source", "verify_source", "make_miniature_replogle", "make_miniature_norman"),
     *("filter_replogle", "filter_norman", "filter_custom", "simulate_sams", "simulate_sparse_shift", "pack_arrays"),
-    *("split_cells", "reference_effects", "test_expression", "pathway_accuracy", "test_model_expression"),
+    *("split_cells", "reference_effects", "data_expression", "pathway_accuracy", "model_expression"),
     *("train", "train_together", "take", "import_checkpoint"),
     *("data", "sources", "figures", "logs", "benchmarks", "preview"),
 )
@@ -70,7 +70,7 @@ class FigurePlan:
     # ---- which figures ---------------------------------------------------------------------------------------------
 
     def features(self, experiment: str) -> set[str]:
-        """What an experiment has, of ``registry.FEATURES``, as far as its configuration says."""
+        """The ``registry.FEATURES`` that an experiment has, according to its configuration."""
         found = self.experiments[experiment]
         screen = found[0].screen
         options, kind = screen.options, screen.kind
@@ -105,12 +105,17 @@ class FigurePlan:
         """The picture of every figure of the study."""
         return [self.picture(*each) for each in self.every()]
 
+    def files(self, figures: Iterable[tuple[str, str]] | None = None) -> list[str]:
+        """Every file of some figures (default: of all): picture, PDF and tables. One that was deleted is made again."""
+        every = self.every() if figures is None else figures
+        return [file for each in every for file in (self.picture(*each), *self.outputs(*each).values())]
+
     def contents(self) -> list[dict[str, object]]:
         """What the report shows of each experiment, as plain values."""
         return [
             {
                 "name": experiment,
-                "screen": self.plan.study.settings[experiment].screen,
+                "screen": self.describe_screen(experiment),
                 "runs": len(found),
                 "figures": [
                     {"name": figure, "stem": self.stem(experiment, figure), "saved": list(FIGURES[figure].saved)}
@@ -122,7 +127,7 @@ class FigurePlan:
         ]
 
     def targets(self) -> dict[str, list[str]]:
-        """Every target that stands for figures, and the pictures behind it."""
+        """Every target that stands for figures, and the files behind it."""
         found: dict[str, list[tuple[str, str]]] = {}
         for experiment in self.experiments:
             found[experiment] = [(experiment, figure) for figure in self.figures(experiment)]
@@ -132,7 +137,7 @@ class FigurePlan:
         for name, (figure, begins) in ACROSS.items():
             if each := [(e, f) for e, f in self.every() if f == figure and e.startswith(begins)]:
                 found[name] = each
-        return {name: [self.picture(*each) for each in figures] for name, figures in found.items()}
+        return {name: self.files(figures) for name, figures in found.items()}
 
     def old_layout(self) -> str:
         """What to do about figures of an earlier version in the folder of results; '' if there are none."""
@@ -150,7 +155,7 @@ class FigurePlan:
         )
 
     def _check_names(self) -> None:
-        """ConfigError where an experiment's name cannot be part of file names, or is already a target or a folder."""
+        """ConfigError if an experiment's name cannot be part of file names, or is already a target or a folder."""
         for name in self.experiments:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise ConfigError(
@@ -193,6 +198,15 @@ class FigurePlan:
         """The values that a figure depends on, by the arguments of its ``tables``."""
         return {name: SETTINGS[name](self, experiment) for name in FIGURES[figure].settings}
 
+    def describe_screen(self, experiment: str) -> str:
+        """A line about the screen of an experiment: its name and where its cells come from."""
+        name = self.plan.study.settings[experiment].screen
+        screen = self.plan.study.screens[name]
+        if screen.source is None:
+            return f"Screen {name}: simulated ({screen.kind.removeprefix('simulate_').replace('_', ' ')})."
+        origin = {"miniature": "a synthetic miniature", "path": f"from {screen.source.path}", "urls": "downloaded"}
+        return f"Screen {name}: {origin[screen.source.sort]}."
+
     def pathway_files(
         self, experiment: str, select: Callable[[FigurePlan, str], Iterable[Run]] | None = None
     ) -> list[str]:
@@ -204,7 +218,7 @@ class FigurePlan:
     # ---- runs that a figure may show -------------------------------------------------------------------------------
 
     def restricted(self, experiment: str) -> list[Run]:
-        """The runs that figures compare: those with the values of the setting ``compared``.
+        """The runs that figures compare: those with the values in the setting ``compared``.
 
         There are none in a preview before the first of them has finished.
         """
@@ -230,7 +244,7 @@ class FigurePlan:
         return [run for run in self.pinned(experiment) if run.model.mask in MASKED]
 
     def single(self, experiment: str) -> list[Run]:
-        """Candidates for the one run of a figure of one model: the model of the setting ``shown``, or every model."""
+        """Candidates for a figure of a single run: those of the model in the setting ``shown``, or of every model."""
         return self.of_shown(experiment, self.pinned(experiment))
 
     def compared(self, found: list[Run]) -> list[Run]:
@@ -241,7 +255,7 @@ class FigurePlan:
         return [run for run in found if run.row in rows]
 
     def of_shown(self, experiment: str, found: list[Run]) -> list[Run]:
-        """The runs of the model of the setting ``shown``; all of them where there is none."""
+        """The runs of the model in the setting ``shown``; all runs if it is not set."""
         model = self.plan.study.settings[experiment].shown
         return [run for run in found if run.row == model] or found
 

@@ -63,7 +63,7 @@ def hold_device(device: str = "auto", jobs_per_gpu: int = 1) -> Iterator[str]:
             yield "cuda"
             return
     # the lock is released by now: another process may be able to use the GPU that this torch cannot use
-    missing = f"torch cannot use GPU {gpus[0]}, maybe because it is a CPU build" if gpus else "no GPU is visible"
+    missing = f"torch cannot use GPU {gpus[0]}, perhaps because it is a CPU build" if gpus else "no GPU is visible"
     if device == "cuda":
         raise ConfigError(f"device: 'cuda', but {missing}. Set it to 'auto' or 'cpu' to run without a GPU.")
     log.warning("device 'auto': %s, so this runs on the CPU", missing)

@@ -1,4 +1,4 @@
-"""The jobs that train and score runs, one at a time or several in one process. Cached results are not recomputed.
+"""The jobs that train and score runs, one run or several in a process. Cached results are not recomputed.
 
 torch is imported only if there is something to train or to score, and only after a GPU was chosen.
 """
@@ -86,7 +86,7 @@ class CachedRun:
 
 
 def cached_run(settings: Mapping, data: Data, folder: str | Path) -> CachedRun:
-    """A run with its caches, which lie in ``folder`` next to the outputs. Their stamps cover all that a run reads."""
+    """A run with its caches in ``folder``, next to the outputs. Their stamps cover everything that a run reads."""
     folder = Path(folder)
     stamp = stamp_of([data.codes["training"], settings, version("torch")], data.arrays, data.split)
     truth = [data.screen] if data.simulated else []
@@ -101,7 +101,7 @@ def cached_run(settings: Mapping, data: Data, folder: str | Path) -> CachedRun:
 
 
 def run_one(settings: Mapping, data: Data, folder: str | Path, place: Place) -> None:
-    """Write the files of one run (TRAINED and SCORED) to its folder, from the cache as far as possible."""
+    """Write the files of one run (TRAINED and SCORED) to its folder, from the cache if possible."""
     run = cached_run(settings, data, folder)
     with retry_note(run):
         if run.is_trained():

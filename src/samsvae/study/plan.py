@@ -1,7 +1,7 @@
 """The plan of a study: its runs, batches and files, looked up by name. Needs no Snakemake.
 
 The rules look files up here with the wildcards of a job (an object with the attributes experiment, run, batch,
-dataset, split or screen, as far as a rule has them). Paths start with the folder of results.
+dataset, split or screen: those that the rule has). Paths start with the folder of results.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def alternatives(names: Iterable[str]) -> str:
 class Plan:
     """Everything the rules need to know about a study.
 
-    ``config``: the merged configuration. ``results`` and ``benchmarks``: the folders of these names. ConfigError where
+    ``config``: the merged configuration. ``results`` and ``benchmarks``: the folders of these names. ConfigError if
     the configuration is not allowed.
     """
 
@@ -59,7 +59,7 @@ class Plan:
         self.screens = {run.dataset: self.study.settings[run.experiment].screen for run in every}
 
     def only(self, found: Mapping[str, Sequence[Run]]) -> Plan:
-        """The same plan with these runs alone, by experiment."""
+        """The same plan with only these runs, by experiment."""
         plan = copy.copy(self)
         plan.runs = {name: {run.id: run for run in chosen} for name, chosen in found.items()}
         return plan
@@ -80,9 +80,9 @@ class Plan:
         )
 
     def trained_alone(self) -> str:
-        """The runs with a job of their own: all, or those that failed where they were trained together.
+        """The runs with a job of their own: all, or those that failed in a job that trained several runs.
 
-        A run that failed among others gets a job of its own in the next call.
+        A run that failed in such a job gets one of its own in the next call.
         """
         if self.study.runs_per_job == 1:
             return r"[\w.-]+"
@@ -92,9 +92,9 @@ class Plan:
     # ---- look-ups by wildcards -------------------------------------------------------------------------------------
 
     def experiment(self, name: str) -> dict[str, Run]:
-        """The runs of an experiment by id; ConfigError where the configuration does not choose it."""
+        """The runs of an experiment by id; ConfigError if the configuration does not list it."""
         if name not in self.runs:
-            raise ConfigError(f"experiments: {name!r} is not chosen in the configuration.{nearest(name, self.runs)}")
+            raise ConfigError(f"experiments: {name!r} is not listed in the configuration.{nearest(name, self.runs)}")
         return self.runs[name]
 
     def run(self, wildcards: Any) -> Run:
@@ -123,7 +123,7 @@ class Plan:
         return source.path or "" if source.sort == "path" else f"{self.results}/sources/{name}.h5ad"
 
     def verification(self, wildcards: Any) -> list[str]:
-        """The mark that a local source was verified, if the configuration gives its checksum."""
+        """The file that marks a local source as verified, if the configuration gives its checksum."""
         name = self.screens[wildcards.dataset]
         source = self.study.screens[name].source
         return [f"{self.results}/sources/{name}.verified"] if source and source.verified else []
@@ -134,7 +134,7 @@ class Plan:
         return source.checksum or "" if source and source.sort != "miniature" else ""
 
     def source_settings(self, wildcards: Any) -> dict[str, object]:
-        """What a source must be: size and checksum. Another address is no reason to download it again."""
+        """Expected size and checksum of a source. A new address alone does not download it again."""
         source = self.study.screens[wildcards.screen].source
         return {"size": source.size, "checksum": source.checksum} if source else {}
 
@@ -144,7 +144,7 @@ class Plan:
         return source.path or "" if source else ""
 
     def miniature_settings(self, wildcards: Any) -> dict[str, object]:
-        """The settings of a miniature, sorted: the order of keys in a file is no reason to simulate it again."""
+        """The settings of a miniature, sorted, so that a new order of keys does not simulate it again."""
         source = self.study.screens[wildcards.screen].source
         return dict(sorted((source.miniature or {}).items())) if source else {}
 
@@ -192,7 +192,7 @@ class Plan:
         return self.data_file(self.run(wildcards).dataset, "expression_tests.tsv")
 
     def together(self, wildcards: Any) -> list[str]:
-        """The mark that the batch of a run has been worked through, if the run is in one."""
+        """The file that marks the batch of a run as finished, if the run is in a batch."""
         batch = self.batch_of_run.get((wildcards.experiment, wildcards.run))
         return [str(self.mark(wildcards.experiment, batch))] if batch else []
 

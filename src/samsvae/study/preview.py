@@ -29,8 +29,8 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
     """Draw what the finished runs allow and return the path of the page (RESULTS/preview/report.html).
 
     ``config``: the merged configuration, whose paths start in the current folder. ``resources``: the folder with the
-    published tables. A figure whose files are not there yet is left out, with a line in the log.
-    DataError where no run has finished.
+    published tables. A figure whose files do not exist yet is left out, with a line in the log.
+    DataError if no run has finished.
     """
     folders = build(Study, config).pathvars
     results = Path(folders.folder("results"))
@@ -78,17 +78,17 @@ def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Pat
 
 
 def _draw(pictures: FigurePlan, experiment: str, figure: str) -> None:
-    """One figure, if its files are there."""
+    """Draw one figure, if its files exist."""
     there: dict[str, str | list[str]] = {}
     for name, files in pictures.inputs(experiment, figure).items():
         found = _existing([files] if isinstance(files, str) else files)
         if files and not found:
-            log.info("%s_%s: not drawn yet, its %s are not there", experiment, figure, name)
+            log.info("%s_%s: not drawn yet: its %s do not exist yet", experiment, figure, name)
             return
         there[name] = found[0] if isinstance(files, str) else found
     try:
         write_figure(figure, there, pictures.settings(experiment, figure), pictures.picture(experiment, figure))
-    except SamsvaeError as error:  # of so few runs that the figure has nothing to compare
+    except SamsvaeError as error:  # there may be too few runs for the figure to compare
         log.info("%s_%s: not drawn yet (%s)", experiment, figure, error)
 
 

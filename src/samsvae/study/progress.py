@@ -1,9 +1,9 @@
 """Progress of a study: which runs are done, outdated, running, stopped, failed or waiting, and the time left.
 
 Only the configuration, the logs and the files of the runs are read, so this works while Snakemake is running. A run is
-outdated if it was made with settings other than the current ones. Changes of its data, its evaluation or the code are
-not checked, because that would mean reading all of them. ``snakemake --dry-run`` checks them, and may plan to rerun a
-run that counts as done here.
+outdated if it was trained with settings other than the current ones. Changes of its data, its evaluation or the code
+are not checked, because that would mean reading all of them. ``snakemake --dry-run`` checks them, and may plan to rerun
+a run that counts as done here.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def progress_report(statuses: Sequence[RunStatus]) -> str:
         rows.append((name, *(str(count[state]) for state in STATES), str(count.total())))
     lines = aligned(rows)
     if any(x.state == "outdated" for x in statuses):
-        lines.append("outdated: made with settings other than the current ones; the next Snakemake call reruns them")
+        lines.append("outdated: trained with settings other than the current ones; the next Snakemake call reruns them")
     for x in statuses:
         if x.state == "failed":
             lines.append(f"failed: {x.experiment}/runs/{x.run}: {x.reason}")

@@ -122,7 +122,7 @@ def write_report(
     cost
         Costs of all runs: a row per run with at least the columns device, seconds and torch.
     config
-        The configuration in force, JSON.
+        The complete configuration, JSON.
     provenance
         Snakemake's own report, for a link.
     notice
@@ -168,7 +168,7 @@ def _render(content: Mapping[str, object]) -> str:
 
 
 def write_provenance(snakefile: str | Path, config: str | Path, targets: Sequence[str], path: str | Path) -> None:
-    """Run a second Snakemake that reports how some targets were made, under the configuration in a file.
+    """Run a second Snakemake that reports how some targets were made, with the configuration in a file.
 
     It may run inside a workflow, which holds the lock. SamsvaeError with its last lines if it fails.
     """
@@ -288,7 +288,7 @@ def _distinct(values: pd.Series) -> str:
 
 
 def _cost_table(costs: pd.DataFrame) -> Table:
-    """A row per run; the experiment first. A run's id has its model."""
+    """One row per run; the experiment first. A run's id contains its model."""
     first = [column for column in ("experiment", "run") if column in costs]
     return whole_table(costs[[*first, *(c for c in costs if c not in (*first, "model"))]])
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from samsvae.evaluation.metrics.selection import DESCRIPTION, PLACE, of_best_settings
 from samsvae.evaluation.metrics.table import metric
+from samsvae.evaluation.selection import DESCRIPTION, PLACE, of_best_settings
 
 #: Rows of one table that the page contains; the TSV has the rest.
 MOST_ROWS = 3000
@@ -27,7 +27,7 @@ KEY_SCORES = (
     ("mask_f1/correlation", "test", "trained perturbations", 3),
 )
 
-#: What a grid may vary that is a condition of the experiment, not a setting to choose: each value has its own rows.
+#: Axes of a grid that are conditions of the experiment, not settings to choose: each value has its own rows.
 CONDITIONS = ("encoding", "cells", "fraction", "n_latent")
 
 #: Columns over which scores are averaged.
@@ -44,7 +44,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text for the page. ``fixed``: columns with one value in all rows, said once and left out.
+    """A table of text for the page. ``fixed``: columns with one value in all rows, stated once and left out.
 
     ``rows``: at most MOST_ROWS of ``total``. ``best``: cells (row, column) to emphasise.
     """
@@ -69,7 +69,7 @@ class KeyRow(NamedTuple):
 def key_table(scores: pd.DataFrame) -> Table | None:
     """Mean ± sd over seeds of the published protocol's KEY_SCORES, with each model's best settings on validation data.
 
-    None where no run has a validation IWELBO. Baselines are at the end.
+    None if no run has a validation IWELBO. Baselines are at the end.
     """
     published = scores[scores["protocol"] == "published"].drop(columns=[c for c in PLACE if c in scores])
     is_baseline = published["method"] == "baseline"
@@ -164,7 +164,7 @@ def score_table(scores: pd.DataFrame) -> Table:
 
 
 def whole_table(table: pd.DataFrame, keep: Sequence[object] = ("run",)) -> Table:
-    """A table as text; columns with the same value in every row, other than ``keep``, are said once."""
+    """A table as text; columns with the same value in every row, other than ``keep``, are stated once."""
     constant = [c for c in table if c not in keep and len(table) > 1 and table[c].nunique(dropna=False) == 1]
     fixed = [(spaced(str(c)), cell_text(table[c].iloc[0])) for c in constant]
     columns, cells = [], []

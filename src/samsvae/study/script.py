@@ -64,7 +64,7 @@ def _hide_full_disk_tracebacks() -> None:
 
 
 def _exit_with(kind: str, sentence: str, *notes: str) -> None:
-    """Print and log the sentence, then end the process at once: open files must be neither written nor reported."""
+    """Print and log the sentence, then end the process at once: open files must not be written or reported."""
     logging.error("%s", sentence)
     for note in notes:
         logging.info("%s", note)

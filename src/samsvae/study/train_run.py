@@ -1,4 +1,4 @@
-"""Train one run of a grid from files to files: read arrays and split, train, write checkpoint, history and record."""
+"""Train one run of a grid, from files to files: read arrays and split, train, write checkpoint, history and record."""
 
 from __future__ import annotations
 

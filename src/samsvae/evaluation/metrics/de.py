@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError, nearest, some
-from samsvae.evaluation.metrics.names import OVERLAPS
+from samsvae.evaluation.metrics.constants import OVERLAPS
 
 METHODS = ("wilcoxon", "t-test")
 

@@ -13,7 +13,7 @@ from scipy import sparse
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.baselines import additive
-from samsvae.evaluation.metrics.names import TOP
+from samsvae.evaluation.metrics.constants import TOP
 
 #: Counts (n, G), dense or sparse.
 Counts: TypeAlias = "np.ndarray | sparse.spmatrix | sparse.sparray"

@@ -22,7 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.names import MAJORITY
+from samsvae.evaluation.metrics.constants import MAJORITY
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from samsvae.evaluation.metrics.names import MATCHES
+from samsvae.evaluation.metrics.constants import MATCHES
 
 #: Indices of min(L, L') true latents, and of the learned latents matched to them.
 Match = tuple[np.ndarray, np.ndarray]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samsvae.errors import DataError, nearest
-from samsvae.evaluation.metrics.names import CLASSIFIERS, MAJORITY, MATCHES, OVERLAPS, PROTOCOLS, TOP
+from samsvae.evaluation.metrics.constants import CLASSIFIERS, MAJORITY, MATCHES, OVERLAPS, PROTOCOLS, TOP
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Metric:
 
     ``name``: as in the column ``metric``. ``label``: for an axis, with the unit in brackets. ``protocols``: the values
     that the column ``protocol`` can have for it; () if its table has no such column. ``better``: the direction of
-    better values; '' for a reference line that does not depend on the model. ``unit``: '' for a plain number.
+    improvement; '' for a reference line that does not depend on the model. ``unit``: '' for a plain number.
     ``low``, ``high``: smallest and largest possible value; None without a bound. ``sentence``: describes it.
     """
 
@@ -68,7 +68,7 @@ def _likelihood() -> list[Metric]:
 
 def _effects() -> list[Metric]:
     pooled = "over all conditions and genes"
-    top = f"over the {TOP} genes of largest effect in the data for each condition"
+    top = f"over the {TOP} genes with the largest effects in the data, for each condition"
     return [
         Metric("ate_pearson", "ATE-Pearson", PROTOCOLS, "higher", "", -1.0, 1.0,
                f"Pearson correlation of predicted and observed average treatment effects {pooled}."),
@@ -88,11 +88,11 @@ def _recovery() -> list[Metric]:
     def row(name: str, label: str, sentence: str, better: Literal["higher", ""] = "higher") -> Metric:
         return Metric(name, label, _PUBLISHED, better, "", 0.0, 1.0, sentence)
 
-    rules = dict(zip(MATCHES, ("to share most true positives", "to correlate best"), strict=True))
+    rules = dict(zip(MATCHES, ("for the most true positives", "for the highest correlation"), strict=True))
     scores = {
-        "precision": ("mask precision", "Share of the found mask entries that are true"),
-        "recall": ("mask recall", "Share of the true mask entries that are found"),
-        "f1": ("mask F1", "Harmonic mean of precision and recall of the found mask entries"),
+        "precision": ("mask precision", "Share of the inferred mask entries that are true"),
+        "recall": ("mask recall", "Share of the true mask entries that are inferred"),
+        "f1": ("mask F1", "Harmonic mean of precision and recall of the inferred mask entries"),
     }
     masks = [
         row(f"mask_{name}/{rule}", label, f"{sentence}, with latents matched {how}.")
@@ -104,7 +104,12 @@ def _recovery() -> list[Metric]:
         row("mcc_spearman", "MCC (Spearman)", "Mean absolute rank correlation of true and matched learned latents."),
         row("latent_r2", "latent R²", "Mean R² of linear regressions of each true latent on all learned ones."),
         *masks,
-        row("mask_f1_all_ones", "mask F1, all ones", "F1 of a mask of ones: the line that a found mask must beat.", ""),
+        row(
+            "mask_f1_all_ones",
+            "mask F1, all ones",
+            "F1 of a mask of ones: the line that an inferred mask must beat.",
+            "",
+        ),
     ]
 
 
@@ -120,7 +125,7 @@ def _pathways() -> list[Metric]:
         "logistic": "from their mask probabilities by logistic regression",
         "forest": "from their mask probabilities by a random forest",
         "knn": "from their masks by the 5 nearest neighbours",
-        MAJORITY: "as the largest pathway: the line that a mask must beat",
+        MAJORITY: "by always naming the largest pathway: the line that a mask must beat",
     }
     return [
         Metric(f"mask_pathway_{name}/{classifier}", label, _PUBLISHED, "" if classifier == MAJORITY else "higher", "",

@@ -13,7 +13,7 @@ wildcard_constraints:
 rule download_source:
     """Download the source of a screen: resumed, verified, and renamed into place.
 
-    No code edit downloads it again, because its checksum proves that it is right.
+    An edit of the code never downloads it again, because its checksum proves that it is correct.
     """
     output:
         "<results>/sources/{screen}.h5ad",
@@ -48,7 +48,7 @@ rule verify_source:
 
 
 rule make_miniature_replogle:
-    """A small synthetic screen in the raw schema of the Replogle file (demo)."""
+    """Create a small synthetic screen in the raw schema of the Replogle file (demo)."""
     input:
         labels=ROOT / "resources/miniature/replogle_labels.tsv",
         measured=ROOT / "resources/replogle/measured_genes.tsv",
@@ -69,7 +69,7 @@ rule make_miniature_replogle:
 
 
 rule make_miniature_norman:
-    """A small synthetic screen in the schema of the Norman file (demo)."""
+    """Create a small synthetic screen in the schema of the Norman file (demo)."""
     input:
         measured=ROOT / "resources/replogle/measured_genes.tsv",
     output:
@@ -224,7 +224,7 @@ rule reference_effects:
         "../workflow/scripts/reference_effects.py"
 
 
-rule test_expression:
+rule data_expression:
     """Test every condition of the data against control for differential expression: Wilcoxon and t-test."""
     input:
         "<results>/data/{dataset}/screen.h5ad",
@@ -237,6 +237,6 @@ rule test_expression:
     resources:
         mem_mb=16000,
     params:
-        code=code_of("test_expression"),
+        code=code_of("data_expression"),
     script:
-        "../workflow/scripts/test_expression.py"
+        "../workflow/scripts/data_expression.py"

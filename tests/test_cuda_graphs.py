@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import model, screen
-from tape import Tape
+from fake_cuda_graph import Tape
+from small_model import model, screen
 
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import model, screen
+from small_model import model, screen
 
 from samsvae.config.zoo import ROWS
 from samsvae.data.cells import encode

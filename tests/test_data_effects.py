@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import nbinom, pearsonr
 from sklearn.metrics import r2_score
-from small import screen
+from small_model import screen
 
 from samsvae.data.arrays import Screen
 from samsvae.errors import DataError

@@ -1,4 +1,4 @@
-"""Test the data for differential expression."""
+"""Test every condition of the data for differential expression."""
 
 from samsvae.study.script import session
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import model, screen
 from small_files import outputs, settings, write_files
+from small_model import model, screen
 
 from samsvae.data import arrays, cells
 from samsvae.data.arrays import read_screen

@@ -8,8 +8,8 @@ import platform
 from types import SimpleNamespace
 
 import pytest
-from small import model
 from small_files import outputs
+from small_model import model
 
 from samsvae.study.cost import COST
 from samsvae.study.estimate import machine

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import screen
 from small_files import outputs, settings, write_files
+from small_model import screen
 
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS

@@ -9,7 +9,7 @@ import pytest
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.effects import interactions
-from samsvae.evaluation.metrics.selection import shown
+from samsvae.evaluation.selection import shown
 from samsvae.figures import combinations as combinations_figure
 from samsvae.figures import conditions, pair_scores, score_table
 from samsvae.figures import curves as curves_figure

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import screen
 from small_files import settings
 from small_jobs import FILES, PLACE, SAME, SCORES, data
+from small_model import screen
 
 from samsvae.errors import ConfigError, SamsvaeError
 from samsvae.study import jobs as job_module

@@ -62,7 +62,12 @@ def interpreted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
     cases = {name: made(*sizes) for name, sizes in CASES.items()}
     torch.save(list(cases.values()), folder / "cases.pt")
-    script = [sys.executable, str(Path(__file__).with_name("interpreted.py")), folder / "cases.pt", folder / "found.pt"]
+    script = [
+        sys.executable,
+        str(Path(__file__).with_name("triton_interpreter.py")),
+        folder / "cases.pt",
+        folder / "found.pt",
+    ]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(script, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

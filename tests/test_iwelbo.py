@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal
-from small import model, screen
+from small_model import model, screen
 
 from samsvae.config.model import ModelConfig
 from samsvae.data.arrays import Screen
