@@ -136,7 +136,9 @@ def test_ids_are_unique_whatever_experiments_and_figures_are_called(study, tmp_p
     names = ("costs", "files", "versions", "content", "data-sets", "costs-table", "data-table")
     scores = study["experiments"][0].scores
     entries = [
-        ExperimentEntry(name, "", 1, scores, (figure(tmp_path, name, "scores"), figure(tmp_path, name, "data_card")), ())
+        ExperimentEntry(
+            name, "", 1, scores, (figure(tmp_path, name, "scores"), figure(tmp_path, name, "data_card")), ()
+        )
         for name in names
     ]
     page = Page(written(study | {"experiments": entries}))
