@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,20 @@ def test_two_screens_of_ones_own_in_one_study():
 def test_a_name_that_cannot_be_a_file_is_refused(name):
     with pytest.raises(ConfigError, match="is not allowed as a name"):
         own(name=name)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a b", "-a", "x{y}"])
+def test_a_screen_that_cannot_be_a_folder_is_refused(name):
+    settings = {"thp1": {"screen": name, "grid": SEEDS}}
+    with pytest.raises(ConfigError, match=r"screens: .* is not allowed as a name"):
+        planned({"experiments": ["thp1"], "screens": {name: OWN}, "settings": settings})
+
+
+def test_a_name_that_yaml_reads_as_a_number():
+    config = {"experiments": ["7"], "screens": {"cells": OWN}, "settings": {7: {"screen": "cells", "grid": SEEDS}}}
+    config["settings"]["other"] = config["settings"][7]
+    plan = planned(config).plan
+    assert list(plan.runs) == ["7"] and list(json.loads(plan.config_in_force())["settings"]) == ["7", "other"]
 
 
 @pytest.mark.parametrize("name", ["data", "figures", "report", "all", "training_curves", "replogle_table1", "preview"])

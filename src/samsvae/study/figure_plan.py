@@ -155,11 +155,17 @@ class FigurePlan:
         )
 
     def _check_names(self) -> None:
-        """ConfigError if an experiment's name cannot be part of file names, or is already a target or a folder."""
+        """ConfigError if a name cannot be part of file names, or one of an experiment is already a target or folder."""
         for name in self.experiments:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise ConfigError(
                     f"experiments: {name!r} is not allowed as a name. Allowed: letters, digits, '-' and '_', with a "
+                    "letter or digit first."
+                )
+        for name in set(self.plan.screens.values()):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ConfigError(
+                    f"screens: {name!r} is not allowed as a name. Allowed: letters, digits, '-', '_' and '.', with a "
                     "letter or digit first."
                 )
         figures = {f"{experiment}_{figure}": experiment for experiment, figure in self.every()}

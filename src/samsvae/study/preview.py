@@ -5,6 +5,7 @@ Nothing is written outside the folder of the preview: figures of a study that ha
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,7 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
         for figure in pictures.figures(experiment):
             _draw(pictures, experiment, figure)
     write(of_experiments(str(out / name / "cost.tsv") for name in plan.runs), out / "cost.tsv")
-    write_json(config, out / "config.json")
+    write_json(json.loads(plan.config_in_force()), out / "config.json")
     page = out / "report.html"
     report_of(
         page,
