@@ -48,5 +48,5 @@ rule all:
     default_target: True
     input:
         PLAN.tables(),
-        PICTURES.pictures(),
+        PICTURES.files(),
         "<results>/cost.tsv",

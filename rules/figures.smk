@@ -31,13 +31,13 @@ for experiment, figure in PICTURES.every():
 
 # Targets for all figures of an experiment, for figures under their names in older versions, and for one figure of all
 # experiments.
-for target, pictures in PICTURES.targets().items():
+for target, files in PICTURES.targets().items():
 
     rule:
         name:
             target
         input:
-            pictures,
+            files,
 
 
 rule cost_table:
@@ -98,7 +98,7 @@ rule report:
         config="<results>/config.json",
         cost="<results>/cost.tsv",
         provenance="<results>/provenance.html",
-        pictures=PICTURES.pictures(),
+        figures=PICTURES.files(),
         tables=PLAN.tables(),
         template=ROOT / "src/samsvae/study/report.html.j2",
     output:

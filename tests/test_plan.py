@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,10 @@ def own(grid: list | None = None, *, options: dict | None = None, name: str = "t
     screens = {"cells": {**OWN, "options": options or {}}}
     experiment = {"screen": "cells", "grid": SEEDS if grid is None else grid, **settings}
     return planned({"experiments": [name], "screens": screens, "settings": {name: experiment}})
+
+
+def pictures(files: list[str]) -> list[str]:
+    return [file for file in files if file.endswith(".png")]
 
 
 # ---- which figures -------------------------------------------------------------------------------------------------
@@ -76,7 +81,9 @@ def test_two_own_screens_in_one_study():
     targets = plan.targets()
     assert targets["thp1"][0] == "results/figures/thp1/data_card.png"
     assert "results/figures/my-k562/combinations.png" in targets["my-k562"]
-    assert targets["training_curves"] == [f"results/figures/{name}/curves.png" for name in ("thp1", "my-k562")]
+    assert pictures(targets["training_curves"]) == [
+        f"results/figures/{name}/curves.png" for name in ("thp1", "my-k562")
+    ]
     assert len(plan.pictures()) == len(set(plan.pictures())) == 13
 
 
@@ -84,6 +91,20 @@ def test_two_own_screens_in_one_study():
 def test_a_name_that_cannot_be_a_file_is_an_error(name):
     with pytest.raises(ConfigError, match="is not allowed as a name"):
         own(name=name)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a b", "-a", "x{y}"])
+def test_a_screen_that_cannot_be_a_folder_is_refused(name):
+    settings = {"thp1": {"screen": name, "grid": SEEDS}}
+    with pytest.raises(ConfigError, match=r"screens: .* is not allowed as a name"):
+        planned({"experiments": ["thp1"], "screens": {name: OWN}, "settings": settings})
+
+
+def test_a_name_that_yaml_reads_as_a_number():
+    config = {"experiments": ["7"], "screens": {"cells": OWN}, "settings": {7: {"screen": "cells", "grid": SEEDS}}}
+    config["settings"]["other"] = config["settings"][7]
+    plan = planned(config).plan
+    assert list(plan.runs) == ["7"] and list(json.loads(plan.config_in_force())["settings"]) == ["7", "other"]
 
 
 @pytest.mark.parametrize("name", ["data", "figures", "report", "all", "training_curves", "replogle_table1", "preview"])
@@ -132,8 +153,8 @@ def test_targets_of_earlier_versions_still_work(configuration, config):
     plan = planned(configuration("config.yaml", config))
     figures = {f"{experiment}_{figure}" for experiment, figure in plan.every()}
     assert set(PROMISED) <= figures | set(plan.targets())
-    assert plan.targets()["replogle_table1"] == ["results/figures/replogle/scores.png"]
-    assert len(plan.targets()["simulation_recovery"]) == 2
+    assert pictures(plan.targets()["replogle_table1"]) == ["results/figures/replogle/scores.png"]
+    assert len(pictures(plan.targets()["simulation_recovery"])) == 2
 
 
 def test_results_of_an_earlier_version_are_named(tmp_path):
@@ -260,6 +281,13 @@ def test_outputs_are_next_to_the_picture():
         "data_baselines": "results/figures/thp1/scores.baselines.tsv",
         "data_per_condition": "results/figures/thp1/scores.per_condition.tsv",
     }
+
+
+def test_targets_ask_for_every_file_of_a_figure():
+    plan = own()
+    files = plan.files()
+    assert set(files) == {*plan.pictures(), *(f for each in plan.every() for f in plan.outputs(*each).values())}
+    assert plan.targets()["thp1"] == files and len(files) == len(set(files))
 
 
 # ---- look-ups of the rules -----------------------------------------------------------------------------------------

@@ -302,6 +302,16 @@ def test_nothing_is_done_twice(checkout, study):
 
 
 @pytest.mark.slow
+def test_a_table_of_a_figure_that_was_deleted_is_written_again(checkout, study):
+    path = study / "results/figures/replogle/scores.runs.tsv"
+    path.rename(path.with_suffix(".aside"))
+    assert plan_of(checkout, study) == {"replogle_scores": 1}
+    text = snakemake(checkout, study, "--dry-run", "--", "replogle", config=checkout / "tests" / "smoke.yaml")
+    assert planned(text)["replogle_scores"] == 1
+    path.with_suffix(".aside").rename(path)
+
+
+@pytest.mark.slow
 def test_one_figure_by_name_is_one_job(checkout, study):
     config = checkout / "tests" / "smoke.yaml"
     plan = planned(snakemake(checkout, study, "--dry-run", "--force", "--", "replogle_masks", config=config))

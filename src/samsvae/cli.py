@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,5 +116,7 @@ def _preview(given: argparse.Namespace) -> None:
 
     files = _config_files(given)
     config = read_config(files)
+    logging.basicConfig(format="%(message)s")  # to stderr: which figures are not drawn yet
+    logging.getLogger("samsvae").setLevel(logging.INFO)
     with contextlib.chdir(given.directory):
-        print(write_preview(config, resources=files[0].parents[1] / "resources"))
+        print(write_preview(config, resources=files[0].parents[1] / "resources").absolute())

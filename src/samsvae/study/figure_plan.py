@@ -105,6 +105,11 @@ class FigurePlan:
         """The picture of every figure of the study."""
         return [self.picture(*each) for each in self.every()]
 
+    def files(self, figures: Iterable[tuple[str, str]] | None = None) -> list[str]:
+        """Every file of some figures (default: of all): picture, PDF and tables. One that was deleted is made again."""
+        every = self.every() if figures is None else figures
+        return [file for each in every for file in (self.picture(*each), *self.outputs(*each).values())]
+
     def contents(self) -> list[dict[str, object]]:
         """What the report shows of each experiment, as plain values."""
         return [
@@ -122,7 +127,7 @@ class FigurePlan:
         ]
 
     def targets(self) -> dict[str, list[str]]:
-        """Every target that stands for figures, and the pictures behind it."""
+        """Every target that stands for figures, and the files behind it."""
         found: dict[str, list[tuple[str, str]]] = {}
         for experiment in self.experiments:
             found[experiment] = [(experiment, figure) for figure in self.figures(experiment)]
@@ -132,7 +137,7 @@ class FigurePlan:
         for name, (figure, begins) in ACROSS.items():
             if each := [(e, f) for e, f in self.every() if f == figure and e.startswith(begins)]:
                 found[name] = each
-        return {name: [self.picture(*each) for each in figures] for name, figures in found.items()}
+        return {name: self.files(figures) for name, figures in found.items()}
 
     def old_layout(self) -> str:
         """What to do about figures of an earlier version in the folder of results; '' if there are none."""
@@ -150,11 +155,17 @@ class FigurePlan:
         )
 
     def _check_names(self) -> None:
-        """ConfigError if an experiment's name cannot be part of file names, or is already a target or a folder."""
+        """ConfigError if a name cannot be part of file names, or one of an experiment is already a target or folder."""
         for name in self.experiments:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise ConfigError(
                     f"experiments: {name!r} is not allowed as a name. Allowed: letters, digits, '-' and '_', with a "
+                    "letter or digit first."
+                )
+        for name in set(self.plan.screens.values()):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ConfigError(
+                    f"screens: {name!r} is not allowed as a name. Allowed: letters, digits, '-', '_' and '.', with a "
                     "letter or digit first."
                 )
         figures = {f"{experiment}_{figure}": experiment for experiment, figure in self.every()}

@@ -272,4 +272,5 @@ class Plan:
 
     def config_in_force(self) -> str:
         """The merged configuration, as JSON with sorted keys."""
-        return json.dumps(self.config, indent=1, sort_keys=True)
+        texts = json.loads(json.dumps(self.config))  # YAML reads a name like 123 as a number, which cannot be sorted
+        return json.dumps(texts, indent=1, sort_keys=True)

@@ -5,11 +5,12 @@ Nothing is written outside the folder of the preview: figures of a study that ha
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from samsvae.config.grid import Run, grid_table
+from samsvae.config.grid import Run, grid_table, run_settings
 from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.errors import DataError, SamsvaeError
@@ -18,7 +19,8 @@ from samsvae.figures.write import write_figure
 from samsvae.files import write_json, write_table
 from samsvae.study.cost import collect_cost
 from samsvae.study.figure_plan import FigurePlan
-from samsvae.study.plan import Plan
+from samsvae.study.plan import RUN_FILES, Plan
+from samsvae.study.records import seconds_of
 from samsvae.study.report_contents import report_of
 from samsvae.tables import of_experiments, read, write
 
@@ -29,29 +31,30 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
     """Draw what the finished runs allow and return the path of the page (RESULTS/preview/report.html).
 
     ``config``: the merged configuration, whose paths start in the current folder. ``resources``: the folder with the
-    published tables. A figure whose files do not exist yet is left out, with a line in the log.
-    DataError if no run has finished.
+    published tables. A figure whose files do not exist yet is left out, with a line in the log. Runs made with other
+    settings than the current ones have not finished, as in ``samsvae progress``. DataError if no run has finished.
     """
     folders = build(Study, config).pathvars
     results = Path(folders.folder("results"))
     plan = Plan(config, results=results, benchmarks=folders.folder("benchmarks"))
     every = sum(map(len, plan.runs.values()))
-    finished = {
-        name: [run for run in found.values() if Path(plan.run_file(run, "scores.tsv")).is_file()]
-        for name, found in plan.runs.items()
-    }
+    finished = {name: [run for run in found.values() if _is_finished(plan, run)] for name, found in plan.runs.items()}
     n = sum(map(len, finished.values()))
     if not n:
         raise DataError(f"{results}: none of the {every:,} runs has finished, so there is nothing to preview yet.")
-    plan = plan.only({name: found for name, found in finished.items() if found})
     out = results / "preview"
+    for file in FigurePlan(plan, resources=resources, out=out).files():  # those of an earlier preview
+        Path(file).unlink(missing_ok=True)
+    plan = plan.only({name: found for name, found in finished.items() if found})
     pictures = FigurePlan(plan, resources=resources, out=out)
     for experiment in plan.runs:
         _write_tables(plan, pictures, experiment, out / experiment)
+        if not pictures.figures(experiment):
+            log.info("%s: no figures yet: none of the runs that they compare has finished", experiment)
         for figure in pictures.figures(experiment):
             _draw(pictures, experiment, figure)
     write(of_experiments(str(out / name / "cost.tsv") for name in plan.runs), out / "cost.tsv")
-    write_json(config, out / "config.json")
+    write_json(json.loads(plan.config_in_force()), out / "config.json")
     page = out / "report.html"
     report_of(
         page,
@@ -62,6 +65,12 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
         notice=f"PREVIEW: {n:,} of {every:,} trainings have finished.",
     )
     return page
+
+
+def _is_finished(plan: Plan, run: Run) -> bool:
+    """Whether all files of a run exist, made with the current settings."""
+    exist = all(Path(plan.run_file(run, file)).is_file() for file in RUN_FILES.values())
+    return exist and seconds_of(Path(plan.run_file(run, RUN_FILES["run"])), run_settings(run)) is not None
 
 
 def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Path) -> None:
@@ -83,7 +92,7 @@ def _draw(pictures: FigurePlan, experiment: str, figure: str) -> None:
     for name, files in pictures.inputs(experiment, figure).items():
         found = _existing([files] if isinstance(files, str) else files)
         if files and not found:
-            log.info("%s_%s: not drawn yet: its %s do not exist yet", experiment, figure, name)
+            log.info("%s_%s: not drawn yet: the files of its %s do not exist yet", experiment, figure, name)
             return
         there[name] = found[0] if isinstance(files, str) else found
     try:
