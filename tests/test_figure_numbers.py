@@ -14,6 +14,7 @@ from samsvae.figures import combinations as combinations_figure
 from samsvae.figures import conditions, pair_scores, score_table
 from samsvae.figures import curves as curves_figure
 from samsvae.figures import effects as effects_figure
+from samsvae.figures import expression as expression_figure
 from samsvae.figures import masks as masks_figure
 from samsvae.figures import recovery as recovery_figure
 from samsvae.figures import runs as panels
@@ -432,6 +433,35 @@ def test_accuracy_of_pathways_by_classifier_and_model():
     assert found.loc["sams_vae_corr", ["mean", "sd"]].tolist() == pytest.approx([0.6, np.std([0.5, 0.7], ddof=1)])
     assert found.loc["svae_plus", ["mean", "sd"]].tolist() == pytest.approx([0.4, 0.02])  # one run: over repeats
     assert found["majority"].tolist() == [0.3, 0.3] and found["null_mean"].tolist() == [0.2, 0.2]
+
+
+def test_expression_is_of_conditions_that_the_split_has(tmp_path):
+    """The tests of the data are of all cells; a split that leaves a condition out has no effect for it to draw."""
+    names, genes, run = ["p1", "p2"], ["g1", "g2"], "sams_vae_corr-0.1-0"
+    effects = ad.AnnData(np.zeros((2, 2)), pd.DataFrame(index=names), pd.DataFrame(index=genes))
+    write_h5ad(effects, tmp_path / "d" / "s0" / "effects.h5ad")
+    write_h5ad(effects, tmp_path / run / "effects.h5ad")
+    rows = [
+        {"condition": condition, "gene": gene, "method": "wilcoxon", "score": 1.0, "log_fold_change": 1.0,
+         "pvalue": 0.01, "padj": 0.01}
+        for condition in (*names, "left out") for gene in genes
+    ]  # fmt: skip
+    write(pd.DataFrame(rows), tmp_path / "data.tsv")
+    write(pd.DataFrame(rows[:4]).assign(run=run), tmp_path / run / "expression_tests.tsv")
+    agreement = {"condition": "left out", "method": "wilcoxon", "metric": "de_overlap20", "value": 0.5}
+    write(pd.DataFrame([agreement]), tmp_path / run / "expression_agreement.tsv")
+    labels = {"condition": ["p1", "p2", "ctrl"], "control": "ctrl", "separator": "", "provenance": {}}
+    screen = assemble(np.ones((3, 2), int), pd.DataFrame(index=list("xyz")), pd.DataFrame(index=genes), **labels)
+    write_screen(screen, tmp_path / "screen.h5ad")
+    grid, scores = write_inputs(SCORES, tmp_path)
+    shown = expression_figure.tables(
+        grid=grid, scores=scores, effects=[str(tmp_path / run / "effects.h5ad")], data=str(tmp_path / "data.tsv"),
+        tests=[str(tmp_path / run / "expression_tests.tsv")], screen=str(tmp_path / "screen.h5ad"), shown="",
+        agreement=[str(tmp_path / run / "expression_agreement.tsv")],
+        references=[str(tmp_path / "d" / "s0" / "effects.h5ad")],
+    )  # fmt: skip
+    assert sorted(set(shown["data_de"]["condition"])) == names
+    assert "scatter p1" in {ax.get_label() for ax in expression_figure.draw(**shown).axes}
 
 
 def test_effects_of_the_run_shown_in_the_order_of_the_data(tmp_path):

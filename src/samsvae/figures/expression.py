@@ -65,8 +65,9 @@ def tables(
     overlaps = [read(path).assign(model=models[run]) for run, path in files.items() if run in models]
     if not overlaps:
         raise DataError("expression figure: no expression_agreement.tsv of a run that is shown is among the inputs.")
+    tested = read(data)  # of all cells: the split may leave conditions out
     return {
-        "data_de": read(data),
+        "data_de": tested[tested["condition"].isin(observed.obs_names)].reset_index(drop=True),
         "data_effects": frame(observed),
         "model_effects": frame(predicted).loc[observed.obs_names, observed.var_names],
         "overlap": overlap_table(pd.concat(overlaps, ignore_index=True)),
@@ -201,7 +202,7 @@ def _scatter(ax: Axes, table: pd.DataFrame, *, first: bool, model_name: str, uni
     _points(ax, x, y, table["kind"])
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel=f"ATE of the data{unit}")
     ax.set_ylabel(f"ATE of {model_name}{unit}" if first else "")
-    r = x.corr(y)
+    r = x.corr(y) if x.std() > 0 and y.std() > 0 else float("nan")
     ax.text(
         0.04,
         0.96,
