@@ -26,7 +26,9 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMES = re.compile(r"(?:.*/)?(?:(?:logs|benchmarks)/.*|run\.json|\.trained/stamp|cost\.tsv|report\.html|provenance\.html)")
+TIMES = re.compile(
+    r"(?:.*/)?(?:(?:logs|benchmarks)/.*|run\.json|\.trained/stamp|cost\.tsv|(?:report|provenance)\.html)"
+)
 OFTEN = "checkpoint_minutes=0.001"  # saves the state every few steps, so that small trainings are resumed too
 
 
