@@ -30,7 +30,7 @@ WORDS = {
 def make_id(first: str, values: Mapping[str, SCALAR], where: str) -> str:
     """``first``, then a word and a value for each axis, joined by '-': the id of a run, or the name of its data.
 
-    ConfigError where a value cannot be part of a file name.
+    ConfigError if a value cannot be part of a file name.
     """
     return "-".join([first, *(_part(key, values[key], where) for key in order_axes(values))])
 
