@@ -212,4 +212,9 @@ def test_the_report():
     said = estimate_report(lines, ["c"], device="cpu", jobs=4).splitlines()
     assert said[1].split() == ["a", "10", "2", "7200.0", "2:00:00", "1:00:00", "0:24:00", "0:24:00"]
     assert said[3].startswith("c: unknown until")
-    assert said[4] == "time left: 2:24:00 with 1 training at a time; 0:36:00 with 4"
+    assert said[4] == (
+        "time left: 2:24:00 with 1 training at a time; 0:36:00 with 4, the unknown experiments not included"
+    )
+    alone = estimate_report(lines, [], device="cpu", jobs=1).splitlines()
+    assert alone[3] == "time left: 2:24:00 with 1 training at a time"
+    assert estimate_report([], ["c"], device="cpu", jobs=1).splitlines()[-1] == "time left: unknown"

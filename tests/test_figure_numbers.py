@@ -243,6 +243,20 @@ def test_norman_scores_are_relative_to_the_model_that_saw_no_pair():
     assert len(found) == 9
 
 
+def test_baselines_are_of_the_data_sets_whose_runs_were_chosen():
+    """A grid may vary the data: the models are then scored on the best of them, and so must be the baselines."""
+    parts = []
+    for genes, value in ((10, -1.0), (20, -2.0)):
+        of = {("iwelbo", "val"): value, ("iwelbo", "test"): value, ("ate_pearson", "test"): 0.5}
+        columns = {"encoding": "sum", "fraction": np.nan, "split_seed": 0, "genes": genes}
+        parts.append(rows("cond_vae", f"cond_vae{genes}", of=of, **columns))
+        parts.append(rows("additive", "additive", of={("ate_pearson", "test"): genes / 100}, **columns))
+        for row in (*parts[-1], *parts[-2]):
+            row["dataset"] = f"d-genes{genes}"
+    found, _ = pair_scores.summarise(table(*parts))
+    assert found.set_index("model").loc["additive", ["mean", "n"]].tolist() == [0.1, 1]
+
+
 def test_norman_needs_the_reference_of_every_split():
     columns = {"encoding": "sum", "split_seed": 0}
     of = {("iwelbo", "test"): -1.0, ("iwelbo", "val"): -1.0, ("ate_pearson", "test"): 0.5}

@@ -457,6 +457,14 @@ def test_names_of_de_genes_do_not_touch_the_axis_or_the_points():
     assert found["overlap"].get_xlabel() == "mean and quartiles over\n8 perturbations"
 
 
+def test_expression_without_an_overlap_has_no_panel_for_it():
+    """A screen may have fewer genes than the smallest number of top genes."""
+    *_, data, model = tables.screen()
+    de, _ = tables.de_tables(data, model)
+    few, all_ = (panels(draw_expression(de, data, model, tables.overlap(data.index).head(n))) for n in (0, 99))
+    assert set(all_) - set(few) == {"overlap"} and len(few) == 6
+
+
 def test_overlap_table_of_agreement():
     rows = [("m", "a", "wilcoxon", "de_overlap20", 0.5), ("m", "a", "t-test", "de_overlap20", 0.1)]
     rows += [("m", "a", "wilcoxon", "de_auprc", 0.7), ("m", "a", "wilcoxon", "de_overlap100", 0.8)]

@@ -97,21 +97,23 @@ def draw(
     """Model against data ATE (upper row), volcano of the data (lower row) of a few perturbations, and DE overlap.
 
     data_de, model_de: condition, gene, method, log_fold_change (log2), pvalue, padj; effects: conditions x genes;
-    overlap: model, condition, k, overlap in [0, 1] (overlap_table). conditions: at most four, by default the three
-    with the most significant genes. names: condition -> title. Colours show genes with padj < 0.05 in the data, in
-    the model (if model_de is given) or in both; the most significant ones in the data are named. unit: of the ATE, for
-    labels. sentence: says which run is shown.
+    overlap: model, condition, k, overlap in [0, 1] (overlap_table); without rows its panel is left out. conditions: at
+    most four, by default the three with the most significant genes. names: condition -> title. Colours show genes with
+    padj < 0.05 in the data, in the model (if model_de is given) or in both; the most significant ones in the data are
+    named. unit: of the ATE, for labels. sentence: says which run is shown.
     """
     columns = ["condition", "gene", "method", "log_fold_change", "pvalue", "padj"]
     style.need(data_de, columns, "DE of the data")
-    style.need(overlap, ["model", "condition", "k", "overlap"], "DE overlap")
+    if len(overlap):  # a screen may have fewer genes than the smallest k
+        style.need(overlap, ["model", "condition", "k", "overlap"], "DE overlap")
     style.need_matrix(("data effects", data_effects), ("model effects", model_effects))
     conditions = _conditions(conditions, data_de, data_effects, test)
 
     width, seen = max(2.35 * len(conditions), 2.9), set()
-    fig = style.figure(width + 3.0, 5.5)
+    widths = [width, 3.0] if len(overlap) else [width]
+    fig = style.figure(sum(widths), 5.5)
     style.note(fig, f"{NOTE} {sentence}")
-    left, right = style.side_by_side(fig, [width, 3.0])
+    left, *right = style.side_by_side(fig, widths)
     axes = left.subplots(2, len(conditions), squeeze=False)
     for j, condition in enumerate(conditions):
         table = _genes(data_de, model_de, condition, test)
@@ -128,7 +130,8 @@ def draw(
             ax.set_label(f"{kind} {condition}")
             style.letter(ax, tag, title)
     _kinds(left, seen, model_de is not None, columns=4 if len(conditions) > 1 else 2)
-    _overlap(right, overlap, data_effects.shape[1], chr(97 + 2 * len(conditions)))
+    if right:
+        _overlap(right[0], overlap, data_effects.shape[1], chr(97 + 2 * len(conditions)))
     return fig
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from samsvae.evaluation.collect import collect_scores
-from samsvae.evaluation.selection import of_best_settings, relative_to, summary
+from samsvae.evaluation.selection import PLACE, of_best_settings, relative_to, summary
 from samsvae.figures import style
 from samsvae.figures.runs import models_only
 from samsvae.tables import read
@@ -55,7 +55,9 @@ def summarise(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """
     rows = best_rows(scores)
     relative, reference = _relative(rows)
+    places = scores.loc[scores["run"].isin(rows["run"]), list(PLACE)].drop_duplicates()
     base = scores[(scores["protocol"] == "published") & (scores["method"] == "baseline")]
+    base = base.merge(places, on=list(PLACE))  # no baseline of a data set or split whose runs were not chosen
     ate = pd.concat([rows, base], ignore_index=True).query("metric == 'ate_pearson'")
     table = pd.concat([relative[relative["split"] == "test"], ate[ate["split"] == "test"]], ignore_index=True)
     table["encoding"] = table["encoding"].fillna(PLAIN)

@@ -343,8 +343,12 @@ def estimate_report(estimates: Sequence[Estimate], unknown: Sequence[str], *, de
         rows.append((x.experiment, str(x.trainings), str(x.done), f"{1e3 * x.training / max(x.steps, 1):.1f}", *times))
     lines = aligned(rows)
     lines += [f"{name}: unknown until its data and splits exist" for name in unknown]
+    if not estimates:
+        return "\n".join([*lines, "time left: unknown"])
     left = sum(x.left for x in estimates)
-    lines.append(f"time left: {span(left)} with 1 training at a time; {span(left / jobs)} with {jobs}")
+    together = f"; {span(left / jobs)} with {jobs}" if jobs > 1 else ""
+    some = ", the unknown experiments not included" if unknown else ""
+    lines.append(f"time left: {span(left)} with 1 training at a time{together}{some}")
     lines.append(f"({machine(device)}; without downloads, figures and the slowdown of jobs that share a machine)")
     return "\n".join(lines)
 
