@@ -188,7 +188,7 @@ def test_a_limit_on_the_file_size_is_one_sentence_too(tmp_path, root):
     path, most = tmp_path / "a.h5ad", 1 << 20
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # noqa: E731
     status, screen = finished("write_big", "h5ad", path, tmp_path / "a.log", root=root, preexec_fn=limit)
-    assert status == 1 and screen.startswith(f"OSError: {path}: it is larger than a file may be here; ")
+    assert status == 1 and screen.startswith(f"OSError: {path}: it exceeds the largest file size allowed here; ")
     assert screen.count("\n") == 1 and [p.name for p in tmp_path.iterdir()] == ["a.log"]
 
 
