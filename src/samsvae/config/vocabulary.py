@@ -14,3 +14,7 @@ LIBRARY = 1e4
 
 #: Added to every variance and to the mean of the negative binomial.
 FLOOR = 1e-4
+
+#: Axes of a grid that set how much data a run sees, and axes whose values are replicates.
+AMOUNT_AXES = ("fraction", "cells")
+SEED_AXES = ("seed", "split_seed", "data_seed")

@@ -10,15 +10,16 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from samsvae.config.vocabulary import AMOUNT_AXES, SEED_AXES
 from samsvae.errors import DataError, nearest
 from samsvae.evaluation.selection import PLACE, best_settings, chosen, of_best_settings, shown
 from samsvae.figures import style
 
 #: Axes of a grid that set how much data a run sees, with the words for one of their values.
-AMOUNTS = {"fraction": "fraction {:g}", "cells": "{:g} cells per perturbation"}
+AMOUNTS = dict(zip(AMOUNT_AXES, ("fraction {:g}", "{:g} cells per perturbation"), strict=True))
 
 #: Axes of a grid whose values are replicates, with the word for one of them.
-REPLICATES = {"seed": "seed", "split_seed": "split seed", "data_seed": "data seed"}
+REPLICATES = {axis: axis.replace("_", " ") for axis in SEED_AXES}
 
 
 class Shown(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from samsvae.config.grid import Run, grid_table, restrict
-from samsvae.config.vocabulary import MASKED
+from samsvae.config.vocabulary import AMOUNT_AXES, MASKED, SEED_AXES
 from samsvae.errors import ConfigError, some
 from samsvae.evaluation.selection import shown
 from samsvae.figures.registry import FIGURES
@@ -19,10 +19,6 @@ from samsvae.study.plan import Plan
 #: The methods compared in figures that have no room for every row of the zoo.
 COMPARED = ("sams_vae_corr", "cpa_vae_corr", "cond_vae", "svae_plus")
 MOST_COMPARED = 4
-
-#: Axes of a grid that change the data rather than the model: amounts, and seeds of draws and splits.
-AMOUNTS = ("fraction", "cells")
-DATA_SEEDS = ("split_seed", "data_seed")
 
 #: Names that older versions gave to figures of the papers: alias -> experiment and figure.
 ALIASES = {"replogle_table1": ("replogle", "scores"), "replogle_de": ("replogle", "expression")}
@@ -233,7 +229,7 @@ class FigurePlan:
     def ample(self, experiment: str) -> list[Run]:
         """The runs compared that saw the largest amount of data."""
         found = self.restricted(experiment)
-        for axis in AMOUNTS:
+        for axis in AMOUNT_AXES:
             most = max(_values(found, axis), default=None)
             found = [run for run in found if run.axes.get(axis, most) == most]
         return found
@@ -241,7 +237,7 @@ class FigurePlan:
     def pinned(self, experiment: str) -> list[Run]:
         """The runs of one data set and split: the largest amount of data, the first seed of draw and split."""
         found = self.ample(experiment)
-        for axis in DATA_SEEDS:
+        for axis in SEED_AXES[1:]:
             first = min(_values(found, axis), default=None)
             found = [run for run in found if run.axes.get(axis, first) == first]
         return [run for run in found if (run.dataset, run.split) == (found[0].dataset, found[0].split)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from samsvae.config.vocabulary import SEED_AXES
 from samsvae.evaluation.metrics.table import metric
 from samsvae.evaluation.selection import DESCRIPTION, PLACE, of_best_settings
 
@@ -29,9 +30,6 @@ KEY_SCORES = (
 
 #: Axes of a grid that are conditions of the experiment, not settings to choose: each value has its own rows.
 CONDITIONS = ("encoding", "cells", "fraction", "n_latent")
-
-#: Columns over which scores are averaged.
-SEEDS = ("seed", "split_seed", "data_seed")
 
 
 class Column(NamedTuple):
@@ -102,7 +100,7 @@ def key_table(scores: pd.DataFrame) -> Table | None:
 
 def _model_rows(models: pd.DataFrame, conditions: list[str]) -> Iterator[KeyRow]:
     """A row per model and condition, in the order of the grid. One choice of settings holds for all fractions."""
-    over = [*SEEDS, "fraction"]
+    over = [*SEED_AXES, "fraction"]
     best = of_best_settings(models, ["model", *(c for c in conditions if c != "fraction")], over)
     settings = [c for c in models if c not in {"model", *conditions, *over, *DESCRIPTION}]
     for model in models["model"].unique():
