@@ -10,6 +10,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from tqdm import tqdm
+
 from samsvae.config.grid import Run, grid_table, run_settings
 from samsvae.config.study import Study
 from samsvae.config.validate import build
@@ -51,8 +53,8 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
         _write_tables(plan, pictures, experiment, out / experiment)
         if not pictures.figures(experiment):
             log.info("%s: no figures yet: none of the runs that they compare has finished", experiment)
-        for figure in pictures.figures(experiment):
-            _draw(pictures, experiment, figure)
+    for experiment, figure in tqdm(pictures.every(), "drawing", unit="figure", disable=None):  # on a terminal alone
+        _draw(pictures, experiment, figure)
     write(of_experiments(str(out / name / "cost.tsv") for name in plan.runs), out / "cost.tsv")
     write_json(json.loads(plan.config_in_force()), out / "config.json")
     page = out / "report.html"
