@@ -268,7 +268,7 @@ def test_published_numbers_belong_only_to_the_papers_screens(configuration):
     assert plan.settings("replogle", "scores")["comparable"] is True
     demo = planned(configuration("config.yaml", "demo.yaml"))
     assert demo.settings("replogle", "scores")["comparable"] is False  # a miniature
-    assert demo.inputs("norman_ood", "combinations")["published"] == []
+    assert demo.settings("norman_ood", "combinations")["comparable"] is False
     assert own(options={"separator": "+"}).inputs("thp1", "combinations")["published"] == []
 
 

@@ -40,12 +40,12 @@ RESERVED = (
     *("data", "sources", "figures", "logs", "benchmarks", "preview"),
 )
 
-#: Published tables, by the kind of figure and what they belong to (a screen's name, or the kind of a split).
-PUBLISHED = {
-    ("scores", "replogle"): "replogle_table1.tsv",
-    ("combinations", "norman_ood"): "norman_ood.csv",
-    ("combinations", "norman_efficiency"): "norman_data_efficiency.csv",
-}
+#: Published tables: figure, screen (a name that is also its kind), kind of split (None: any), file.
+PUBLISHED = (
+    ("scores", "replogle", None, "replogle_table1.tsv"),
+    ("combinations", "norman", "norman_ood", "norman_ood.csv"),
+    ("combinations", "norman", "norman_efficiency", "norman_data_efficiency.csv"),
+)
 
 
 class FigurePlan:
@@ -270,18 +270,20 @@ class FigurePlan:
         """The table of published numbers for a figure of this experiment, if there is one."""
         run = self.experiments[experiment][0]
         screen = self.plan.screens[run.dataset]
-        belongs = screen if figure == "scores" else run.split_config.kind
-        known = run.screen.kind == {"scores": "replogle", "combinations": "norman"}[figure]
-        file = PUBLISHED.get((figure, belongs)) if known and (figure == "scores" or screen == "norman") else None
-        if file is None or (figure == "combinations" and not self.is_published(experiment)):
-            return []
-        return [str(self.resources / "published" / file)]
+        return [
+            str(self.resources / "published" / file)
+            for of_figure, of_screen, split, file in PUBLISHED
+            if (of_figure, of_screen) == (figure, screen)
+            and run.screen.kind == screen
+            and split in (None, run.split_config.kind)
+        ]
 
     def is_published(self, experiment: str) -> bool:
         """Whether the screen is the papers' own, so that its numbers may be compared with theirs."""
-        screen = self.plan.study.settings[experiment].screen
-        source = self.plan.study.screens[screen].source
-        return screen in ("replogle", "norman") and source is not None and source.sort != "miniature"
+        name = self.plan.study.settings[experiment].screen
+        screen = self.plan.study.screens[name]
+        own = name in {row[1] for row in PUBLISHED} and screen.kind == name
+        return own and screen.source is not None and screen.source.sort != "miniature"
 
     def one_of(self, kind: str, experiment: str) -> str:
         """The name of the first data set or split of an experiment, and how many there are."""

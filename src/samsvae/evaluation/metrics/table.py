@@ -1,7 +1,7 @@
 """The one table of metrics: a row for every name in the column ``metric`` of a score table.
 
-To add a metric, compute it in a module of this folder, let `evaluation/scores.py` or `evaluation/run.py` write it, and
-add its row here.
+To add a metric, compute it in a module of this folder, add its row here, and call it where its kind of score is written
+(CONTRIBUTING.md lists the places).
 """
 
 from __future__ import annotations
