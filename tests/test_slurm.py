@@ -5,6 +5,7 @@ All tests share one cluster. The studies run at the same time, each in its own f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -291,10 +292,14 @@ def test_a_gpu_is_chosen_from_those_that_slurm_grants(site, root, tmp_path):
     )
     steps = [["--gpus=1"], ["--gpus=1"], ["--gpus=2", "--ntasks=2"]]
     commands = [["srun", "--mem=500", *step, sys.executable, "-c", hold, str(tmp_path / "go")] for step in steps]
-    jobs = [subprocess.Popen(c, env=site.env, cwd=root, stdout=subprocess.PIPE, text=True) for c in commands]
-    printed = [job.stdout.readline().split() for job in (*jobs, jobs[-1])]  # the last has two processes
-    (tmp_path / "go").touch()
-    assert [job.wait(100) for job in jobs] == [0, 0, 0]
+    with contextlib.ExitStack() as running:
+        jobs = [
+            running.enter_context(subprocess.Popen(c, env=site.env, cwd=root, stdout=subprocess.PIPE, text=True))
+            for c in commands
+        ]
+        printed = [job.stdout.readline().split() for job in (*jobs, jobs[-1])]  # the last has two processes
+        (tmp_path / "go").touch()
+        assert [job.wait(100) for job in jobs] == [0, 0, 0]
     assert all(held == visible for held, visible in printed)
     one, other, *both = (held for held, _ in printed)
     # Slurm uses the machine's numbers of GPUs, because nothing hides the other GPUs from a job here
