@@ -27,7 +27,8 @@ from samsvae.screens.counts import BLOCK_BYTES, Counts, open_h5ad
 from samsvae.screens.genes import gene_positions, most_variable, read_names
 from samsvae.screens.labels import conditions_of, obs_column
 from samsvae.screens.screen import assemble, check_screen, provenance, write_screen
-from samsvae.screens.splits import make_split, read_user_table
+from samsvae.screens.splits import make_split
+from samsvae.screens.user_tables import join_cell_table, read_annotation
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def select(
     ConfigError and DataError as in `filter_screen`.
     """
     genes = _check_selection(options)
-    obs = obs if options.cell_table is None else _join_cell_table(obs, options.cell_table, source)
+    obs = join_cell_table(obs, options, source)
     _check_unique(obs.index, var.index, source)
     kept_obs = _select_obs_columns(obs, options.keep_obs, source)
     rows, condition = conditions_of(obs, options, source)
@@ -217,7 +218,7 @@ def _assemble(
         separator=options.separator,
         provenance=facts,
         library_size=library,
-        pathway_of=_read_annotation(options.annotation) if options.annotation is not None else None,
+        pathway_of=read_annotation(options.annotation) if options.annotation is not None else None,
         uns={"controls": controls} if len(controls) > 1 else None,
     )
     if options.annotation is not None and not (screen.uns["perturbations"]["pathway"] != "").any():
@@ -359,32 +360,3 @@ def _select_genes(data: Counts, rows: np.ndarray, genes: str | int | list[str], 
     note = " (all cells, so test cells influence the choice; set genes_split to avoid this)" if every else ""
     log.info("%s: choosing the %d most variable genes on %d cells%s", source, genes, len(rows), note)
     return most_variable(data, rows, genes)
-
-
-def _join_cell_table(obs: pd.DataFrame, cell_table: str | Path, source: str | Path) -> pd.DataFrame:
-    """obs with the columns of a table of cells; DataError unless the table has every cell of the source once."""
-    # Read text unchanged: a label may be "None" or "NA".
-    table = read_user_table(cell_table, dtype={0: str}, keep_default_na=False, na_values=[""])
-    table = table.set_index(table.columns[0])
-    table.index = table.index.astype(str)
-    if table.index.has_duplicates:
-        twice = table.index[table.index.duplicated()].unique()
-        raise DataError(f"{cell_table}: column {table.index.name!r} has cells more than once: {some(twice)}.")
-    if missing := [cell for cell in obs.index if cell not in table.index]:
-        raise DataError(
-            f"{cell_table}: column {table.index.name!r} lacks {len(missing)} cells of {source}: {some(missing)}."
-        )
-    return pd.concat([obs.drop(columns=[c for c in table if c in obs]), table.loc[obs.index]], axis=1)
-
-
-def _read_annotation(path: str | Path) -> Mapping[str, str]:
-    """perturbation -> pathway, from a table with these two columns."""
-    table = read_user_table(path, dtype=str, keep_default_na=False, na_values=[""])
-    for column in ("perturbation", "pathway"):
-        if column not in table:
-            raise DataError(f"{path}: no column {column!r}.{nearest(column, table.columns)}")
-    table = table.dropna(subset=["perturbation", "pathway"]).astype(str)
-    twice = table["perturbation"][table["perturbation"].duplicated()].unique()
-    if len(twice):
-        raise DataError(f"{path}: column 'perturbation' has names more than once: {some(twice)}.")
-    return dict(zip(table["perturbation"], table["pathway"], strict=True))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.screens.counts import Counts
+from samsvae.screens.user_tables import read_list
 
 
 def most_variable(counts: Counts, rows: np.ndarray, n: int) -> np.ndarray:
@@ -77,11 +78,13 @@ def gene_positions(names: Sequence[str], var: pd.Index, source: str | Path) -> n
 
 
 def read_names(path: str | Path) -> list[str]:
-    """The distinct names in a text file with one name per line; ConfigError if there is no such file."""
+    """The distinct names in a text file with one name per line.
+
+    ConfigError if there is no such file, DataError if it is not text.
+    """
     if not Path(path).is_file():
         raise ConfigError(
             f"genes: {str(path)!r} is not allowed: no such file. Allowed: 'all', a number, a list, a file with one "
             "name per line."
         )
-    lines = (line.strip() for line in Path(path).read_text().splitlines())
-    return list(dict.fromkeys(line for line in lines if line))
+    return read_list(path)

@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 from samsvae.config.vocabulary import SPLITS
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.files import write_frame
+from samsvae.screens.user_tables import read_user_table
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +221,7 @@ def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd
     DataError if a column is missing, a value is not allowed, a name repeats, the screen lacks a condition, or the table
     lists no cell of the screen.
     """
-    table = read_user_table(path, dtype=str, keep_default_na=False)
+    table = read_user_table(path)
     key = "cell" if "cell" in table else "condition"
     for column in (key, "split"):
         if column not in table:
@@ -250,20 +251,6 @@ def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd
     if unknown:
         log.warning("%s: %d of the cells it lists are not in the screen", path, unknown)
     return _table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
-
-
-def read_user_table(path: str | Path, **options) -> pd.DataFrame:
-    """Read a user's table, comma-separated if it ends in .csv and tab-separated otherwise.
-
-    `options` go to pandas.read_csv. DataError if the file is missing or is not a table.
-    """
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file.")
-    try:
-        return pd.read_csv(path, sep="," if Path(path).suffix == ".csv" else "\t", **options)
-    except (OSError, ValueError) as error:  # pandas raises ValueErrors
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: not a readable table ({reason}).") from error
 
 
 def three_ways(
