@@ -119,6 +119,14 @@ def test_cells_that_a_table_of_labels_leaves_out_have_no_label(joined, caplog):
     assert joined(numbered, unlabelled="drop", control="0").obs["guide"].tolist() == ["0", "0", "1"]
 
 
+@pytest.mark.parametrize("name", [None, "barcode"])
+def test_the_index_of_the_source_keeps_its_name(tmp_path, joined, name):
+    adata = ad.read_h5ad(tmp_path / "in.h5ad")
+    adata.obs.index.name = name
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    assert joined(TABLE).obs.index.name == name
+
+
 def test_a_table_must_list_every_cell_otherwise(joined):
     short = rows(LABELS[:8], cells=CELLS[:8])
     with pytest.raises(DataError, match=r"cells\.tsv: column 'cell' lacks 2 cells of .*in\.h5ad: 'c8', 'c9'"):

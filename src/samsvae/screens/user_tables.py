@@ -118,7 +118,7 @@ def join_cell_table(obs: pd.DataFrame, options: CustomOptions, source: str | Pat
         log.warning("%s: %s; they are dropped as unlabelled", cell_table, lacks)
     # A column keeps its type if unlisted cells get the values of another cell; without a label they are dropped.
     new = pd.DataFrame({name: typed(table[name], exact=name == column) for name in table}, table.index).iloc[at]
-    new.index = obs.index.rename(table.index.name)
+    new.index = obs.index
     if missing.any():
         labels = table[column].iloc[at].set_axis(new.index)
         new[column] = labels.mask(missing | (labels == ""))
