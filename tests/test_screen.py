@@ -96,6 +96,39 @@ def test_write_and_read_again_with_the_same_bytes(tmp_path):
     assert back.obs["batch"].tolist() == list("xyxyx")
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.array([True, False, None, True, np.nan], object), "boolean"),
+        (np.array([True, False, True, True, False], object), "boolean"),
+        (np.array([1, 2, None, 4, 5], object), "float64"),
+        (np.array([1, 2, 3, 4, 5], object), "int64"),
+        (np.array([1, 2.5, None, 4, 5], object), "float64"),
+        (np.array([None] * 5, object), "float64"),
+        (pd.array(list("abcde"), "string"), "object"),
+        (pd.array(["a", None, "c", "d", "e"], "string"), "category"),
+    ],
+)
+def test_columns_of_python_objects_are_stored(tmp_path, values, dtype):
+    screen = small_screen()
+    screen.obs["own"] = values
+    write_screen(screen, tmp_path / "a.h5ad")
+    column = read_screen(tmp_path / "a.h5ad").obs["own"]
+    assert column.dtype == dtype
+    assert column.isna().tolist() == pd.isna(values).tolist()
+    assert column.dropna().tolist() == [value for value in values if not pd.isna(value)]
+
+
+@pytest.mark.parametrize("kind", ["obs", "var"])
+def test_a_column_of_several_types_is_named(tmp_path, kind):
+    screen = small_screen()
+    table = getattr(screen, kind)
+    table["own"] = np.array([1, "x", None, 4, 5][: len(table)], object)
+    with pytest.raises(DataError, match=rf"a\.h5ad: {kind} column 'own' has values of the types 'int', 'str'\. Make"):
+        write_screen(screen, tmp_path / "a.h5ad")
+    assert list(tmp_path.iterdir()) == []
+
+
 def in_blocks(screen, *stops):
     """The same screen without its counts, and its counts in blocks of rows."""
     head = ad.AnnData(None, screen.obs.assign(library_size=np.nan), screen.var, uns=screen.uns)

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem, write_elem
+from pandas.api.types import infer_dtype
 
 from samsvae.errors import DataError, some
 from samsvae.files import atomic
@@ -221,9 +222,29 @@ def write_screen(
                 screen.obs["library_size"] = sums.astype(float)
             _check_library(screen, path)
         screen.strings_to_categoricals()
+        for kind, table in (("obs", screen.obs), ("var", screen.var)):
+            _make_storable(table, kind, path)
         parts = {"obs": screen.obs, "var": screen.var, "obsm": dict(screen.obsm), "uns": screen.uns}
         for name, part in parts.items():
             write_elem(file, name, part, dataset_kwargs=GZIP)
+
+
+def _make_storable(table: pd.DataFrame, kind: str, what: str | Path) -> None:
+    """Give columns of Python objects other than text a type that h5ad has; DataError if their values have no one type.
+
+    True and False with a gap, for instance, are such a column.
+    """
+    for name in table.columns[[isinstance(dtype, pd.StringDtype) for dtype in table.dtypes]]:
+        table[name] = table[name].astype(object)
+    for name in table.select_dtypes(object).columns:
+        found = infer_dtype(table[name], skipna=True)
+        if found == "boolean":
+            table[name] = table[name].astype("boolean")
+        elif found in ("integer", "floating", "mixed-integer-float", "empty"):
+            table[name] = pd.to_numeric(table[name])
+        elif found != "string":
+            types = some(sorted({type(value).__name__ for value in table[name].dropna()}))
+            raise DataError(f"{what}: {kind} column {name!r} has values of the types {types}. Make all of them text.")
 
 
 def _write_counts(file: h5py.File, blocks: Iterable[sp.csr_matrix], n_genes: int) -> np.ndarray:
