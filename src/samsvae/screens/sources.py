@@ -85,7 +85,7 @@ def _parts_of_h5ad(file: h5py.File, source: Path, counts: str, block_bytes: int)
     layers = {f"layer:{name}": f"layers/{name}" for name in file.get("layers", ())}
     places = {"X": "X", **layers, "raw": "raw/X"}
     place = find_counts({name: place for name, place in places.items() if _is_matrix(file, place)}, counts, source)
-    obs, var = (_read_frame(file[table], source) for table in ("obs", "raw/var" if counts == "raw" else "var"))
+    obs, var = (read_frame(file[table], source) for table in ("obs", "raw/var" if counts == "raw" else "var"))
     data = Counts(file[place], obs.index, var.index, f"{source}: {counts}", block_bytes)
     data.check()
     return data, obs, var
@@ -96,7 +96,7 @@ def _is_matrix(file: h5py.File, place: str) -> bool:
     return place in file and getattr(file[place], "shape", ()) is not None
 
 
-def _read_frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
+def read_frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
     """obs or var, with row names as text."""
     if not isinstance(element, h5py.Group):
         raise DataError(
