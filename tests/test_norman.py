@@ -1,4 +1,7 @@
+import shutil
+
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -197,3 +200,17 @@ def test_errors_in_the_second_source_are_named(second, tmp_path):
         filter_screen(second, tmp_path / "s.h5ad", genes=tmp_path / "genes.txt")
     with pytest.raises(ConfigError, match=r"nowhere.txt.*no such file"):
         filter_screen(second, tmp_path / "s.h5ad", genes=tmp_path / "nowhere.txt")
+
+
+def test_a_table_that_cannot_be_read_is_named(source, tmp_path):
+    bad = tmp_path / "bad.h5ad"
+    shutil.copy(source, bad)
+    with h5py.File(bad, "r+") as file:
+        del file["var"]
+        file["var"] = np.array([("a", 1)], dtype=[("index", "S1"), ("n", int)])
+    with pytest.raises(DataError, match=r"bad\.h5ad: var has the format of anndata before 0\.7"):
+        filter_screen(bad, tmp_path / "s.h5ad")
+    with h5py.File(bad, "r+") as file:
+        del file["obs"].attrs["column-order"]
+    with pytest.raises(DataError, match=r"bad\.h5ad: obs cannot be read"):
+        filter_screen(bad, tmp_path / "s.h5ad")

@@ -22,12 +22,14 @@ PART = 1 << 22  # values converted to one sparse block
 
 NAMES = 1 << 17  # strings per read; each one is a Python object
 
+STORED_AS = ("encoding-type", "h5sparse_format")  # attributes that name the format of a sparse matrix
+
 Names: TypeAlias = Sequence[Any] | np.ndarray  # of cells or genes
 
 
 @contextmanager
-def open_h5ad(path: str | Path) -> Iterator[h5py.File]:
-    """Open an h5ad for reading; DataError if it is missing, damaged or not an AnnData file."""
+def open_h5ad(path: str | Path, needed: Sequence[str] = ("X", "obs", "var")) -> Iterator[h5py.File]:
+    """Open an h5ad for reading; DataError if it is missing, damaged or has not all of the parts `needed`."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
@@ -36,9 +38,22 @@ def open_h5ad(path: str | Path) -> Iterator[h5py.File]:
     except OSError as error:
         raise DataError(f"{path}: not a readable HDF5 file ({error}).") from error
     with file:
-        if missing := [name for name in ("X", "obs", "var") if name not in file]:
+        if missing := [name for name in needed if name not in file]:
             raise DataError(f"{path}: not an h5ad file: it has no {' and no '.join(missing)}.")
         yield file
+
+
+def text_attribute(item: h5py.Dataset | h5py.Group, *names: str, default: str = "") -> str:
+    """The first of the attributes `names` that exists, as text; Julia and R write text that h5py reads as bytes."""
+    return next((as_text(item.attrs[name]) for name in names if name in item.attrs), default)
+
+
+def as_text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _column_names(table: h5py.Group) -> list[str]:
+    return [as_text(name) for name in table.attrs["column-order"]]
 
 
 def read_table(table: h5py.Group, rows: np.ndarray | slice = slice(None)) -> pd.DataFrame:
@@ -48,20 +63,46 @@ def read_table(table: h5py.Group, rows: np.ndarray | slice = slice(None)) -> pd.
     `table` is not a data frame written by anndata 0.7 or later.
     """
     with _report_damage(table):
-        index = table.attrs["_index"]
+        index = as_text(table.attrs["_index"])
         names = pd.Index(_column(table[index], rows), name=None if index == "_index" else index)
-        columns = {name: _column(table[name], rows) for name in table.attrs["column-order"]}
+        columns = {name: _column(table[name], rows) for name in _column_names(table)}
         return pd.DataFrame(columns, names, copy=False)
 
 
 def read_labels(table: h5py.Group, name: str) -> pd.Categorical:
     """One column of obs or var; DataError if there is no such column."""
     with _report_damage(table):
-        columns = list(table.attrs["column-order"])
+        columns = _column_names(table)
         if name in columns:
             return pd.Categorical(_column(table[name], slice(None)))
     place = table.name.strip("/")
     raise DataError(f"{table.file.filename}: {place} has no column {name!r}.{nearest(name, columns)}")
+
+
+def unreadable(item: h5py.Dataset | h5py.Group, what: str, error: Exception) -> DataError:
+    """The DataError for an item that cannot be read: it is damaged, or its compression needs a plugin."""
+    if filters := missing_filters(item):
+        return DataError(
+            f"{what} is compressed with HDF5 filter {', '.join(filters)}, which is not installed. Rewrite the file in "
+            "an environment that has the package hdf5plugin: import hdf5plugin, then "
+            "anndata.read_h5ad(FILE).write_h5ad(NEW, compression='gzip')."
+        )
+    return DataError(f"{what} cannot be read ({error}).")
+
+
+def missing_filters(item: h5py.Dataset | h5py.Group) -> list[str]:
+    """Number and name of each compression filter that the datasets in `item` use and that is not installed."""
+    datasets = [item] if isinstance(item, h5py.Dataset) else []
+    if isinstance(item, h5py.Group):
+        item.visititems(lambda _, found: datasets.append(found) if isinstance(found, h5py.Dataset) else None)
+    missing = {}
+    for dataset in datasets:
+        created = dataset.id.get_create_plist()
+        for i in range(created.get_nfilters()):
+            code, *_, name = created.get_filter(i)
+            if not h5py.h5z.filter_avail(code):
+                missing[code] = f"{code} ({as_text(name)})" if name else str(code)
+    return list(missing.values())
 
 
 @contextmanager
@@ -71,13 +112,15 @@ def _report_damage(table: h5py.Group) -> Iterator[None]:
         yield
     except (KeyError, ValueError, AttributeError, OSError) as error:
         what = f"{table.file.filename}: {table.name.strip('/')}"
+        if missing_filters(table):
+            raise unreadable(table, what, error) from error
         raise DataError(f"{what} is damaged, or not a table written by anndata 0.7 or later ({error}).") from error
 
 
 def _column(column: h5py.Dataset | h5py.Group, rows: np.ndarray | slice):
     """Rows of one column, as an array or a Categorical."""
     if isinstance(column, h5py.Group):
-        if column.attrs["encoding-type"] != "categorical":  # nullable numbers or text
+        if text_attribute(column, "encoding-type") != "categorical":  # nullable numbers or text
             return read_elem(column)[rows]
         ordered = bool(column.attrs["ordered"])
         return pd.Categorical.from_codes(column["codes"][:][rows], read_elem(column["categories"]), ordered=ordered)
@@ -103,18 +146,31 @@ def integer_counts(x, cells: Names, genes: Names, what: str) -> sp.csr_matrix:
     """
     x = sp.csr_matrix(x) if sp.issparse(x) else _compressed(np.asarray(x))
     value = x.data
-    bad = ~((value >= 0) & (value <= np.iinfo(np.int32).max) & (value == np.floor(value)))  # NaN is also bad
+    if value.dtype.kind not in "biuf":
+        raise DataError(f"{what} must hold counts (whole numbers from 0 to 2^31 - 1), but its type is {value.dtype}.")
+    fits = (
+        value < 2.0**31 if value.dtype.kind == "f" else value <= np.iinfo(np.int32).max
+    )  # a float32 rounds the latter
+    bad = ~((value >= 0) & fits & (value == np.floor(value)))  # NaN is also bad
     if bad.any():
         at = int(bad.argmax())
         row = int(np.searchsorted(x.indptr, at, side="right")) - 1
         raise DataError(
             f"{what} must hold counts (whole numbers from 0 to 2^31 - 1), but cell {str(cells[row])!r}, "
-            f"gene {str(genes[x.indices[at]])!r} is {value[at]:g} ({int(bad.sum())} such values in this block)."
+            f"gene {str(genes[x.indices[at]])!r} is {_exact(value[at])} ({int(bad.sum())} such values in this block)."
         )
     x = x.astype(np.int32)
     x.sum_duplicates()  # also sorts the columns of each row
     x.eliminate_zeros()
     return x
+
+
+def _exact(value: np.number) -> str:
+    """A number in few digits, but in all of them if it would look like another one (2.999999 like 3)."""
+    short = f"{value:g}"
+    if float(short) == value:
+        return short
+    return f"{value:.0f}" if value == np.floor(value) and abs(value) < 1e15 else str(value)
 
 
 def _compressed(x: np.ndarray) -> sp.csr_matrix:
@@ -147,7 +203,7 @@ def count_blocks(
         for low, high, block in blocks(x, rows, cols, what, block_bytes):
             yield integer_counts(block, cells[low:high], genes, what)
     except OSError as error:
-        raise DataError(f"{what} cannot be read ({error}).") from error
+        raise unreadable(x, what, error) from error
 
 
 def _dense_blocks(x: h5py.Dataset, rows: np.ndarray, cols: np.ndarray, what: str, block_bytes: int):
@@ -181,7 +237,7 @@ def _dense_blocks(x: h5py.Dataset, rows: np.ndarray, cols: np.ndarray, what: str
 
 def _csr_blocks(x: h5py.Group, rows: np.ndarray, cols: np.ndarray, what: str, block_bytes: int):
     """Yield (low, high, CSR values of rows[low:high])."""
-    kind = x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", "unknown"))
+    kind = text_attribute(x, *STORED_AS, default="unknown")
     if kind not in ("csr_matrix", "csr"):
         raise DataError(f"{what} is stored as {kind}; allowed: a dense matrix or csr_matrix.")
     n_cells, n_genes = matrix_shape(x)
@@ -256,7 +312,7 @@ class Counts:
         x = self.x
         if not isinstance(x, h5py.Dataset | h5py.Group):
             return False
-        return x.attrs.get("encoding-type", x.attrs.get("h5sparse_format")) in ("csc_matrix", "csc")
+        return text_attribute(x, *STORED_AS) in ("csc_matrix", "csc")
 
     @property
     def in_file(self) -> bool:
@@ -306,7 +362,10 @@ class Counts:
 
     def _column_tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, sp.csr_matrix]]:
         """Read a CSC matrix from its file: (slice of `cols`, their counts), as many columns as fit in a block."""
-        starts = sparse_starts(self.x, len(self.genes), "genes", self.what)
+        try:
+            starts = sparse_starts(self.x, len(self.genes), "genes", self.what)
+        except OSError as error:
+            raise unreadable(self.x, self.what, error) from error
         most = max(1, self.block_bytes // 16)  # a value and its row take up to 16 bytes
         low = 0
         while low < len(cols):
@@ -319,7 +378,7 @@ class Counts:
                 cell = sparse_indices(self.x, a, b, len(self.cells), "cells", self.what)
                 pieces = (self.x["data"][a:b], cell, starts[first : last + 1] - a)
             except OSError as error:
-                raise DataError(f"{self.what} cannot be read ({error}).") from error
+                raise unreadable(self.x, self.what, error) from error
             block = sp.csc_matrix(pieces, shape=(len(self.cells), last - first))[:, cols[low:high] - first].tocsr()
             block = block if len(rows) == len(self.cells) else block[rows]
             yield slice(low, high), integer_counts(block, self.cells[rows], self.genes[cols[low:high]], self.what)

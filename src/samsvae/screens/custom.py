@@ -1,4 +1,4 @@
-"""Filter for your own Perturb-seq data: an h5ad, a 10x .h5 or a 10x .mtx folder, and options that describe it.
+"""Filter for your own Perturb-seq data: a source (`samsvae.screens.sources`), and options that describe it.
 
 Counts are read in tiles of rows (dense, CSR) or of columns (CSC) and written tile by tile, so memory never holds a
 complete h5ad. Letters: n cells, G genes.
@@ -7,26 +7,23 @@ complete h5ad. Letters: n cells, G genes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from anndata.io import read_elem
 
 from samsvae.config.screens import CustomOptions
 from samsvae.config.validate import build
-from samsvae.errors import ConfigError, DataError, nearest, some
-from samsvae.screens.counts import BLOCK_BYTES, Counts, open_h5ad
+from samsvae.errors import ConfigError, DataError, some
+from samsvae.screens.counts import BLOCK_BYTES, Counts
 from samsvae.screens.genes import gene_positions, most_variable, read_names
 from samsvae.screens.labels import conditions_of, obs_column
-from samsvae.screens.screen import assemble, check_screen, provenance, write_screen
+from samsvae.screens.screen import assemble, check_screen, provenance, source_columns, write_screen
+from samsvae.screens.sources import open_source, parts_of
 from samsvae.screens.splits import make_split
 from samsvae.screens.user_tables import join_cell_table, read_annotation
 
@@ -42,7 +39,7 @@ def filter_screen(
     the file, the column and the offending values; ConfigError names an option that is not allowed.
     """
     chosen = check_options(options)
-    with _open_source(source, chosen.counts, block_bytes) as (data, obs, var):
+    with open_source(source, chosen.counts, block_bytes) as (data, obs, var):
         screen, rows, cols = select(data, obs, var, source, chosen, checksum=checksum)
         write_screen(screen, target, blocks=data.blocks(rows, cols))
     return screen
@@ -55,14 +52,8 @@ def screen_of(adata: ad.AnnData, **options) -> ad.AnnData:
     """
     source, chosen = "the AnnData", check_options(options)
     adata = adata.to_memory() if adata.isbacked else adata
-    places = {} if adata.X is None else {"X": adata.X}
-    places |= {f"layer:{name}": x for name, x in adata.layers.items()}
-    places |= {} if adata.raw is None else {"raw": adata.raw.X}
-    x = _find_counts(places, chosen.counts, source)
-    x = x.tocsr() if sp.issparse(x) else np.asarray(x)
-    var = adata.raw.var if chosen.counts == "raw" else adata.var
-    data = Counts(x, adata.obs_names.astype(str), var.index.astype(str), f"{source}: {chosen.counts}")
-    screen, rows, cols = select(data, adata.obs.copy(), var, source, chosen)
+    data, obs, var = parts_of(adata, chosen.counts, source)
+    screen, rows, cols = select(data, obs, var, source, chosen)
     screen.X = data.read(rows, cols)
     check_screen(screen, source)
     return screen
@@ -167,7 +158,7 @@ def _check_selection(options: CustomOptions) -> str | int | list[str]:
 
 def _add_split(obs: pd.DataFrame, rows: np.ndarray, split: pd.DataFrame) -> pd.DataFrame:
     """obs with the split of the cells `rows` in the column split; other cells are 'none'."""
-    obs = obs.rename(columns={"split": "source_split"})
+    obs = obs.set_axis(source_columns(obs, ("split",)), axis=1)
     obs["split"] = pd.Series(split["split"].to_numpy(), obs.index[rows]).reindex(obs.index, fill_value="none")
     return obs
 
@@ -253,71 +244,6 @@ def _rare_cells(condition: np.ndarray, zero: np.ndarray, options: CustomOptions,
             f"{perturbed.idxmax()!r} ({perturbed.max()}). Lower min_cells."
         )
     return np.isin(condition, list(few.index)) & ~zero, len(few)
-
-
-@contextmanager
-def _open_source(
-    source: str | Path, counts: str, block_bytes: int
-) -> Iterator[tuple[Counts, pd.DataFrame, pd.DataFrame]]:
-    """The counts that the option counts names, obs, and the matching var."""
-    source = Path(source)
-    if not source.exists():
-        raise DataError(f"{source}: no such file.")
-    if source.suffix == ".h5ad" and not source.is_dir():
-        with open_h5ad(source) as file:
-            layers = {f"layer:{name}": f"layers/{name}" for name in file.get("layers", ())}
-            places = {"X": "X", **layers, "raw": "raw/X"}
-            place = _find_counts({name: place for name, place in places.items() if place in file}, counts, source)
-            obs, var = (_read_frame(file[table], source) for table in ("obs", "raw/var" if counts == "raw" else "var"))
-            data = Counts(file[place], obs.index, var.index, f"{source}: {counts}", block_bytes)
-            data.check()
-            yield data, obs, var
-        return
-    if source.suffix != ".h5" and not source.is_dir():
-        raise DataError(f"{source}: not a known format; allowed: .h5ad, 10x .h5, a 10x folder with matrix.mtx.")
-    if counts != "X":
-        raise ConfigError(f"counts: {counts!r} is not allowed for a 10x source; allowed: 'X'.")
-    adata = _read_10x(source)
-    yield Counts(adata.X.tocsr(), adata.obs_names, adata.var_names, f"{source}: X"), adata.obs, adata.var
-
-
-def _read_10x(source: Path) -> ad.AnnData:
-    import warnings
-
-    import scanpy  # slow to import, used only for 10x formats
-
-    try:
-        with warnings.catch_warnings():  # every 10x reference repeats some symbols
-            warnings.filterwarnings("ignore", message=".*names are not unique.*")
-            adata = scanpy.read_10x_mtx(source) if source.is_dir() else scanpy.read_10x_h5(source)
-    except Exception as error:  # scanpy raises many types on a damaged file
-        raise DataError(f"{source}: cannot be read ({error}).") from error
-    adata.var_names_make_unique()
-    return adata
-
-
-def _find_counts(places: Mapping[str, Any], counts: str, source: str | Path) -> Any:
-    """The entry of `places` that the option `counts` names; ConfigError or DataError if there is none."""
-    if counts in places:
-        return places[counts]
-    if counts not in ("X", "raw") and not counts.startswith("layer:"):
-        raise ConfigError(f"counts: {counts!r} is not allowed; allowed: 'X', 'layer:NAME', 'raw'.")
-    raise DataError(f"{source}: has no {counts!r}, which the option counts requests.{nearest(counts, places)}")
-
-
-def _read_frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
-    """obs or var, with row names as text."""
-    if not isinstance(element, h5py.Group):
-        raise DataError(
-            f"{source}: {element.name[1:]} has the format of anndata before 0.7. Rewrite the file with "
-            "anndata.read_h5ad(FILE).write_h5ad(NEW)."
-        )
-    try:
-        frame = read_elem(element)
-    except Exception as error:  # anndata and h5py raise many types on a damaged file
-        raise DataError(f"{source}: {element.name[1:]} cannot be read ({error}).") from error
-    frame.index = frame.index.astype(str)
-    return frame
 
 
 def _select_obs_columns(obs: pd.DataFrame, keep: Sequence[str] | None, source: str | Path) -> pd.DataFrame:

@@ -90,7 +90,12 @@ def _canonical(label: str, parts: Sequence[str], separator: str, controls: Seque
 
 
 def obs_column(obs: pd.DataFrame, name: str, source: str | Path, *also: str) -> pd.Series:
-    """A column of obs; DataError if there is none. `also`: allowed values of the option that are not column names."""
+    """A column of obs; DataError if there is none, or if several have this name.
+
+    `also`: allowed values of the option that are not column names.
+    """
     if name not in obs:
         raise DataError(f"{source}: obs has no column {name!r}.{nearest(name, [*also, *obs.columns])}")
+    if (n := int((obs.columns == name).sum())) > 1:
+        raise DataError(f"{source}: obs has {n} columns called {name!r}. Rename or remove all but one.")
     return obs[name]

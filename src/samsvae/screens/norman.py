@@ -22,6 +22,7 @@ from samsvae.errors import DataError, nearest, some
 from samsvae.screens.counts import BLOCK_BYTES, Counts, open_h5ad
 from samsvae.screens.genes import gene_positions, read_names
 from samsvae.screens.screen import assemble, provenance, write_screen
+from samsvae.screens.sources import read_frame
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def filter_screen(
     one of the source. DataError names the file, column and values; ConfigError if there is no file `genes`.
     """
     with open_h5ad(source) as file:
-        obs, var = read_elem(file["obs"]), read_elem(file["var"])
+        obs, var = (read_frame(file[table], source) for table in ("obs", "var"))
         place, obs, condition, n_targets = _recognise(file, obs, source)
         if not (n_targets == 0).any():
             raise DataError(f"{source}: no control cell: every cell has a targeting guide.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +29,9 @@ from samsvae.screens.counts import integer_counts, open_h5ad, read_table
 CHUNK = 1 << 18  # values per chunk of an HDF5 file: 1 MiB of int32
 
 GZIP = {"compression": "gzip", "compression_opts": 1}
+
+#: anndata writes the row names under this name and refuses a column of that name.
+RESERVED = "_index"
 
 #: Possible types of the counts for training, smallest first.
 COUNT_TYPES = (np.uint8, np.int16, np.int32)
@@ -76,6 +79,30 @@ def provenance(
     } | facts
 
 
+def source_columns(table: pd.DataFrame, reserved: Collection[str]) -> list[str]:
+    """The names of the columns, with 'source_' before `reserved` ones, repeated until the name is not taken.
+
+    >>> source_columns(pd.DataFrame(columns=["condition", "source_condition", "batch"]), ["condition"])
+    ['source_source_condition', 'source_condition', 'batch']
+    """
+    taken, names = set(table.columns), []
+    for name in table.columns:
+        if name in reserved:
+            while name in taken:
+                name = f"source_{name}"
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def _without_ambiguous_name(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, without the name of its index if a column has this name too: anndata refuses to write both."""
+    name = table.index.name
+    if name in table and not (table[name] == table.index).all():
+        return table.rename_axis(index=None)
+    return table
+
+
 def assemble(
     counts,
     obs: pd.DataFrame,
@@ -97,7 +124,8 @@ def assemble(
     by block. condition (n): labels. library_size (n): by default the sum of a cell's counts, 1 in a real-valued screen,
     or NaN until `write_screen` has seen the blocks. gene_of: perturbation -> target gene (default: itself).
     pathway_of: gene or perturbation -> pathway. Existing columns `condition` and `library_size` of obs are renamed to
-    `source_condition` and `source_library_size`.
+    `source_condition` and `source_library_size`, and `_index`, which anndata cannot write, to `source__index`
+    (`source_columns`).
 
     DataError if `counts` holds a value that is not a count.
     """
@@ -112,11 +140,13 @@ def assemble(
         else:
             library_size = np.ones(len(obs)) if real_valued else np.asarray(counts.sum(1)).ravel()
     obs = obs.copy(deep=False)  # columns are added and renamed, but none is modified
-    obs.columns = [f"source_{name}" if name in ("condition", "library_size") else name for name in obs]
+    obs.columns = source_columns(obs, ("condition", "library_size", RESERVED))
+    var = var.set_axis(source_columns(var, (RESERVED,)), axis=1) if RESERVED in var else var
     if not isinstance(condition, pd.Categorical):
         condition = pd.Categorical(np.asarray(condition, str).astype(object))
     obs["condition"] = condition
     obs["library_size"] = np.asarray(library_size, float)
+    obs, var = _without_ambiguous_name(obs), _without_ambiguous_name(var)
 
     cells_of: dict[str, int] = {}
     for label, cells in obs["condition"].value_counts().items():
