@@ -5,7 +5,7 @@ Letters: K particles, n cells, T perturbations, L latents, G genes, H hidden uni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
 #: p(x | h), for each likelihood.
 Observed = SoftmaxNegativeBinomial | Normal | Poisson
 
-ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
+#: Functions of a module, because a lambda cannot be pickled. The leaky ReLU has torch's default slope, 0.01.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"leaky_relu": F.leaky_relu, "relu": F.relu}
 
 
 class MLP(nn.Module):
