@@ -47,6 +47,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.residual = residual
         self.dropout = dropout
+        self.generator: torch.Generator | None = None  # what dropout draws from; None: torch's own generator
         layers = [nn.Linear(sum(sizes), width), *(nn.Linear(width, width) for _ in range(n_layers - 1))]
         # a ModuleList registers the weights
         self.layers: Sequence[nn.Linear] = nn.ModuleList(layers)  # type: ignore[assignment]
@@ -68,7 +69,14 @@ class MLP(nn.Module):
         if self.norms:
             h = self.norms[j](h.reshape(-1, h.shape[-1])).reshape(h.shape)
         h = self.activation(h)
-        return F.dropout(h, self.dropout, self.training) if self.dropout else h
+        return self._drop(h) if self.dropout and self.training else h
+
+    def _drop(self, h: Tensor) -> Tensor:
+        """Dropout; on a CPU the generator gives the same bits as F.dropout with torch's own in the same state."""
+        if self.generator is None:
+            return F.dropout(h, self.dropout)
+        kept = 1.0 - self.dropout
+        return h * torch.empty_like(h).bernoulli_(kept, generator=self.generator).div_(kept)
 
 
 class GaussianHead(nn.Module):
