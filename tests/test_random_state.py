@@ -16,6 +16,9 @@ from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import NumericalError
+from samsvae.evaluation import model_effects as effects
+from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.models.batch import Batch
 from samsvae.models.networks import MLP
 from samsvae.training.loop import train
 from samsvae.training.state import Keep, TrainingState
@@ -129,3 +132,47 @@ def test_a_new_model_leaves_the_state_of_the_caller():
     first, second = (model("svae_plus_lopez", seed=seed).state_dict() for seed in (1, 2))
     assert states() == before
     assert any((first[key] != second[key]).any() for key in first)
+
+
+@pytest.fixture
+def in_float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def results(name: str) -> list[bytes]:
+    """The bytes of a training, of the scores and of the effects of a model."""
+    parts, net = halves(name), model(name)
+    net.fit_inputs(parts[0])
+    found = train(net, *parts, replace(FAST, **own(name)))
+    members = np.array([[0], [2], [4]])
+    values = [
+        *net.state_dict().values(),
+        *net.perturbation_tables().values(),
+        net.posterior_mean(parts[1]),
+        iwelbo(net, parts[1], particles=4),
+        effects.sample(net, members, samples=5),
+        *(effects.condition_means(net, members, samples=20, closed_form=closed) for closed in (False, True)),
+        np.array([row["val_loss"] for row in found.history]),
+    ]
+    return [np.asarray(value).tobytes() for value in values]
+
+
+def own(name: str) -> dict:
+    return {k: v for k, v in ROWS[name].training.items() if k not in ("learning_rate", "batch_size")}
+
+
+@pytest.fixture(scope="module")
+def in_float32() -> dict[str, list[bytes]]:
+    return {name: results(name) for name in ROWS}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_default_dtype_of_the_caller_changes_nothing(name, in_float32, in_float64):
+    assert results(name) == in_float32[name]
+
+
+def test_a_batch_of_integer_counts_has_the_dtype_of_a_model(in_float64):
+    batch = Batch.from_dense(torch.tensor([[1, 2], [0, 3]]), torch.tensor([[1.0], [0.0]]))
+    assert {batch.x.dtype, batch.library.dtype, batch.dosage.dose.dtype, batch.share.dtype} == {torch.float32}

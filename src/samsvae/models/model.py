@@ -64,8 +64,8 @@ class Model(nn.Module):
             second = (n_perturbations,) if config.effect == "decoder_input" else ()
             self.decoder = MLP((config.n_latent, *second), **network | {"dropout": 0.0})
             self.likelihood = Likelihood(config.likelihood, config.width, n_genes)
-        self.register_buffer("input_mean", torch.zeros(n_genes))
-        self.register_buffer("input_sd", torch.ones(n_genes))
+        self.register_buffer("input_mean", torch.zeros(n_genes, dtype=torch.float32))
+        self.register_buffer("input_sd", torch.ones(n_genes, dtype=torch.float32))
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class Model(nn.Module):
 
     def no_cells(self) -> Batch:
         """A batch without cells, used to draw the latents of all perturbations."""
-        empty = torch.zeros(0, 1, device=self.input_mean.device)
+        empty = self.input_mean.new_zeros(0, 1)
         return Batch(empty, empty[:, 0], MultiHot(empty.long(), empty), empty[:, 0])
 
     def _shared(self) -> list[Latent]:

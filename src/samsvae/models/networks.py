@@ -48,10 +48,17 @@ class MLP(nn.Module):
         self.residual = residual
         self.dropout = dropout
         self.generator: torch.Generator | None = None  # what dropout draws from; None: torch's own generator
-        layers = [nn.Linear(sum(sizes), width), *(nn.Linear(width, width) for _ in range(n_layers - 1))]
+        layers = [
+            nn.Linear(sum(sizes), width, dtype=torch.float32),
+            *(nn.Linear(width, width, dtype=torch.float32) for _ in range(n_layers - 1)),
+        ]
         # a ModuleList registers the weights
         self.layers: Sequence[nn.Linear] = nn.ModuleList(layers)  # type: ignore[assignment]
-        norms = [nn.BatchNorm1d(width, momentum=0.01, eps=1e-3) for _ in self.layers] if batch_norm else []
+        norms = (
+            [nn.BatchNorm1d(width, momentum=0.01, eps=1e-3, dtype=torch.float32) for _ in self.layers]
+            if batch_norm
+            else []
+        )
         self.norms = nn.ModuleList(norms)
 
     def forward(self, *parts: Tensor | MultiHot) -> Tensor:
@@ -84,8 +91,8 @@ class GaussianHead(nn.Module):
 
     def __init__(self, width: int, n_out: int):
         super().__init__()
-        self.mean = nn.Linear(width, n_out)
-        self.log_var = nn.Linear(width, n_out)
+        self.mean = nn.Linear(width, n_out, dtype=torch.float32)
+        self.log_var = nn.Linear(width, n_out, dtype=torch.float32)
 
     def forward(self, h: Tensor) -> Normal:
         return Normal(self.mean(h), torch.sqrt(torch.exp(self.log_var(h)) + FLOOR))
@@ -105,13 +112,13 @@ class Likelihood(nn.Module):
     def __init__(self, kind: str, width: int, n_genes: int):
         super().__init__()
         self.kind = kind
-        self.mean = nn.Linear(width, n_genes)
+        self.mean = nn.Linear(width, n_genes, dtype=torch.float32)
         if kind == "nb":
-            self.log_concentration = nn.Parameter(torch.zeros(n_genes))
+            self.log_concentration = nn.Parameter(torch.zeros(n_genes, dtype=torch.float32))
         elif kind == "normal":
-            self.log_var = nn.Linear(width, n_genes)
+            self.log_var = nn.Linear(width, n_genes, dtype=torch.float32)
         elif kind == "normal_fixed":
-            self.log_var = nn.Parameter(torch.zeros(n_genes))
+            self.log_var = nn.Parameter(torch.zeros(n_genes, dtype=torch.float32))
 
     def forward(self, h: Tensor, library: Tensor) -> Observed:
         out = self.mean(h)  # (..., n, G)

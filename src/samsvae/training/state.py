@@ -85,7 +85,7 @@ class TrainingState:
         self.val_steps = Steps(
             validation_step(model, val_cells, config, self.val_noise, len(cells)), self.val_noise, make
         )
-        self.bad = torch.zeros((), device=self.device)  # 1 after the first loss that is not finite
+        self.bad = torch.zeros((), device=self.device, dtype=torch.float32)  # 1 after the first loss that is not finite
         self.warmup: Tensor | float = 1.0
         if config.warmup_epochs:
             self.warmup = torch.ones((), dtype=torch.float64, device=self.device)
