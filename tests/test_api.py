@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import anndata as ad
@@ -242,6 +243,59 @@ def test_unknown_conditions_and_levels(fitted):
         fitted.effects(["a+x"])
     with pytest.raises(ConfigError, match="level: 1"):
         fitted.effects(level=1.5)
+
+
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_labels_that_are_numbers(cells, kind):
+    """A column may hold numbers; a condition is then a number, one of numpy, or its text."""
+    cells.obs["guide"] = (np.arange(cells.n_obs) % (2 if kind is bool else 4)).astype(kind)
+    how = {**HOW, "control": kind(0), "layer": "counts", "progress": False, **SMALL, **SHORT}
+    found = fit(cells, "sams_vae_corr", **how)
+    one, text = kind(1), str(kind(1))
+    assert text in found.perturbations and str(kind(0)) not in found.perturbations
+    for asked in (one, [one], [[one]], np.array([one]), pd.Index([one]), np.array([one])[0]):
+        pd.testing.assert_frame_equal(found.effects(asked, draws=3), found.effects([text], draws=3))
+    for asked in (one, np.array([one])[0]):
+        assert (found.sample(asked, n=3).X == found.sample(text, n=3).X).all()
+    assert (found.sample([one], n=3).X == found.sample([text], n=3).X).all()
+    assert (found.effects([kind(0)], draws=3)["effect"] == 0).all()
+    if kind is int:
+        assert set(found.effects([[1, 3]], draws=3)["condition"]) == {"1+3"}
+        with pytest.raises(DataError, match=r"'4' is not a perturbation of the model.* Allowed: 1, 2, 3"):
+            found.effects(4)
+
+
+@pytest.mark.parametrize("condition", [None, [None], {"a": [1]}.items(), [["a", "b"]]])
+def test_a_condition_that_is_neither_a_label_nor_a_list(fitted, condition):
+    with pytest.raises(DataError, match=r"condition: .* is not allowed; pass a label or a list of perturbations"):
+        fitted.sample(condition)
+    with pytest.raises(DataError, match=r"condition: .* is not allowed; pass a label or a list of perturbations"):
+        fitted.effects([condition])
+
+
+def test_settings_that_are_numbers_of_numpy(cells, tmp_path):
+    how = {**HOW, "layer": "counts", "progress": False, **SMALL, **SHORT}
+    plain = {"seed": 3, "batch_size": 16, "learning_rate": 0.25, "analytic_kl": True, "min_cells": 2}
+    of_numpy = {"seed": np.int64(3), "batch_size": np.int32(16), "learning_rate": np.float32(0.25)}
+    of_numpy |= {"analytic_kl": np.True_, "min_cells": np.uint8(2)}
+    first, second = (fit(cells, "sams_vae_corr", **how | settings) for settings in (plain, of_numpy))
+    pd.testing.assert_frame_equal(first.history, second.history)
+    second.save(tmp_path / "model.pt")
+    assert load(tmp_path / "model.pt").checkpoint.facts == first.checkpoint.facts
+    with pytest.raises(ConfigError, match=r"seed: 1\.5 is not allowed\. Allowed: a whole number"):
+        fit(cells, "sams_vae_corr", **how | {"seed": np.float64(1.5)})
+    with pytest.raises(ConfigError, match="steps: True is not allowed"):
+        fit(cells, "sams_vae_corr", **how | {"steps": np.True_})
+
+
+@pytest.mark.parametrize("name", ["sams_vae_corr", "sams_vae_bb", "svae_plus_lopez", "vae"])
+def test_a_fitted_model_can_be_pickled(cells, name):
+    """For a process pool or joblib; activations are functions of a module."""
+    alone = cells[cells.obs["guide"] != "c+a"].copy()
+    found = fit(alone, name, **HOW, layer="counts", progress=False, **SMALL, **SHORT)
+    again = pickle.loads(pickle.dumps(found))
+    pd.testing.assert_frame_equal(again.effects("a", draws=3), found.effects("a", draws=3))
+    pd.testing.assert_frame_equal(again.history, found.history)
 
 
 def test_progress_is_logged_on_stderr(cells, capsys):

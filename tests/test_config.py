@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import yaml
 from snakemake.utils import update_config
@@ -254,6 +255,19 @@ def test_yaml_text_that_is_a_number():
     assert [run.training.learning_rate for run in found] == [1e-4, 1e-3]
     assert {run.training.weight_decay for run in found} == {1e-6}
     assert all(isinstance(row["learning_rate"], float) for row in grid_table(found))
+
+
+def test_numbers_and_arrays_of_numpy():
+    """They become plain values, because settings are written to files."""
+    found = build(TrainingConfig, {"seed": np.int64(3), "learning_rate": np.float32(0.25), "compile": np.False_})
+    assert found == TrainingConfig(seed=3, learning_rate=0.25, compile=False)
+    assert (type(found.seed), type(found.learning_rate), type(found.compile)) == (int, float, bool)
+    assert build(SplitConfig, {"split_seed": np.array(2), "kind": np.str_("random")}) == SplitConfig(
+        split_seed=2, kind="random"
+    )
+    for value in (np.True_, np.float64(2.0), np.array([1, 2])):
+        with pytest.raises(ConfigError, match=r"steps: .* is not allowed\. Allowed: a whole number"):
+            build(TrainingConfig, {"steps": value})
 
 
 def test_one_value_where_a_list_of_names_is_meant():

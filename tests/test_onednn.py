@@ -47,3 +47,16 @@ def test_the_setting_is_restored_after_an_error(monkeypatch):
         assert SETTINGS.fp32_precision == "bf16"
         1 / 0  # noqa: B018
     assert SETTINGS.fp32_precision == before
+
+
+def test_blocks_of_two_threads_share_the_setting(monkeypatch):
+    """The first block may end before the second: the second keeps the setting, and then it is restored."""
+    monkeypatch.setattr(cpu, "exact_products", lambda: True)
+    before = SETTINGS.fp32_precision
+    first, second = cpu.fast_products(), cpu.fast_products()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert SETTINGS.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
+    assert SETTINGS.fp32_precision == before

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anndata as ad
 import numpy as np
@@ -45,16 +45,21 @@ __all__ = ["Fitted", "fit", "load"]
 
 log = logging.getLogger("samsvae")
 
+#: A label as in the AnnData, where it may be a number.
+Label = str | int | float
+Condition = Label | Sequence[Label]
+LABELS = (str, int, float, np.generic)
+
 
 @dataclass(frozen=True, repr=False)
 class Fitted:
     """A trained model with the names of its genes and perturbations.
 
     A condition is a label ('A', 'A+B', the control's label) or a list of perturbations. A label means the same as in
-    the AnnData: the order of its parts does not matter, and control labels among them are dropped. A list is a dosage:
-    its perturbations (each once) are added up, in the unique encoding too. Models that read one perturbation per cell
-    (SVAE+, sVAE, iVAE) accept only dosages of one perturbation. For perturbations without training cells a warning is
-    logged.
+    the AnnData: the order of its parts does not matter, and control labels among them are dropped. A label that is a
+    number there may be passed as a number: 1 means '1'. A list is a dosage: its perturbations (each once) are added up,
+    in the unique encoding too. Models that read one perturbation per cell (SVAE+, sVAE, iVAE) accept only dosages of
+    one perturbation. For perturbations without training cells a warning is logged.
 
     ``history``: losses by step (step, epoch, train_loss, val_loss); no rows after ``load``.
     """
@@ -89,7 +94,7 @@ class Fitted:
 
     def effects(
         self,
-        conditions: str | Sequence[str | Sequence[str]] | None = None,
+        conditions: Label | Sequence[Condition] | None = None,
         *,
         level: float = 0.9,
         draws: int = 100,
@@ -115,8 +120,9 @@ class Fitted:
             raise ConfigError(f"level: {level!r} is not allowed; it must lie inside (0, 1).")
         _check_whole(draws=draws, cells=cells)
         _check_positive(library=library)
-        conditions = [conditions] if isinstance(conditions, str) else conditions
-        asked = list(self.perturbations) if conditions is None else list(conditions)
+        if conditions is None:
+            conditions = self.perturbations
+        asked = [_as_text(each) for each in ([conditions] if isinstance(conditions, LABELS) else conditions)]
         if not asked:
             raise ConfigError("conditions: the list is empty; pass labels or lists of perturbations.")
         *members, control = self._members([*asked, []])
@@ -132,9 +138,7 @@ class Fitted:
         names["gene"] = np.tile(self.genes, len(asked))
         return pd.DataFrame(names | dict(zip(("effect", "low", "high"), found.reshape(3, -1), strict=True)))
 
-    def sample(
-        self, condition: str | Sequence[str], n: int = 100, *, library: float = LIBRARY, seed: int = 0
-    ) -> ad.AnnData:
+    def sample(self, condition: Condition, n: int = 100, *, library: float = LIBRARY, seed: int = 0) -> ad.AnnData:
         """``n`` simulated cells that received ``condition`` ([] or the control's label: none), with counts X (n, G).
 
         ``condition`` is one condition: ['A', 'B'] simulates cells that received both. (``effects`` takes a list of
@@ -143,10 +147,11 @@ class Fitted:
         """
         _check_whole(n=n)
         _check_positive(library=library)
+        asked = _as_text(condition)
         x = effects.sample(
-            self.checkpoint.model, self._members([condition]), samples=n, library=library, seed=f"{seed}/{condition}"
+            self.checkpoint.model, self._members([asked]), samples=n, library=library, seed=f"{seed}/{asked}"
         )[:, 0]
-        obs = pd.DataFrame({"condition": self._label(condition)}, index=[f"sample{i}" for i in range(n)])
+        obs = pd.DataFrame({"condition": self._label(asked)}, index=[f"sample{i}" for i in range(n)])
         return ad.AnnData(x.cpu().numpy(), obs, pd.DataFrame(index=pd.Index(self.genes)))
 
     def save(self, path: str | Path) -> None:
@@ -313,6 +318,17 @@ def load(path: str | Path, device: str = "cpu") -> Fitted:
     CheckpointError if the file is damaged or is not such a model; ConfigError if torch cannot use the device.
     """
     return Fitted(checkpoint.load(path, device), pd.DataFrame(columns=list(HISTORY)))
+
+
+def _as_text(condition: Condition) -> str | Sequence[str]:
+    """A condition with its labels as text; DataError if it is neither a label nor a list of labels."""
+    if isinstance(condition, LABELS):
+        return str(condition)
+    if not isinstance(condition, Iterable) or not all(isinstance(name, LABELS) for name in condition):
+        raise DataError(f"condition: {condition!r} is not allowed; pass a label or a list of perturbations.")
+    if all(isinstance(name, str) for name in condition):
+        return cast(Sequence[str], condition)  # as given, since the seed of a sample is made from it
+    return [str(name) for name in condition]
 
 
 def _is_number(value: object) -> bool:

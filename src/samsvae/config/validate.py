@@ -53,6 +53,8 @@ def checked_fields(cls: type, data: Any, where: str) -> dict[str, Any]:
 
 def checked(value: Any, hint: Any, where: str) -> Any:
     """Check a value against the type of its field; ConfigError names the key, the value and what is allowed."""
+    if type(value).__module__ == "numpy":  # recognised by name: this module must not load numpy
+        value = value.tolist()  # numbers of numpy as plain numbers, an array as a list
     origin = typing.get_origin(hint) or hint
     if origin in HOOKS:
         return HOOKS[origin](value, hint, where)

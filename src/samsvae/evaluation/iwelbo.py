@@ -50,7 +50,7 @@ def iwelbo(
     most = min(PARTICLES, BUDGET[device.type] // model.n_genes, SHARED // size)
     at_once = max(1, min(particles, most))
     n_cells = cells_at_once or max(1, BUDGET[device.type] // (at_once * model.n_genes))
-    out = torch.full((len(cells),), -math.inf, device=device)
+    out = torch.full((len(cells),), -math.inf, device=device, dtype=torch.float32)
     for first in range(0, particles, at_once):
         k = min(at_once, particles - first)
         shared = model.draw_shared(noise, k)

@@ -38,9 +38,9 @@ def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
     index = torch.full_like(perturbation, int(given.sum()))
     index[given] = torch.arange(int(given.sum()), device=device)
     rows = perturbation[given]
-    libraries = torch.full((len(members),), float(library), device=device)
-    empty = torch.zeros(len(members), 0, device=device)
-    return Batch(empty, libraries, MultiHot(index, given.float()), torch.zeros(len(rows), device=device), rows)
+    libraries = torch.full((len(members),), float(library), device=device, dtype=torch.float32)
+    empty = libraries.new_zeros(len(members), 0)
+    return Batch(empty, libraries, MultiHot(index, given.float()), libraries.new_zeros(len(rows)), rows)
 
 
 @torch.no_grad()

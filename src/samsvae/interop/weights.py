@@ -217,17 +217,17 @@ def _constants(model: Model) -> dict[str, Tensor]:
     config, size = model.config, (model.n_perturbations, model.config.n_latent)
     constants: dict[str, Tensor] = {}
     if config.embedding == "random":
-        constants["model.p_E_loc"] = torch.zeros(size)
-        constants["model.p_E_scale"] = torch.full(size, config.embedding_scale)
+        constants["model.p_E_loc"] = torch.zeros(size, dtype=torch.float32)
+        constants["model.p_E_scale"] = torch.full(size, config.embedding_scale, dtype=torch.float32)
     if config.mask == "bernoulli":
-        constants["model.p_mask_probs"] = torch.full(size, config.mask_prior)
+        constants["model.p_mask_probs"] = torch.full(size, config.mask_prior, dtype=torch.float32)
     if config.mask == "beta_bernoulli":
-        constants["model.mask_beta_concentration_1"] = torch.full(size, config.beta_a)
-        constants["model.mask_beta_concentration_2"] = torch.full(size, config.beta_b)
+        constants["model.mask_beta_concentration_1"] = torch.full(size, config.beta_a, dtype=torch.float32)
+        constants["model.mask_beta_concentration_2"] = torch.full(size, config.beta_b, dtype=torch.float32)
     if config.guide_embedding == "given_mask":
-        constants["guide.treatment_one_hot"] = torch.eye(model.n_perturbations)
+        constants["guide.treatment_one_hot"] = torch.eye(model.n_perturbations, dtype=torch.float32)
     if config.mask in MASKED:
-        constants["guide.gs_temperature"] = torch.full((1,), config.temperature)
+        constants["guide.gs_temperature"] = torch.full((1,), config.temperature, dtype=torch.float32)
     return constants
 
 

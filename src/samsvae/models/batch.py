@@ -56,7 +56,7 @@ class Batch:
         ``library`` (n,): by default the row sums of x. ``n_cells`` (T,): the number of cells of the split that received
         each perturbation; by default this batch is taken as the complete split. DataError if the shapes do not match.
         """
-        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        x = x if x.is_floating_point() else x.float()
         library = x.sum(-1) if library is None else library
         n_cells = (dosage != 0).sum(0) if n_cells is None else n_cells
         for name, value, needed in (

@@ -75,13 +75,13 @@ class MaskProbability(nn.Module):
         size = (n_perturbations, n_latent)
         self.is_point = guide == "point"
         if self.is_point:
-            self.logits = nn.Parameter(torch.full(size, float(init)))
+            self.logits = nn.Parameter(torch.full(size, float(init), dtype=torch.float32))
         else:
-            start = torch.sigmoid(torch.tensor([float(init), -float(init)])) * 2.0
+            start = torch.sigmoid(torch.tensor([float(init), -float(init)], dtype=torch.float32)) * 2.0
             self.log_a = nn.Parameter(torch.log(start[0]).expand(size).clone())
             self.log_b = nn.Parameter(torch.log(start[1]).expand(size).clone())
-        self.register_buffer("a", torch.tensor(float(a)), persistent=False)
-        self.register_buffer("b", torch.tensor(float(b)), persistent=False)
+        self.register_buffer("a", torch.tensor(float(a), dtype=torch.float32), persistent=False)
+        self.register_buffer("b", torch.tensor(float(b), dtype=torch.float32), persistent=False)
 
     def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point | Beta:
         if not self.is_point:
@@ -119,7 +119,7 @@ class Mask(nn.Module):
         self.per_cell = per_cell
         self.shape = (n_perturbations, n_latent)
         if prior_prob is not None:
-            self.logits = nn.Parameter(torch.full(self.shape, float(init)))
+            self.logits = nn.Parameter(torch.full(self.shape, float(init), dtype=torch.float32))
             prior_logit = torch.logit(torch.tensor(float(prior_prob), dtype=torch.float64)).float()
             self.register_buffer("prior_logit", prior_logit, persistent=False)
 
@@ -150,10 +150,10 @@ class Embedding(nn.Module):
         super().__init__()
         self.n_perturbations = n_perturbations
         self.reads_mask = network is not None
-        self.register_buffer("prior_scale", torch.tensor(float(prior_scale)), persistent=False)
+        self.register_buffer("prior_scale", torch.tensor(float(prior_scale), dtype=torch.float32), persistent=False)
         if network is None:
-            self.loc = nn.Parameter(torch.zeros(n_perturbations, n_latent))
-            self.log_scale = nn.Parameter(torch.zeros(n_perturbations, n_latent))
+            self.loc = nn.Parameter(torch.zeros(n_perturbations, n_latent, dtype=torch.float32))
+            self.log_scale = nn.Parameter(torch.zeros(n_perturbations, n_latent, dtype=torch.float32))
         else:
             self.network = MLP((n_latent, n_perturbations), **network)
             self.head = GaussianHead(network["width"], n_latent)
@@ -179,7 +179,7 @@ class LearnedEmbedding(nn.Module):
 
     def __init__(self, n_perturbations: int, n_latent: int, *, init_scale: float):
         super().__init__()
-        self.loc = nn.Parameter(init_scale * torch.randn(n_perturbations, n_latent))
+        self.loc = nn.Parameter(init_scale * torch.randn(n_perturbations, n_latent, dtype=torch.float32))
 
     def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point:
         return Point(_rows(self.loc, batch))
@@ -224,7 +224,7 @@ class CellState(nn.Module):
         return self.head(self.network(inputs, *parts))
 
     def prior(self, values: Values, batch: Batch) -> Normal:
-        one = torch.ones((), device=batch.library.device)
+        one = batch.library.new_ones(())
         if self.effect == "prior_mean":
             return Normal(offset(values, batch), one)
-        return Normal(torch.zeros(len(batch.library), self.n_latent, device=one.device), one)
+        return Normal(one.new_zeros(len(batch.library), self.n_latent), one)

@@ -8,7 +8,9 @@ docs/model.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,8 @@ from samsvae.models.noise import Noise, given
 
 #: Number of input values whose moments are computed at once: few enough to fit a cache.
 MOMENTS = 2**18
+
+INITIALISING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ class Model(nn.Module):
         self.config = config
         self.n_genes = n_genes
         self.n_perturbations = n_perturbations
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        # layers draw their weights from torch's own generator, which the lock keeps from the models of other threads
+        with INITIALISING, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed every GPU
             latents = _latents(config, n_genes, n_perturbations)
             # a ModuleList registers the weights; every latent is an nn.Module
             self.latents: Sequence[Latent] = nn.ModuleList(latents)  # type: ignore[assignment, arg-type]
@@ -59,8 +64,8 @@ class Model(nn.Module):
             second = (n_perturbations,) if config.effect == "decoder_input" else ()
             self.decoder = MLP((config.n_latent, *second), **network | {"dropout": 0.0})
             self.likelihood = Likelihood(config.likelihood, config.width, n_genes)
-        self.register_buffer("input_mean", torch.zeros(n_genes))
-        self.register_buffer("input_sd", torch.ones(n_genes))
+        self.register_buffer("input_mean", torch.zeros(n_genes, dtype=torch.float32))
+        self.register_buffer("input_sd", torch.ones(n_genes, dtype=torch.float32))
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
@@ -264,12 +269,25 @@ class Model(nn.Module):
 
     def no_cells(self) -> Batch:
         """A batch without cells, used to draw the latents of all perturbations."""
-        empty = torch.zeros(0, 1, device=self.input_mean.device)
+        empty = self.input_mean.new_zeros(0, 1)
         return Batch(empty, empty[:, 0], MultiHot(empty.long(), empty), empty[:, 0])
 
     def _shared(self) -> list[Latent]:
         """The latents of the perturbations that all cells share: not a mask that is drawn for every cell."""
         return [latent for latent in self.latents if latent.plate == "perturbation" and not latent.per_cell]
+
+
+@contextlib.contextmanager
+def dropout_from(model: Model, generator: torch.Generator | None) -> Iterator[None]:
+    """Within the block, the dropout of a model draws from a generator; None: from torch's own."""
+    networks = [module for module in model.modules() if isinstance(module, MLP)]
+    for network in networks:
+        network.generator = generator
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.generator = None
 
 
 def add_up(terms: Iterable[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ Letters: K particles, n cells, T perturbations, L latents, G genes, H hidden uni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
 #: p(x | h), for each likelihood.
 Observed = SoftmaxNegativeBinomial | Normal | Poisson
 
-ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.01), "relu": F.relu}
+#: Functions of a module, because a lambda cannot be pickled. The leaky ReLU has torch's default slope, 0.01.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"leaky_relu": F.leaky_relu, "relu": F.relu}
 
 
 class MLP(nn.Module):
@@ -46,10 +47,18 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.residual = residual
         self.dropout = dropout
-        layers = [nn.Linear(sum(sizes), width), *(nn.Linear(width, width) for _ in range(n_layers - 1))]
+        self.generator: torch.Generator | None = None  # what dropout draws from; None: torch's own generator
+        layers = [
+            nn.Linear(sum(sizes), width, dtype=torch.float32),
+            *(nn.Linear(width, width, dtype=torch.float32) for _ in range(n_layers - 1)),
+        ]
         # a ModuleList registers the weights
         self.layers: Sequence[nn.Linear] = nn.ModuleList(layers)  # type: ignore[assignment]
-        norms = [nn.BatchNorm1d(width, momentum=0.01, eps=1e-3) for _ in self.layers] if batch_norm else []
+        norms = (
+            [nn.BatchNorm1d(width, momentum=0.01, eps=1e-3, dtype=torch.float32) for _ in self.layers]
+            if batch_norm
+            else []
+        )
         self.norms = nn.ModuleList(norms)
 
     def forward(self, *parts: Tensor | MultiHot) -> Tensor:
@@ -67,7 +76,14 @@ class MLP(nn.Module):
         if self.norms:
             h = self.norms[j](h.reshape(-1, h.shape[-1])).reshape(h.shape)
         h = self.activation(h)
-        return F.dropout(h, self.dropout, self.training) if self.dropout else h
+        return self._drop(h) if self.dropout and self.training else h
+
+    def _drop(self, h: Tensor) -> Tensor:
+        """Dropout; on a CPU the generator gives the same bits as F.dropout with torch's own in the same state."""
+        if self.generator is None:
+            return F.dropout(h, self.dropout)
+        kept = 1.0 - self.dropout
+        return h * torch.empty_like(h).bernoulli_(kept, generator=self.generator).div_(kept)
 
 
 class GaussianHead(nn.Module):
@@ -75,8 +91,8 @@ class GaussianHead(nn.Module):
 
     def __init__(self, width: int, n_out: int):
         super().__init__()
-        self.mean = nn.Linear(width, n_out)
-        self.log_var = nn.Linear(width, n_out)
+        self.mean = nn.Linear(width, n_out, dtype=torch.float32)
+        self.log_var = nn.Linear(width, n_out, dtype=torch.float32)
 
     def forward(self, h: Tensor) -> Normal:
         return Normal(self.mean(h), torch.sqrt(torch.exp(self.log_var(h)) + FLOOR))
@@ -96,13 +112,13 @@ class Likelihood(nn.Module):
     def __init__(self, kind: str, width: int, n_genes: int):
         super().__init__()
         self.kind = kind
-        self.mean = nn.Linear(width, n_genes)
+        self.mean = nn.Linear(width, n_genes, dtype=torch.float32)
         if kind == "nb":
-            self.log_concentration = nn.Parameter(torch.zeros(n_genes))
+            self.log_concentration = nn.Parameter(torch.zeros(n_genes, dtype=torch.float32))
         elif kind == "normal":
-            self.log_var = nn.Linear(width, n_genes)
+            self.log_var = nn.Linear(width, n_genes, dtype=torch.float32)
         elif kind == "normal_fixed":
-            self.log_var = nn.Parameter(torch.zeros(n_genes))
+            self.log_var = nn.Parameter(torch.zeros(n_genes, dtype=torch.float32))
 
     def forward(self, h: Tensor, library: Tensor) -> Observed:
         out = self.mean(h)  # (..., n, G)

@@ -13,10 +13,10 @@ def standard_noise(kind: str, shape: tuple[int, ...], generator: torch.Generator
     """Standard noise: ``normal`` N(0, 1), or ``logistic`` with location 0 and scale 1."""
     device = generator.device
     if kind == "normal":
-        return torch.randn(shape, generator=generator, device=device)
+        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
     if kind == "logistic":
         eps = torch.finfo(torch.float32).eps
-        u = torch.rand(shape, generator=generator, device=device).clamp_(eps, 1.0 - eps)
+        u = torch.rand(shape, generator=generator, device=device, dtype=torch.float32).clamp_(eps, 1.0 - eps)
         return torch.log(u) - torch.log1p(-u)
     raise ValueError(f"unknown kind of noise {kind!r}. Allowed: 'normal', 'logistic'.")
 

@@ -57,7 +57,7 @@ def negative_binomial(mean: Tensor, theta: Tensor, generator: torch.Generator) -
     short = typical < LONG * theta
     rare = short & (theta * torch.log1p(most / theta) < RARE)
     low = short & ~rare & (typical < LOW)
-    most = torch.where(rare, most, torch.where(low, FAR, math.inf))
+    most = torch.where(rare, most, torch.where(low, FAR, math.inf).to(mean.dtype))
     methods = {_by_clusters: rare, _by_inversion: low, _by_mixture: ~(rare | low)}
     order = torch.cat([genes.nonzero()[:, 0] for genes in methods.values()])
     out = torch.minimum(rows, most).index_select(1, order)  # puts the genes of a method next to each other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, wraps
@@ -36,15 +37,29 @@ def fast_products() -> Iterator[None]:
         yield
 
 
+class _Blocks:
+    """The blocks that need the setting now, in all threads, which share it; and the setting before the first."""
+
+    lock = threading.Lock()
+    open = 0
+    before = ""
+
+
 @contextmanager
 def _bf16_allowed() -> Iterator[None]:
-    """Allow oneDNN bf16 in matrix products within the block."""
+    """Allow oneDNN bf16 in matrix products within the block; the last of the blocks of all threads restores it."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch's stubs lack it
-    before, settings.fp32_precision = settings.fp32_precision, "bf16"
+    with _Blocks.lock:
+        if not _Blocks.open:
+            _Blocks.before, settings.fp32_precision = settings.fp32_precision, "bf16"
+        _Blocks.open += 1
     try:
         yield
     finally:
-        settings.fp32_precision = before
+        with _Blocks.lock:
+            _Blocks.open -= 1
+            if not _Blocks.open:
+                settings.fp32_precision = _Blocks.before
 
 
 @cache
@@ -57,7 +72,7 @@ def exact_products(limit: float = 1e-6) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
-    a, b, c = (torch.randn(256, 256, generator=generator) for _ in range(3))
+    a, b, c = (torch.randn(256, 256, generator=generator, dtype=torch.float32) for _ in range(3))
     with _bf16_allowed():
         pairs = [(torch.addmm(c, a, b.T), c + a.double() @ b.T.double()), (a @ b, a.double() @ b.double())]
         pairs.append((a.T @ b, a.T.double() @ b.double()))

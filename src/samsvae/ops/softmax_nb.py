@@ -71,7 +71,8 @@ def try_out(device: torch.device) -> None:
         return
     _TRIED.add(kind)
     try:
-        _forward(*(torch.ones(shape, device=device) for shape in ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1, 1))), 1e-4)
+        shapes = ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1, 1))
+        _forward(*(torch.ones(shape, device=device, dtype=torch.float32) for shape in shapes), 1e-4)
     except Exception as error:  # a compiler can raise anything
         _USABLE[kind] = False
         log.warning("the fused likelihood cannot be compiled here; using torch's slower operations instead: %s", error)

@@ -66,7 +66,7 @@ def check_options(options: Mapping) -> CustomOptions:
     """
     plain = {key: _plain(value) for key, value in options.items()}
     control = plain.get("control", [])
-    if isinstance(control, int | list):  # a label may be a number
+    if isinstance(control, int | float | list):  # a label may be a number
         plain["control"] = [str(label) for label in (control if isinstance(control, list) else [control])]
     return build(CustomOptions, plain, "options")
 

@@ -19,14 +19,14 @@ from samsvae.config.training import TrainingConfig
 from samsvae.data.cells import Cells
 from samsvae.data.streaming import batches
 from samsvae.errors import ConfigError, Interrupted
-from samsvae.models.model import Model
+from samsvae.models.model import Model, dropout_from
 from samsvae.ops.cuda_graphs import NotCaptured, on_one_stream
 from samsvae.ops.onednn import fast_cpu
 from samsvae.ops.precision import precision
 from samsvae.signals import stop_signals
 from samsvae.text import span
 from samsvae.training.diagnosis import check_inputs
-from samsvae.training.state import Keep, Trained, TrainingState
+from samsvae.training.state import DROPOUT, Keep, Trained, TrainingState, draws_from_torch
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def train(
     """Train a model in place; afterwards it has the weights with the best validation loss.
 
     The same seed, CPU and number of threads give the same bytes, also if the training was resumed from ``keep``.
+    Torch's own generator is neither read nor changed; with ``compile`` and dropout it is used and then set back.
     ``report_every``: seconds between log lines. ConfigError if the settings do not fit the cells or the model;
     NumericalError if a loss is not finite; Interrupted after a stop signal, once the state is saved in ``keep``.
     """
@@ -58,13 +59,15 @@ def train(
             "which is too small for batch_norm. Choose another batch size."
         )
     initial = copy.deepcopy(model.state_dict())
-    try:
-        return _train(model, train_cells, val_cells, config, genes, keep, report_every, clock)
-    except NotCaptured as error:
-        log.warning("%s Starting again with capture: never, which is slower and gives the same results.", error)
-    model.load_state_dict(initial)
-    never = replace(config, capture="never")
-    return _train(model, train_cells, val_cells, never, genes, keep, report_every, clock)
+    device = train_cells.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=draws_from_torch(model, config)):
+        try:
+            return _train(model, train_cells, val_cells, config, genes, keep, report_every, clock)
+        except NotCaptured as error:
+            log.warning("%s Starting again with capture: never, which is slower and gives the same results.", error)
+        model.load_state_dict(initial)
+        never = replace(config, capture="never")
+        return _train(model, train_cells, val_cells, never, genes, keep, report_every, clock)
 
 
 def _train(
@@ -89,7 +92,13 @@ def _train(
     if keep is not None and keep.load(run):
         log.info("resumed at step %d of %d", run.step, steps)
     model.train()
-    with stop_signals() as signals, precision(config.precision, device), on_one_stream(device):
+    dropout = None if draws_from_torch(model, config) else run.noise.generators.get(DROPOUT)
+    with (
+        stop_signals() as signals,
+        precision(config.precision, device),
+        on_one_stream(device),
+        dropout_from(model, dropout),
+    ):
         monitor = _Monitor(run, steps, signals, keep, report_every, clock)
         while (run.step < steps or run.permutation is not None) and not run.done:
             full = run.warm_up()

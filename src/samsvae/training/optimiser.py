@@ -38,7 +38,7 @@ class Adam:
         self.groups: list[_Group] = []
         for (rate, decay), parameters in alike.items():
             means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-            steps = [torch.zeros((), device=p.device) for p in parameters]
+            steps = [torch.zeros((), device=p.device, dtype=torch.float32) for p in parameters]
             self.groups.append(_Group(parameters, means, squares, steps, rate, decay))
 
     @torch.no_grad()

@@ -32,6 +32,22 @@ log = logging.getLogger(__name__)
 #: The state of the noise streams is recorded every so many steps, so that a later step can be repeated from there.
 NOISE_EVERY = 64
 
+#: The name, among the noise streams of a training, of the generator that dropout draws from.
+DROPOUT = "dropout"
+
+
+def draws_from_torch(model: Model, config: TrainingConfig) -> bool:
+    """Whether dropout draws from torch's own generator: compiled networks cannot draw from another."""
+    return config.compile and model.config.dropout > 0.0
+
+
+def torch_generator(device: torch.device) -> torch.Generator:
+    """Torch's own generator for a device."""
+    if device.type != "cuda":
+        return torch.default_generator
+    torch.cuda.init()  # there are no generators before
+    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+
 
 @dataclass
 class Trained:
@@ -57,6 +73,10 @@ class TrainingState:
         self.model, self.config, self.cells, self.device, self.genes = model, config, cells, cells.device, genes
         self.optimiser = Adam(model, config)
         self.noise, self.order = Streams(config.seed, self.device), Streams(config.seed, "cpu").generator("order")
+        if draws_from_torch(model, config):
+            self.noise.generators[DROPOUT] = torch_generator(self.device).manual_seed(config.seed)
+        elif model.config.dropout:
+            self.noise.generators[DROPOUT] = torch.Generator(self.device).manual_seed(config.seed)
         if config.compile:
             torch.compiler.reset()  # drops the code compiled for earlier runs, since torch caches only a few functions
         make = graphs(self.device) if config.capture == "auto" else None
@@ -65,7 +85,7 @@ class TrainingState:
         self.val_steps = Steps(
             validation_step(model, val_cells, config, self.val_noise, len(cells)), self.val_noise, make
         )
-        self.bad = torch.zeros((), device=self.device)  # 1 after the first loss that is not finite
+        self.bad = torch.zeros((), device=self.device, dtype=torch.float32)  # 1 after the first loss that is not finite
         self.warmup: Tensor | float = 1.0
         if config.warmup_epochs:
             self.warmup = torch.ones((), dtype=torch.float64, device=self.device)
@@ -80,7 +100,6 @@ class TrainingState:
         self.done = False
         self.best: dict[str, Tensor] = {}
         self.result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0)
-        torch.manual_seed(config.seed)  # dropout draws from torch's own generator
 
     def warm_up(self) -> bool:
         """Set the warm-up weight for the epoch; return whether it is 1."""
@@ -93,7 +112,7 @@ class TrainingState:
     def advance(self, at: Tensor, *counts: Tensor) -> None:
         """Take the next step; on a CPU without graphs its loss is read at once."""
         if not self.since or (len(self.since) >= NOISE_EVERY and not self.unread):
-            self.before, self.since = self._noise_states(), []
+            self.before, self.since = stream_states(self.noise), []
         self.unread.append(self.steps(at, *counts))
         self.since.append(at)
         self.step += 1
@@ -107,7 +126,7 @@ class TrainingState:
         losses = torch.stack(self.unread).tolist()
         for number, loss in enumerate(losses, start=1 - len(losses)):
             if not math.isfinite(loss):
-                self._set_noise_states(self.before)
+                set_stream_states(self.noise, self.before)
                 parts = self.since[: len(self.since) + number]
                 cause = culprit(self.model, self.cells, parts, self.config, self.noise, self.genes, warmup=self.warmup)
                 raise NumericalError(f"Step {self.step + number}: {cause}")
@@ -140,26 +159,13 @@ class TrainingState:
         if self.done:
             log.info("stopped early at step %d: no better validation loss for %d epochs", self.step, self.stale)
 
-    def _noise_states(self) -> dict[str, Tensor]:
-        """The states of the latents' noise streams, and of torch's own generator under the name ``torch``."""
-        cuda = self.device.type == "cuda"
-        own = torch.cuda.get_rng_state(self.device) if cuda else torch.get_rng_state()
-        return stream_states(self.noise) | {"torch": own}
-
-    def _set_noise_states(self, states: dict[str, Tensor]) -> None:
-        set_stream_states(self.noise, {name: state for name, state in states.items() if name != "torch"})
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(states["torch"].cpu(), self.device)
-        else:
-            torch.set_rng_state(states["torch"].cpu())
-
     def state(self) -> dict:
         """Everything that `restore` needs, as tensors and plain values."""
         return {
             **{name: getattr(self, name) for name in ("permutation", "losses", "step", "epoch", "stale", "best")},
             "weights": self.model.state_dict(),
             "moments": [tensors for group in self.optimiser.groups for tensors in group[1:4]],
-            "noise": self._noise_states(),
+            "noise": stream_states(self.noise),
             "order": self.order.get_state(),
             "result": vars(self.result),
         }
@@ -175,7 +181,7 @@ class TrainingState:
         for tensors, values in zip(moments, state["moments"], strict=True):
             for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)
-        self._set_noise_states(state["noise"])
+        set_stream_states(self.noise, state["noise"])
         self.order.set_state(state["order"].cpu())
         self.result = Trained(**state["result"])
 

@@ -94,7 +94,7 @@ def noise_requests(model: Model, batch: Batch, particles: int) -> list[tuple[str
 
     def record(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
         requests.append((name, kind, tuple(shape)))
-        return torch.zeros(shape, device=batch.x.device)
+        return torch.zeros(shape, device=batch.x.device, dtype=torch.float32)
 
     mode = model.training
     model.eval()  # no dropout, and no update of the moments of batch norm
