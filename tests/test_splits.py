@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from samsvae import tables
+from samsvae.data.arrays import read_split
 from samsvae.errors import ConfigError, DataError
 from samsvae.screens import splits
 
@@ -264,3 +266,42 @@ def test_every_cell_is_listed_once_and_the_table_can_be_read_again(norman, tmp_p
     assert counted["cells"].to_dict() == {name: len(part) for name, part in sets(table).items()}
     assert counted["cells"].sum() == len(norman)
     assert counted.loc["test", "conditions"] == ceil(0.25 * 13)
+
+
+#: Characters at which some reader of text ends a line, a field or a quotation, or starts a comment.
+ODD = ["\n", "\r", "\r\n", "\t", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", '"', "'", "$", "#", "\\"]
+
+
+def test_every_label_and_cell_name_survives_the_split_table(tmp_path):
+    names = [name for odd in ODD for name in (f"drug A{odd}(10 uM)", f"{odd}A{odd}", f"{odd}{odd}A", f"A{odd}")]
+    names += ['plate "0"', '"', '""', '"A" b', "A, B", "NA", "None", "000", "1e5"]
+    split = ["train", "val", "test", "none"] * (len(names) // 4) + ["train"] * (len(names) % 4)
+    obs = pd.DataFrame({"condition": names[::-1], "split": split}, index=names)
+    table, path = splits.given(obs), tmp_path / "split.tsv"
+    splits.write_split(table, path)
+    assert read_split(path, names).tolist() == split
+    assert read_split(path, names[::-1]).tolist() == split[::-1], "rows may have any order"
+    again = tables.read(path)
+    assert again["cell"].tolist() == names and again["condition"].tolist() == names[::-1]
+
+
+def test_a_split_table_of_plain_labels_has_no_quotes(tmp_path):
+    obs = pd.DataFrame({"condition": ["ctrl", "A+B"], "split": ["train", "test"]}, index=["c 1", "c'2"])
+    splits.write_split(splits.given(obs), tmp_path / "split.tsv")
+    assert (tmp_path / "split.tsv").read_bytes() == b"cell\tcondition\tsplit\nc 1\tctrl\ttrain\nc'2\tA+B\ttest\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'cell\tsplit\n"a\ttrain\n', "not a readable table"),  # cut off inside quotes
+        (b"cell\tsplit\n\xff\ttrain\n", "not a readable table"),
+        (b'cell\tsplit\n"a\nb"\ttrain\nc\n', "line 4 has 1 fields; needed: 2"),
+        (b"", "no column 'cell'"),
+    ],
+)
+def test_a_damaged_split_table_gives_one_line(tmp_path, content, sentence):
+    (tmp_path / "split.tsv").write_bytes(content)
+    with pytest.raises(DataError, match=sentence) as error:
+        read_split(tmp_path / "split.tsv", ["a"])
+    assert "\n" not in str(error.value)
