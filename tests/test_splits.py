@@ -133,6 +133,41 @@ def test_the_parts_of_a_held_out_condition_may_have_any_order():
     assert set(table["split"][:4]) == {"test"}
 
 
+@pytest.mark.parametrize("name", ["A+ctrl", "ctrl+A", "NT + A", "A+NT+ctrl", "A"])
+def test_control_labels_in_a_condition_are_dropped(tmp_path, name):
+    conditions = ["A"] * 4 + ["A+B"] * 4 + ["B"] * 4 + ["ctrl"] * 40
+    obs = pd.DataFrame({"condition": conditions}, index=[f"c{i}" for i in range(52)])
+    obs.attrs["controls"] = ["ctrl", "NT"]
+    table = splits.make_split(obs, kind="held_out", conditions=[name], separator="+", test_fraction=0.0)
+    assert table["cell"][table["split"] == "test"].tolist() == ["c0", "c1", "c2", "c3"]
+    path = write(tmp_path, f"condition,split\n{name},test\nNT+ctrl,train\nB+NT+A,val\n", "c.csv")
+    by_hand = splits.make_split(obs, kind="file", path=path, separator="+")
+    assert by_hand["split"].tolist() == ["test"] * 4 + ["val"] * 4 + ["none"] * 4 + ["train"] * 40
+
+
+@pytest.mark.parametrize("name", ["A+C", "C+ctrl", "A+B+ctrl"])
+def test_only_control_labels_are_dropped(name):
+    obs = pd.DataFrame({"condition": ["A", "B", "ctrl"] * 20}, index=[f"c{i}" for i in range(60)])
+    obs.attrs["controls"] = ["ctrl"]
+    with pytest.raises(ConfigError, match=f"no cell has the condition {name!r}".replace("+", r"\+")):
+        splits.make_split(obs, kind="held_out", conditions=[name], separator="+")
+    obs.attrs.clear()
+    with pytest.raises(ConfigError, match=r"no cell has the condition 'A\+ctrl'"):
+        splits.make_split(obs, kind="held_out", conditions=["A+ctrl"], separator="+")
+
+
+@pytest.mark.parametrize("given_to", ["test", "none"])
+def test_a_control_without_training_and_validation_cells_is_refused(given_to):
+    split = ["train", "val", "test", given_to]
+    obs = pd.DataFrame({"condition": ["A", "A", "A", "ctrl"], "split": split}, index=["a", "b", "c", "d"])
+    obs.attrs["controls"] = ["ctrl"]
+    with pytest.raises(DataError, match="leaves no 'train' or 'val' cell of the control 'ctrl'"):
+        splits.make_split(obs, kind="given")
+    for allowed in ("train", "val"):
+        obs["split"] = ["train", "val", "test", allowed]
+        assert splits.make_split(obs, kind="given")["split"].tolist() == obs["split"].tolist()
+
+
 # ---- tables written by a user --------------------------------------------------------------------------------------
 
 OBS = pd.DataFrame({"condition": ["A", "A", "A+B", "A+B", "ctrl", "ctrl"]}, index=["c0", "c1", "c2", "c3", "c4", "c5"])

@@ -119,6 +119,7 @@ def select(
     chosen_on = rows
     if options.genes_split is not None:
         labelled = obs.iloc[rows].assign(condition=condition)
+        labelled.attrs["controls"] = list(options.control)
         split = make_split(labelled, separator=options.separator, **vars(options.genes_split))
         chosen_on = rows[split["split"].to_numpy() == "train"]
         kept_obs = _add_split(kept_obs, rows, split)

@@ -279,7 +279,7 @@ def read_screen(path: str | Path) -> ad.AnnData:
     except Exception as error:  # anndata and h5py raise many types on a damaged file
         raise DataError(f"{path}: not a readable h5ad file ({error}).") from error
     check_screen(screen, path, real_valued=isinstance(screen.X, np.ndarray))
-    return screen
+    return _with_controls(screen)
 
 
 def read_tables(path: str | Path) -> ad.AnnData:
@@ -290,7 +290,19 @@ def read_tables(path: str | Path) -> ad.AnnData:
         screen = ad.AnnData(None, read_table(file["obs"]), read_table(file["var"]), uns=read_elem(file["uns"]))
     _check_tables(screen, path)
     _check_library(screen, path)
+    return _with_controls(screen)
+
+
+def _with_controls(screen: ad.AnnData) -> ad.AnnData:
+    """The screen itself, with its `controls_of` in obs.attrs['controls'], where splits look for them."""
+    screen.obs.attrs["controls"] = controls_of(screen)
     return screen
+
+
+def controls_of(screen: ad.AnnData) -> list[str]:
+    """The labels that mean the control, its name first; [] without a control."""
+    control = screen.uns["control"]
+    return [control, *(name for name in screen.uns.get("controls", ()) if name != control)] if control else []
 
 
 def read_uns(path: str | Path, key: str, default: object = None):
