@@ -45,6 +45,14 @@ def members(condition: str, separator: str, control: str) -> tuple[str, ...]:
     return tuple(part for part in parts if part != control)
 
 
+def text_of(labels: pd.Series) -> pd.Series:
+    """Labels (n) as text, as `astype(str)` gives them; memory does not grow with n times the longest label."""
+    if not isinstance(labels.dtype, pd.CategoricalDtype):
+        return labels.astype(str)
+    names = np.array([*labels.cat.categories.astype(str), "nan"], object)  # a missing label has the code -1
+    return pd.Series(names[labels.cat.codes], labels.index, name=labels.name)
+
+
 def provenance(
     source: str | Path,
     *,
@@ -113,7 +121,7 @@ def assemble(
     obs = obs.copy(deep=False)  # columns are added and renamed, but none is modified
     obs.columns = [f"source_{name}" if name in ("condition", "library_size") else name for name in obs]
     if not isinstance(condition, pd.Categorical):
-        condition = pd.Categorical(np.asarray(condition, str).astype(object))
+        condition = pd.Categorical(np.array([str(label) for label in condition], object))
     obs["condition"] = condition
     obs["library_size"] = np.asarray(library_size, float)
 

@@ -20,6 +20,7 @@ from sklearn.model_selection import train_test_split
 from samsvae.config.vocabulary import SPLITS
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.files import write_frame
+from samsvae.screens.screen import text_of
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def held_out(
 
     ConfigError for a condition or perturbation that the screen does not have, or a fraction outside 0 to 1.
     """
-    known = sorted(set(obs["condition"].astype(str)))
+    known = sorted(set(text_of(obs["condition"])))
     out = [_find_condition(name, known, separator, obs.attrs.get("controls", ())) for name in conditions]
     parts = {name: name.split(separator) for name in known if separator and separator in name}
     if combinations_of and not parts:
@@ -113,7 +114,7 @@ def held_out(
             combined = sorted({member for members in parts.values() for member in members})
             raise ConfigError(f"combinations_of: no combination contains {name!r}.{nearest(name, combined)}")
         out += combinations
-    is_out = obs["condition"].astype(str).isin(out).to_numpy()
+    is_out = text_of(obs["condition"]).isin(out).to_numpy()
     train, val, test = three_ways(np.flatnonzero(~is_out), test_fraction, val_fraction, seed)
     return _table(obs, train=train, val=val, test=np.concatenate([test, np.flatnonzero(is_out)]))
 
@@ -250,7 +251,7 @@ def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd
     if wrong := sorted(set(labels) - set(LABELS)):
         raise DataError(f"{path}: column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
     if key == "condition":
-        known, controls = sorted(set(obs["condition"].astype(str))), obs.attrs.get("controls", ())
+        known, controls = sorted(set(text_of(obs["condition"]))), obs.attrs.get("controls", ())
         try:
             names = names.map(lambda name: _find_condition(name, known, separator, controls))
         except ConfigError as error:
@@ -259,7 +260,7 @@ def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd
         raise DataError(f"{path}: column {key!r} lists more than once: {some(names[names.duplicated()].unique())}.")
 
     label_of = dict(zip(names, labels, strict=True))
-    keys = obs.index.astype(str) if key == "cell" else obs["condition"].astype(str)
+    keys = obs.index.astype(str) if key == "cell" else text_of(obs["condition"])
     split = np.array([label_of.get(name, "none") for name in keys], dtype=object)
     unlisted, unknown = sum(name not in label_of for name in keys), len(set(label_of) - set(keys))
     if unlisted == len(obs):
@@ -334,4 +335,5 @@ def _table(obs: pd.DataFrame, **parts: np.ndarray) -> pd.DataFrame:
     split = np.full(len(obs), "none", dtype=object)
     for name, rows in parts.items():
         split[rows] = name
-    return pd.DataFrame({"cell": obs.index.to_numpy(str), "condition": obs["condition"].to_numpy(str), "split": split})
+    condition = text_of(obs["condition"]).to_numpy(object)
+    return pd.DataFrame({"cell": obs.index.to_numpy(str), "condition": condition, "split": split})
