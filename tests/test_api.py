@@ -147,6 +147,14 @@ def test_a_split_column_and_options_of_the_screen(cells):
         _ = found.mask_probability
 
 
+@pytest.mark.parametrize(("part", "warned"), [("train", False), ("val", True), ("test", True), ("none", True)])
+def test_a_training_without_controls_is_warned_about(cells, caplog, part, warned):
+    parts = np.tile(["train", "train", "val"], 50)
+    cells.obs["part"] = np.where(cells.obs["guide"] == "none", part, parts)
+    fit(cells, "cond_vae", **HOW, layer="counts", split="part", progress=False, **SMALL, **(SHORT | {"steps": 2}))
+    assert ("no training cell is a control ('none')" in caplog.text) == warned
+
+
 def test_the_split_of_genes_split_is_used_for_training(cells, monkeypatch):
     seen = {}
     monkeypatch.setattr(api, "train", lambda net, *parts, **_: seen.update(parts=parts[:2]) or train(net, *parts, **_))

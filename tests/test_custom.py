@@ -1,4 +1,5 @@
 import gzip
+import tracemalloc
 
 import anndata as ad
 import h5py
@@ -45,6 +46,26 @@ def test_each_condition_has_one_name(tmp_path):
     assert screen.uns["perturbations"]["n_cells"].to_dict() == {"A": 4, "B": 4, "C": 2}
     assert screen.obs["target"].tolist() == LABELS
     np.testing.assert_array_equal(screen.X.toarray(), small().X.toarray())
+
+
+def test_memory_does_not_grow_with_cells_times_the_longest_label(tmp_path):
+    """20,000 cells, ten of them with a label of 4,000 letters: 80 MB a time if every label were padded."""
+    n, long = 20_000, "_".join(f"chr{i}.{i}_top_two" for i in range(300))[:4000]
+    labels = ["ctrl"] * (n // 2) + ["A"] * (n // 2 - 10) + [long] * 10
+    x = sp.csr_matrix((np.ones(n, np.float32), np.zeros(n, int), np.arange(n + 1)), shape=(n, 2))
+    for column in (labels, pd.Categorical(labels)):
+        obs = pd.DataFrame({"target": column}, index=[f"c{i}" for i in range(n)])
+        ad.AnnData(x, obs, pd.DataFrame(index=["g0", "g1"])).write_h5ad(tmp_path / "in.h5ad")
+        tracemalloc.start()
+        filter_screen(tmp_path / "in.h5ad", tmp_path / "out.h5ad", **(BASE | {"separator": ""}))
+        screen = read_screen(tmp_path / "out.h5ad")
+        splits.write_split(splits.make_split(screen.obs, kind="held_out", conditions=[long]), tmp_path / "split.tsv")
+        write_arrays(tmp_path / "out.h5ad", tmp_path / "out.npz")
+        split = arrays.read_split(tmp_path / "split.tsv", screen.obs_names)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 40 * 2**20
+        assert (split == "test").sum() >= 10 and screen.obs["condition"].tolist() == labels
 
 
 def test_labels_are_not_split_without_a_separator(tmp_path):

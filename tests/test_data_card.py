@@ -101,6 +101,18 @@ def test_the_figure_shows_every_panel(files):
         assert axes[name].has_data() and axes[name].get_xlabel() + axes[name].get_ylabel()
 
 
+def test_labels_with_dollars_are_drawn_as_they_stand(files):
+    found = vars(data_card(*files[:2]))
+    odd = {"item": ["option: p$x_{$", "option: control"], "value": ["a$x_{$\nb", "p$x_{$\u2028c"]}
+    found["facts"] = pd.concat([pd.DataFrame(odd), found["facts"]])
+    for table, column in (("conditions", "condition"), ("genes", "gene")):
+        found[table] = found[table].assign(**{column: "p$x_{$"})
+    fig = draw_data_card(**found)
+    fig.canvas.draw()
+    shown = [text.get_text() for text in fig.subfigs[0].axes[0].texts]
+    assert shown[:4] == [r"option: p\$x_{\$", r"a\$x_{\$ b", "option: control", r"p\$x_{\$ c"]
+
+
 def test_a_long_data_card_ends_with_an_ellipsis(files):
     found = vars(data_card(*files[:2]))
     found["facts"] = pd.concat([found["facts"]] * 8, ignore_index=True)

@@ -90,6 +90,17 @@ def test_validation_controls_replace_missing_controls_of_a_split(absent, layer):
     np.testing.assert_allclose(data.X[0], mean_of("a") - mean_of("control"), rtol=1e-12)  # all cells, as before
 
 
+def test_a_reference_with_training_cells_only():
+    """As in the split by hand of docs/own-data.md."""
+    split = np.where(np.array(LABELS) == "control", "train", SPLIT)
+    data = effects(hand(), split, reference="control")
+    control = mean_of("control")
+    np.testing.assert_allclose(data["a"].layers["held_out"][0], mean_of("a", ("test",)) - control, rtol=1e-6)
+    np.testing.assert_allclose(data["a"].layers["train"][0], mean_of("a", ("train",)) - control, rtol=1e-6)
+    with pytest.raises(DataError, match="'control' has no cell in training or validation"):
+        effects(hand(), np.where(np.array(LABELS) == "control", "test", SPLIT), reference="control")
+
+
 def test_no_reference_cell_in_any_split():
     split = np.where(np.array(LABELS) == "control", "none", SPLIT)
     with pytest.raises(DataError, match="'control' has no cell"):

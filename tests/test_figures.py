@@ -522,6 +522,36 @@ def test_names_from_the_data_are_not_read_as_mathematics():
     assert all("…" in t.get_text() for t in panels(fig)["mask probability"].get_yticklabels())
 
 
+def test_labels_with_dollars_and_line_breaks_are_drawn_as_they_stand(table1):
+    """'p$x_{$' is not valid mathematics, so a figure that reads it as such cannot be drawn."""
+    names = [f"p$x_{{${i}" for i in range(11)] + ["a\nb\tc\u2028d"]
+    mask, embedding, pathway, data, model = tables.screen(12, genes=12)
+    pathway = pd.Series(["S$x_{$", ""] * 6, index=names)
+    mask, embedding, data, model = (table.set_axis(names) for table in (mask, embedding, data, model))
+    data, model = data.set_axis(names, axis=1), model.set_axis(names, axis=1)
+    de, model_de = tables.de_tables(data, model)
+    pairs = tables.interactions()
+    pairs["pair"] = [f"{name}$x_{{$" for name in pairs["pair"]]
+    drawn = {
+        "scores": plain_scores(table1, data.index),
+        "effects": draw_effects(data, model),
+        "effects of pathways": draw_effects(data, model, pathway),
+        "masks": draw_masks(mask, embedding, None, None),
+        "masks of pathways": draw_masks(mask, embedding, pathway, tables.accuracy()),
+        "combinations": draw_combinations(tables.norman_summary(), pairs),
+        "expression": draw_expression(
+            de, data, model, tables.overlap(data.index), conditions=names[9:], model_de=model_de
+        ),
+    }
+    for name, fig in drawn.items():
+        fig.canvas.draw()
+        shown = "\n".join(t.get_text() for t in texts(fig))
+        if "of pathways" in name:
+            assert r"S\$x {\$" in shown, name
+        elif name != "combinations":  # which names no condition
+            assert r"p\$x_{\$" in shown and "a b c d" in shown, name
+
+
 @pytest.mark.parametrize("rows", [9, 282])
 def test_matrices_are_drawn_without_interpolation(rows):
     mask, embedding, _, data, model = tables.screen(rows)

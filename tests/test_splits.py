@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from samsvae import tables
+from samsvae.data.arrays import read_split
 from samsvae.errors import ConfigError, DataError
 from samsvae.screens import splits
 
@@ -129,6 +131,41 @@ def test_the_parts_of_a_held_out_condition_may_have_any_order():
     obs = pd.DataFrame({"condition": ["A+B"] * 4 + ["ctrl"] * 40}, index=[f"c{i}" for i in range(44)])
     table = splits.make_split(obs, kind="held_out", conditions=["B+A"], separator="+")
     assert set(table["split"][:4]) == {"test"}
+
+
+@pytest.mark.parametrize("name", ["A+ctrl", "ctrl+A", "NT + A", "A+NT+ctrl", "A"])
+def test_control_labels_in_a_condition_are_dropped(tmp_path, name):
+    conditions = ["A"] * 4 + ["A+B"] * 4 + ["B"] * 4 + ["ctrl"] * 40
+    obs = pd.DataFrame({"condition": conditions}, index=[f"c{i}" for i in range(52)])
+    obs.attrs["controls"] = ["ctrl", "NT"]
+    table = splits.make_split(obs, kind="held_out", conditions=[name], separator="+", test_fraction=0.0)
+    assert table["cell"][table["split"] == "test"].tolist() == ["c0", "c1", "c2", "c3"]
+    path = write(tmp_path, f"condition,split\n{name},test\nNT+ctrl,train\nB+NT+A,val\n", "c.csv")
+    by_hand = splits.make_split(obs, kind="file", path=path, separator="+")
+    assert by_hand["split"].tolist() == ["test"] * 4 + ["val"] * 4 + ["none"] * 4 + ["train"] * 40
+
+
+@pytest.mark.parametrize("name", ["A+C", "C+ctrl", "A+B+ctrl"])
+def test_only_control_labels_are_dropped(name):
+    obs = pd.DataFrame({"condition": ["A", "B", "ctrl"] * 20}, index=[f"c{i}" for i in range(60)])
+    obs.attrs["controls"] = ["ctrl"]
+    with pytest.raises(ConfigError, match=f"no cell has the condition {name!r}".replace("+", r"\+")):
+        splits.make_split(obs, kind="held_out", conditions=[name], separator="+")
+    obs.attrs.clear()
+    with pytest.raises(ConfigError, match=r"no cell has the condition 'A\+ctrl'"):
+        splits.make_split(obs, kind="held_out", conditions=["A+ctrl"], separator="+")
+
+
+@pytest.mark.parametrize("given_to", ["test", "none"])
+def test_a_control_without_training_and_validation_cells_is_refused(given_to):
+    split = ["train", "val", "test", given_to]
+    obs = pd.DataFrame({"condition": ["A", "A", "A", "ctrl"], "split": split}, index=["a", "b", "c", "d"])
+    obs.attrs["controls"] = ["ctrl"]
+    with pytest.raises(DataError, match="leaves no 'train' or 'val' cell of the control 'ctrl'"):
+        splits.make_split(obs, kind="given")
+    for allowed in ("train", "val"):
+        obs["split"] = ["train", "val", "test", allowed]
+        assert splits.make_split(obs, kind="given")["split"].tolist() == obs["split"].tolist()
 
 
 # ---- tables written by a user --------------------------------------------------------------------------------------
@@ -264,3 +301,42 @@ def test_every_cell_is_listed_once_and_the_table_can_be_read_again(norman, tmp_p
     assert counted["cells"].to_dict() == {name: len(part) for name, part in sets(table).items()}
     assert counted["cells"].sum() == len(norman)
     assert counted.loc["test", "conditions"] == ceil(0.25 * 13)
+
+
+#: Characters at which some reader of text ends a line, a field or a quotation, or starts a comment.
+ODD = ["\n", "\r", "\r\n", "\t", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", '"', "'", "$", "#", "\\"]
+
+
+def test_every_label_and_cell_name_survives_the_split_table(tmp_path):
+    names = [name for odd in ODD for name in (f"drug A{odd}(10 uM)", f"{odd}A{odd}", f"{odd}{odd}A", f"A{odd}")]
+    names += ['plate "0"', '"', '""', '"A" b', "A, B", "NA", "None", "000", "1e5"]
+    split = ["train", "val", "test", "none"] * (len(names) // 4) + ["train"] * (len(names) % 4)
+    obs = pd.DataFrame({"condition": names[::-1], "split": split}, index=names)
+    table, path = splits.given(obs), tmp_path / "split.tsv"
+    splits.write_split(table, path)
+    assert read_split(path, names).tolist() == split
+    assert read_split(path, names[::-1]).tolist() == split[::-1], "rows may have any order"
+    again = tables.read(path)
+    assert again["cell"].tolist() == names and again["condition"].tolist() == names[::-1]
+
+
+def test_a_split_table_of_plain_labels_has_no_quotes(tmp_path):
+    obs = pd.DataFrame({"condition": ["ctrl", "A+B"], "split": ["train", "test"]}, index=["c 1", "c'2"])
+    splits.write_split(splits.given(obs), tmp_path / "split.tsv")
+    assert (tmp_path / "split.tsv").read_bytes() == b"cell\tcondition\tsplit\nc 1\tctrl\ttrain\nc'2\tA+B\ttest\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'cell\tsplit\n"a\ttrain\n', "not a readable table"),  # cut off inside quotes
+        (b"cell\tsplit\n\xff\ttrain\n", "not a readable table"),
+        (b'cell\tsplit\n"a\nb"\ttrain\nc\n', "line 4 has 1 fields; needed: 2"),
+        (b"", "no column 'cell'"),
+    ],
+)
+def test_a_damaged_split_table_gives_one_line(tmp_path, content, sentence):
+    (tmp_path / "split.tsv").write_bytes(content)
+    with pytest.raises(DataError, match=sentence) as error:
+        read_split(tmp_path / "split.tsv", ["a"])
+    assert "\n" not in str(error.value)

@@ -365,6 +365,8 @@ def _split(screen: ad.AnnData, column: str | None, seed: int) -> np.ndarray:
     for name in ("train", "val"):
         if not (parts == name).any():
             raise DataError(f"split: no cell is {name!r}; training needs cells with 'train' and with 'val'.")
+    if (control := screen.uns["control"]) not in set(table["condition"][parts == "train"]):
+        log.warning("no training cell is a control (%r), so the model cannot learn effects against it", control)
     return parts
 
 

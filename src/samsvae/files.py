@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 #: Message for each errno that means that the disk takes no more data.
 NO_ROOM = {
@@ -69,8 +69,8 @@ def no_room(error: BaseException | None) -> int | None:
 
 def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
     """Write rows with equal keys as TSV: floats with `DIGITS` digits, None and NaN as empty fields."""
-    with atomic(path) as aside, open(aside, "w", newline="") as file:
-        writer = csv.writer(file, delimiter=SEPARATOR, lineterminator=LINE_END)
+    with atomic(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(_Rows(file), delimiter=SEPARATOR, lineterminator=_Rows.END)
         writer.writerow(rows[0])
         for row in rows:
             writer.writerow(_field(value) for value in row.values())
@@ -82,19 +82,35 @@ def _field(value: object) -> object:
     return MISSING if math.isnan(value) else f"{value:.{DIGITS}g}"
 
 
+class _Rows:
+    """A file that takes rows which end in `END` and writes `LINE_END` instead.
+
+    The csv module quotes a field for the characters of its line end only, but readers also end a line at a bare
+    carriage return. With `END` it quotes both, so that every label can be read again.
+    """
+
+    END = "\r\n"
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, row: str) -> int:
+        return self.file.write(row.removesuffix(self.END) + LINE_END)
+
+
 class Frame(Protocol):
     """A table that can write itself as text (a pandas DataFrame; this module does not need pandas)."""
 
-    def to_csv(self, path_or_buf: Path, **options: Any) -> None: ...
+    def to_csv(self, path_or_buf: Any, **options: Any) -> None: ...
 
 
 def write_frame(table: Frame, path: str | Path, *, digits: int = DIGITS, index_label: str | None = None) -> None:
     """Write a DataFrame in the same format as `write_table`; with ``index_label``, its index is the first column."""
-    with atomic(path) as aside:
+    with atomic(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
         table.to_csv(
-            aside,
+            _Rows(file),
             sep=SEPARATOR,
-            lineterminator=LINE_END,
+            lineterminator=_Rows.END,
             float_format=f"%.{digits}g",
             na_rep=MISSING,
             index=index_label is not None,

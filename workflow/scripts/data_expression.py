@@ -4,11 +4,10 @@ from samsvae.study.script import session
 
 with session(snakemake.log[0]):
     from samsvae.evaluation.metrics.de import differential_expression
-    from samsvae.screens.screen import read_screen
+    from samsvae.screens.screen import read_screen, text_of
     from samsvae.tables import write
 
     screen = read_screen(snakemake.input[0])
-    tests = differential_expression(
-        screen.X, screen.obs["condition"].to_numpy(str), screen.var_names, control=screen.uns["control"]
-    )
+    condition = text_of(screen.obs["condition"]).to_numpy()
+    tests = differential_expression(screen.X, condition, screen.var_names, control=screen.uns["control"])
     write(tests, snakemake.output[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import zipfile
 import zlib
@@ -17,7 +18,7 @@ import numpy as np
 
 from samsvae.config.vocabulary import SPLITS
 from samsvae.errors import DataError, nearest, some
-from samsvae.files import atomic
+from samsvae.files import SEPARATOR, atomic
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,14 @@ def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarra
     """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")
-    lines = Path(path).read_text().splitlines()
-    header = lines[0].split("\t") if lines else []
+    lines = _lines(path)
+    _, header = lines[0] if lines else (1, [])
     for column in ("cell", "split"):
         if column not in header:
             raise DataError(f"{path}: no column {column!r}.{nearest(column, header)}")
     at_cell, at_split = header.index("cell"), header.index("split")
-    rows = [line.split("\t") for line in lines[1:]]
-    for number, row in enumerate(rows, start=2):
+    rows = [row for _, row in lines[1:]]
+    for number, row in lines[1:]:
         if len(row) != len(header):
             raise DataError(f"{path}: line {number} has {len(row)} fields; needed: {len(header)}.")
     split_of = {row[at_cell]: row[at_split] for row in rows}
@@ -140,3 +141,13 @@ def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarra
         problem = f"has no row for {some(missing)}" if missing else f"names cells not in the screen: {some(extra)}"
         raise DataError(f"{path}: the split table does not fit the screen; it {problem}.")
     return np.array([split_of[cell] for cell in cells])
+
+
+def _lines(path: Path | str) -> list[tuple[int, list[str]]]:
+    """The fields of every line of a table, each with the number of its last line (a quoted field may have several)."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, delimiter=SEPARATOR, strict=True)
+            return [(reader.line_num, row) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable table ({error}).") from None

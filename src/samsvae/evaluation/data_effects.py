@@ -21,7 +21,8 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
     X is computed from all cells of a condition, in any split or none (``published``). The layers ``train`` and
     ``held_out`` use the training and the test cells alone; a condition without such cells is NaN. ``reference`` names
     the condition that is subtracted; with '' the mean of all rows is subtracted. A layer whose split has no reference
-    cell uses the reference's validation cells instead (Norman has no test controls). DataError if there are none.
+    cell uses the reference's validation cells instead (Norman has no test controls), and ``held_out`` its training
+    cells if there are none either. DataError if the reference has neither training nor validation cells.
     """
     counts = np.stack([np.bincount(screen.condition[split == s], minlength=len(screen.conditions)) for s in SPLITS])
     control = int(np.flatnonzero(screen.conditions == reference)[0]) if reference else None
@@ -30,15 +31,16 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
     if control is not None:
         in_split[control] = False
 
-    def delta(cells: np.ndarray) -> np.ndarray:
+    def delta(cells: np.ndarray, *instead: str) -> np.ndarray:
+        """Effects in ``cells``; if they have no reference cell, against the first split in ``instead`` with one."""
         n_conditions = len(screen.conditions)
         if control is None:
             means = condition_means(screen.counts, screen.condition, n_conditions, cells=cells, method=transform)
             return means - np.nanmean(means[in_split], axis=0)
         at_control = screen.condition == control
-        control_cells = cells if (cells & at_control).any() else split == "val"
-        if not (control_cells & at_control).any():
-            raise DataError(f"The reference {reference!r} has no cell in the training, test or validation split.")
+        control_cells = next((c for c in (cells, *(split == s for s in instead)) if (c & at_control).any()), None)
+        if control_cells is None:
+            raise DataError(f"The reference {reference!r} has no cell in training or validation; split some there.")
         return average_effect(
             screen.counts,
             screen.condition,
@@ -57,7 +59,10 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
         },
         index=screen.conditions[in_split].astype(object),
     )
-    layers = {"train": delta(split == "train")[in_split], "held_out": delta(split == "test")[in_split]}
+    layers = {
+        "train": delta(split == "train", "val")[in_split],
+        "held_out": delta(split == "test", "val", "train")[in_split],
+    }
     return ad.AnnData(
         delta(np.ones(len(split), bool))[in_split],
         obs,

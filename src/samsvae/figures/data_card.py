@@ -79,7 +79,7 @@ def _facts(fig: SubFigure, facts: pd.DataFrame) -> None:
             break
         ax.text(0, line, style.plain(item, 28), va="top", fontsize=7, color=style.GREY)
         for part in parts:
-            ax.text(0.42, line, part.replace("$", r"\$"), va="top", fontsize=7)
+            ax.text(0.42, line, style.plain(part, WIDTH), va="top", fontsize=7)
             line += 0.92
         line += 0.12
 

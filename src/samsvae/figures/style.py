@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,8 +201,8 @@ def wrapped_note(text: str, width: float) -> str:
 
 
 def plain(name: object, most: int = 22) -> str:
-    """A name from the data as text to draw: shortened to `most` characters, with dollar signs escaped."""
-    text = str(name)
+    """A name from the data as text to draw: one line of at most `most` characters, with dollar signs escaped."""
+    text = re.sub(r"[^\S ]+", " ", str(name))  # line breaks and tabs
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text.replace("$", r"\$")
 

@@ -110,8 +110,7 @@ def select(
     total = _measured_library(obs.iloc[rows], options.library_size, source) if measured else None
     chosen_on = rows
     if options.genes_split is not None:
-        labelled = obs.iloc[rows].assign(condition=condition)
-        split = make_split(labelled, separator=options.separator, **vars(options.genes_split))
+        split = _split_for_genes(obs.iloc[rows].assign(condition=condition), options)
         chosen_on = rows[split["split"].to_numpy() == "train"]
         kept_obs = _add_split(kept_obs, rows, split)
     cols = _select_genes(data, chosen_on, genes, source)
@@ -154,6 +153,12 @@ def _check_selection(options: CustomOptions) -> str | int | list[str]:
             "genes to the number of genes to choose."
         )
     return genes
+
+
+def _split_for_genes(labelled: pd.DataFrame, options: CustomOptions) -> pd.DataFrame:
+    """The split on whose training cells genes are selected, of the cells with a label."""
+    labelled.attrs["controls"] = list(options.control)
+    return make_split(labelled, separator=options.separator, **vars(options.genes_split))
 
 
 def _add_split(obs: pd.DataFrame, rows: np.ndarray, split: pd.DataFrame) -> pd.DataFrame:

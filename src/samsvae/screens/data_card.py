@@ -18,7 +18,7 @@ import scipy.sparse as sp
 
 from samsvae.data.arrays import read_split
 from samsvae.screens.counts import BLOCK_BYTES, count_blocks, open_h5ad
-from samsvae.screens.screen import members, read_tables
+from samsvae.screens.screen import members, read_tables, text_of
 from samsvae.screens.splits import LABELS
 
 KINDS = ("control", "single", "combination")
@@ -96,7 +96,7 @@ def _conditions(tables: ad.AnnData) -> pd.DataFrame:
 
 def _splits(tables: ad.AnnData, conditions: pd.DataFrame, split: np.ndarray) -> pd.DataFrame:
     """Number of cells of each split and kind of condition."""
-    kind = conditions.set_index("condition")["kind"].loc[tables.obs["condition"].astype(str)].to_numpy()
+    kind = conditions.set_index("condition")["kind"].loc[text_of(tables.obs["condition"])].to_numpy()
     sizes = pd.crosstab(split, kind).reindex(index=list(LABELS), columns=list(KINDS), fill_value=0)
     return sizes.rename_axis(index="split", columns="kind").stack().rename("cells").reset_index()
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from samsvae.config.screens import CustomOptions
 from samsvae.errors import DataError, nearest, some
-from samsvae.screens.screen import members
+from samsvae.screens.screen import members, text_of
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def conditions_of(obs: pd.DataFrame, options: CustomOptions, source: str | Path)
     column, controls, separator = options.perturbation_column, options.control, options.separator
     label = obs_column(obs, column, source)
     where = f"{source}: obs column {column!r}"
-    label, missing = label.astype(str).str.strip(), label.isna().to_numpy()
+    label, missing = text_of(label).str.strip(), label.isna().to_numpy()
     missing |= (label == "").to_numpy()
     if missing.any() and options.unlabelled == "error":
         raise DataError(

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from samsvae.errors import DataError
 from samsvae.files import atomic
 from samsvae.screens.counts import BLOCK_BYTES, count_blocks, matrix_shape, open_h5ad
-from samsvae.screens.screen import CHUNK, COUNT_TYPES, members, read_tables, require
+from samsvae.screens.screen import CHUNK, COUNT_TYPES, controls_of, members, read_tables, require
 
 if TYPE_CHECKING:
     from samsvae.data.arrays import Screen
@@ -50,7 +50,6 @@ def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
     conditions, place = np.unique(label.categories.to_numpy(str), return_inverse=True)
     each = [[number[name] for name in members(c, separator, control)] for c in conditions]
     width = max(map(len, each))
-    controls = [control, *(name for name in screen.uns.get("controls", ()) if name != control)] if control else []
     return {
         "library": screen.obs["library_size"].to_numpy(np.float32),
         "cells": screen.obs_names.to_numpy(str),
@@ -59,7 +58,7 @@ def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
         "conditions": conditions,
         "members": np.array([m + [-1] * (width - len(m)) for m in each], np.int32),
         "perturbations": np.array(perturbations, str),
-        "controls": np.array(controls, str),
+        "controls": np.array(controls_of(screen), str),
         "separator": np.array(separator),
     }
 

@@ -49,6 +49,14 @@ def members(condition: str, separator: str, control: str) -> tuple[str, ...]:
     return tuple(part for part in parts if part != control)
 
 
+def text_of(labels: pd.Series) -> pd.Series:
+    """Labels (n) as text, as `astype(str)` gives them; memory does not grow with n times the longest label."""
+    if not isinstance(labels.dtype, pd.CategoricalDtype):
+        return labels.astype(str)
+    names = np.array([*labels.cat.categories.astype(str), "nan"], object)  # a missing label has the code -1
+    return pd.Series(names[labels.cat.codes], labels.index, name=labels.name)
+
+
 def provenance(
     source: str | Path,
     *,
@@ -143,7 +151,7 @@ def assemble(
     obs.columns = source_columns(obs, ("condition", "library_size", RESERVED))
     var = var.set_axis(source_columns(var, (RESERVED,)), axis=1) if RESERVED in var else var
     if not isinstance(condition, pd.Categorical):
-        condition = pd.Categorical(np.asarray(condition, str).astype(object))
+        condition = pd.Categorical(np.array([str(label) for label in condition], object))
     obs["condition"] = condition
     obs["library_size"] = np.asarray(library_size, float)
     obs, var = _without_ambiguous_name(obs), _without_ambiguous_name(var)
@@ -330,7 +338,7 @@ def read_screen(path: str | Path) -> ad.AnnData:
     except Exception as error:  # anndata and h5py raise many types on a damaged file
         raise DataError(f"{path}: not a readable h5ad file ({error}).") from error
     check_screen(screen, path, real_valued=isinstance(screen.X, np.ndarray))
-    return screen
+    return _with_controls(screen)
 
 
 def read_tables(path: str | Path) -> ad.AnnData:
@@ -341,7 +349,19 @@ def read_tables(path: str | Path) -> ad.AnnData:
         screen = ad.AnnData(None, read_table(file["obs"]), read_table(file["var"]), uns=read_elem(file["uns"]))
     _check_tables(screen, path)
     _check_library(screen, path)
+    return _with_controls(screen)
+
+
+def _with_controls(screen: ad.AnnData) -> ad.AnnData:
+    """The screen itself, with its `controls_of` in obs.attrs['controls'], where splits look for them."""
+    screen.obs.attrs["controls"] = controls_of(screen)
     return screen
+
+
+def controls_of(screen: ad.AnnData) -> list[str]:
+    """The labels that mean the control, its name first; [] without a control."""
+    control = screen.uns["control"]
+    return [control, *(name for name in screen.uns.get("controls", ()) if name != control)] if control else []
 
 
 def read_uns(path: str | Path, key: str, default: object = None):

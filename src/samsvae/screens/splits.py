@@ -2,6 +2,8 @@
 
 split is 'train', 'val', 'test' or 'none' (an unused cell). Random cuts apply scikit-learn's train_test_split to row
 positions in file order, which reproduces the published splits cell by cell.
+
+obs.attrs['controls'], which reading a screen sets, lists the labels that mean the control, its name first.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from sklearn.model_selection import train_test_split
 from samsvae.config.vocabulary import SPLITS
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.files import write_frame
+from samsvae.screens.screen import text_of
 from samsvae.screens.user_tables import read_user_table
 
 log = logging.getLogger(__name__)
@@ -96,13 +99,13 @@ def held_out(
     """Use all cells of `conditions`, and of every combination that contains one of `combinations_of`, as test cells.
 
     The other cells are split at random (with test_fraction 0 they are never test cells). A condition may list its parts
-    in any order. The single perturbations in `combinations_of` are not held out, because their effect can only be
-    learned from their own cells.
+    in any order, with control labels among them. The single perturbations in `combinations_of` are not held out,
+    because their effect can only be learned from their own cells.
 
     ConfigError for a condition or perturbation that the screen does not have, or a fraction outside 0 to 1.
     """
-    known = sorted(set(obs["condition"].astype(str)))
-    out = [_find_condition(name, known, separator) for name in conditions]
+    known = sorted(set(text_of(obs["condition"])))
+    out = [_find_condition(name, known, separator, obs.attrs.get("controls", ())) for name in conditions]
     parts = {name: name.split(separator) for name in known if separator and separator in name}
     if combinations_of and not parts:
         raise ConfigError("combinations_of: not allowed, because the screen has no combinations.")
@@ -112,15 +115,22 @@ def held_out(
             combined = sorted({member for members in parts.values() for member in members})
             raise ConfigError(f"combinations_of: no combination contains {name!r}.{nearest(name, combined)}")
         out += combinations
-    is_out = obs["condition"].astype(str).isin(out).to_numpy()
+    is_out = text_of(obs["condition"]).isin(out).to_numpy()
     train, val, test = three_ways(np.flatnonzero(~is_out), test_fraction, val_fraction, seed)
     return _table(obs, train=train, val=val, test=np.concatenate([test, np.flatnonzero(is_out)]))
 
 
-def _find_condition(condition: str, known: Sequence[str], separator: str) -> str:
-    """The condition in `known` that a user names; the parts of a combination may be in any order."""
-    ordered = separator.join(sorted(condition.split(separator))) if separator else condition
-    for name in (condition, ordered):
+def _find_condition(condition: str, known: Sequence[str], separator: str, controls: Sequence[str]) -> str:
+    """The condition in `known` that a user names; its parts may be in any order, with control labels among them.
+
+    As in the labels of the source, with controls ['ctrl', 'NT'] 'B+ctrl+A' means 'A+B', and 'NT' means 'ctrl'.
+    """
+    parts = [part.strip() for part in condition.split(separator)] if separator else [condition]
+    ordered = separator.join(sorted(parts))
+    without = separator.join(sorted(set(parts) - set(controls)))
+    if controls and (condition in controls or set(parts) <= set(controls)):
+        without = controls[0]
+    for name in (condition, ordered, without):
         if name in known:
             return name
     raise ConfigError(f"no cell has the condition {condition!r}.{nearest(condition, known)}")
@@ -152,8 +162,8 @@ def make_split(
 ) -> pd.DataFrame:
     """The split that a ``SplitConfig`` describes. ``separator``: the text between the parts of a combination.
 
-    DataError if train, val or test has no cells, or if obs or the table at ``path`` lacks something; ConfigError for a
-    setting that is not allowed.
+    DataError if train, val or test has no cells, if the control has neither train nor val cells, or if obs or the table
+    at ``path`` lacks something; ConfigError for a setting that is not allowed.
     """
     if "split" in obs and kind != "given":
         log.warning("obs has a column 'split', but a split of kind %r ignores it (kind: given uses it)", kind)
@@ -185,9 +195,20 @@ def make_split(
         if not (split["split"] == name).any():
             hint = {"given": "change the column", "file": "add some to the table"}.get(kind, "change its fractions")
             raise DataError(f"the split {kind!r} of {len(obs)} cells leaves no {name!r} cell; {hint}.")
+    _check_control(obs, split, kind)
     if never := untrained(split, separator):
         log.warning("the split %r has no training cells for %s; no model can learn their effects", kind, some(never))
     return split
+
+
+def _check_control(obs: pd.DataFrame, split: pd.DataFrame, kind: str) -> None:
+    """DataError if the control has no training and no validation cell, against which effects are measured."""
+    for control in obs.attrs.get("controls", ())[:1]:
+        if not (split["condition"].eq(control) & split["split"].isin(["train", "val"])).any():
+            raise DataError(
+                f"the split {kind!r} leaves no 'train' or 'val' cell of the control {control!r}, against which effects "
+                "are measured; let some of its cells be 'train'."
+            )
 
 
 def untrained(split: pd.DataFrame, separator: str = "") -> list[str]:
@@ -231,16 +252,16 @@ def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd
     if wrong := sorted(set(labels) - set(LABELS)):
         raise DataError(f"{path}: column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
     if key == "condition":
-        known = sorted(set(obs["condition"].astype(str)))
+        known, controls = sorted(set(text_of(obs["condition"]))), obs.attrs.get("controls", ())
         try:
-            names = names.map(lambda name: _find_condition(name, known, separator))
+            names = names.map(lambda name: _find_condition(name, known, separator, controls))
         except ConfigError as error:
             raise DataError(f"{path}: column 'condition': {error}") from None
     if names.duplicated().any():
         raise DataError(f"{path}: column {key!r} lists more than once: {some(names[names.duplicated()].unique())}.")
 
     label_of = dict(zip(names, labels, strict=True))
-    keys = obs.index.astype(str) if key == "cell" else obs["condition"].astype(str)
+    keys = obs.index.astype(str) if key == "cell" else text_of(obs["condition"])
     split = np.array([label_of.get(name, "none") for name in keys], dtype=object)
     unlisted, unknown = sum(name not in label_of for name in keys), len(set(label_of) - set(keys))
     if unlisted == len(obs):
@@ -301,4 +322,5 @@ def _table(obs: pd.DataFrame, **parts: np.ndarray) -> pd.DataFrame:
     split = np.full(len(obs), "none", dtype=object)
     for name, rows in parts.items():
         split[rows] = name
-    return pd.DataFrame({"cell": obs.index.to_numpy(str), "condition": obs["condition"].to_numpy(str), "split": split})
+    condition = text_of(obs["condition"]).to_numpy(object)
+    return pd.DataFrame({"cell": obs.index.to_numpy(str), "condition": condition, "split": split})
