@@ -1,4 +1,4 @@
-"""Reads the tables and lists that users write: every field is text, whatever it looks like.
+"""Reads the tables and lists that users write. Every field stays text, even if it looks like a number.
 
 A file may be compressed, may start with a byte order mark and may have the line ends of Windows.
 """
