@@ -14,6 +14,7 @@ from small_model import screen
 
 from samsvae import api
 from samsvae.api import Fitted, fit, load
+from samsvae.config import first_fit
 from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import row
@@ -26,7 +27,14 @@ from samsvae.study.train_run import fit as fit_files
 from samsvae.training.loop import train
 
 SMALL = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}
-SHORT = {"steps": 30, "batch_size": 32, "particles": 2, "validation_particles": 2, "learning_rate": 0.01}
+SHORT = {
+    "steps": 30,
+    "batch_size": 32,
+    "particles": 2,
+    "validation_particles": 2,
+    "learning_rate": 0.01,
+    "validation_every": 1,
+}
 HOW = {"perturbation": "guide", "control": "none", "separator": "+"}
 
 
@@ -54,7 +62,8 @@ def test_the_same_weights_as_from_files(cells, fitted, tmp_path):
     chosen = row("sams_vae_corr")
     settings = {
         "run": "r", "model": "sams_vae_corr", "encoding": "sum",
-        "config": vars(ModelConfig(**{**chosen.model, **SMALL})), "training": vars(TrainingConfig(**SHORT)),
+        "config": vars(ModelConfig(**{**first_fit.MODEL, **chosen.model, **SMALL})),
+        "training": vars(TrainingConfig(**{**first_fit.TRAINING, **SHORT})) | {"patience": "auto"},
     }  # fmt: skip
     out = {name: tmp_path / name for name in ("model", "history", "run")}
     fit_files(settings, tmp_path / "arrays.npz", tmp_path / "cells.tsv", "cpu", out=out)

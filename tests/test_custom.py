@@ -174,8 +174,8 @@ def test_the_split_for_choosing_genes_is_written_for_the_kept_cells(tmp_path):
     expected = splits.random_split(rest, seed=4).set_index("cell")["split"]
     assert screen.obs["split"].tolist() == expected[screen.obs_names].tolist()
     assert set(screen.obs["source_split"]) == set(screen.obs["source_condition"]) == {"theirs"}
-    with pytest.raises(ConfigError, match=r"genes_split: allowed only when genes is a number, but genes is 'all'"):
-        run(adata, tmp_path, genes_split={"kind": "random"})
+    with pytest.raises(ConfigError, match=r"genes_split: allowed only when genes is 'auto' or a number, but genes is"):
+        run(adata, tmp_path, genes="all", genes_split={"kind": "random"})
     with pytest.raises(ConfigError, match=r"no cell has the condition 'D'"):
         options = {"unlabelled": "drop", "genes_split": {"kind": "held_out", "conditions": ["D"]}}
         run(adata, tmp_path, genes=20, **options)

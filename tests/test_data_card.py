@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from samsvae.errors import DataError
 from samsvae.figures.data_card import draw as draw_data_card
 from samsvae.screens import splits
-from samsvae.screens.data_card import data_card
+from samsvae.screens.data_card import data_card, findings
 from samsvae.screens.screen import assemble, provenance, write_screen
 
 LABELS = ["ctrl"] * 4 + ["A"] * 3 + ["B"] * 2 + ["A+B"]
@@ -147,3 +147,35 @@ def test_nothing_to_draw_is_named(files):
     found = vars(data_card(*files[:2]))
     with pytest.raises(DataError, match="conditions: the table has no rows"):
         draw_data_card(**{**found, "conditions": found["conditions"].iloc[:0]})
+
+
+def findings_of(**changes) -> list[str]:
+    """The findings of a screen without faults, with some of its facts changed."""
+    facts = {"control": 300, "small": 40, "counts": 1000.0, "share": 0.05, "cells": 1000} | changes
+    kinds, cells = ["control", "single", "single"], [facts["control"], facts["small"], 500]
+    conditions = pd.DataFrame({"condition": ["control", "A", "B"], "kind": kinds, "cells": cells})
+    total = np.full(facts["cells"], facts["counts"])
+    rest = (1 - facts["share"]) / 99
+    mean = facts["counts"] * np.array([facts["share"], *[rest] * 99])
+    genes = pd.DataFrame({"gene": [f"g{i}" for i in range(100)], "mean": mean})
+    return findings(conditions, total, genes)
+
+
+def test_findings_name_what_may_spoil_a_fit():
+    assert findings_of() == []
+    for change, words in (
+        ({"share": 0.4}, "The gene 'g0' holds 40% of all counts"),
+        ({"counts": 12.0}, "The median cell has 12 counts in the genes kept"),
+        ({"control": 99}, "Only 99 of 1,000 cells are controls."),
+        ({"control": 192, "cells": 6934}, "Only 192 of 6,934 cells are controls."),
+        ({"small": 19}, "Conditions with fewer than 20 cells: 'A'."),
+    ):
+        (found,) = findings_of(**change)
+        assert found.startswith(words), found
+
+
+def test_findings_are_drawn_and_saved(files):
+    found = vars(data_card(*files[:2]))
+    found["findings"] = pd.DataFrame({"finding": ["One $gene$ holds it all.", "Two."]})
+    fig = draw_data_card(**found)
+    assert fig.get_suptitle() == r"One \$gene\$ holds it all. Two."

@@ -215,7 +215,7 @@ def test_recovery_of_a_simulation_by_brute_force(tmp_path):
     files = simulated(tmp_path, made, "sams_vae_corr", real_valued=True, likelihood="normal", input="standardise")
     found = scores_of(files)
     assert all(np.isfinite(found["published", metric, "test"]) for metric in [*RECOVERY, *MASK])
-    assert {"published", "held-out"} == {protocol for protocol, _, _ in found}
+    assert {"published", "held-out", "fit"} == {protocol for protocol, _, _ in found}
     assert read_h5ad(files["effects"]).obs_names.tolist() == [f"{t:03d}" for t in range(1, 8)]  # '000' is the reference
 
     # masks: every assignment of 3 of the 4 learned latents to the true ones

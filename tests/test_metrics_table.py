@@ -18,11 +18,11 @@ from samsvae.errors import DataError
 from samsvae.evaluation.baselines import baseline_tables
 from samsvae.evaluation.collect import collect_scores
 from samsvae.evaluation.data_effects import effects
-from samsvae.evaluation.metrics.constants import CLASSIFIERS, MATCHES, PROTOCOLS, TOP
+from samsvae.evaluation.metrics.constants import CLASSIFIERS, FIT, MATCHES, PROTOCOLS, TOP
 from samsvae.evaluation.metrics.de import de_agreement, differential_expression
 from samsvae.evaluation.metrics.pathways import mask_pathways
 from samsvae.evaluation.metrics.table import METRICS, axis_label, metric
-from samsvae.evaluation.run import likelihood_scores, recovery_scores
+from samsvae.evaluation.run import fit_scores, likelihood_scores, recovery_scores
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.evaluation.selection import relative_to
 from samsvae.screens.pack import arrays_of
@@ -41,10 +41,14 @@ def scored(tmp_path_factory) -> pd.DataFrame:
     split = read_split(write_files(folder, made)[1], made.cells)
     data = effects(made, split, reference="control")
     net = model("sams_vae_corr", genes=30)
-    weights = Checkpoint(net, tuple(made.genes), tuple(made.perturbations), {"encoding": "sum"})
+    fit = {"levelled_off": True, "validation_loss": 5.0, "intercept_only": 6.0, "active_latents": 2}
+    fit["masks_undecided"] = 0.5
+    weights = Checkpoint(net, tuple(made.genes), tuple(made.perturbations), {"encoding": "sum", "fit": fit})
     config = EvaluationConfig(iwelbo_particles=3)
     predicted = data.X + np.random.default_rng(0).normal(size=data.shape)
-    rows = pd.DataFrame([*likelihood_scores(weights, made, split, config, "cpu"), *score(predicted, data)])
+    library = {"protocol": FIT, "metric": "ate_library", "split": "all", "value": 186.0}
+    likelihood = likelihood_scores(weights, made, split, config, "cpu")
+    rows = pd.DataFrame([library, *likelihood, *score(predicted, data), *fit_scores(weights)])
     run = settings()["run"]
     paths = [folder / "runs" / run / name for name in ("scores.tsv", "pathways.tsv")]
     baselines = folder / "d" / "s" / "baselines.tsv"
@@ -110,12 +114,13 @@ def test_the_columns_of_scores_by_condition_are_metrics():
 
 def test_rows_are_complete():
     for name, row in METRICS.items():
-        assert row.name == name and row.label and set(row.protocols) <= set(PROTOCOLS)
+        assert row.name == name and row.label and set(row.protocols) <= {*PROTOCOLS, FIT}
         assert row.sentence[0].isupper() and row.sentence.endswith(".")
         assert row.label.endswith(f" ({row.unit})") if row.unit else True
         assert row.better in ("higher", "lower", "")
         assert row.low is None or row.high is None or row.low < row.high
     assert {name for name, row in METRICS.items() if not row.better} == {
+        "levelled_off", "active_latents", "ate_library",
         "mask_f1_all_ones", "mask_pathway_accuracy/majority", "mask_pathway_balanced_accuracy/majority",
     }  # fmt: skip
     for classifier in CLASSIFIERS:

@@ -50,13 +50,13 @@ COMMAS = TABLE.replace("\t", ",")
     [
         ("cells.csv", COMMAS.encode()),
         ("cells.CSV", COMMAS.encode()),
-        ("cells.csv.gz", gzip.compress(COMMAS.encode())),
-        ("cells.tsv.gz", gzip.compress(TABLE.encode())),
+        ("cells.csv.gz", gzip.compress(COMMAS.encode(), mtime=0)),
+        ("cells.tsv.gz", gzip.compress(TABLE.encode(), mtime=0)),
         ("cells.csv.bz2", bz2.compress(COMMAS.encode())),
-        ("cells.txt", gzip.compress(TABLE.encode())),  # renamed
+        ("cells.txt", gzip.compress(TABLE.encode(), mtime=0)),  # renamed
         ("cells.tsv.gz", TABLE.encode()),  # unzipped by a browser
         ("cells.csv", b"\xef\xbb\xbf" + COMMAS.replace("\n", "\r\n").encode()),
-        ("cells.csv.gz", gzip.compress(b"\xef\xbb\xbf" + COMMAS.replace("\n", "\r\n").encode())),
+        ("cells.csv.gz", gzip.compress(b"\xef\xbb\xbf" + COMMAS.replace("\n", "\r\n").encode(), mtime=0)),
         ("cells.txt", TABLE.replace("\n", "\r\n").encode("utf-16")),  # 'Unicode text' of a spreadsheet
         ("cells.tsv", TABLE.removeprefix("cell\t").encode()),  # R's write.table
         ("cells.csv", ('"",' + COMMAS.removeprefix("cell,")).encode()),  # R's write.csv
@@ -158,7 +158,7 @@ def test_a_header_that_does_not_fit(joined, text, sentence):
 
 @pytest.mark.parametrize("name", ["cells.tsv.gz", "cells.tsv.bz2", "cells.tsv.xz", "cells.tsv.zip"])
 def test_a_damaged_file(tmp_path, name):
-    whole = gzip.compress(TABLE.encode())
+    whole = gzip.compress(TABLE.encode(), mtime=0)
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=f"{name}: not a readable table"):
         read_user_table(tmp_path / name)
@@ -201,7 +201,7 @@ def test_numbers_that_would_lose_text_stay_text(column):
     "content",
     [
         b"\xef\xbb\xbfg0\r\n\r\ng3\r\ng0\r\n",
-        gzip.compress(b"\xef\xbb\xbf g0\ng3 \n"),
+        gzip.compress(b"\xef\xbb\xbf g0\ng3 \n", mtime=0),
         "g0\r\ng3\r\n".encode("utf-16"),
     ],
 )
@@ -224,8 +224,8 @@ OBS = pd.DataFrame({"condition": ["0", "07", "007"]}, index=["01", "1", "001"])
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("s.csv.gz", gzip.compress(b"cell,split\n001,test\n01,train\n1,val\n")),
-        ("s.tsv.gz", gzip.compress(b"condition\tsplit\r\n007\ttest\r\n0\ttrain\r\n07\tval\r\n")),
+        ("s.csv.gz", gzip.compress(b"cell,split\n001,test\n01,train\n1,val\n", mtime=0)),
+        ("s.tsv.gz", gzip.compress(b"condition\tsplit\r\n007\ttest\r\n0\ttrain\r\n07\tval\r\n", mtime=0)),
         ("s.tsv", b"condition\tsplit\n1\t007\ttest\n2\t0\ttrain\n3\t07\tval\n"),  # R's write.table
     ],
 )
@@ -237,7 +237,7 @@ def test_a_split_in_any_form(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("p.csv.gz", gzip.compress(b"\xef\xbb\xbfperturbation,pathway\r\nA,007\r\nB,\r\n")),
+        ("p.csv.gz", gzip.compress(b"\xef\xbb\xbfperturbation,pathway\r\nA,007\r\nB,\r\n", mtime=0)),
         ("p.tsv", b"perturbation\tpathway\n1\tA\t007\n2\tB\t\n"),  # R's write.table
     ],
 )

@@ -12,43 +12,43 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
 
+from samsvae.config import first_fit
 from samsvae.config.model import ModelConfig
 from samsvae.config.screens import CustomOptions
 from samsvae.config.training import TrainingConfig
-from samsvae.config.validate import build
+from samsvae.config.validate import checked_fields
 from samsvae.config.vocabulary import ENCODINGS, LIBRARY
 from samsvae.config.zoo import Row, row
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.evaluation import model_effects as effects
+from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names, as_text
 from samsvae.models.model import Model
+from samsvae.models.start import initialise
 from samsvae.ops.device import usable
 from samsvae.screens.custom import screen_of
 from samsvae.screens.pack import arrays_of
-from samsvae.screens.splits import given, random_split
+from samsvae.screens.splits import LABELS as SPLIT_LABELS
+from samsvae.screens.splits import three_ways
 from samsvae.training import checkpoint
 from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, screen_facts
 from samsvae.training.loop import train
+from samsvae.training.verdict import verdict
 
 __all__ = ["Fitted", "fit", "load"]
 
 log = logging.getLogger("samsvae")
-
-#: A label as in the AnnData, where it may be a number.
-Label = str | int | float
-Condition = Label | Sequence[Label]
-LABELS = (str, int, float, np.generic)
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,13 +83,29 @@ class Fitted:
         return self.checkpoint.genes
 
     @property
+    def library(self) -> float:
+        """Counts per simulated cell: the median library size of the screen; 10,000 if an older file lacks it."""
+        return float(self.checkpoint.facts.get("library", LIBRARY))
+
+    @property
+    def verdict(self) -> list[str]:
+        """How the fit went, in sentences; empty for weights that were not trained here."""
+        return list(self.checkpoint.facts.get("fit", {}).get("words", ()))
+
+    @property
     def mask_probability(self) -> pd.DataFrame:
-        """Probability that a perturbation acts on a latent (T, L); DataError for a model without masks."""
+        """Probability that a perturbation acts on a latent (T, L); DataError for a model without masks.
+
+        The row of a perturbation without training cells is NaN: the model has learned nothing about it.
+        """
         return self._table("mask_probability")
 
     @property
     def embedding(self) -> pd.DataFrame:
-        """Mean embedding of every perturbation (T, L); DataError for a model without embeddings."""
+        """Mean embedding of every perturbation (T, L); DataError for a model without embeddings.
+
+        The row of a perturbation without training cells is NaN.
+        """
         return self._table("embedding")
 
     def effects(
@@ -99,7 +115,7 @@ class Fitted:
         level: float = 0.9,
         draws: int = 100,
         cells: int = 25,
-        library: float = LIBRARY,
+        library: float | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Effects against control with intervals: a table of condition, gene, effect, low, high.
@@ -113,19 +129,21 @@ class Fitted:
         ``cells`` cells. It reflects the uncertainty of the approximate posterior, not how well the model fits. For a
         model without perturbation latents (the conditional VAE) it only reflects the simulation error.
 
-        ``library``: counts per simulated cell. ConfigError if a number is not allowed; DataError if a condition is
-        unknown.
+        ``library``: counts per simulated cell; by default the median of the screen (``Fitted.library``). ConfigError
+        if a number is not allowed; DataError if a condition is unknown.
         """
+        library = self.library if library is None else library
         if not (_is_number(level) and 0.0 < level < 1.0):
             raise ConfigError(f"level: {level!r} is not allowed; it must lie inside (0, 1).")
         _check_whole(draws=draws, cells=cells)
         _check_positive(library=library)
         if conditions is None:
             conditions = self.perturbations
-        asked = [_as_text(each) for each in ([conditions] if isinstance(conditions, LABELS) else conditions)]
+        asked = [as_text(each) for each in ([conditions] if isinstance(conditions, LABELS) else conditions)]
         if not asked:
             raise ConfigError("conditions: the list is empty; pass labels or lists of perturbations.")
-        *members, control = self._members([*asked, []])
+        names = Names(self.checkpoint)
+        *members, control = names.members([*asked, []])
 
         def mean_and_interval(drawn: np.ndarray) -> np.ndarray:
             return np.stack([drawn.mean(0), *np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)])
@@ -134,24 +152,25 @@ class Fitted:
             self.checkpoint.model, members, against=control, draws=draws, cells=cells, library=library, seed=seed,
             summary=mean_and_interval,
         )  # fmt: skip
-        names = {"condition": np.repeat([self._label(condition) for condition in asked], len(self.genes))}
-        names["gene"] = np.tile(self.genes, len(asked))
-        return pd.DataFrame(names | dict(zip(("effect", "low", "high"), found.reshape(3, -1), strict=True)))
+        rows = {"condition": np.repeat([names.label(condition) for condition in asked], len(self.genes))}
+        rows["gene"] = np.tile(self.genes, len(asked))
+        return pd.DataFrame(rows | dict(zip(("effect", "low", "high"), found.reshape(3, -1), strict=True)))
 
-    def sample(self, condition: Condition, n: int = 100, *, library: float = LIBRARY, seed: int = 0) -> ad.AnnData:
+    def sample(self, condition: Condition, n: int = 100, *, library: float | None = None, seed: int = 0) -> ad.AnnData:
         """``n`` simulated cells that received ``condition`` ([] or the control's label: none), with counts X (n, G).
 
         ``condition`` is one condition: ['A', 'B'] simulates cells that received both. (``effects`` takes a list of
-        conditions, so there it means two.) ``library``: counts per cell. ConfigError if a number is not allowed;
-        DataError if the condition is unknown.
+        conditions, so there it means two.) ``library``: counts per cell; by default the median of the screen
+        (``Fitted.library``). ConfigError if a number is not allowed; DataError if the condition is unknown.
         """
+        library = self.library if library is None else library
         _check_whole(n=n)
         _check_positive(library=library)
-        asked = _as_text(condition)
+        asked, names = as_text(condition), Names(self.checkpoint)
         x = effects.sample(
-            self.checkpoint.model, self._members([asked]), samples=n, library=library, seed=f"{seed}/{asked}"
+            self.checkpoint.model, names.members([asked]), samples=n, library=library, seed=f"{seed}/{asked}"
         )[:, 0]
-        obs = pd.DataFrame({"condition": self._label(asked)}, index=[f"sample{i}" for i in range(n)])
+        obs = pd.DataFrame({"condition": names.label(asked)}, index=[f"sample{i}" for i in range(n)])
         return ad.AnnData(x.cpu().numpy(), obs, pd.DataFrame(index=pd.Index(self.genes)))
 
     def save(self, path: str | Path) -> None:
@@ -159,64 +178,11 @@ class Fitted:
         checkpoint.save(self.checkpoint, path)
 
     def _table(self, name: str) -> pd.DataFrame:
-        tables = self.checkpoint.model.perturbation_tables()
+        tables = self.checkpoint.tables()
         if name not in tables:
             available = f" It has: {', '.join(tables)}." if tables else ""
             raise DataError(f"{name}: the model {self.checkpoint.facts.get('model')!r} has none.{available}")
         return pd.DataFrame(tables[name].cpu().numpy(), index=pd.Index(self.perturbations, name="perturbation"))
-
-    def _label(self, condition: str | Sequence[str]) -> str:
-        if isinstance(condition, str):
-            return condition
-        joined = (self.checkpoint.facts.get("separator") or "+").join(condition) or self._control
-        if len(condition) > 1 and (self._unique or joined in self.perturbations):
-            return str(list(condition))  # the joined label would be another dosage: a perturbation of its own
-        return joined
-
-    @property
-    def _control(self) -> str:
-        return self.checkpoint.facts.get("control") or "control"
-
-    @property
-    def _unique(self) -> bool:
-        """Whether a combination is a perturbation of its own."""
-        return self.checkpoint.facts["encoding"] == "unique"
-
-    def _members(self, conditions: Sequence[str | Sequence[str]]) -> np.ndarray:
-        """Indices of the perturbations of each condition (C, P), padded with T."""
-        position = {name: t for t, name in enumerate(self.perturbations)}
-        rows = [[self._position(name, position) for name in self._parts(c, position)] for c in conditions]
-        several = [condition for condition, row in zip(conditions, rows, strict=True) if len(row) > 1]
-        if several and self.checkpoint.model.config.effect == "prior_mean":
-            raise DataError(
-                f"condition: {several[0]!r} is not allowed: the model reads one perturbation per cell. Pass the label "
-                "of a combination that it was trained on (in the unique encoding)."
-            )
-        asked = {name for row in rows for name in row}
-        if untrained := [name for name in self.checkpoint.untrained if position[name] in asked]:
-            log.warning("no training cell received %s: the model has not learnt its effects", some(untrained))
-        width = max(1, *map(len, rows)) if rows else 1
-        return np.array([row + [len(position)] * (width - len(row)) for row in rows]).reshape(-1, width)
-
-    def _parts(self, condition: str | Sequence[str], position: dict[str, int]) -> Sequence[str]:
-        if not isinstance(condition, str):
-            if twice := sorted({name for name in condition if list(condition).count(name) > 1}):
-                raise DataError(f"condition: {list(condition)!r} names {some(twice)} more than once; name it once.")
-            return condition
-        separator, controls = self.checkpoint.facts.get("separator"), self.checkpoint.facts.get("controls", [])
-        if condition in {self._control, *controls}:
-            return []
-        if condition in position or not separator:
-            return [condition]
-        parts = sorted({part.strip() for part in condition.split(separator)} - {self._control, *controls})
-        if self._unique:
-            return [separator.join(parts)]
-        return parts
-
-    def _position(self, name: str, position: dict[str, int]) -> int:
-        if name not in position:
-            raise DataError(f"condition: {name!r} is not a perturbation of the model.{nearest(name, position)}")
-        return position[name]
 
 
 # longer than 60 lines because every argument is documented
@@ -261,8 +227,9 @@ def fit(
         Log the progress on stderr.
     settings
         Any setting of ``ModelConfig``, of ``TrainingConfig`` and of the options of a custom screen
-        (``CustomOptions``: ``genes``, ``min_cells``, ``zero_cells`` ...). The defaults are those of the papers:
-        150,000 steps, which is far too many for a laptop, so pass ``steps``.
+        (``CustomOptions``: ``genes``, ``min_cells``, ``zero_cells`` ...). The defaults suit a first fit on a laptop
+        (``samsvae.config.first_fit``): networks by the size of the screen, a start from the data, and at most 10,000
+        steps, fewer if the validation loss no longer improves.
 
     Raises
     ------
@@ -276,40 +243,58 @@ def fit(
     chosen = row(model)
     if split is not None and settings.get("genes_split") is not None:
         raise ConfigError("split and genes_split: pass only one; the split of genes_split is also used for training.")
-    config, training, options = _sort_settings(chosen, settings)
+    model_settings, training_settings, options = _sort_settings(chosen, settings)
+    seed = training_settings.get("seed", TrainingConfig.seed)
     device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    split = split if settings.get("genes_split") is None else "split"
 
     with _log_on_stderr(progress):
+        parts = None if options.get("genes_split") else _split(adata.obs, split, seed)
         screen = screen_of(
             adata, perturbation_column=perturbation, control=control, separator=separator,
-            counts="X" if layer is None else f"layer:{layer}", **options,
+            counts="X" if layer is None else f"layer:{layer}", genes_on=None if parts is None else parts == "train",
+            **options,
         )  # fmt: skip
-        parts = _split(screen, split, training.seed)
+        if parts is None:
+            parts = screen.obs["split"].to_numpy(str)
+        else:
+            parts = parts[adata.obs_names.get_indexer(screen.obs_names)]
+        _check_parts(parts, screen)
         arrays = arrays_of(screen)
         dosage = encode(arrays, encoding)
         train_cells, val_cells = (cells_of(arrays, parts == name, dosage, device) for name in ("train", "val"))
+        config, training = first_fit.build_configs(
+            model_settings, training_settings, cells=len(train_cells), perturbations=len(dosage.names),
+            counts_per_cell=train_cells.library.mean().item(),
+        )  # fmt: skip
         net = Model(config, len(arrays.genes), len(dosage.names), seed=training.seed).to(device)
-        net.fit_inputs(train_cells)
+        initialise(net, train_cells, seed=training.seed)
         names = screen_facts(arrays, dosage, train_cells)
         result = train(net, train_cells, val_cells, training, genes=arrays.genes)
+        found = verdict(net, result, train_cells, val_cells, names["training_cells"])
+        for sentence in found.words():
+            log.info("%s", sentence)
     named = {"run": model, "model": model, "encoding": encoding, "training": vars(training)}
-    described = facts(named, names, best_step=result.best_step, validation_loss=result.best_loss)
+    best = {"best_step": result.best_step, "validation_loss": result.best_loss}
+    described = facts(named, names, **best, fit=found.as_dict())
     trained = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, described)
     return Fitted(trained, pd.DataFrame(result.history, columns=list(HISTORY)))
 
 
-def _sort_settings(chosen: Row, settings: dict[str, Any]) -> tuple[ModelConfig, TrainingConfig, dict[str, Any]]:
-    """The settings of the model and of the training over those of the row, and the options of the screen."""
+def _sort_settings(chosen: Row, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The settings of the model and of the training, 'auto' if the screen decides, and the options of the screen."""
     homes = [{item.name for item in fields(cls)} for cls in (ModelConfig, TrainingConfig)]
     own = [{key: value for key, value in settings.items() if key in home} for home in homes]
-    config = build(ModelConfig, {**chosen.model, **own[0]}, "settings")
-    training = build(TrainingConfig, {**chosen.training, **own[1]}, "settings")
+    model = first_fit.MODEL | dict.fromkeys(first_fit.MODEL_BY_SIZE, first_fit.AUTO) | chosen.model
+    training = first_fit.TRAINING | dict.fromkeys(first_fit.TRAINING_BY_SIZE, first_fit.AUTO) | chosen.training
+    # checked before the screen is read
+    model |= checked_fields(ModelConfig, own[0], "settings")
+    training |= checked_fields(TrainingConfig, own[1], "settings")
+    first_fit.build_configs(model, training, **first_fit.TYPICAL)
     options = {key: value for key, value in settings.items() if not any(key in home for home in homes)}
     known = {item.name for item in fields(CustomOptions)} - {"perturbation_column", "counts", "cell_table"}
     if unknown := sorted(set(options) - known):
         raise ConfigError(f"{unknown[0]!r} is not a setting.{nearest(unknown[0], sorted(set.union(known, *homes)))}")
-    return config, training, options
+    return model, training, options
 
 
 def load(path: str | Path, device: str = "cpu") -> Fitted:
@@ -318,17 +303,6 @@ def load(path: str | Path, device: str = "cpu") -> Fitted:
     CheckpointError if the file is damaged or is not such a model; ConfigError if torch cannot use the device.
     """
     return Fitted(checkpoint.load(path, device), pd.DataFrame(columns=list(HISTORY)))
-
-
-def _as_text(condition: Condition) -> str | Sequence[str]:
-    """A condition with its labels as text; DataError if it is neither a label nor a list of labels."""
-    if isinstance(condition, LABELS):
-        return str(condition)
-    if not isinstance(condition, Iterable) or not all(isinstance(name, LABELS) for name in condition):
-        raise DataError(f"condition: {condition!r} is not allowed; pass a label or a list of perturbations.")
-    if all(isinstance(name, str) for name in condition):
-        return cast(Sequence[str], condition)  # as given, since the seed of a sample is made from it
-    return [str(name) for name in condition]
 
 
 def _is_number(value: object) -> bool:
@@ -348,26 +322,28 @@ def _check_whole(**numbers: int) -> None:
             raise ConfigError(f"{name}: {value!r} is not allowed; it must be a whole number.")
 
 
-def _split(screen: ad.AnnData, column: str | None, seed: int) -> np.ndarray:
-    """The split of every cell (n): 'train', 'val', 'test' or 'none'; DataError if no cell is 'train' or 'val'."""
+def _split(obs: pd.DataFrame, column: str | None, seed: int) -> np.ndarray:
+    """The split of every cell (n): that of the column, or 20 % 'val' and the rest 'train'; DataError for bad values."""
     if column is None:
-        table = random_split(screen.obs, test_fraction=0.0, seed=seed)
-    else:
-        if column not in screen.obs:
-            raise DataError(f"split: obs has no column {column!r}.{nearest(column, screen.obs.columns)}")
-        odd = sorted(set(screen.obs[column].astype(str)) - {"train", "val", "test", "none"})
-        if odd:
-            raise DataError(
-                f"split: obs column {column!r} has the values {some(odd)}; allowed: train, val, test, none."
-            )
-        table = given(screen.obs.assign(split=screen.obs[column]))
-    parts = table["split"].to_numpy(str)
+        parts = np.full(len(obs), "train", dtype="<U5")
+        parts[three_ways(np.arange(len(obs)), 0.0, 0.2, seed)[1]] = "val"
+        return parts
+    if column not in obs:
+        raise DataError(f"split: obs has no column {column!r}.{nearest(column, obs.columns)}")
+    parts = obs[column].astype(str).to_numpy(str)
+    if odd := sorted(set(parts) - set(SPLIT_LABELS)):
+        raise DataError(f"split: obs column {column!r} has the values {some(odd)}; allowed: {', '.join(SPLIT_LABELS)}.")
+    return parts
+
+
+def _check_parts(parts: np.ndarray, screen: ad.AnnData) -> None:
+    """DataError if no cell is 'train' or 'val'; a warning if no training cell is a control."""
     for name in ("train", "val"):
         if not (parts == name).any():
             raise DataError(f"split: no cell is {name!r}; training needs cells with 'train' and with 'val'.")
-    if (control := screen.uns["control"]) not in set(table["condition"][parts == "train"]):
+    control = screen.uns["control"]
+    if not (screen.obs["condition"].to_numpy(str)[parts == "train"] == control).any():
         log.warning("no training cell is a control (%r), so the model cannot learn effects against it", control)
-    return parts
 
 
 @contextmanager

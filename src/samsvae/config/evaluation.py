@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import ConfigError
@@ -11,11 +12,15 @@ from samsvae.errors import ConfigError
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a trained model is scored; the defaults are the published protocol."""
+    """How a trained model is scored; the defaults are the published protocol.
+
+    ``ate_library``: counts of a sampled cell; 'median' is the median library size of the screen's cells. By default
+    'median' for screens of kind custom, and 10,000 for the papers' (`for_kind`).
+    """
 
     iwelbo_particles: int = 100
     ate_samples: int = 2500
-    ate_library: float = LIBRARY
+    ate_library: float | Literal["median"] | None = None
     ate_closed_form: bool = False
     pathway_repeats: int = 10
     pathway_trees: int = 500
@@ -25,5 +30,12 @@ class EvaluationConfig:
 
     def __post_init__(self):
         for item in dataclasses.fields(self):
-            if not isinstance(getattr(self, item.name), bool) and not getattr(self, item.name) > 0:
-                raise ConfigError(f"{item.name}: {getattr(self, item.name)} is not allowed; it must be above 0.")
+            value = getattr(self, item.name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+                raise ConfigError(f"{item.name}: {value} is not allowed; it must be above 0.")
+
+    def for_kind(self, kind: str) -> EvaluationConfig:
+        """The settings for a kind of screen, with the default of ``ate_library``."""
+        if self.ate_library is not None:
+            return self
+        return dataclasses.replace(self, ate_library="median" if kind == "custom" else LIBRARY)

@@ -12,9 +12,10 @@ import typing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from samsvae.config import first_fit
 from samsvae.config.model import ModelConfig
 from samsvae.config.run_ids import make_id, order_axes
-from samsvae.config.screens import SCALAR, ScreenConfig, SplitConfig
+from samsvae.config.screens import SCALAR, CustomOptions, ScreenConfig, SplitConfig
 from samsvae.config.study import Study
 from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build, checked, checked_fields, field_names, plain
@@ -22,12 +23,16 @@ from samsvae.config.vocabulary import ENCODINGS
 from samsvae.config.zoo import row
 from samsvae.errors import ConfigError, nearest
 
+#: Kinds of splits that the filter of a screen can make, because they need no column of another screen.
+SPLIT_IN_FILTER = ("random", "held_out", "file")
+
 
 @dataclass(frozen=True)
 class Run:
     """One training: its id, its data and its complete settings. ``axes``: the values in the id.
 
-    ``checkpoint``: a file of the SAMS-VAE release whose weights are used instead of a training.
+    ``checkpoint``: a file of the SAMS-VAE release whose weights are used instead of a training. ``by_size``: settings
+    of the model and the training that are chosen when the training cells are known (`first_fit.by_size`).
     """
 
     id: str
@@ -42,6 +47,7 @@ class Run:
     split_config: SplitConfig
     axes: dict[str, SCALAR]
     checkpoint: str | None = None
+    by_size: tuple[str, ...] = ()
 
 
 def runs(study: Study, name: str) -> list[Run]:
@@ -139,6 +145,14 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, section
 
     options = build(type(screen.options), {**plain(screen.options), **picked("options")}, where)
     split = build(SplitConfig, {**plain(experiment.split), **picked("split")}, where)
+    name_of_split = split.kind
+    if own_screen := isinstance(options, CustomOptions):
+        options, split = _genes_on_training_cells(study, experiment.screen, options, split)
+    own_model = first_fit.MODEL | first_fit.MODEL_BY_SIZE if own_screen else {}
+    own_training = first_fit.TRAINING | first_fit.TRAINING_BY_SIZE if own_screen else {}
+    model_given = {**experiment.model, **model.model, **picked("model")}
+    training_given = {**experiment.training, **model.training, **picked("training")}
+    by_size = (first_fit.MODEL_BY_SIZE | first_fit.TRAINING_BY_SIZE).keys() - {*model_given, *training_given}
     encoding = settings.get("encoding", "sum")
     if encoding not in ENCODINGS:
         raise ConfigError(f"{where}.encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
@@ -152,15 +166,31 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, section
         experiment=name,
         row=settings["model"],
         dataset=make_id(experiment.screen, of_data, where),
-        split=make_id(split.kind, of_split, where),
+        split=make_id(name_of_split, of_split, where),
         encoding=encoding,
-        model=build(ModelConfig, {**experiment.model, **model.model, **picked("model")}, where),
-        training=build(TrainingConfig, {**experiment.training, **model.training, **picked("training")}, where),
+        model=build(ModelConfig, own_model | model_given, where),
+        training=build(TrainingConfig, own_training | training_given, where),
         screen=replace(screen, options=plain(options)),
         split_config=split,
         axes=axes,
         checkpoint=chosen.get("checkpoint"),
+        by_size=tuple(sorted(by_size)) if own_screen else (),
     )
+
+
+def _genes_on_training_cells(
+    study: Study, screen: str, options: CustomOptions, split: SplitConfig
+) -> tuple[CustomOptions, SplitConfig]:
+    """Let the filter split the cells, so that ``genes: auto`` is decided on training cells alone.
+
+    This needs one split for all runs that read the screen. Otherwise nothing changes, and the filter uses all cells.
+    """
+    readers = [study.settings[name] for name in study.experiments if study.settings[name].screen == screen]
+    varied = field_names(SplitConfig) & {key for reader in readers for block in reader.grid for key in block}
+    one_split = not varied and all(reader.split == split for reader in readers)
+    if options.genes != "auto" or options.genes_split or not one_split or split.kind not in SPLIT_IN_FILTER:
+        return options, split
+    return replace(options, genes_split=split), SplitConfig(kind="given")
 
 
 def batches(found: typing.Iterable[Run], size: int) -> dict[str, list[Run]]:
@@ -194,6 +224,12 @@ def grid_table(runs: list[Run]) -> list[dict[str, SCALAR]]:
 
 
 def run_settings(run: Run) -> dict[str, Any]:
-    """Everything that the training of a run depends on, as plain values: the params of its rule."""
-    own = {"run": run.id, "model": run.row, "encoding": run.encoding}
-    return own | {"config": dataclasses.asdict(run.model), "training": dataclasses.asdict(run.training)}
+    """Everything that the training of a run depends on, as plain values: the params of its rule.
+
+    A setting that the size of the training cells decides is 'auto'.
+    """
+    auto = dict.fromkeys(run.by_size, first_fit.AUTO)
+    config, training = dataclasses.asdict(run.model), dataclasses.asdict(run.training)
+    config |= {name: value for name, value in auto.items() if name in config}
+    training |= {name: value for name, value in auto.items() if name in training}
+    return {"run": run.id, "model": run.row, "encoding": run.encoding, "config": config, "training": training}

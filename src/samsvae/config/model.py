@@ -36,6 +36,7 @@ class ModelConfig:
     embedding_init: float = 0.1
     mask_per_cell: bool = False
     input: Literal["log_standardise", "standardise", "log", "none"] = "log_standardise"
+    start: Literal["published", "data", "random"] = "published"
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
     residual: bool = True
     batch_norm: bool = False
@@ -51,6 +52,8 @@ class ModelConfig:
             raise ConfigError(f"mask_prior: {self.mask_prior} is not allowed; it must lie inside (0, 1).")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout: {self.dropout} is not allowed; it must lie in [0, 1).")
+        if self.start == "random" and self.likelihood != "nb":
+            raise ConfigError(f"start: 'random' needs likelihood: nb, but the likelihood is {self.likelihood!r}.")
         masked = self.mask in MASKED
         if self.mask_per_cell and self.mask != "beta_bernoulli":
             raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli, but the mask is {self.mask!r}.")

@@ -122,7 +122,7 @@ class CustomOptions:
     control: tuple[str, ...] = ("control",)
     separator: str = ""
     counts: str = "X"
-    genes: str | int | tuple[str, ...] = "all"
+    genes: str | int | tuple[str, ...] = "auto"
     genes_split: SplitConfig | None = None
     library_size: str = "kept"
     min_cells: int = 1
@@ -141,7 +141,7 @@ class CustomOptions:
     @property
     def tables(self) -> list[str]:
         """The files that the filter reads in addition to the counts."""
-        listed = self.genes if isinstance(self.genes, str) and self.genes != "all" else None
+        listed = self.genes if isinstance(self.genes, str) and self.genes not in ("auto", "all") else None
         written = self.genes_split.path if self.genes_split else None
         return [path for path in (self.annotation, self.cell_table, listed, written) if path]
 

@@ -12,7 +12,7 @@ from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen
 from samsvae.evaluation.metrics.de import de_agreement, differential_expression
 from samsvae.evaluation.model_effects import sample
-from samsvae.evaluation.run import check_names, dosages
+from samsvae.evaluation.run import check_names, dosages, library_of
 from samsvae.training.checkpoint import load
 
 
@@ -39,7 +39,7 @@ def model_expression(
         checkpoint.model,
         dosages(checkpoint, screen, names),
         samples=config.de_cells,
-        library=config.ate_library,
+        library=library_of(config, screen),
     )
     counts = cells.flatten(0, 1).cpu().numpy()
     labels = np.tile(names, config.de_cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from samsvae.config.evaluation import EvaluationConfig
-from samsvae.config.vocabulary import SPLITS
+from samsvae.config.vocabulary import LIBRARY, SPLITS
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, some
 from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.evaluation.metrics.constants import FIT
 from samsvae.evaluation.metrics.recovery import all_ones_f1, latent_recovery, mask_recovery
 from samsvae.evaluation.model_effects import condition_means
 from samsvae.evaluation.scores import per_condition, score
@@ -23,6 +25,8 @@ from samsvae.files import write_table
 from samsvae.models.model import Model
 from samsvae.tables import read_h5ad, write, write_h5ad
 from samsvae.training.checkpoint import Checkpoint, load
+
+log = logging.getLogger(__name__)
 
 
 def check_names(checkpoint: Checkpoint, screen: Screen) -> None:
@@ -52,31 +56,59 @@ def likelihood_scores(
             yield {"protocol": "published", "metric": "iwelbo", "split": name, "value": value}
 
 
+def fit_scores(checkpoint: Checkpoint) -> Iterator[dict[str, object]]:
+    """How the fit went (`training.verdict`), as rows of the protocol ``fit``; none for imported weights."""
+    fit = checkpoint.facts.get("fit", {})
+    values = {
+        "levelled_off": fit.get("levelled_off"),
+        "gain_over_intercept_only": fit["intercept_only"] - fit["validation_loss"] if fit else None,
+        "active_latents": fit.get("active_latents"),
+        "masks_undecided": fit.get("masks_undecided"),
+    }
+    for metric, value in values.items():
+        if value is not None:
+            split = "train" if metric == "masks_undecided" else "val"
+            yield {"protocol": FIT, "metric": metric, "split": split, "value": float(value)}
+
+
 def dosages(checkpoint: Checkpoint, screen: Screen, conditions: Sequence[str]) -> np.ndarray:
     """Indices (C, P) of the model's perturbations in each named condition, padded with T."""
     position = {name: i for i, name in enumerate(screen.conditions)}
     return encode(screen, checkpoint.facts["encoding"]).members[[position[name] for name in conditions]]
 
 
+def library_of(config: EvaluationConfig, screen: Screen) -> float:
+    """Counts of a sampled cell: ``ate_library``, or the median over the cells of the screen."""
+    if config.ate_library == "median":
+        return float(np.median(screen.library))
+    return LIBRARY if config.ate_library is None else config.ate_library
+
+
 def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, config: EvaluationConfig) -> ad.AnnData:
     """Effects that the model predicts for the conditions of ``data``, against the same reference: X (C, G)."""
     reference = str(data.uns["reference"])
     asked = [*data.obs_names, *([reference] if reference else [])]
+    library = library_of(config, screen)
+    log.info("effects: %d sampled cells per condition, with %.6g counts each", config.ate_samples, library)
     means = condition_means(
         checkpoint.model,
         dosages(checkpoint, screen, asked),
         samples=config.ate_samples,
-        library=config.ate_library,
+        library=library,
         transform=str(data.uns["transform"]),
         closed_form=config.ate_closed_form,
     )
     ate = means[:-1] - means[-1] if reference else means - means.mean(0)
-    return ad.AnnData(ate, data.obs[["n_perturbations"]].copy(), data.var.copy(), uns={"reference": reference})
+    uns = {"reference": reference, "library": library}
+    return ad.AnnData(ate, data.obs[["n_perturbations"]].copy(), data.var.copy(), uns=uns)
 
 
 def perturbation_matrices(checkpoint: Checkpoint) -> ad.AnnData:
-    """obsm ``mask_probability`` and ``embedding`` (T, L) of the perturbations; a model may lack either."""
-    tables = {name: table.cpu().numpy() for name, table in checkpoint.model.perturbation_tables().items()}
+    """obsm ``mask_probability`` and ``embedding`` (T, L) of the perturbations; a model may lack either.
+
+    The row of a perturbation without training cells is NaN.
+    """
+    tables = {name: table.cpu().numpy() for name, table in checkpoint.tables().items()}
     obs = pd.DataFrame(index=pd.Index(checkpoint.perturbations, dtype=object))
     return ad.AnnData(obs=obs, obsm=tables)
 
@@ -125,6 +157,9 @@ def evaluate(
     data = read_h5ad(inputs["reference"])
     predicted = model_effects(checkpoint, screen, data, config)
     rows = [*likelihood_scores(checkpoint, screen, split, config, device), *score(predicted.X, data)]
+    rows += fit_scores(checkpoint)
+    if data.uns["transform"] == "log2":
+        rows.append({"protocol": FIT, "metric": "ate_library", "split": "all", "value": predicted.uns["library"]})
     if simulated:
         truth, encoding = read_h5ad(inputs["screen"]), checkpoint.facts["encoding"]
         rows += recovery_scores(checkpoint.model, screen, split, truth, encoding, device)

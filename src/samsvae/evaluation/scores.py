@@ -19,12 +19,14 @@ def score(predicted: np.ndarray, data: ad.AnnData) -> Iterator[dict[str, object]
     """Scores of predicted effects (C, G) against ``data`` (``data_effects.effects``): protocol, metric, split, value.
 
     ``published`` compares with the effects in all cells, for all conditions (split ``all``) and for the conditions
-    that have cells in a split. ``held-out`` compares with the effects in the test cells alone. Conditions with a NaN
-    in their prediction are left out.
+    that have cells in a split. If every condition has cells in every split, these would be four equal rows, of which
+    readers might take one for held out; then only ``all`` is given. ``held-out`` compares with the effects in the test
+    cells alone. Conditions with a NaN in their prediction are left out.
     """
     known = np.isfinite(predicted).all(1)
-    chosen = {"all": known, **{name: known & (data.obs[f"n_{name}"] > 0).to_numpy() for name in SPLITS}}
-    for split, at in chosen.items():
+    chosen = {name: known & (data.obs[f"n_{name}"] > 0).to_numpy() for name in SPLITS}
+    parts = {} if all(np.array_equal(at, known) for at in chosen.values()) else chosen
+    for split, at in {"all": known, **parts}.items():
         if at.any():
             for metric, value in ate_scores(data.X[at], predicted[at]).items():
                 yield {"protocol": "published", "metric": metric, "split": split, "value": value}

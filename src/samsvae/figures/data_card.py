@@ -21,7 +21,7 @@ HEIGHT, LINES = 5.4, 30  # usual height of a card in inches, and the lines of fa
 
 MOST_LINES = 75  # most lines of facts for which a card grows in height
 
-SAVED = {name: name for name in ("facts", "conditions", "counts", "genes", "splits")}
+SAVED = {name: name for name in ("facts", "conditions", "counts", "genes", "splits", "findings")}
 
 
 def tables(*, screen: str, split: str, dataset: str, split_name: str) -> dict[str, object]:
@@ -31,12 +31,17 @@ def tables(*, screen: str, split: str, dataset: str, split_name: str) -> dict[st
 
 @style.styled
 def draw(
-    facts: pd.DataFrame, conditions: pd.DataFrame, counts: pd.DataFrame, genes: pd.DataFrame, splits: pd.DataFrame
+    facts: pd.DataFrame,
+    conditions: pd.DataFrame,
+    counts: pd.DataFrame,
+    genes: pd.DataFrame,
+    splits: pd.DataFrame,
+    findings: pd.DataFrame | None = None,
 ) -> Figure:
     """The tables of a data card (screens.data_card).
 
     Facts as text; counts per cell (a), cells per condition (b), detection against mean of every gene (c), cells by
-    split and kind (d).
+    split and kind (d). The findings are the note above the figure.
     """
     style.need(facts, ["item", "value"], "facts")
     style.need(conditions, ["condition", "kind", "cells"], "conditions")
@@ -44,6 +49,8 @@ def draw(
     style.need(genes, ["gene", "mean", "detected"], "genes")
     style.need(splits, ["split", "kind", "cells"], "splits")
     fig = style.figure(10.2, HEIGHT * max(1, min(_lines(facts), MOST_LINES) / LINES))
+    if findings is not None and len(findings):
+        style.note(fig, style.plain(" ".join(findings["finding"].astype(str)), 2000))
     left, right = style.side_by_side(fig, [1.25, 2])
     _facts(left, facts)
     axes = right.subplots(2, 2)

@@ -33,6 +33,7 @@ def tables(
     data = read_h5ad(of_split(references, found, chosen.run))
     predicted = read_h5ad(of_run(effects, chosen.run))
     perturbations = read_perturbations(screen)
+    sampled = f"Sampled cells have {predicted.uns['library']:,.0f} counts. " if "library" in predicted.uns else ""
     several = "n_perturbations" in data.obs and bool((data.obs["n_perturbations"] > 1).any())
     return {
         "data": frame(data),
@@ -42,7 +43,7 @@ def tables(
         "kind": "conditions" if several else "perturbations",
         "names": short_names(perturbations),
         "unit": ate_unit(data),
-        "sentence": chosen.sentence,
+        "sentence": f"{sampled}{chosen.sentence}",
     }
 
 

@@ -126,7 +126,11 @@ def height(n: int, *, least: float, most: float) -> float:
 
 
 def image(ax: Axes, matrix: pd.DataFrame, *, limit: float | None = None) -> AxesImage:
-    """A matrix as it is ordered, without interpolation: diverging within ±limit, or sequential from 0 to 1."""
+    """A matrix as it is ordered, without interpolation: diverging within ±limit, or sequential from 0 to 1.
+
+    NaN is grey.
+    """
+    ax.set_facecolor(style.PALE)
     low, high, colours = (0.0, 1.0, style.SEQUENTIAL) if limit is None else (-limit, limit, style.DIVERGING)
     drawn = ax.imshow(matrix.to_numpy(float), aspect="auto", vmin=low, vmax=high, cmap=colours, interpolation="nearest")
     ax.set_xticks([])

@@ -101,7 +101,7 @@ def draw(
         left.suptitle(name, fontsize=9)
     if accuracy is not None:
         _accuracy(right[0].subplots(), accuracy)
-    style.note(fig, _note(active, accuracy, sentence))
+    style.note(fig, _note(active, int(rows.isna().all(axis=1).sum()), accuracy, sentence))
     return fig
 
 
@@ -136,9 +136,12 @@ def latent_order(mask_probability: pd.DataFrame) -> tuple[list, int]:
 # ---- the drawing ---------------------------------------------------------------------------------------------------
 
 
-def _note(active: int, accuracy: pd.DataFrame | None, sentence: str) -> str:
-    """Which run is shown, whether a latent is active, and how accuracies were averaged."""
+def _note(active: int, untrained: int, accuracy: pd.DataFrame | None, sentence: str) -> str:
+    """Which run is shown, whether a latent is active, how many rows are empty, and how accuracies were averaged."""
     parts = [sentence] * bool(sentence)
+    if untrained:
+        rows = "grey row: 1 perturbation" if untrained == 1 else f"grey rows: {untrained} perturbations"
+        parts.append(f"{rows.capitalize()} without training cells.")
     if not active:
         parts.append(f"No latent is active: no mask probability is above {ACTIVE}.")
     if accuracy is not None:

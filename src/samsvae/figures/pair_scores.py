@@ -59,9 +59,16 @@ def summarise(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     base = scores[(scores["protocol"] == "published") & (scores["method"] == "baseline")]
     base = base.merge(places, on=list(PLACE))  # no baseline of a data set or split whose runs were not chosen
     ate = pd.concat([rows, base], ignore_index=True).query("metric == 'ate_pearson'")
-    table = pd.concat([relative[relative["split"] == "test"], ate[ate["split"] == "test"]], ignore_index=True)
+    table = pd.concat([relative[relative["split"] == "test"], _of_test_conditions(ate)], ignore_index=True)
     table["encoding"] = table["encoding"].fillna(PLAIN)
     return summary(table, ["model", "encoding", "fraction", "metric"]), reference
+
+
+def _of_test_conditions(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of conditions with test cells; where all conditions have some, there is just one row, for ``all``."""
+    place = rows[["run", *PLACE]].astype(str).agg("/".join, axis=1)
+    is_test = rows["split"] == "test"
+    return rows[is_test | ((rows["split"] == "all") & ~place.isin(place[is_test]))]
 
 
 def _relative(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

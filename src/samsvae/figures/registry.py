@@ -45,7 +45,7 @@ ROWS = (
         "data_card",
         "Data card",
         {"screen": "screen", "split": "split"},
-        ("facts", "conditions", "counts", "genes", "splits"),
+        ("facts", "conditions", "counts", "genes", "splits", "findings"),
         settings=("dataset", "split_name"),
         caption="""\
 What the screen holds and how it is split. Left: numbers, the origin of the data, and what the filter dropped. **a**,
@@ -63,7 +63,7 @@ name it. The `summary.tsv` of each split has its numbers.""",
             "baseline_conditions": "ample_baseline_conditions",
             "published": "published_scores",
         },
-        ("", "runs", "baselines", "per_condition"),
+        ("", "runs", "fits", "baselines", "per_condition"),
         settings=("comparable", "compared"),
         caption="""\
 *Published protocol: effects of the data from all cells.* One row per model: test IWELBO (higher is better), accuracy

@@ -10,6 +10,7 @@ import pandas as pd
 
 from samsvae.config.zoo import ROWS
 from samsvae.errors import DataError
+from samsvae.evaluation.metrics.constants import FIT
 from samsvae.evaluation.metrics.table import axis_label
 from samsvae.evaluation.selection import DESCRIPTION, PLACE, best_runs, chosen, summary
 from samsvae.figures import style
@@ -135,6 +136,30 @@ def single_runs(scores: pd.DataFrame) -> pd.DataFrame:
         for name, (metric, split, *_) in METRICS.items()
     ]
     return pd.concat(parts, ignore_index=True)[["model", "run", "metric", "value"]]
+
+
+def fit_table(scores: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
+    """How the fits of these runs went: model, run, metric, value (the rows of protocol ``fit``)."""
+    at = (scores["protocol"] == FIT) & scores["run"].isin(runs)
+    return scores.loc[at, ["model", "run", "metric", "value"]].reset_index(drop=True)
+
+
+def fit_warnings(fits: pd.DataFrame) -> str:
+    """A sentence on runs whose loss had not levelled off, and one on runs no better than intercept-only; '' if none."""
+    found = []
+    for metric, bad, words in (
+        ("levelled_off", lambda value: value == 0, "had not levelled off (train longer)"),
+        ("gain_over_intercept_only", lambda value: value <= 0, "was no better than an intercept-only model"),
+    ):
+        rows = fits[fits["metric"] == metric]
+        few = rows[bad(rows["value"])]
+        if len(few):
+            names = ", ".join(
+                f"{style.label(model)} ({(few['model'] == model).sum()} of {(rows['model'] == model).sum()})"
+                for model in style.models_in(few["model"])
+            )
+            found.append(f"Validation loss that {words}, by model and number of runs: {names}.")
+    return " ".join(found)
 
 
 def _varied(scores: pd.DataFrame) -> dict[str, list[str]]:

@@ -16,10 +16,10 @@ from matplotlib.ticker import MaxNLocator
 from samsvae.figures import conditions, style
 from samsvae.figures.published import replogle_table1
 from samsvae.figures.runs import models_only, of_largest_amount, of_settings, replicates, restricted
-from samsvae.figures.score_table import METRICS, baseline_table, build_table, single_runs
+from samsvae.figures.score_table import METRICS, baseline_table, build_table, fit_table, fit_warnings, single_runs
 from samsvae.tables import read
 
-SAVED = {"": "table", "runs": "runs", "baselines": "baselines", "per_condition": "per_condition"}
+SAVED = {"": "table", "runs": "runs", "fits": "fits", "baselines": "baselines", "per_condition": "per_condition"}
 
 
 def tables(
@@ -50,6 +50,7 @@ def tables(
         "table": build_table(rows, best, theirs, comparable=comparable),
         "runs": single_runs(ours),
         "baselines": baseline_table(every[places.isin(splits)]),
+        "fits": fit_table(every, runs["run"].tolist()),
         "per_condition": conditions.table(per_condition, baseline_conditions, models, splits),
         "comparable": comparable,
         "unit": replicates(runs),
@@ -63,6 +64,7 @@ def draw(
     runs: pd.DataFrame | None = None,
     baselines: pd.DataFrame | None = None,
     per_condition: pd.DataFrame | None = None,
+    fits: pd.DataFrame | None = None,
     *,
     comparable: bool = True,
     unit: str = "seed",
@@ -71,10 +73,11 @@ def draw(
     """The table of build_table as text, with ours drawn: marker, ± 1 sd (thick), ± 2 sd (thin), one dot per run.
 
     runs: model, run, metric, value. baselines: metric, model, value; named at the edge of the axis where they are
-    outside. per_condition (conditions.table): drawn below the table. comparable: whether the screen is the published
-    one. If so, published means are hollow diamonds and differences are printed, with ● inside and ○ outside the
-    interval of our replicates; if not, the note says that published numbers must not be compared. unit: the word for
-    a replicate. amount: how much of the data the runs saw, in words.
+    outside. per_condition (conditions.table): drawn below the table. fits (fit_table): the note names models whose loss
+    had not levelled off, or that are no better than an intercept-only model. comparable: whether the screen is the
+    published one. If so, published means are hollow diamonds and differences are printed, with ● inside and ○ outside
+    the interval of our replicates; if not, the note says that published numbers must not be compared. unit: the word
+    for a replicate. amount: how much of the data the runs saw, in words.
     """
     style.need(table, ["model", "method", "inference", "settings", "n_runs"], "table of scores")
     table = table.set_index("model", drop=False).loc[style.models_in(table["model"])]
@@ -84,7 +87,9 @@ def draw(
     spare = max(0.0, low - sum(columns.values())) / max(len(dots), 1)
     columns = {name: width + spare * (name in dots) for name, width in columns.items()}
     width = sum(columns.values())
-    text = style.wrapped_note(_note(table, per_condition, comparable=comparable, unit=unit, amount=amount), width)
+    note = _note(table, per_condition, comparable=comparable, unit=unit, amount=amount)
+    note += "" if fits is None else f" {fit_warnings(fits)}".rstrip()
+    text = style.wrapped_note(note, width)
     above = 0.75 + 0.165 * (text.count("\n") + 1)
     ticks = 0.62 if baselines is not None and len(baselines) else 0.32
     panel = _panel_height(per_condition, width)

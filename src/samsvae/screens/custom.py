@@ -16,6 +16,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from samsvae.config.first_fit import GENES
 from samsvae.config.screens import CustomOptions
 from samsvae.config.validate import build
 from samsvae.errors import ConfigError, DataError, some
@@ -45,15 +46,16 @@ def filter_screen(
     return screen
 
 
-def screen_of(adata: ad.AnnData, **options) -> ad.AnnData:
+def screen_of(adata: ad.AnnData, *, genes_on: np.ndarray | None = None, **options) -> ad.AnnData:
     """The screen of an AnnData in memory, which is not modified; `options` as in `CustomOptions`.
 
-    DataError and ConfigError as in `filter_screen`.
+    `genes_on` (n,) bool: the cells on which genes are selected, by default those of genes_split, or else all. DataError
+    and ConfigError as in `filter_screen`.
     """
     source, chosen = "the AnnData", check_options(options)
     adata = adata.to_memory() if adata.isbacked else adata
     data, obs, var = parts_of(adata, chosen.counts, source)
-    screen, rows, cols = select(data, obs, var, source, chosen)
+    screen, rows, cols = select(data, obs, var, source, chosen, genes_on=genes_on)
     screen.X = data.read(rows, cols)
     check_screen(screen, source)
     return screen
@@ -88,13 +90,14 @@ def select(
     options: CustomOptions,
     *,
     checksum: str = "",
+    genes_on: np.ndarray | None = None,
 ) -> tuple[ad.AnnData, np.ndarray, np.ndarray]:
     """The screen without its counts, and the sorted positions of the rows and columns of `data` that it keeps.
 
     If there are several control labels, the first one names the control in the screen. In a combination, parts equal
     to a control label are dropped and the rest are sorted, so 'B+ctrl+A' becomes 'A+B'. A library size other than
     'kept' is scaled by one factor so that it sums to the kept counts, because the model's expected counts of a cell
-    sum to its library size. With genes_split the split is written to obs['split'].
+    sum to its library size. With genes_split the split is written to obs['split']. `genes_on` as in `screen_of`.
 
     ConfigError and DataError as in `filter_screen`.
     """
@@ -108,12 +111,12 @@ def select(
     # Only labelled cells need a measured size. Sums over all genes wait: they cost one more pass over the file.
     measured = options.library_size not in ("kept", "all")
     total = _measured_library(obs.iloc[rows], options.library_size, source) if measured else None
-    chosen_on = rows
+    chosen_on = rows if genes_on is None else rows[genes_on[rows]]
     if options.genes_split is not None:
         split = _split_for_genes(obs.iloc[rows].assign(condition=condition), options)
         chosen_on = rows[split["split"].to_numpy() == "train"]
         kept_obs = _add_split(kept_obs, rows, split)
-    cols = _select_genes(data, chosen_on, genes, source)
+    cols, n_chosen_on = _select_genes(data, chosen_on, genes, source)
     kept = data.totals(rows, cols)
     if options.library_size == "all":
         total = kept if len(cols) == len(var) else data.totals(rows, np.arange(len(var)))
@@ -130,7 +133,7 @@ def select(
         parameters=_recorded(options, genes),
         source_shape=(len(obs), len(var)),
         kept_shape=(len(rows), len(cols)),
-        genes_chosen_on_cells=len(chosen_on) if isinstance(genes, int) else 0,
+        genes_chosen_on_cells=n_chosen_on,
         dropped_unlabelled_cells=unlabelled,
         dropped_rare_conditions=n_rare,
         dropped_rare_cells=int(rare.sum()),
@@ -142,15 +145,15 @@ def select(
 
 
 def _check_selection(options: CustomOptions) -> str | int | list[str]:
-    """The option genes as 'all', a number or a list of names; ConfigError for options that do not go together."""
+    """The option genes as in `_check_genes`; ConfigError for options that do not go together."""
     controls = list(options.control)
     if not controls or "" in controls:
         raise ConfigError(f"control: {controls!r} is not allowed; allowed: one or more labels, none of them empty.")
     genes = _check_genes(options.genes)
-    if options.genes_split is not None and not isinstance(genes, int):
+    if options.genes_split is not None and genes != "auto" and not isinstance(genes, int):
         raise ConfigError(
-            f"genes_split: allowed only when genes is a number, but genes is {genes!r}. Remove genes_split, or set "
-            "genes to the number of genes to choose."
+            f"genes_split: allowed only when genes is 'auto' or a number, but genes is {genes!r}. Remove genes_split, "
+            "or set genes to the number of genes to choose."
         )
     return genes
 
@@ -271,23 +274,32 @@ def _measured_library(obs: pd.DataFrame, name: str, source: str | Path) -> np.nd
 
 
 def _check_genes(genes: str | int | Sequence[str]) -> str | int | list[str]:
-    """The option genes as 'all', a number or a list of names, which may come from a file with one name per line."""
+    """The option genes as 'auto', 'all', a number or a list of names, which may come from a file."""
     genes = int(genes) if isinstance(genes, np.integer) else genes
     genes = genes if isinstance(genes, int | str) else list(genes)
     if isinstance(genes, bool) or genes == [] or (isinstance(genes, int) and genes < 1):
-        raise ConfigError(f"genes: {genes!r} is not allowed; allowed: 'all', a list, a file, a number of 1 or more.")
-    if isinstance(genes, int) or genes == "all":
+        raise ConfigError(
+            f"genes: {genes!r} is not allowed; allowed: 'auto', 'all', a list, a file, a number of 1 or more."
+        )
+    if isinstance(genes, int) or genes in ("auto", "all"):
         return genes
     return read_names(genes) if isinstance(genes, str) else list(dict.fromkeys(genes))
 
 
-def _select_genes(data: Counts, rows: np.ndarray, genes: str | int | list[str], source: str | Path) -> np.ndarray:
-    """Sorted column positions of the genes to keep; if `genes` is a number, the most variable ones in `rows`."""
-    if genes == "all":
-        return np.arange(len(data.genes))
+def _select_genes(
+    data: Counts, rows: np.ndarray, genes: str | int | list[str], source: str | Path
+) -> tuple[np.ndarray, int]:
+    """Sorted column positions of the genes to keep, and the number of cells that they were chosen on (0: none).
+
+    If `genes` is a number, they are the most variable ones in `rows`; 'auto' is GENES of them if there are more.
+    """
+    auto = genes == "auto"
+    if genes == "all" or (auto and len(data.genes) <= GENES):
+        return np.arange(len(data.genes)), 0
+    genes = GENES if auto else genes
     if not isinstance(genes, int):
-        return gene_positions(genes, data.genes, source)
+        return gene_positions(genes, data.genes, source), 0
     every = len(rows) == len(data.cells)
     note = " (all cells, so test cells influence the choice; set genes_split to avoid this)" if every else ""
     log.info("%s: choosing the %d most variable genes on %d cells%s", source, genes, len(rows), note)
-    return most_variable(data, rows, genes)
+    return most_variable(data, rows, genes, at_most=auto), len(rows)

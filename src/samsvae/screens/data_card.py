@@ -17,11 +17,18 @@ import pandas as pd
 import scipy.sparse as sp
 
 from samsvae.data.arrays import read_split
+from samsvae.errors import some
 from samsvae.screens.counts import BLOCK_BYTES, count_blocks, open_h5ad
 from samsvae.screens.screen import members, read_tables, text_of
 from samsvae.screens.splits import LABELS
 
 KINDS = ("control", "single", "combination")
+
+#: A gene with a larger share of all counts, and a screen with a lower median of counts per cell, are findings.
+MOST_OF_ONE_GENE, FEW_COUNTS = 0.2, 50
+
+#: So are fewer control cells than this number or this share of all cells, and conditions with fewer cells.
+FEW_CONTROLS, FEW_CONTROLS_SHARE, FEW_CELLS = 100, 0.05, 20
 
 #: Entries of the provenance that the data card states in other words or leaves out.
 OMITTED = ("versions", "parameters", "source_cells", "source_genes", "kept_cells", "kept_genes", "dropped_cells",
@@ -34,7 +41,8 @@ class DataCard:
 
     facts: item, value (text, in reading order). conditions: condition, kind, cells. counts: low, high, cells (a
     histogram of the total counts of a cell, or of the sums of its values in a real-valued screen). genes: gene, mean,
-    detected (the share of cells in which the gene is not 0). splits: split, kind, cells.
+    detected (the share of cells in which the gene is not 0). splits: split, kind, cells. findings: finding (sentences
+    on what may spoil a fit, and what to do about it; often no rows).
     """
 
     facts: pd.DataFrame
@@ -42,6 +50,7 @@ class DataCard:
     counts: pd.DataFrame
     genes: pd.DataFrame
     splits: pd.DataFrame
+    findings: pd.DataFrame
 
 
 def data_card(screen: str | Path, split: str | Path, *, name: str = "", split_name: str = "") -> DataCard:
@@ -61,7 +70,43 @@ def data_card(screen: str | Path, split: str | Path, *, name: str = "", split_na
         counts=_histogram(total),
         genes=genes,
         splits=splits,
+        findings=pd.DataFrame({"finding": findings(conditions, total, genes)}, dtype=object),
     )
+
+
+def findings(conditions: pd.DataFrame, total: np.ndarray, genes: pd.DataFrame) -> list[str]:
+    """What may spoil a fit to this screen, and what to do about it: a sentence or two each.
+
+    ``conditions``, ``genes``: as in a `DataCard`. ``total`` (n): the total counts of the cells. Real-valued screens are
+    only checked for cells of conditions.
+    """
+    found, n = [], len(total)
+    if total.min() >= 0 and total.sum() > 0:
+        share = genes["mean"].to_numpy() * n / total.sum()
+        top = int(share.argmax())
+        if share[top] > MOST_OF_ONE_GENE:
+            found.append(
+                f"The gene {genes['gene'].iloc[top]!r} holds {share[top]:.0%} of all counts, so every other proportion "
+                "depends on it. If it is a marker or a contaminant, leave it out (option genes)."
+            )
+        if (median := float(np.median(total))) < FEW_COUNTS:
+            found.append(
+                f"The median cell has {median:,.0f} counts in the genes kept, too few to measure small effects. Keep "
+                "more genes if the file has them."
+            )
+    control = int(conditions.loc[conditions["kind"] == "control", "cells"].sum())
+    if control < max(FEW_CONTROLS, FEW_CONTROLS_SHARE * n):
+        found.append(
+            f"Only {control:,} of {n:,} cells are controls. Every effect is measured against them and contains their "
+            "noise; add control cells if there are any."
+        )
+    few = conditions.loc[conditions["cells"] < FEW_CELLS, "condition"]
+    if len(few):
+        found.append(
+            f"Conditions with fewer than {FEW_CELLS} cells: {some(few)}. Leave them out (min_cells: {FEW_CELLS}, "
+            "rare: drop), or do not read much into their effects."
+        )
+    return found
 
 
 def _sums(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) -> tuple[np.ndarray, ...]:

@@ -13,14 +13,14 @@ from samsvae.screens.counts import Counts
 from samsvae.screens.user_tables import read_list
 
 
-def most_variable(counts: Counts, rows: np.ndarray, n: int) -> np.ndarray:
+def most_variable(counts: Counts, rows: np.ndarray, n: int, *, at_most: bool = False) -> np.ndarray:
     """Sorted column positions of the n most variable genes in the given rows, by scanpy's rule 'seurat_v3'.
 
     The score of a gene is its variance, with counts clipped at sqrt(n cells) standard deviations above the mean,
     divided by the variance that a loess of log variance on log mean predicts. Two passes over the tiles, so memory
     never holds all counts (scanpy holds them more than twice). The span is 0.3 as in scanpy; on some panels with few
-    or rare genes that fit is singular, and a wider span is used. DataError if fewer than n genes vary, or if every
-    span fails.
+    or rare genes that fit is singular, and a wider span is used. With `at_most`, all genes that vary if they are fewer.
+    DataError if fewer than n genes vary otherwise, or if every span fails.
     """
     from skmisc.loess import loess  # slow to import, used only here
 
@@ -29,6 +29,8 @@ def most_variable(counts: Counts, rows: np.ndarray, n: int) -> np.ndarray:
     mean = sums / cells
     variance = (squares / cells - mean**2) * cells / max(cells - 1, 1)
     varies = variance > 1e-12  # rounding may leave a constant gene above 0
+    if at_most:
+        n = min(n, max(1, int(varies.sum())))
     if n > varies.sum():
         raise DataError(
             f"{counts.what}: genes: {n} requested, but only {int(varies.sum())} genes vary between the {cells} cells "
@@ -84,7 +86,7 @@ def read_names(path: str | Path) -> list[str]:
     """
     if not Path(path).is_file():
         raise ConfigError(
-            f"genes: {str(path)!r} is not allowed: no such file. Allowed: 'all', a number, a list, a file with one "
-            "name per line."
+            f"genes: {str(path)!r} is not allowed: no such file. Allowed: 'auto', 'all', a number, a list, a file with "
+            "one name per line."
         )
     return read_list(path)

@@ -92,7 +92,9 @@ def size_of(run: Run, results: Path) -> Size | None:
     except (OSError, ValueError, KeyError):
         separator = "+" if run.screen.kind == "norman" else getattr(run.screen.options, "separator", "")
         try:
-            cells = summary(make_split(obs, separator=separator, **vars(run.split_config))).set_index("split")["cells"]
+            # the filter may have made the split
+            how = getattr(run.screen.options, "genes_split", None) or run.split_config
+            cells = summary(make_split(obs, separator=separator, **vars(how))).set_index("split")["cells"]
         except (ConfigError, DataError):  # the split names conditions or cells that are unknown without the screen
             return None
     return Size(*(int(cells[name]) for name in SPLITS), *sizes)

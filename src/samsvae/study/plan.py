@@ -215,7 +215,8 @@ class Plan:
         return 120 * len(self.batch(wildcards))
 
     def evaluation(self, wildcards: Any) -> dict[str, object]:
-        return vars(self.study.settings[wildcards.experiment].evaluation)
+        experiment = self.study.settings[wildcards.experiment]
+        return vars(experiment.evaluation.for_kind(self.study.screens[experiment.screen].kind))
 
     def is_simulated(self, wildcards: Any) -> bool:
         return self.run(wildcards).screen.kind.startswith("simulate")

@@ -45,11 +45,15 @@ def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
 def write_run(
     settings: Mapping[str, Any], checkpoint: Checkpoint, result: Trained, device: str, out: Mapping[str, str | Path]
 ) -> None:
-    """Write the files of a run: its checkpoint (``out["model"]``), history (TSV) and record (``out["run"]``, JSON)."""
+    """Write the files of a run: its checkpoint (``out["model"]``), history (TSV) and record (``out["run"]``, JSON).
+
+    The record has how the fit went, ``fit``, if the checkpoint's facts have it.
+    """
     save(checkpoint, out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
     n_parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    write_json(record(settings, result, device, n_parameters), out["run"])
+    fit = {"fit": checkpoint.facts["fit"]} if "fit" in checkpoint.facts else {}
+    write_json(record(settings, result, device, n_parameters) | fit, out["run"])
 
 
 def record(settings: Mapping[str, Any], result: Trained, device: str, n_parameters: int) -> dict[str, Any]:

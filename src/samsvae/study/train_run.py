@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from samsvae.config.model import ModelConfig
-from samsvae.config.training import TrainingConfig
-from samsvae.config.validate import build
+from samsvae.config.first_fit import build_configs
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import Cells, Dosage, cells_of, encode
 from samsvae.errors import DataError
 from samsvae.models.model import Model
+from samsvae.models.start import initialise
 from samsvae.study.records import write_run
 from samsvae.training.checkpoint import Checkpoint, facts, screen_facts
 from samsvae.training.loop import train
 from samsvae.training.state import Keep
+from samsvae.training.verdict import verdict
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,16 @@ def fit(
     screen = read_screen(arrays)
     parts = read_split(split, screen.cells)
     dosage = encode(screen, settings["encoding"])
-    training = build(TrainingConfig, settings["training"], "training")
-    model = Model(
-        build(ModelConfig, settings["config"], "model"), len(screen.genes), len(dosage.names), seed=training.seed
-    ).to(device)
     train_cells, val_cells = (part(screen, parts, name, dosage, device, split) for name in ("train", "val"))
-    model.fit_inputs(train_cells)
+    config, training = build_configs(
+        settings["config"],
+        settings["training"],
+        cells=len(train_cells),
+        perturbations=len(dosage.names),
+        counts_per_cell=train_cells.library.mean().item(),
+    )
+    model = Model(config, len(screen.genes), len(dosage.names), seed=training.seed).to(device)
+    initialise(model, train_cells, seed=training.seed)
     n_parameters = sum(p.numel() for p in model.parameters())
     log.info(
         "%s: %d training and %d validation cells, %d genes, %d perturbations, %d parameters, on %s",
@@ -63,5 +68,10 @@ def fit(
     )  # fmt: skip
     names = screen_facts(screen, dosage, train_cells)
     result = train(model, train_cells, val_cells, training, genes=screen.genes, keep=keep)
-    known = facts(settings, names, best_step=result.best_step, validation_loss=result.best_loss)
+    used = dict(settings) | {"training": asdict(training)}
+    found = verdict(model, result, train_cells, val_cells, names["training_cells"])
+    for sentence in found.words():
+        log.info("%s: %s", settings["run"], sentence)
+    best = {"best_step": result.best_step, "validation_loss": result.best_loss}
+    known = facts(used, names, **best, fit=found.as_dict())
     write_run(settings, Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, known), result, device, out)

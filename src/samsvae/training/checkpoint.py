@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import samsvae
@@ -51,11 +52,20 @@ class Checkpoint:
         """The perturbations that no training cell received; () if the file has no such record."""
         return tuple(name for name, n in self.facts.get("training_cells", {}).items() if n == 0)
 
+    def tables(self) -> dict[str, torch.Tensor]:
+        """``Model.perturbation_tables`` (T, L), with NaN for the perturbations that no training cell received."""
+        empty = [self.perturbations.index(name) for name in self.untrained]
+        tables = {name: table.clone() for name, table in self.model.perturbation_tables().items()}
+        for table in tables.values():
+            table[empty] = torch.nan
+        return tables
+
 
 def label_facts(screen: Screen) -> dict:
-    """How the labels of a screen are read: ``control``, ``controls`` and ``separator``."""
+    """How the labels of a screen are read (``control``, ``controls``, ``separator``), and its median ``library``."""
     control = screen.controls[0] if screen.controls else ""
-    return {"control": control, "controls": list(screen.controls), "separator": screen.separator}
+    read_as = {"control": control, "controls": list(screen.controls), "separator": screen.separator}
+    return read_as | {"library": float(np.median(screen.library))}
 
 
 def screen_facts(screen: Screen, dosage: Dosage, train_cells: Cells) -> dict:
@@ -78,17 +88,19 @@ def facts(
     checkpoint: str | None = None,
     best_step: int | None = None,
     validation_loss: float | None = None,
+    fit: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The facts of a `Checkpoint`; keys that are not given are left out.
 
     ``run``, ``model`` (row of the zoo), ``encoding`` and ``training`` (a TrainingConfig as a dict) come from
     ``settings``, which may have more keys. ``screen``: ``screen_facts`` or ``label_facts``. A training adds its
-    ``best_step``, ``validation_loss`` and the version, ``samsvae``. Imported weights add ``checkpoint``, the name of
-    their file.
+    ``best_step``, ``validation_loss``, how the ``fit`` went (``training.verdict``) and the version, ``samsvae``.
+    Imported weights add ``checkpoint``, the name of their file.
     """
     found = {key: settings[key] for key in ("run", "model", "encoding", "training") if key in settings} | dict(screen)
     version = None if best_step is None else samsvae.__version__
-    more = {"checkpoint": checkpoint, "best_step": best_step, "validation_loss": validation_loss, "samsvae": version}
+    more: dict[str, Any] = {"checkpoint": checkpoint, "best_step": best_step, "validation_loss": validation_loss}
+    more |= {"fit": None if fit is None else dict(fit), "samsvae": version}
     return found | {key: value for key, value in more.items() if value is not None}
 
 

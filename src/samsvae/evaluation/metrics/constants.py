@@ -5,6 +5,9 @@ from __future__ import annotations
 #: ``published``: as in the papers. ``held-out``: against held-out cells alone.
 PROTOCOLS = ("published", "held-out")
 
+#: The protocol of rows that say how a run was fitted (`training.verdict`) and scored; they are no scores themselves.
+FIT = "fit"
+
 #: Genes per condition, those with the largest absolute effects in the data, in metrics of effects called ``_top20``.
 TOP = 20
 

@@ -167,11 +167,14 @@ def mask_pathways(perturbations: ad.AnnData, table: pd.DataFrame, settings: Mapp
 
     ``perturbations``: obsm mask_probability (T, L). ``table``: gene and pathway of each perturbation; perturbations
     whose pathway is '', or which it does not list (such as a combination that is a perturbation of its own), are left
-    out, and so are pathways with a single gene, which no other gene can predict. ``settings``: an EvaluationConfig as a
-    dict. Columns: classifier, metric, mean, sd, n, folds, null_mean, null_sd (NaN for majority). No rows, and a warning
-    in the log, if fewer than two pathways are left.
+    out, and so are perturbations without training cells, whose masks are NaN, and pathways with a single gene, which
+    no other gene can predict. ``settings``: an EvaluationConfig as a dict. Columns: classifier, metric, mean, sd, n,
+    folds, null_mean, null_sd (NaN for majority). No rows, and a warning in the log, if fewer than two pathways are
+    left.
     """
     table = table.reindex(perturbations.obs_names).fillna("")
+    masks = np.asarray(perturbations.obsm["mask_probability"])
+    table.loc[np.isnan(masks).any(1), "pathway"] = ""
     genes = table.groupby("pathway")["gene"].transform("nunique")
     known = ((table["pathway"] != "") & (genes > 1)).to_numpy()
     if table.loc[known, "pathway"].nunique() < 2:
@@ -179,7 +182,7 @@ def mask_pathways(perturbations: ad.AnnData, table: pd.DataFrame, settings: Mapp
             "the annotation has fewer than two groups of two or more genes, so masks cannot be scored against it"
         )
         return pd.DataFrame(columns=["classifier", "metric", "mean", "sd", "n", "folds", "null_mean", "null_sd"])
-    features = np.asarray(perturbations.obsm["mask_probability"])[known]
+    features = masks[known]
     pathway, gene = (table.loc[known, column].to_numpy(str) for column in ("pathway", "gene"))
     trees = settings["pathway_trees"]
     found = pathway_accuracy(features, pathway, gene, repeats=settings["pathway_repeats"], trees=trees)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samsvae.errors import DataError, nearest
-from samsvae.evaluation.metrics.constants import CLASSIFIERS, MAJORITY, MATCHES, OVERLAPS, PROTOCOLS, TOP
+from samsvae.evaluation.metrics.constants import CLASSIFIERS, FIT, MAJORITY, MATCHES, OVERLAPS, PROTOCOLS, TOP
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,24 @@ def _expression() -> list[Metric]:
     ]  # fmt: skip
 
 
-#: Every metric by name: likelihood, effects, recovery of simulations, pathways, differential expression.
+def _fit() -> list[Metric]:
+    return [
+        Metric("levelled_off", "validation loss has levelled off", (FIT,), "", "", 0.0, 1.0,
+               "Whether (1) the last fifth of the validations brought less than 0.1 % of the loss's drop, or not (0)."),
+        Metric("gain_over_intercept_only", f"gain over an intercept-only model ({NATS})", (FIT,), "higher", NATS, None,
+               None, "Validation loss of a model that knows only the mean of each gene, minus that of the model."),
+        Metric("active_latents", "active latents", (FIT,), "", "", 0.0, None,
+               "Latents whose posterior mean varies over the validation cells (variance above 0.01)."),
+        Metric("masks_undecided", "undecided mask entries", (FIT,), "lower", "", 0.0, 1.0,
+               "Share of the mask probabilities between 0.25 and 0.75."),
+        Metric("ate_library", "depth of a sampled cell (counts)", (FIT,), "", "counts", 0.0, None,
+               "Counts of the sampled cells from which the model's average treatment effects were computed."),
+    ]  # fmt: skip
+
+
+#: Every metric by name: likelihood, effects, recovery of simulations, pathways, differential expression, the fit.
 METRICS: dict[str, Metric] = {
-    row.name: row for rows in (_likelihood, _effects, _recovery, _pathways, _expression) for row in rows()
+    row.name: row for rows in (_likelihood, _effects, _recovery, _pathways, _expression, _fit) for row in rows()
 }
 
 

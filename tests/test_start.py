@@ -1,0 +1,109 @@
+"""Where a training starts: the formulas against plain numpy and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from small_model import model, screen
+
+from samsvae.config.model import ModelConfig
+from samsvae.data.cells import cells_of, encode
+from samsvae.errors import ConfigError
+from samsvae.models import start
+from samsvae.models.start import initialise, intercept_only
+
+
+@pytest.fixture
+def made():
+    return screen(300)
+
+
+@pytest.fixture
+def cells(made):
+    return cells_of(made, np.arange(200), encode(made, "sum"))
+
+
+def moments(made):
+    """Counts, library sizes and proportions of the training cells."""
+    x, library = made.counts[:200].astype(float), made.library[:200].astype(float)
+    return x, library, (x.sum(0) + 0.5) / (library.sum() + 0.5 * x.shape[1])
+
+
+def test_counts_start_at_the_mean_profile_and_at_theta_by_moments(made, cells, monkeypatch):
+    monkeypatch.setattr(start, "CHUNK", 9 * 70)  # three chunks
+    net = model("sams_vae_corr", start="data")
+    initialise(net, cells)
+    x, library, p = moments(made)
+    mu = library[:, None] * p
+    bias = net.likelihood.mean.bias.detach().numpy()
+    np.testing.assert_allclose(np.exp(bias) / np.exp(bias).sum(), p / p.sum(), rtol=1e-5)
+    assert abs(bias.mean()) < 1e-5
+    excess = ((x - mu) ** 2).mean(0) - mu.mean(0)
+    with np.errstate(divide="ignore"):
+        theta = np.where(excess > 0, (mu**2).mean(0) / excess, 1e3).clip(1e-2, 1e3)
+    np.testing.assert_allclose(np.exp(net.likelihood.log_concentration.detach().numpy()), theta, rtol=1e-4)
+
+
+def test_published_start_leaves_the_likelihood_alone(cells):
+    net, again = model("sams_vae_corr"), model("sams_vae_corr")
+    initialise(net, cells)
+    for key, value in net.likelihood.state_dict().items():
+        assert torch.equal(value, again.likelihood.state_dict()[key])
+    assert not torch.equal(net.input_mean, again.input_mean)
+
+
+def test_random_start_draws_log_theta_from_a_standard_normal(cells):
+    drawn = []
+    for seed in (1, 1, 2):
+        net = model("svae_plus", genes=9, start="random")
+        before = torch.get_rng_state()
+        initialise(net, cells, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        drawn.append(net.likelihood.log_concentration.detach().numpy())
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+    wide = model("svae_plus", genes=4000, start="random")
+    wide.config = ModelConfig(start="random", input="none")
+    initialise(wide, cells, seed=3)
+    assert stats.kstest(wide.likelihood.log_concentration.detach().numpy(), "norm").pvalue > 0.01
+    with pytest.raises(ConfigError, match="start: 'random' needs likelihood: nb"):
+        ModelConfig(start="random", likelihood="poisson")
+
+
+@pytest.mark.parametrize("kind", ["poisson", "normal", "normal_fixed"])
+def test_other_likelihoods_start_at_the_mean_and_the_variance(made, cells, kind):
+    net = model("sams_vae_corr", likelihood=kind, start="data")
+    initialise(net, cells)
+    for parameter in net.likelihood.mean.weight, *([net.likelihood.log_var.weight] if kind == "normal" else []):
+        torch.nn.init.zeros_(parameter)
+    found = net.likelihood(torch.zeros(1, 1, 16), torch.ones(1))
+    x = made.counts[:200].astype(float)
+    np.testing.assert_allclose(found.mean.detach().numpy().ravel(), x.mean(0).clip(1e-4), rtol=1e-5, atol=2e-4)
+    if kind != "poisson":
+        np.testing.assert_allclose(found.scale.detach().numpy().ravel() ** 2, x.var(0).clip(1e-4) + 1e-4, rtol=1e-4)
+
+
+def test_intercept_only_is_the_likelihood_of_the_mean_profile(made, cells):
+    rest = cells_of(made, np.arange(200, 300), encode(made, "sum"))
+    net = model("sams_vae_corr", start="data")
+    initialise(net, cells)
+    theta = np.exp(net.likelihood.log_concentration.detach().numpy().astype(float))
+    _, _, p = moments(made)
+    mean = made.library[200:, None] * (p / p.sum()) + 1e-4
+    expected = stats.nbinom.logpmf(made.counts[200:], theta, theta / (theta + mean)).sum(1).mean()
+    assert intercept_only("nb", cells, rest) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_short_training_from_the_data_beats_a_longer_one_from_the_published_start(made, cells):
+    from samsvae.config.training import TrainingConfig
+    from samsvae.training.loop import train
+
+    rest = cells_of(made, np.arange(200, 300), encode(made, "sum"))
+    losses = []
+    for begin, steps in (("data", 20), ("published", 60)):
+        net = model("sams_vae_corr", start=begin)
+        initialise(net, cells)
+        config = TrainingConfig(steps=steps, batch_size=100, learning_rate=1e-3, particles=2)
+        losses.append(train(net, cells, rest, config).best_loss)
+    assert losses[0] < losses[1]
