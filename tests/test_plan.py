@@ -278,6 +278,7 @@ def test_outputs_are_next_to_the_picture():
         "pdf": "results/figures/thp1/scores.pdf",
         "data": "results/figures/thp1/scores.tsv",
         "data_runs": "results/figures/thp1/scores.runs.tsv",
+        "data_fits": "results/figures/thp1/scores.fits.tsv",
         "data_baselines": "results/figures/thp1/scores.baselines.tsv",
         "data_per_condition": "results/figures/thp1/scores.per_condition.tsv",
     }
