@@ -180,14 +180,14 @@ def verify(paths: Iterable[str | Path]) -> None:
         records = _records(folder)
         broken = [str(path) for path, known in records.items() if known is None]
         if broken:
-            raise DataError(f"{broken[0]}: not a record of digests; it is damaged. Delete {broken[0]} and rerun.")
+            raise DataError(f"{broken[0]}: the record of digests is damaged. Delete it and rerun the same command.")
         known = {name: digest for listed in records.values() for name, digest in (listed or {}).items()}
         there = [name for name in names if name in known and (folder / name).is_file()]
         changed += [str(folder / name) for name in there if digest_of(folder / name) != known[name]]
     if changed:
-        which, them = ("the file does", "it") if len(changed) == 1 else ("the files do", "them")
+        what, them = (changed[0], "it") if len(changed) == 1 else (f"{len(changed)} files ({some(changed)})", "them")
         raise DataError(
-            f"{some(changed)}: {which} not match what was written (damaged, or edited by hand). "
+            f"{what}: the content does not match what was written (damaged, or edited by hand). "
             f"Delete {them} and rerun the same command."
         )
 

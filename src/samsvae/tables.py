@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import anndata as ad
 import pandas as pd
 
 from samsvae.errors import DataError, some
-from samsvae.files import DIGITS, SEPARATOR, atomic, verify, write_frame
+from samsvae.files import DIGITS, LINE_END, SEPARATOR, atomic, verify, write_frame
 
 #: Columns that are read as text, also if labels look like numbers or missing values ('000', 'NA').
 TEXT = ("condition", "cell", "gene", "run", "model")
@@ -24,7 +25,11 @@ def read(path: str | Path) -> pd.DataFrame:
     """
     verify([path])
     try:
-        return pd.read_csv(path, sep=SEPARATOR, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+        content = Path(path).read_bytes()
+        if b"\0" in content or not content.endswith(LINE_END.encode()):
+            raise ValueError("a zero byte, or no line end at its end")  # pandas would read it without a word
+        types = dict.fromkeys(TEXT, str)
+        return pd.read_csv(io.BytesIO(content), sep=SEPARATOR, dtype=types, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise _damaged(path, f"not a readable table ({error})") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -24,24 +24,21 @@ def collect_cost(grid: pd.DataFrame, records: Iterable[str], benchmarks: Mapping
     shared a job have the same job name and numbers. A run without a table, such as an imported one, has none. DataError
     if a record is damaged or is that of another run.
     """
-    table = pd.DataFrame([_record(path, set(grid["run"])) for path in records])
-    if (twice := table["run"].duplicated()).any():
-        raise DataError(f"two records are those of the run {table.loc[twice, 'run'].iloc[0]!r}. Delete its run.json.")
+    found: dict[str, dict[str, object]] = {}
+    for path in records:
+        record = read_json(path)
+        if missing := [key for key in COST if key not in record]:
+            raise DataError(f"{path}: no {missing[0]!r}; delete it and rerun the rule that writes it.")
+        if (run := record["run"]) in found or run not in set(grid["run"]):
+            problem = "that of another file too" if run in found else "not one of the grid"
+            raise DataError(f"{path}: its run {run!r} is {problem}; delete it and rerun the rule that writes it.")
+        found[run] = {column: record[column] for column in COST}
+    table = pd.DataFrame(found.values())
     existing = {run: [path for path in map(Path, paths) if path.is_file()] for run, paths in benchmarks.items()}
     newest = {run: max(paths, key=lambda path: path.stat().st_mtime_ns) for run, paths in existing.items() if paths}
     jobs = [{"run": run, **_benchmark(path)} for run, path in newest.items()]
     table = table.merge(pd.DataFrame(jobs, columns=["run", "job", *BENCHMARK.values()]), on="run", how="left")
     return grid[["run", "model", "method", "inference"]].merge(table, on="run", how="right", validate="one_to_one")
-
-
-def _record(path: str | Path, runs: Collection[str]) -> dict[str, object]:
-    """The columns of the cost table that a run's record has."""
-    found = read_json(path)
-    if missing := [key for key in COST if key not in found]:
-        raise DataError(f"{path}: no {missing[0]!r}; delete it and rerun the rule that writes it.")
-    if found["run"] not in runs:
-        raise DataError(f"{path}: its run {found['run']!r} is not in the grid; delete it and rerun.")
-    return {column: found[column] for column in COST}
 
 
 def _benchmark(path: Path) -> dict[str, object]:
