@@ -47,7 +47,8 @@ def try_lock(lock: int) -> bool:
 class StudyLock:
     """The lock of a folder of results, held by the one Snakemake that works in it: ``RESULTS/.lock``.
 
-    It is held until the object is gone or the process ends. The jobs of this Snakemake neither take it nor wait for it.
+    It is held until `release`, or until the object is gone or the process ends. The jobs of this Snakemake neither take
+    it nor wait for it.
     """
 
     def __init__(self, results: str | Path):
