@@ -153,8 +153,8 @@ UUIDS = {"0": "GPU-aabb-11", "1": "GPU-aacc-22", "2": "GPU-ddee-33"}
         ("GPU-aabb", {"GPU-aabb": "GPU-aabb-11"}, ""),
         ("GPU-AACC-22", {"GPU-AACC-22": "GPU-aacc-22"}, ""),
         ("2,GPU-ddee-33,GPU-d,1,1", {"2": "GPU-ddee-33", "1": "GPU-aacc-22"}, ""),  # the same GPU four ways
-        ("GPU-aa", {}, "'GPU-aa' names several GPUs (GPU-aabb-11, GPU-aacc-22)"),
-        ("1,GPU-aa,0", {"1": "GPU-aacc-22"}, "'GPU-aa' names several GPUs"),
+        ("GPU-aa", {}, "'GPU-aa' names 2 GPUs (GPU-aabb-11, GPU-aacc-22)"),
+        ("1,GPU-aa,0", {"1": "GPU-aacc-22"}, "'GPU-aa' names 2 GPUs"),
         ("0,7,1", {"0": "GPU-aabb-11"}, "'7' names no GPU of this machine"),
         ("GPU-ff,1", {}, "'GPU-ff' names no GPU of this machine"),
         ("GPU-", {}, "'GPU-' names no GPU of this machine"),

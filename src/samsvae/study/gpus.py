@@ -165,8 +165,8 @@ def granted(env: Mapping[str, str], uuids: Mapping[str, str]) -> dict[str, str]:
             break
         found = _matching(name, uuids)
         if len(found) != 1:
-            what = f"several GPUs ({', '.join(found)})" if found else "no GPU of this machine"
-            log.warning("CUDA_VISIBLE_DEVICES: %r names %s. As in CUDA, it ends the list of GPUs.", name, what)
+            what = f"names {len(found)} GPUs ({', '.join(found)})" if found else "names no GPU of this machine"
+            log.warning("CUDA_VISIBLE_DEVICES: %r %s. As in CUDA, it ends the list of GPUs.", name, what)
             break
         if found[0] not in gpus.values():
             gpus[name] = found[0]
