@@ -14,10 +14,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from small_files import write_files
+from small_model import screen
 
+from samsvae.data.arrays import read_screen, read_split
 from samsvae.errors import DataError
 from samsvae.evaluation.collect import collect_histories, collect_scores
 from samsvae.files import DIGESTS, digest_of, forget, record, verify, write_json, write_table
+from samsvae.screens.pack import write_arrays
 from samsvae.study.cost import COST, collect_cost
 from samsvae.tables import read, read_h5ad, read_json, write_h5ad
 
@@ -137,6 +141,23 @@ def test_one_flipped_bit_is_noticed(experiment, name):
             reader(path)
     path.write_bytes(content)
     reader(path)
+
+
+def test_readers_of_arrays_screens_and_splits_verify_them_too(tmp_path):
+    """They are used by commands and notebooks as well, where no job has verified the file."""
+    arrays, cells = write_files(tmp_path, screen())
+    names = read_screen(arrays).cells
+    shutil.copyfile(cells, tmp_path / "screen.h5ad")
+    record([arrays, cells, tmp_path / "screen.h5ad"])
+    for path, reader in (
+        (arrays, read_screen),
+        (cells, lambda path: read_split(path, names)),
+        (tmp_path / "screen.h5ad", lambda path: write_arrays(path, tmp_path / "out.npz")),
+    ):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + b"\1")
+        with pytest.raises(DataError, match=f"{path.name}: the content does not match"):
+            reader(path)
 
 
 def test_a_changed_large_file_is_noticed(tmp_path):

@@ -167,6 +167,12 @@ def test_names_stand_for_complete_uuids(caplog, variable, locks, warning):
     assert [warning in record.getMessage() for record in caplog.records] == [True] * bool(warning)
 
 
+def test_cuda_does_not_see_a_gpu_twice(machine):
+    machine(TWO_GPUS, CUDA_VISIBLE_DEVICES="1,GPU-bb,7")
+    with devices.hold_gpus() as gpus:
+        assert gpus == ["1"] and os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
 def test_names_stand_for_themselves_without_nvidia_smi():
     assert devices.granted({"CUDA_VISIBLE_DEVICES": "0,GPU-aa"}, {}) == {"0": "0", "GPU-aa": "GPU-aa"}
 

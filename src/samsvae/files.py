@@ -169,7 +169,7 @@ def forget(paths: Iterable[str | Path]) -> None:
     """Remove the records of files that are about to be written, so that nothing compares new files with old records."""
     for folder, names in _by_folder(paths).items():
         for path, known in _records(folder).items():
-            if known is None or not known.keys().isdisjoint(names):
+            if path.name in names or not (known or {}).keys().isdisjoint(names):
                 path.unlink(missing_ok=True)
 
 

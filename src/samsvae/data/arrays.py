@@ -18,7 +18,7 @@ import numpy as np
 
 from samsvae.config.vocabulary import SPLITS
 from samsvae.errors import DataError, nearest, some
-from samsvae.files import SEPARATOR, atomic
+from samsvae.files import SEPARATOR, atomic, verify
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def read_screen(path: Path | str) -> Screen:
         state = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(FIELDS)}.") from None
+    verify([path])
     return _read_screen(str(path), state.st_mtime_ns, state.st_size)
 
 
@@ -118,6 +119,7 @@ def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarra
     """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")
+    verify([path])
     lines = _lines(path)
     _, header = lines[0] if lines else (1, [])
     for column in ("cell", "split"):

@@ -123,7 +123,7 @@ def hold_gpus(
             held = _try_hold(gpus, count, jobs_per_gpu, opened)
     try:
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi numbers GPUs in this order
-        if len(held) < len(gpus):
+        if len(held) < len(gpus) or "CUDA_VISIBLE_DEVICES" in os.environ:  # where a GPU may be named twice
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
         yield list(held)
     finally:
@@ -240,12 +240,12 @@ def _try_hold(gpus: Mapping[str, str], count: int, jobs_per_gpu: int, folder: in
                         held[name] = lock
                     else:
                         os.close(lock)
-        if len(held) < count:
-            while held:
-                os.close(held.popitem()[1])
+        return held if len(held) == count else {}
     finally:
+        if len(held) < count:
+            for lock in held.values():
+                os.close(lock)
         os.close(gate)
-    return held
 
 
 def _torch_has_cuda() -> bool:
