@@ -262,7 +262,7 @@ def test_a_planted_lock_file_is_refused(machine, tmp_path, name, planted):
     plant()
     signal.alarm(20)  # instead of waiting for ever
     try:
-        refused(f"{name}: not a regular file, so it cannot be a lock. Delete it")
+        refused(f"^{path}: not a regular file, so it cannot be a lock. Delete it")
     finally:
         signal.alarm(0)
     assert victim.read_text() == "precious" if planted == "link" else not victim.exists()

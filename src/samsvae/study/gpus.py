@@ -113,14 +113,15 @@ def hold_gpus(
         return
     if count > len(gpus):
         raise ConfigError(f"{count} GPUs are requested, but this process may use {len(gpus)}.")
-    with _open_folder(Path(folder) if folder is not None else _lock_folder()) as opened:
-        held = _try_hold(gpus, count, jobs_per_gpu, opened)
+    path = Path(folder) if folder is not None else _lock_folder()
+    with _open_folder(path) as opened:
+        held = _try_hold(gpus, count, jobs_per_gpu, path, opened)
         if not held:
             limit = len(gpus) * jobs_per_gpu // count
             log.warning("waiting: all %d GPUs are in use (did you pass --resources gpu=%d?)", len(gpus), limit)
         while not held:
             time.sleep(poll)
-            held = _try_hold(gpus, count, jobs_per_gpu, opened)
+            held = _try_hold(gpus, count, jobs_per_gpu, path, opened)
     try:
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi numbers GPUs in this order
         if len(held) < len(gpus) or "CUDA_VISIBLE_DEVICES" in os.environ:  # where a GPU may be named twice
@@ -225,17 +226,17 @@ def _open_folder(path: Path) -> Iterator[int]:
         os.close(folder)
 
 
-def _try_hold(gpus: Mapping[str, str], count: int, jobs_per_gpu: int, folder: int) -> dict[str, int]:
-    """Name -> file descriptor of the lock, for `count` GPUs; {} if fewer are free. ``folder``: its descriptor."""
+def _try_hold(gpus: Mapping[str, str], count: int, jobs_per_gpu: int, path: Path, folder: int) -> dict[str, int]:
+    """Name -> file descriptor of the lock, for `count` GPUs; {} if fewer are free. The folder: its path, descriptor."""
     held: dict[str, int] = {}
-    gate = open_lock("choosing", 0o600, folder=folder)
+    gate = open_lock(path / "choosing", 0o600, folder=folder)
     try:
         fcntl.flock(gate, fcntl.LOCK_EX)  # one process chooses at a time
         for slot in range(jobs_per_gpu):
             for name, lock_name in gpus.items():
                 if len(held) < count and name not in held:
                     # quoted, because the name of a slice of a GPU may contain slashes
-                    lock = open_lock(f"{quote(lock_name, safe='')}.{slot}", 0o600, folder=folder)
+                    lock = open_lock(path / f"{quote(lock_name, safe='')}.{slot}", 0o600, folder=folder)
                     if try_lock(lock):
                         held[name] = lock
                     else:

@@ -17,14 +17,15 @@ from samsvae.errors import ConfigError, SamsvaeError
 log = logging.getLogger(__name__)
 
 
-def open_lock(path: str | Path, mode: int, *, folder: int | None = None) -> int:
+def open_lock(path: Path, mode: int, *, folder: int | None = None) -> int:
     """Open a lock file, or create it with ``mode``, and return its descriptor, which child programs do not inherit.
 
-    Its content stays. ``folder``: the descriptor of the folder that a relative path starts in. ConfigError if the path
-    is a symbolic link or is no regular file; a FIFO is refused without waiting for its other end.
+    Its content stays. ``folder``: the descriptor of its folder, if that is open. ConfigError if the path is a symbolic
+    link or no regular file; a FIFO is refused without waiting for its other end.
     """
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode, dir_fd=folder)
+        name = path if folder is None else path.name
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, mode, dir_fd=folder)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
