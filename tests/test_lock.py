@@ -137,6 +137,8 @@ def test_two_snakemakes_with_one_folder_of_results(root, tmp_path):
     ) as first:
         try:
             assert Waiting.asked.wait(60)
+            for idle in (["--dry-run", "--", grid], ["--unlock"]):  # these run no jobs
+                assert second(*idle)[0] == 0, idle
             status, said = second("--", grid)
             assert status == 1 and "Traceback" not in said
             assert (
@@ -144,8 +146,6 @@ def test_two_snakemakes_with_one_folder_of_results(root, tmp_path):
             )
             assert f"--configfile {tmp_path}/c.yaml -- {target}. Wait until it ends" in said
             assert not Path(grid).exists()
-            for idle in (["--dry-run", "--", grid], ["--unlock"]):  # these run no jobs
-                assert second(*idle)[0] == 0, idle
             first.kill()
             first.wait()
             status, said = second("--", grid)  # although the job of the killed Snakemake is still waiting

@@ -53,7 +53,6 @@ def read_screen(path: Path | str) -> Screen:
         state = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(FIELDS)}.") from None
-    verify([path])
     return _read_screen(str(path), state.st_mtime_ns, state.st_size)
 
 
