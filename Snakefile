@@ -39,7 +39,9 @@ include: "rules/figures.smk"
 os.environ.setdefault(CALL, call_of(sys.argv[1:]))
 
 
+# Only a Snakemake that runs jobs gets here: no dry run, and none inside a job.
 onstart:
+    one_sentence(LOCK.take, "")(sys.argv[1:])
     logger.info(notice(PLAN.study.device, PLAN.study.jobs_per_gpu))
 
 

@@ -6,6 +6,7 @@ from samsvae.figures.registry import FIGURES
 from samsvae.study.code_digest import code_of as digest_of
 from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.gpus import notice
+from samsvae.study.lock import StudyLock
 from samsvae.study.plan import IMPORTED, RUN_FILES, SPLIT_FILES, Plan, alternatives
 from samsvae.study.script import CALL, call_of
 
@@ -13,7 +14,7 @@ ROOT = Path(workflow.basedir)
 RESOURCES = ROOT / "resources"
 
 
-def one_sentence(look_up):
+def one_sentence(look_up, before="Configuration: "):
     """Wrap a look-up, so that its errors end Snakemake with one sentence instead of a traceback."""
 
     @functools.wraps(look_up)
@@ -21,7 +22,7 @@ def one_sentence(look_up):
         try:
             return look_up(*arguments, **named)
         except SamsvaeError as error:
-            raise WorkflowError(f"Configuration: {error}") from None
+            raise WorkflowError(f"{before}{error}") from None
 
     return found
 
@@ -29,6 +30,7 @@ def one_sentence(look_up):
 RESULTS, BENCHMARKS = (workflow.pathvars.apply(name) for name in ("<results>", "<benchmarks>"))
 PLAN = one_sentence(Plan)(config, results=RESULTS, benchmarks=BENCHMARKS)
 PICTURES = one_sentence(FigurePlan)(PLAN, resources=RESOURCES)
+LOCK = StudyLock(RESULTS)
 
 if PICTURES.old_layout():
     logger.warning(PICTURES.old_layout())

@@ -1,6 +1,8 @@
 """Each process gets its own GPU; with a fake nvidia-smi on PATH and one process per holder."""
 
 import os
+import signal
+import stat
 import subprocess
 import sys
 
@@ -140,6 +142,149 @@ def test_names_and_indices_of_one_gpu_share_a_lock(machine, start):
 def test_granted(variable, gpus):
     env = {} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}
     assert list(devices.granted(env, {"0": "GPU-aa", "1": "GPU-bb"})) == gpus
+
+
+UUIDS = {"0": "GPU-aabb-11", "1": "GPU-aacc-22", "2": "GPU-ddee-33"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "locks", "warning"),
+    [
+        ("GPU-aabb", {"GPU-aabb": "GPU-aabb-11"}, ""),
+        ("GPU-AACC-22", {"GPU-AACC-22": "GPU-aacc-22"}, ""),
+        ("2,GPU-ddee-33,GPU-d,1,1", {"2": "GPU-ddee-33", "1": "GPU-aacc-22"}, ""),  # the same GPU four ways
+        ("GPU-aa", {}, "'GPU-aa' names 2 GPUs (GPU-aabb-11, GPU-aacc-22)"),
+        ("1,GPU-aa,0", {"1": "GPU-aacc-22"}, "'GPU-aa' names 2 GPUs"),
+        ("0,7,1", {"0": "GPU-aabb-11"}, "'7' names no GPU of this machine"),
+        ("GPU-ff,1", {}, "'GPU-ff' names no GPU of this machine"),
+        ("GPU-", {}, "'GPU-' names no GPU of this machine"),
+        ("../x", {}, "'../x' names no GPU of this machine"),
+        ("MIG-GPU-aabb-11/1/0,MIG-cc", {"MIG-GPU-aabb-11/1/0": "MIG-GPU-aabb-11/1/0", "MIG-cc": "MIG-cc"}, ""),
+    ],
+)
+def test_names_stand_for_complete_uuids(caplog, variable, locks, warning):
+    assert devices.granted({"CUDA_VISIBLE_DEVICES": variable}, UUIDS) == locks
+    assert [warning in record.getMessage() for record in caplog.records] == [True] * bool(warning)
+
+
+def test_cuda_does_not_see_a_gpu_twice(machine):
+    machine(TWO_GPUS, CUDA_VISIBLE_DEVICES="1,GPU-bb,7")
+    with devices.hold_gpus() as gpus:
+        assert gpus == ["1"] and os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_names_stand_for_themselves_without_nvidia_smi():
+    assert devices.granted({"CUDA_VISIBLE_DEVICES": "0,GPU-aa"}, {}) == {"0": "0", "GPU-aa": "GPU-aa"}
+
+
+def test_an_abbreviated_uuid_is_the_same_gpu_in_another_process(machine, start):
+    machine("printf '0, GPU-aabb-11\\n1, GPU-ddee-22\\n'")
+    assert held(start(CUDA_VISIBLE_DEVICES="GPU-aa"))[0] == "GPU-aa"
+    wait_until_waiting(start(CUDA_VISIBLE_DEVICES="GPU-aabb-11"))
+    wait_until_waiting(start(CUDA_VISIBLE_DEVICES="0"))
+    assert held(start())[0] == "GPU-ddee-22"
+
+
+def test_slices_of_a_gpu_have_locks_of_their_own(machine, start, tmp_path):
+    """The older names of slices contain slashes, which a file name cannot; a name cannot leave the folder either."""
+    machine("printf '0, GPU-aa\\n'")
+    slices = "MIG-GPU-aa/1/0,MIG-GPU-aa/2/0"
+    assert sorted(held(start(CUDA_VISIBLE_DEVICES=slices))[0] for _ in range(2)) == slices.split(",")
+    wait_until_waiting(start(CUDA_VISIBLE_DEVICES=slices))
+    assert held(start(CUDA_VISIBLE_DEVICES="MIG-/../../x"))[0] == "MIG-/../../x"
+    assert sorted(path.name for path in (tmp_path / "locks").iterdir())[:2] == [
+        "MIG-%2F..%2F..%2Fx.0", "MIG-GPU-aa%2F1%2F0.0",
+    ]  # fmt: skip
+
+
+# ---- a folder in the shared temporary folder, whose name anyone can guess ----------------------------------------
+
+
+def folder_of_locks(tmp_path):
+    return tmp_path / f"samsvae-gpus-{os.getuid()}-local"
+
+
+def refused(match):
+    with pytest.raises(ConfigError, match=match), devices.hold_gpus():
+        pass
+
+
+def test_the_default_folder_is_for_this_user_alone(machine, tmp_path, monkeypatch):
+    """Not in XDG_RUNTIME_DIR, which a job of a cluster may lack while a login shell has it."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    machine(TWO_GPUS)
+    with devices.hold_gpus():
+        assert stat.S_IMODE(folder_of_locks(tmp_path).stat().st_mode) == 0o700
+        assert [stat.S_IMODE(path.stat().st_mode) for path in folder_of_locks(tmp_path).iterdir()] == [0o600] * 2
+    with devices.hold_gpus() as gpus:  # its own folder is there already
+        assert gpus
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o755])
+def test_a_folder_that_others_can_use_is_refused(machine, tmp_path, mode):
+    machine(TWO_GPUS)
+    folder_of_locks(tmp_path).mkdir()
+    folder_of_locks(tmp_path).chmod(mode)
+    refused(rf"{folder_of_locks(tmp_path)}: the folder of GPU locks is not .* mode {mode:o}, not 700\). Delete it, or")
+    assert list(folder_of_locks(tmp_path).iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+def test_the_folder_of_another_user_is_refused(machine, tmp_path):
+    machine(TWO_GPUS)
+    folder_of_locks(tmp_path).mkdir(mode=0o700)
+    os.chown(folder_of_locks(tmp_path), 65534, 65534)
+    refused("it belongs to user 65534")
+
+
+@pytest.mark.parametrize("planted", ["link", "dangling link", "file", "FIFO"])
+def test_something_else_in_place_of_the_folder_is_refused(machine, tmp_path, planted):
+    machine(TWO_GPUS)
+    path, target = folder_of_locks(tmp_path), tmp_path / "victim"
+    if planted == "link":
+        target.mkdir(mode=0o700)
+    plant = {"file": path.touch, "FIFO": lambda: os.mkfifo(path)}.get(planted, lambda: path.symlink_to(target))
+    plant()
+    refused(f"{path}: the folder of GPU locks is not a folder that you alone can use")
+    assert not target.exists() or list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["choosing", "GPU-aa.0"])
+@pytest.mark.parametrize("planted", ["link", "dangling link", "FIFO", "folder"])
+def test_a_planted_lock_file_is_refused(machine, tmp_path, name, planted):
+    """Nothing is written through a link, and a FIFO does not make the training wait."""
+    machine(TWO_GPUS)
+    folder_of_locks(tmp_path).mkdir(mode=0o700)
+    path, victim = folder_of_locks(tmp_path) / name, tmp_path / "victim"
+    if planted == "link":
+        victim.write_text("precious")
+    plant = {"FIFO": lambda: os.mkfifo(path), "folder": path.mkdir}.get(planted, lambda: path.symlink_to(victim))
+    plant()
+    signal.alarm(20)  # instead of waiting for ever
+    try:
+        refused(f"^{path}: not a regular file, so it cannot be a lock. Delete it")
+    finally:
+        signal.alarm(0)
+    assert victim.read_text() == "precious" if planted == "link" else not victim.exists()
+
+
+def test_a_lock_file_is_not_emptied(machine, tmp_path):
+    machine(TWO_GPUS)
+    folder_of_locks(tmp_path).mkdir(mode=0o700)
+    for name in ("choosing", "GPU-aa.0"):
+        (folder_of_locks(tmp_path) / name).write_text("precious")
+    with devices.hold_gpus() as gpus:
+        assert gpus == ["GPU-aa"]
+    assert (folder_of_locks(tmp_path) / "choosing").read_text() == "precious"
+    assert (folder_of_locks(tmp_path) / "GPU-aa.0").read_text() == "precious"
+
+
+def test_an_attack_ends_a_training_with_one_sentence(machine, tmp_path, start):
+    machine(TWO_GPUS)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks").chmod(0o777)
+    attacked = start()
+    assert attacked.wait(20) == 1 and "ConfigError" in attacked.stderr.read().splitlines()[-1]
 
 
 @pytest.mark.parametrize("nvidia_smi", [NO_GPUS, "echo No devices were found", "true"])

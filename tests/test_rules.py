@@ -84,14 +84,14 @@ def scripts(root):
     return sorted((root / "workflow" / "scripts").glob("*.py"))
 
 
-def test_a_script_is_a_session_around_calls(root):
+def test_a_script_is_a_job_around_calls(root):
     assert len(scripts(root)) >= 25
     for path in scripts(root):
         tree = ast.parse(path.read_text())
         logic = [type(node).__name__ for node in ast.walk(tree) if isinstance(node, LOGIC)]
         assert not logic, f"{path.name}: {logic}"
         assert isinstance(tree.body[-1], ast.With), path.name
-        assert ast.unparse(tree.body[-1].items[0]) == "session(snakemake.log[0])", path.name
+        assert ast.unparse(tree.body[-1].items[0]) == "job(snakemake)", path.name
         assert len(path.read_text().splitlines()) <= 30, path.name
 
 

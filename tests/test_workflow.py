@@ -312,6 +312,23 @@ def test_a_table_of_a_figure_that_was_deleted_is_written_again(checkout, study):
 
 
 @pytest.mark.slow
+def test_a_damaged_table_is_named_and_can_be_repaired(checkout, study, tmp_path):
+    """The jobs that read it fail with a sentence, and what that sentence says to do restores the same bytes."""
+    shutil.copytree(study, tmp_path / "copy")
+    folder = tmp_path / "copy" / "results" / "simulation_svae"
+    damaged = folder / "runs" / "vae-draw0" / "scores.tsv"
+    before = {path: path.read_bytes() for path in (damaged, folder / "scores.tsv")}
+    damaged.write_bytes(b"".join(before[damaged].splitlines(keepends=True)[:-2]))
+    command = ["--", "results/simulation_svae/scores.tsv"]
+    text = snakemake(checkout, tmp_path / "copy", *command, config=checkout / "tests" / "smoke.yaml", ok=False)
+    said = "results/simulation_svae/runs/vae-draw0/scores.tsv: the content does not match what was written"
+    assert f"DataError: {said}" in text and not (folder / "scores.tsv").exists()
+    damaged.unlink()
+    snakemake(checkout, tmp_path / "copy", *command, config=checkout / "tests" / "smoke.yaml")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.slow
 def test_one_figure_by_name_is_one_job(checkout, study):
     config = checkout / "tests" / "smoke.yaml"
     plan = planned(snakemake(checkout, study, "--dry-run", "--force", "--", "replogle_masks", config=config))

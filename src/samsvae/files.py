@@ -1,17 +1,26 @@
-"""Atomic writes: a file is written under a temporary name and renamed, so a reader never sees half of it."""
+"""Atomic writes, and digests of what was written.
+
+A file is written under a temporary name and renamed, so a reader never sees half of it. A job records the digests of
+its outputs in a hidden folder next to them (`record`), and every job and reader compares them (`verify`). Files without
+a record, such as those that a person has made, are not compared.
+"""
 
 from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+from samsvae.errors import DataError, some
 
 #: Message for each errno that means that the disk takes no more data.
 NO_ROOM = {
@@ -19,6 +28,12 @@ NO_ROOM = {
     errno.EDQUOT: "the quota on its disk is used up",
     errno.EFBIG: "it exceeds the largest file size allowed here",
 }
+
+#: The folder with the records of the files next to it: one per job, with a line for each output as sha256sum prints it.
+DIGESTS = ".digests"
+
+#: A process reads a file of at least so many bytes again only after its time or size has changed.
+LARGE = 2**20
 
 #: The format of every table that is written: separator, line end, digits of floats, and None or NaN.
 SEPARATOR, LINE_END, DIGITS, MISSING = "\t", "\n", 9, ""
@@ -122,3 +137,82 @@ def write_json(content: object, path: str | Path) -> None:
     """Write indented JSON with sorted keys."""
     with atomic(path) as aside:
         aside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal. The last large files of a process are not read again."""
+    state = os.stat(path)
+    if state.st_size < LARGE:
+        return _read_digest(str(path))
+    return _cached_digest(str(path), state.st_mtime_ns, state.st_size)
+
+
+def _read_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _cached_digest(path: str, mtime_ns: int, size: int) -> str:
+    return _read_digest(path)
+
+
+def record(paths: Iterable[str | Path]) -> None:
+    """Record the digests of files that one job has written. The record is named after the first file of a folder."""
+    for folder, names in _by_folder(path for path in paths if Path(path).is_file()).items():
+        lines = [f"{digest_of(folder / name)}  {name}\n" for name in names]
+        with atomic(folder / DIGESTS / names[0]) as aside:
+            aside.write_text("".join(lines), encoding="utf-8")
+
+
+def forget(paths: Iterable[str | Path]) -> None:
+    """Remove the records of files that are about to be written, so that nothing compares new files with old records."""
+    for folder, names in _by_folder(paths).items():
+        for path, known in _records(folder).items():
+            if path.name in names or not (known or {}).keys().isdisjoint(names):
+                path.unlink(missing_ok=True)
+
+
+def verify(paths: Iterable[str | Path]) -> None:
+    """DataError that names the files whose content differs from what was recorded, and what to do about it."""
+    changed = []
+    for folder, names in _by_folder(paths).items():
+        records = _records(folder)
+        broken = [str(path) for path, known in records.items() if known is None]
+        if broken:
+            raise DataError(f"{broken[0]}: the record of digests is damaged. Delete it and rerun the same command.")
+        known = {name: digest for listed in records.values() for name, digest in (listed or {}).items()}
+        there = [name for name in names if name in known and (folder / name).is_file()]
+        changed += [str(folder / name) for name in there if digest_of(folder / name) != known[name]]
+    if changed:
+        what, them = (changed[0], "it") if len(changed) == 1 else (f"{len(changed)} files ({some(changed)})", "them")
+        raise DataError(
+            f"{what}: the content does not match what was written (damaged, or edited by hand). "
+            f"Delete {them} and rerun the same command."
+        )
+
+
+def _by_folder(paths: Iterable[str | Path]) -> dict[Path, list[str]]:
+    """The names of files by their folder."""
+    found: dict[Path, list[str]] = {}
+    for path in map(Path, paths):
+        found.setdefault(path.parent, []).append(path.name)
+    return found
+
+
+def _records(folder: Path) -> dict[Path, dict[str, str] | None]:
+    """The records of a folder: name -> digest for each; None for a record that is damaged."""
+    found: dict[Path, dict[str, str] | None] = {}
+    try:
+        paths = sorted(path for path in (folder / DIGESTS).iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:  # another job of this folder has just begun
+            continue
+        lines = re.findall(r"([0-9a-f]{64})  ([^\n]+)\n", text)
+        whole = bool(lines) and "".join(f"{digest}  {name}\n" for digest, name in lines) == text
+        found[path] = {name: digest for digest, name in lines} if whole else None
+    return found

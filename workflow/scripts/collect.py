@@ -1,8 +1,8 @@
 """Collect the tables of an experiment."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.evaluation.collect import collect_histories, collect_scores
     from samsvae.study.cost import collect_cost
     from samsvae.tables import read, write

@@ -1,8 +1,8 @@
 """Concatenate the cost tables of all experiments."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.tables import of_experiments, write
 
     write(of_experiments(snakemake.input), snakemake.output[0])

@@ -1,8 +1,8 @@
 """Test every condition of the data for differential expression."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.evaluation.metrics.de import differential_expression
     from samsvae.screens.screen import read_screen, text_of
     from samsvae.tables import write

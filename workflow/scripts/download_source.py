@@ -1,8 +1,8 @@
 """Download the source file of a screen."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.screens.download import fetch
 
     urls = snakemake.config["screens"][snakemake.wildcards.screen]["source"]["urls"]

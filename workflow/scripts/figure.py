@@ -1,8 +1,8 @@
 """Draw one figure of an experiment from its files."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.figures.write import write_figure
 
     params = snakemake.params

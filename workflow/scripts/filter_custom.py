@@ -1,8 +1,8 @@
 """Filter a screen of the user's own."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.screens.custom import filter_screen
 
     filter_screen(

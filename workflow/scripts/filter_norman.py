@@ -1,8 +1,8 @@
 """Filter the Norman screen."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.screens.norman import filter_screen
 
     filter_screen(

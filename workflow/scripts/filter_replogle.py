@@ -1,8 +1,8 @@
 """Filter the Replogle screen."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.screens.replogle import filter_published, read_genes, read_pathways
 
     filter_published(

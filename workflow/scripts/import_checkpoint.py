@@ -1,11 +1,11 @@
 """Import the weights of a run from a checkpoint of the release, and score them."""
 
 from samsvae.study.gpus import hold_device
-from samsvae.study.script import session
+from samsvae.study.script import job
 
 device, jobs_per_gpu = snakemake.config["device"], snakemake.config["jobs_per_gpu"]
 
-with session(snakemake.log[0]), hold_device(device, jobs_per_gpu) as device:
+with job(snakemake), hold_device(device, jobs_per_gpu) as device:
     # torch reads only once which GPUs it may use, so these imports come after a GPU is chosen
     from samsvae.evaluation.run import evaluate
     from samsvae.interop.runs import import_checkpoint

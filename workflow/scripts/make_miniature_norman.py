@@ -1,8 +1,8 @@
 """Simulate a small screen in the schema of the Norman file."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.screens.miniature import norman_source
     from samsvae.screens.replogle import read_genes
 

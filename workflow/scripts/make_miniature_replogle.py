@@ -1,8 +1,8 @@
 """Simulate a small screen in the raw schema of the Replogle file."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.screens.miniature import replogle_source
     from samsvae.screens.replogle import read_genes
 

@@ -1,8 +1,8 @@
 """Test cells sampled from a run's model for differential expression."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.evaluation.expression import model_expression
     from samsvae.tables import read, write
 

@@ -1,8 +1,8 @@
 """Predict pathways from the masks of a run."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.evaluation.metrics.pathways import mask_pathways
     from samsvae.screens.screen import read_perturbations
     from samsvae.tables import read_h5ad, write

@@ -1,8 +1,8 @@
 """Write Snakemake's own report."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.study.report import write_provenance
 
     write_provenance(

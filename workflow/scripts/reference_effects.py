@@ -1,8 +1,8 @@
 """Compute the effects in the data and score the baselines."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.data.arrays import read_screen, read_split
     from samsvae.evaluation.baselines import baseline_tables
     from samsvae.evaluation.data_effects import effects

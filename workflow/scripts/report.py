@@ -1,8 +1,8 @@
 """Write the report page."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.study.report_contents import report_of
 
     found, params = snakemake.input, snakemake.params

@@ -1,8 +1,8 @@
 """Simulate the SVAE+ paper's data."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.screens.screen import write_screen
     from samsvae.screens.simulate import sparse_shift
 

@@ -1,8 +1,8 @@
 """Split the cells of a screen."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.screens.screen import read_tables
     from samsvae.screens.splits import make_split, summary, write_split
     from samsvae.tables import write

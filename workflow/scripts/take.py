@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from samsvae.study.jobs import Data, take_one
-from samsvae.study.script import session
+from samsvae.study.script import job
 
 found, params = snakemake.input, snakemake.params
 data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)
 
-with session(snakemake.log[0]):
+with job(snakemake):
     take_one(params.settings, data, Path(snakemake.output.model).parent, found.together[0])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from samsvae.study.jobs import Data, Place, run_together
-from samsvae.study.script import session
+from samsvae.study.script import job
 
 found, params, config = snakemake.input, snakemake.params, snakemake.config
 data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)
@@ -12,5 +12,5 @@ runs = [settings["run"] for settings in params.runs]
 folders = {run: Path(snakemake.output[0]).parents[1] / "runs" / run for run in runs}
 logs = {run: Path(snakemake.log[0]).with_name(f"{run}.log") for run in runs}
 
-with session(snakemake.log[0]):
+with job(snakemake):
     run_together(params.runs, data, folders, logs, place, snakemake.output[0])

@@ -1,8 +1,8 @@
 """Verify a local copy of a screen's source."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.files import write_json
     from samsvae.screens.download import verify
 

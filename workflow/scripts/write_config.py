@@ -1,8 +1,8 @@
 """Write the complete configuration to one file."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.files import atomic
 
     with atomic(snakemake.output[0]) as aside:

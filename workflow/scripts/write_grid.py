@@ -1,8 +1,8 @@
 """Write the table of an experiment's runs."""
 
-from samsvae.study.script import session
+from samsvae.study.script import job
 
-with session(snakemake.log[0]):
+with job(snakemake):
     from samsvae.files import write_table
 
     write_table(snakemake.params.grid, snakemake.output[0])

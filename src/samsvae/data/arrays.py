@@ -18,7 +18,7 @@ import numpy as np
 
 from samsvae.config.vocabulary import SPLITS
 from samsvae.errors import DataError, nearest, some
-from samsvae.files import SEPARATOR, atomic
+from samsvae.files import SEPARATOR, atomic, verify
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarra
     """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file.")
+    verify([path])
     lines = _lines(path)
     _, header = lines[0] if lines else (1, [])
     for column in ("cell", "split"):

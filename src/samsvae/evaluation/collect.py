@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from samsvae.tables import read
+from samsvae.errors import DataError
+from samsvae.tables import read_rows
+
+#: Columns that identify a row: of scores, of the scores of a baseline, of pathways and of a history.
+SCORE = ("run", "protocol", "metric", "split")
+BASELINE = ("model", "protocol", "metric", "split")
+PATHWAY = ("classifier", "metric")
+HISTORY = ("run", "step")
 
 
 def collect_scores(
@@ -17,11 +24,12 @@ def collect_scores(
 
     ``scores``, ``pathways``, ``baselines``: paths. The path of a pathways file names its run (``.../runs/RUN/file``),
     the path of a baseline its data set and split (``.../DATASET/SPLIT/file``). A baseline gets the values of those
-    columns of the grid in which all runs of its split agree.
+    columns of the grid in which all runs of its split agree. DataError if a table is damaged, has no rows or is that of
+    another run.
     """
-    rows = [read(path) for path in scores]
+    rows = [_of_runs(grid, scores, SCORE, "value")]
     for path in pathways:
-        table = read(path)
+        table = read_rows(path, PATHWAY, "mean")
         metric = "mask_pathway_" + table["metric"] + "/" + table["classifier"]
         run = Path(path).parent.name
         rows.append(
@@ -36,12 +44,28 @@ def collect_scores(
         folder = Path(path).parent
         at = (grid["dataset"] == folder.parent.name) & (grid["split_name"] == folder.name)
         known = {c: grid.loc[at, c].iloc[0] for c in axes if grid.loc[at, c].nunique(dropna=False) == 1}
-        table = read(path)
+        table = read_rows(path, BASELINE, "value")
         parts.append(table.assign(method="baseline", inference="", run=table["model"], **known))
     return pd.concat(parts, ignore_index=True)[[*grid.columns, "protocol", "metric", "split", "value"]]
 
 
 def collect_histories(grid: pd.DataFrame, histories: Iterable[str]) -> pd.DataFrame:
-    """Training histories of all runs, with the columns model, method and inference."""
-    table = pd.concat([read(path) for path in histories], ignore_index=True)
+    """Training histories of all runs, with the columns model, method and inference; DataError as `collect_scores`."""
+    table = _of_runs(grid, histories, HISTORY, "val_loss")
     return grid[["run", "model", "method", "inference"]].merge(table, on="run", how="right", validate="one_to_many")
+
+
+def _of_runs(grid: pd.DataFrame, paths: Iterable[str], key: Sequence[str], number: str) -> pd.DataFrame:
+    """The tables of runs as one table; each file must hold one run of the grid, and no two files the same run."""
+    tables: dict[str, pd.DataFrame] = {}
+    for path in paths:
+        table = read_rows(path, key, number)
+        runs = list(dict.fromkeys(table["run"]))
+        if len(runs) != 1 or runs[0] in tables or runs[0] not in set(grid["run"]):
+            held = ", ".join(map(repr, runs)) or "no run"
+            raise DataError(
+                f"{path}: it must hold one run of the grid that no other file holds, not {held}; "
+                "delete it and rerun the rule that writes it."
+            )
+        tables[runs[0]] = table
+    return pd.concat(tables.values(), ignore_index=True)

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from samsvae.errors import DataError
-from samsvae.files import atomic
+from samsvae.files import atomic, verify
 from samsvae.screens.counts import BLOCK_BYTES, count_blocks, matrix_shape, open_h5ad
 from samsvae.screens.screen import CHUNK, COUNT_TYPES, controls_of, members, read_tables, require
 
@@ -30,6 +30,7 @@ def write_arrays(h5ad: str | Path, npz: str | Path, *, block_bytes: int = BLOCK_
 
     Memory: the tables and one block of counts. DataError if the screen breaks the contract of `screens.screen`.
     """
+    verify([h5ad])
     arrays = _names(read_tables(h5ad))
     shape = len(arrays["cells"]), len(arrays["genes"])
     with open_h5ad(h5ad) as file, atomic(npz) as temporary, zipfile.ZipFile(temporary, "w") as archive:

@@ -12,26 +12,17 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-from samsvae.files import atomic
+from samsvae.files import atomic, digest_of
 
 
 def stamp_of(values: object, *files: str | Path) -> str:
     """One SHA-256 digest of plain values and of the contents of files."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for path in files:
-        state = os.stat(path)
-        digest.update(_digest_of_file(str(path), state.st_mtime_ns, state.st_size))
+        digest.update(bytes.fromhex(digest_of(path)))
     return digest.hexdigest()
-
-
-@lru_cache(maxsize=64)
-def _digest_of_file(path: str, mtime_ns: int, size: int) -> bytes:
-    """SHA-256 of a file. A process reads the file again only after its time or size has changed."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 @dataclass(frozen=True)
@@ -61,11 +52,8 @@ class Cache:
 
     def _stamp_text(self, outputs: Mapping[str, Path]) -> str:
         """The stamp, then a line with digest and name for every file."""
-        lines = [self.stamp]
-        for path in outputs.values():
-            with open(self.folder / path.name, "rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()} {path.name}")
-        return "\n".join(lines)
+        lines = [f"{digest_of(self.folder / path.name)} {path.name}" for path in outputs.values()]
+        return "\n".join([self.stamp, *lines])
 
     def fill(self, outputs: Mapping[str, Path], write: Callable[[dict[str, Path]], None]) -> None:
         """Call ``write`` with the paths of the cached files, then stamp them. Until then the cache is not valid."""

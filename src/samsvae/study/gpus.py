@@ -17,18 +17,24 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from itertools import takewhile
 from pathlib import Path
+from urllib.parse import quote
 
 from samsvae.errors import ConfigError, nearest
+from samsvae.study.lock import open_lock, try_lock
 
 log = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
+
+#: What is wrong with a folder of locks that others can use, and what to do.
+NOT_OURS = "the folder of GPU locks is not a folder that you alone can use"
+INSTEAD = "Delete it, or set TMPDIR to a folder of your own for all your trainings on this machine."
 
 NO_GPU = ("", "-1", "NoDevFiles")  # values by which Slurm and users say "none"
 
@@ -90,12 +96,14 @@ def hold_gpus(
         Seconds between two attempts.
     folder
         Folder of the lock files. Default: below the system's temporary folder, one for each user and Slurm job.
-        All processes that share GPUs must use the same folder.
+        All processes that share GPUs must use the same folder. XDG_RUNTIME_DIR is not used, because a login shell has
+        it while a job of a cluster or of cron often does not, and the two would then take the same GPU.
 
     Raises
     ------
     ConfigError
-        If `count` is more than this process may use, or if `count` or `jobs_per_gpu` is below 1.
+        If `count` is more than this process may use, if `count` or `jobs_per_gpu` is below 1, or if the folder is not
+        one that this user alone can use.
     """
     if count < 1 or jobs_per_gpu < 1:
         raise ConfigError(f"count and jobs_per_gpu must be at least 1, not {count} and {jobs_per_gpu}.")
@@ -105,19 +113,18 @@ def hold_gpus(
         return
     if count > len(gpus):
         raise ConfigError(f"{count} GPUs are requested, but this process may use {len(gpus)}.")
-    folder = Path(folder) if folder is not None else _lock_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    held = _try_hold(gpus, count, jobs_per_gpu, folder)
-    if not held:
-        limit = len(gpus) * jobs_per_gpu // count
-        log.warning("waiting: all %d GPUs are in use (did you pass --resources gpu=%d?)", len(gpus), limit)
-    while not held:
-        time.sleep(poll)
-        held = _try_hold(gpus, count, jobs_per_gpu, folder)
+    path = Path(folder) if folder is not None else _lock_folder()
+    with _open_folder(path) as opened:
+        held = _try_hold(gpus, count, jobs_per_gpu, path, opened)
+        if not held:
+            limit = len(gpus) * jobs_per_gpu // count
+            log.warning("waiting: all %d GPUs are in use (did you pass --resources gpu=%d?)", len(gpus), limit)
+        while not held:
+            time.sleep(poll)
+            held = _try_hold(gpus, count, jobs_per_gpu, path, opened)
     try:
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi numbers GPUs in this order
-        if len(held) < len(gpus):
+        if len(held) < len(gpus) or "CUDA_VISIBLE_DEVICES" in os.environ:  # where a GPU may be named twice
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
         yield list(held)
     finally:
@@ -139,7 +146,9 @@ def granted(env: Mapping[str, str], uuids: Mapping[str, str]) -> dict[str, str]:
     """Name for CUDA_VISIBLE_DEVICES -> name of the lock, for each GPU that this process may use.
 
     If Slurm or the user has set CUDA_VISIBLE_DEVICES, no GPU outside it is ever taken. Like CUDA, this reads it up to
-    the first name that stands for no GPU. Locks are named by UUID, because two Slurm jobs may both call their GPU "0".
+    the first name that stands for no GPU, or for several, and logs a warning about that name. Locks are named by the
+    complete UUID, because two Slurm jobs may both call their GPU "0", and a UUID may be abbreviated. A GPU that is
+    named twice counts once.
 
     Parameters
     ----------
@@ -151,8 +160,31 @@ def granted(env: Mapping[str, str], uuids: Mapping[str, str]) -> dict[str, str]:
     names = env.get("CUDA_VISIBLE_DEVICES")
     if names is None:
         return {uuid: uuid for uuid in uuids.values()}
-    gpus = takewhile(lambda name: name not in NO_GPU, (name.strip() for name in names.split(",")))
-    return {name: uuids.get(name, name) for name in gpus}
+    gpus: dict[str, str] = {}
+    for name in (name.strip() for name in names.split(",")):
+        if name in NO_GPU:
+            break
+        found = _matching(name, uuids)
+        if len(found) != 1:
+            what = f"names {len(found)} GPUs ({', '.join(found)})" if found else "names no GPU of this machine"
+            log.warning("CUDA_VISIBLE_DEVICES: %r %s. As in CUDA, it ends the list of GPUs.", name, what)
+            break
+        if found[0] not in gpus.values():
+            gpus[name] = found[0]
+    return gpus
+
+
+def _matching(name: str, uuids: Mapping[str, str]) -> list[str]:
+    """The UUIDs that a name in CUDA_VISIBLE_DEVICES may stand for: an index, or the beginning of a UUID.
+
+    A slice of a GPU (MIG), and any name on a machine without nvidia-smi, stands for itself.
+    """
+    if name in uuids:
+        return [uuids[name]]
+    if name.upper().startswith("MIG-") or not uuids:
+        return [name]
+    is_uuid = name.upper().startswith("GPU-") and len(name) > len("GPU-")
+    return [uuid for uuid in uuids.values() if is_uuid and uuid.lower().startswith(name.lower())]
 
 
 def _uuids() -> dict[str, str]:
@@ -171,32 +203,50 @@ def _lock_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"samsvae-gpus-{os.getuid()}-{scope}"
 
 
-def _try_hold(gpus: Mapping[str, str], count: int, jobs_per_gpu: int, folder: Path) -> dict[str, int]:
-    """Name -> file descriptor of the lock, for `count` GPUs; {} if fewer are free."""
+@contextlib.contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
+    """Create a folder for this user alone and yield its descriptor; ConfigError if others can use it.
+
+    Its name is predictable, so anyone could have made it first, with links to files of this user.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (NotADirectoryError, PermissionError) as error:
+        raise ConfigError(f"{path}: {NOT_OURS} ({error.strerror}). {INSTEAD}") from None
+    try:
+        state = os.fstat(folder)
+        if state.st_uid != os.geteuid() or stat.S_IMODE(state.st_mode) & 0o077:
+            mode = f"it belongs to user {state.st_uid} and has the mode {stat.S_IMODE(state.st_mode):o}, not 700"
+            raise ConfigError(f"{path}: {NOT_OURS} ({mode}). {INSTEAD}")
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _try_hold(gpus: Mapping[str, str], count: int, jobs_per_gpu: int, path: Path, folder: int) -> dict[str, int]:
+    """Name -> file descriptor of the lock, for `count` GPUs; {} if fewer are free. The folder: its path, descriptor."""
     held: dict[str, int] = {}
-    with open(folder / "choosing", "w") as gate:
+    gate = open_lock(path / "choosing", 0o600, folder=folder)
+    try:
         fcntl.flock(gate, fcntl.LOCK_EX)  # one process chooses at a time
         for slot in range(jobs_per_gpu):
             for name, lock_name in gpus.items():
                 if len(held) < count and name not in held:
-                    lock = _try_lock(folder / f"{lock_name}.{slot}")
-                    if lock is not None:
+                    # quoted, because the name of a slice of a GPU may contain slashes
+                    lock = open_lock(path / f"{quote(lock_name, safe='')}.{slot}", 0o600, folder=folder)
+                    if try_lock(lock):
                         held[name] = lock
+                    else:
+                        os.close(lock)
+        return held if len(held) == count else {}
+    finally:
         if len(held) < count:
-            while held:
-                os.close(held.popitem()[1])
-    return held
-
-
-def _try_lock(path: Path) -> int | None:
-    # os.open makes the file close-on-exec, so that programs started later do not inherit the lock
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
+            for lock in held.values():
+                os.close(lock)
+        os.close(gate)
 
 
 def _torch_has_cuda() -> bool:

@@ -18,7 +18,7 @@ from samsvae.config.validate import build
 from samsvae.errors import DataError, SamsvaeError
 from samsvae.evaluation.collect import collect_histories, collect_scores
 from samsvae.figures.write import write_figure
-from samsvae.files import write_json, write_table
+from samsvae.files import verify, write_json, write_table
 from samsvae.study.cost import collect_cost
 from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.plan import RUN_FILES, Plan
@@ -98,6 +98,7 @@ def _draw(pictures: FigurePlan, experiment: str, figure: str) -> None:
             return
         there[name] = found[0] if isinstance(files, str) else found
     try:
+        verify(path for files in there.values() for path in ([files] if isinstance(files, str) else files))
         write_figure(figure, there, pictures.settings(experiment, figure), pictures.picture(experiment, figure))
     except SamsvaeError as error:  # there may be too few runs for the figure to compare
         log.info("%s_%s: not drawn yet (%s)", experiment, figure, error)

@@ -10,13 +10,27 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from samsvae.errors import SamsvaeError
-from samsvae.files import NO_ROOM, no_room
+from samsvae.files import NO_ROOM, forget, no_room, record, verify
 from samsvae.signals import stop_signals
 
 #: The environment variable from which jobs read how Snakemake was called, without its targets.
 CALL = "SAMSVAE_CALL"
+
+
+@contextmanager
+def job(snakemake: Any) -> Iterator[None]:
+    """The `session` of a job: its inputs are verified before, and the digests of its outputs recorded at the end.
+
+    ``snakemake``: the object that Snakemake gives to a script.
+    """
+    with session(snakemake.log[0]):
+        forget(snakemake.output)
+        verify(snakemake.input)
+        yield
+        record(snakemake.output)
 
 
 @contextmanager
