@@ -122,7 +122,9 @@ class Fitted:
         _check_positive(library=library)
         if conditions is None:
             conditions = self.perturbations
-        asked = [_as_text(each) for each in ([conditions] if isinstance(conditions, LABELS) else conditions)]
+        if isinstance(conditions, LABELS) or not isinstance(conditions, Iterable):
+            conditions = [cast(Label, conditions)]
+        asked = [_as_text(each) for each in conditions]
         if not asked:
             raise ConfigError("conditions: the list is empty; pass labels or lists of perturbations.")
         *members, control = self._members([*asked, []])

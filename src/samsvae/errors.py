@@ -61,7 +61,8 @@ _short = _Short()
 
 def quoted(value: object) -> str:
     """A value as a message shows it: its repr, cut in the middle if it is long."""
-    return _short.repr(value)
+    text = " ".join(_short.repr(value).splitlines())
+    return text if len(text) <= _READ // 2 else f"{text[: _READ // 4]}...{text[-_READ // 4 :]}"
 
 
 def nearest(value: object, allowed: Iterable[object]) -> str:

@@ -144,6 +144,9 @@ class CustomOptions:
     keep_obs: tuple[str, ...] | None = None
 
     def __post_init__(self):
+        if not self.control or "" in self.control:
+            listed = quoted(list(self.control))
+            raise ConfigError(f"control: {listed} is not allowed. Allowed: one or more labels, none of them empty.")
         for name in ("annotation", "cell_table", *(["genes"] if isinstance(self.genes, str) else [])):
             check_path(name, getattr(self, name))
         if self.separator.splitlines() not in ([], [self.separator]):

@@ -90,10 +90,10 @@ def _advice(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [advice for each in value for advice in _advice(each)]
     if isinstance(value, bool):
-        return [" YAML reads NO, OFF, ON and YES without quotes as false or true: write such names in quotes."]
+        return [" Write names such as NO, ON and YES in quotes: YAML reads them as true or false without."]
     if isinstance(value, int | float | datetime.date):
-        return [' YAML reads 0417, 1_000, 1:30 or 2024-01-01 as numbers or dates: write such names in quotes ("0417").']
-    return [] if value is not None else [' It is empty: write the text in quotes (for a number sign: "#").']
+        return [' Write names that are numbers or dates in quotes ("0417"): YAML reads them as other values without.']
+    return [] if value is not None else [' Nothing is no text: write "", or the text in quotes ("#").']
 
 
 def _union(value: Any, hint: Any, where: str) -> Any:
@@ -198,7 +198,7 @@ def at_least(least: int, settings: object, *names: str) -> None:
             raise ConfigError(f"{name}: {quoted(value)} is not allowed; a seed is {MOST_SEED:,} at most.")
 
 
-def check_path(name: str, path: str | None, *, refused: str = "") -> None:
+def check_path(name: str, path: str | None, *, refused: str = "{}") -> None:
     """ConfigError if a path is empty, begins with ``~`` or has line breaks or characters in ``refused``."""
     if path is None:
         return
@@ -206,6 +206,8 @@ def check_path(name: str, path: str | None, *, refused: str = "") -> None:
         raise ConfigError(f"{name}: {path!r} is not allowed; it must name a file or a folder.")
     if path.startswith("~"):
         raise ConfigError(f"{name}: {quoted(path)} is not allowed, as '~' is not replaced. Write the complete path.")
+    if max(len(part.encode()) for part in path.split("/")) > 255:
+        raise ConfigError(f"{name}: {quoted(path)} is not allowed: the names in a path have 255 bytes at most.")
     if bad := re.search(rf"[\x00-\x1f\x7f\u2028\u2029{re.escape(refused)}]", path):
         raise ConfigError(
             f"{name}: {quoted(path)} is not allowed: a path must not have the character {bad.group()!r}"

@@ -18,7 +18,7 @@ import pandas as pd
 
 from samsvae.config.screens import CustomOptions
 from samsvae.config.validate import build
-from samsvae.errors import ConfigError, DataError, some
+from samsvae.errors import ConfigError, DataError, quoted, some
 from samsvae.screens.counts import BLOCK_BYTES, Counts
 from samsvae.screens.genes import gene_positions, most_variable, read_names
 from samsvae.screens.labels import conditions_of, obs_column
@@ -50,6 +50,9 @@ def screen_of(adata: ad.AnnData, **options) -> ad.AnnData:
 
     DataError and ConfigError as in `filter_screen`.
     """
+    if not isinstance(adata, ad.AnnData):
+        read = f"anndata.read_h5ad({quoted(str(adata))})" if isinstance(adata, str | Path) else "an AnnData"
+        raise ConfigError(f"adata: {quoted(adata)} is not an AnnData in memory; pass {read}.")
     source, chosen = "the AnnData", check_options(options)
     adata = adata.to_memory() if adata.isbacked else adata
     data, obs, var = parts_of(adata, chosen.counts, source)
@@ -143,9 +146,6 @@ def select(
 
 def _check_selection(options: CustomOptions) -> str | int | list[str]:
     """The option genes as 'all', a number or a list of names; ConfigError for options that do not go together."""
-    controls = list(options.control)
-    if not controls or "" in controls:
-        raise ConfigError(f"control: {controls!r} is not allowed; allowed: one or more labels, none of them empty.")
     genes = _check_genes(options.genes)
     if options.genes_split is not None and not isinstance(genes, int):
         raise ConfigError(
