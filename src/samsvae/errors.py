@@ -53,7 +53,7 @@ class _Short(reprlib.Repr):
         self.maxstring, self.maxother, self.maxlist, self.maxtuple, self.maxdict = 80, 80, 8, 8, 8
 
     def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if abs(x) < 10**30 else f"a number of {int(x.bit_length() * 0.30103) + 1} digits"
+        return repr(x) if abs(x) < 10**30 else f"a number of about {int(x.bit_length() * 0.30103) + 1} digits"
 
 
 _short = _Short()

@@ -137,9 +137,11 @@ def _float(value: Any, hint: Any, where: str) -> float:
             number = float(value)
         except ValueError:
             raise ConfigError(f"{where}: {quoted(value)} is not a number.") from None
-    if isinstance(number, int | float) and not isinstance(number, bool) and -LARGE < number < LARGE:
-        return float(number)
-    raise _not_allowed(value, hint, where)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise _not_allowed(value, hint, where)
+    if not -LARGE < number < LARGE:
+        raise ConfigError(f"{where}: {quoted(value)} is not allowed; it must be a number below {LARGE}.")
+    return float(number)
 
 
 def _instance(value: Any, hint: Any, where: str) -> Any:
