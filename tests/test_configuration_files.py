@@ -298,9 +298,3 @@ def test_labels_that_look_like_combinations_are_named_where_no_separator_is_set(
     found = [r.getMessage() for r in caplog.records if "look like combinations of other labels" in r.getMessage()]
     assert len(found) == (separator == "")
     assert separator or ("'A|B', 'A|ctrl' look" in found[0] and 'set separator: "|"' in found[0])
-
-
-def test_snakemake_reads_the_files_again(root):
-    """The workflow verifies the files that Snakemake has merged, before anything is planned."""
-    text = (root / "rules" / "common.smk").read_text()
-    assert text.index("one_sentence(read_config)(workflow.configfiles)") < text.index("PLAN = ")

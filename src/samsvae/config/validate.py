@@ -208,7 +208,7 @@ def check_path(name: str, path: str | None, *, refused: str = "{}") -> None:
         raise ConfigError(f"{name}: {path!r} is not allowed; it must name a file or a folder.")
     if path.startswith("~"):
         raise ConfigError(f"{name}: {quoted(path)} is not allowed, as '~' is not replaced. Write the complete path.")
-    if max(len(part.encode()) for part in path.split("/")) > 255:
+    if max(len(part.encode(errors="replace")) for part in path.split("/")) > 255:
         raise ConfigError(f"{name}: {quoted(path)} is not allowed: the names in a path have 255 bytes at most.")
     if bad := re.search(rf"[\x00-\x1f\x7f\u2028\u2029{re.escape(refused)}]", path):
         raise ConfigError(

@@ -237,7 +237,7 @@ def _rare_cells(condition: np.ndarray, zero: np.ndarray, options: CustomOptions,
         )
     if control in few.index:
         raise DataError(
-            f"{where} has {few[control]} cells of the control {control!r}, fewer than min_cells = "
+            f"{where} has {few[control]} cells of the control {quoted(control)}, fewer than min_cells = "
             f"{options.min_cells}; the control cannot be dropped. Lower min_cells."
         )
     perturbed = sizes.drop(control)
@@ -246,7 +246,7 @@ def _rare_cells(condition: np.ndarray, zero: np.ndarray, options: CustomOptions,
     if len(few) == len(perturbed):
         raise DataError(
             f"{where} has no perturbed condition with min_cells = {options.min_cells} cells or more; the largest is "
-            f"{perturbed.idxmax()!r} ({perturbed.max()}). Lower min_cells."
+            f"{quoted(str(perturbed.idxmax()))} ({perturbed.max()}). Lower min_cells."
         )
     return np.isin(condition, list(few.index)) & ~zero, len(few)
 
