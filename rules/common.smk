@@ -4,6 +4,7 @@ import functools
 from samsvae.errors import SamsvaeError
 from samsvae.figures.registry import FIGURES
 from samsvae.study.code_digest import code_of as digest_of
+from samsvae.study.configuration import read_config
 from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.gpus import notice
 from samsvae.study.lock import StudyLock
@@ -27,6 +28,8 @@ def one_sentence(look_up, before="Configuration: "):
     return found
 
 
+# Read once more for errors that name the line: Snakemake takes the last of two equal keys without a word.
+one_sentence(read_config)(workflow.configfiles)
 RESULTS, BENCHMARKS = (workflow.pathvars.apply(name) for name in ("<results>", "<benchmarks>"))
 PLAN = one_sentence(Plan)(config, results=RESULTS, benchmarks=BENCHMARKS)
 PICTURES = one_sentence(FigurePlan)(PLAN, resources=RESOURCES)

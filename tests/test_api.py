@@ -220,6 +220,46 @@ def test_an_effect_does_not_depend_on_the_other_conditions(fitted):
     pd.testing.assert_frame_equal(many.iloc[18:].reset_index(drop=True), fitted.effects("a"))
 
 
+@pytest.mark.parametrize("given", ["x.h5ad", None, np.ones((3, 2)), pd.DataFrame({"guide": ["a"]})])
+def test_what_is_no_anndata_is_one_sentence(given):
+    with pytest.raises(ConfigError, match=r"adata: .* is not an AnnData in memory; pass ") as error:
+        fit(given, "sams_vae_corr", **HOW, progress=False, **SMALL, **SHORT)
+    assert "\n" not in str(error.value)
+    assert given is None or not isinstance(given, str) or "pass anndata.read_h5ad('x.h5ad')" in str(error.value)
+
+
+def test_what_is_no_condition_is_one_sentence(fitted):
+    with pytest.raises(DataError, match=r"condition: <object .* is not allowed; pass a label or a list"):
+        fitted.effects(object())
+    with pytest.raises(DataError, match="'3' is not a perturbation of the model"):
+        fitted.effects(3)
+
+
+@pytest.mark.parametrize("name", ["guide", "batch"])
+def test_columns_of_one_name(cells, name):
+    """An error if the column is used; other columns of one name, in obs or var, do no harm."""
+    cells.obs["more"] = "x"
+    cells.obs.columns = ["guide", "batch", name]
+    cells.var["a"], cells.var["b"] = 1, 2
+    cells.var.columns = ["a", "a"]
+    if name == "guide":
+        with pytest.raises(DataError, match=r"obs has 2 columns called 'guide'. Rename or remove all but one"):
+            fit(cells, "sams_vae_corr", **HOW, layer="counts", progress=False, **SMALL, **SHORT)
+    else:
+        fit(cells, "sams_vae_corr", **HOW, layer="counts", progress=False, **SMALL, **SHORT | {"steps": 2})
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**63, 10**400])
+def test_a_seed_that_no_generator_takes(cells, seed):
+    with pytest.raises(ConfigError, match=r"seed: .* is not allowed; .* (at most|or less)"):
+        fit(cells, "sams_vae_corr", **HOW, layer="counts", progress=False, seed=seed, **SMALL, **SHORT)
+
+
+def test_the_largest_seed_trains(cells):
+    seed = 2**32 - 1
+    fit(cells, "sams_vae_corr", **HOW, layer="counts", progress=False, seed=seed, **SMALL, **SHORT | {"steps": 2})
+
+
 def test_repr(fitted):
     assert repr(fitted) == "Fitted(sams_vae_corr: 9 genes, 4 perturbations, encoding 'sum')"
 

@@ -243,6 +243,14 @@ def test_labels_that_may_be_mistakes_are_warned_about(tmp_path, caplog):
     assert "looks like" not in caplog.text
 
 
+def test_a_control_that_no_cell_has_is_said_once(tmp_path, caplog):
+    with pytest.raises(DataError, match=r"has no control cell .'controll'.. Did you mean 'ctrl'"):
+        run(small(), tmp_path, control="controll")
+    assert "controll" not in caplog.text
+    run(small(), tmp_path, control=["ctrl", "controll"])
+    assert "no cell has the control label 'controll'" in caplog.text
+
+
 def test_every_label_of_the_control_is_kept(tmp_path):
     """A user may ask a trained model for the control by another of its labels."""
     run(small(), tmp_path)

@@ -43,6 +43,12 @@ def test_messages_and_warnings_go_to_the_log(tmp_path, root):
     assert "INFO step 7" in log and "beware" in log and "Traceback" not in log
 
 
+def test_fonts_are_not_in_the_log(tmp_path, root):
+    body = "import logging\nlog = logging.getLogger('fontTools.subset')\nlog.info('info')\nlog.warning('warning')"
+    log = finished(body, tmp_path, root)[2]
+    assert "WARNING warning" in log and "info" not in log
+
+
 @pytest.mark.parametrize("kind", ["ConfigError", "DataError", "CheckpointError", "NumericalError", "DownloadError"])
 def test_a_user_error_is_one_sentence(tmp_path, root, kind):
     body = f"from samsvae.errors import {kind}\nraise {kind}('cells.tsv: no column \\'split\\', 100 % wrong.')"

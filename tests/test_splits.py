@@ -113,6 +113,16 @@ def test_held_out_conditions_are_all_test(norman):
         splits.held_out(norman, ["G33"])
 
 
+@pytest.mark.parametrize(("name", "meant"), [("A2+ctrl", "A"), ("ctrl+A2", "A"), ("ctr", None), ("A2", "A")])
+def test_no_suggestion_holds_out_the_control(name, meant):
+    obs = pd.DataFrame({"condition": ["ctrl", "A", "A+B", "Q"] * 5}, index=[f"c{i}" for i in range(20)])
+    obs.attrs["controls"] = ["ctrl", "NT"]
+    with pytest.raises(ConfigError, match="no cell has the condition") as error:
+        splits.make_split(obs, kind="held_out", conditions=[name], separator="+")
+    assert "ctrl" not in str(error.value).removeprefix(f"no cell has the condition {name!r}.")
+    assert (f"Did you mean {meant!r}?" in str(error.value)) == (meant is not None)
+
+
 def test_held_out_combinations_of_a_perturbation(norman):
     pairs = sorted({c for c in norman["condition"] if "G1" in c.split("+") and c != "G1"})
     assert len(pairs) > 2

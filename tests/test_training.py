@@ -104,6 +104,31 @@ def test_two_perturbations_per_cell_are_rejected_if_they_shift_the_prior_mean():
         train(model("svae_plus"), *halves(pairs=True), FAST)
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"likelihood": "normal"}, True),
+        ({"likelihood": "normal_fixed", "input": "log"}, True),
+        ({"likelihood": "nb", "input": "standardise"}, True),
+        ({"likelihood": "normal", "input": "standardise"}, False),
+        ({"likelihood": "normal", "input": "none"}, False),
+    ],
+)
+def test_negative_values_need_a_normal_likelihood_and_an_input_without_logarithm(changes, refused):
+    made = screen(pairs=False)
+    made = replace(made, counts=np.random.default_rng(0).normal(size=made.counts.shape).astype(np.float32))
+    parts = [cells_of(made, part, encode(made, "sum")) for part in (np.arange(120) < 80, np.arange(120) >= 80)]
+    net = model("sams_vae_mf", **changes)
+    net.fit_inputs(parts[0])
+    if refused:
+        with pytest.raises(
+            ConfigError, match=f"likelihood: '{changes['likelihood']}' with input: .*input: standardise"
+        ):
+            train(net, *parts, FAST)
+    else:
+        train(net, *parts, replace(FAST, steps=2))
+
+
 def test_every_step_plate_and_penalty_by_hand():
     parts = halves(pairs=False)
     net, batch = model("svae_plus", mask_logit_init=0.7), parts[0].batch(slice(0, 10))

@@ -102,6 +102,13 @@ def test_a_wrong_configuration_is_one_sentence(root, tmp_path, change, said):
     assert said in text and "Traceback" not in text
 
 
+def test_a_fault_that_snakemake_does_not_see_is_one_sentence_with_its_line(root, tmp_path):
+    """Snakemake itself would take the last of two equal keys."""
+    (tmp_path / "twice.yaml").write_text("title: a\ndevice: cpu\ntitle: b\n")
+    text = snakemake(root, tmp_path, "--dry-run", config=tmp_path / "twice.yaml", ok=False)
+    assert "twice.yaml, line 3: the key 'title' is given twice (also in line 1)" in text and "Traceback" not in text
+
+
 def test_a_new_address_does_not_download_a_source_again(root, tmp_path):
     """A mirror added after the download changes nothing; a new checksum means a new file."""
     (tmp_path / "served").mkdir()

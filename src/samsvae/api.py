@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anndata as ad
 import numpy as np
@@ -37,7 +37,7 @@ from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names,
 from samsvae.models.model import Model
 from samsvae.models.start import initialise
 from samsvae.ops.device import usable
-from samsvae.screens.custom import screen_of
+from samsvae.screens.custom import check_adata, screen_of
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import LABELS as SPLIT_LABELS
 from samsvae.screens.splits import three_ways
@@ -139,7 +139,9 @@ class Fitted:
         _check_positive(library=library)
         if conditions is None:
             conditions = self.perturbations
-        asked = [as_text(each) for each in ([conditions] if isinstance(conditions, LABELS) else conditions)]
+        if isinstance(conditions, LABELS) or not isinstance(conditions, Iterable):
+            conditions = [cast(Label, conditions)]
+        asked = [as_text(each) for each in conditions]
         if not asked:
             raise ConfigError("conditions: the list is empty; pass labels or lists of perturbations.")
         names = Names(self.checkpoint)
@@ -247,6 +249,7 @@ def fit(
     seed = training_settings.get("seed", TrainingConfig.seed)
     device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
+    check_adata(adata)
     with _log_on_stderr(progress):
         parts = None if options.get("genes_split") else _split(adata.obs, split, seed)
         screen = screen_of(

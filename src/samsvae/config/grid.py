@@ -18,10 +18,10 @@ from samsvae.config.run_ids import make_id, order_axes
 from samsvae.config.screens import SCALAR, CustomOptions, ScreenConfig, SplitConfig
 from samsvae.config.study import Study
 from samsvae.config.training import TrainingConfig
-from samsvae.config.validate import build, checked, checked_fields, field_names, plain
+from samsvae.config.validate import build, check_path, checked, checked_fields, field_names, plain
 from samsvae.config.vocabulary import ENCODINGS
 from samsvae.config.zoo import row
-from samsvae.errors import ConfigError, nearest
+from samsvae.errors import ConfigError, nearest, quoted
 
 #: Kinds of splits that the filter of a screen can make, because they need no column of another screen.
 SPLIT_IN_FILTER = ("random", "held_out", "file")
@@ -96,11 +96,11 @@ def _check_compared(found: list[Run], compared: dict[str, SCALAR], where: str, k
     """ConfigError for an unknown axis, or if the grid has the axis and none of the runs that are left has the value."""
     for axis, value in compared.items():
         if axis not in known:
-            raise ConfigError(f"{where}: unknown axis {axis!r}.{nearest(axis, sorted(known))}")
+            raise ConfigError(f"{where}: unknown axis {quoted(axis)}.{nearest(axis, sorted(known))}")
         left = restrict(found, {axis: value})
         if not left:
             values = {settings[axis] for settings in grid_table(found)}
-            raise ConfigError(f"{where}.{axis}: no run has {value!r}.{nearest(value, sorted(values, key=str))}")
+            raise ConfigError(f"{where}.{axis}: no run has {quoted(value)}.{nearest(value, sorted(values, key=str))}")
         found = left
 
 
@@ -108,7 +108,7 @@ def _check_block(block: dict[str, Any], where: str, known: set[str]) -> None:
     """ConfigError for an unknown axis, an empty list or a missing model."""
     for key in block:
         if key not in known:
-            raise ConfigError(f"{where}: unknown axis {key!r}.{nearest(key, sorted(known))}")
+            raise ConfigError(f"{where}: unknown axis {quoted(key)}.{nearest(key, sorted(known))}")
         if isinstance(block[key], list | tuple) and not block[key]:
             raise ConfigError(f"{where}.{key}: the list is empty, so the block has no runs. Give at least one value.")
     if "model" not in block:
@@ -121,6 +121,8 @@ def _combinations(block: dict[str, Any], where: str) -> typing.Iterator[tuple[di
     axes.setdefault("model", [block["model"]])
     if "checkpoint" in block:  # always in the id, to tell imported weights from trained ones
         axes["checkpoint"] = checked(block["checkpoint"], tuple[str, ...], f"{where}.checkpoint")
+        for path in axes["checkpoint"]:
+            check_path(f"{where}.checkpoint", path)
     fixed = {key: value for key, value in block.items() if key not in axes}
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
@@ -153,9 +155,11 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, section
     model_given = {**experiment.model, **model.model, **picked("model")}
     training_given = {**experiment.training, **model.training, **picked("training")}
     by_size = (first_fit.MODEL_BY_SIZE | first_fit.TRAINING_BY_SIZE).keys() - {*model_given, *training_given}
+    config = build(ModelConfig, own_model | model_given, where)
+    training = build(TrainingConfig, own_training | training_given, where)
     encoding = settings.get("encoding", "sum")
     if encoding not in ENCODINGS:
-        raise ConfigError(f"{where}.encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
+        raise ConfigError(f"{where}.encoding: {quoted(encoding)} is not known.{nearest(encoding, ENCODINGS)}")
     axes = {key: chosen[key] for key in order_axes(chosen) if key != "model"}
     # names of data and splits also contain a block's scalars, so that files with one name have one content
     of_data, of_split = (
@@ -168,8 +172,8 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, section
         dataset=make_id(experiment.screen, of_data, where),
         split=make_id(name_of_split, of_split, where),
         encoding=encoding,
-        model=build(ModelConfig, own_model | model_given, where),
-        training=build(TrainingConfig, own_training | training_given, where),
+        model=config,
+        training=training,
         screen=replace(screen, options=plain(options)),
         split_config=split,
         axes=axes,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 
 from samsvae.config.screens import SCALAR
-from samsvae.errors import ConfigError
+from samsvae.errors import ConfigError, quoted
 
 #: Axes in the order of a run's id, each with its word in the id. Any other axis comes first, under its own name.
 WORDS = {
@@ -26,13 +26,19 @@ WORDS = {
     "seed": "seed",
 }
 
+#: The longest name in bytes; file systems allow 255 with the endings of our files.
+LONGEST = 200
+
 
 def make_id(first: str, values: Mapping[str, SCALAR], where: str) -> str:
     """``first``, then a word and a value for each axis, joined by '-': the id of a run, or the name of its data.
 
     ConfigError if a value cannot be part of a file name.
     """
-    return "-".join([first, *(_part(key, values[key], where) for key in order_axes(values))])
+    made = "-".join([first, *(_part(key, values[key], where) for key in order_axes(values))])
+    if len(made.encode()) > LONGEST:
+        raise ConfigError(f"{where}: the name {quoted(made)} is too long for a file. Use shorter values or fewer axes.")
+    return made
 
 
 def order_axes(axes: Iterable[str]) -> list[str]:
@@ -44,9 +50,9 @@ def order_axes(axes: Iterable[str]) -> list[str]:
 def _part(axis: str, value: SCALAR, where: str) -> str:
     if axis == "checkpoint":
         return f"{WORDS[axis]}{re.sub(r'[^A-Za-z0-9_.]+', '_', PurePath(str(value)).stem)}"
-    if "/" in str(value):
+    if not re.fullmatch(r"[\w.,:+-]*", str(value)):
         raise ConfigError(
-            f"{where}.{axis}: {value!r} is not allowed in a grid, because its values become parts of file names "
-            "and may not contain '/'."
+            f"{where}.{axis}: {quoted(value)} is not allowed in a grid, because its values become parts of file names. "
+            "Allowed: letters, digits and _ . , : + -."
         )
     return f"{WORDS.get(axis, axis)}{value}"

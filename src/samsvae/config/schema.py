@@ -8,7 +8,7 @@ import typing
 from typing import Any, Literal
 
 from samsvae.config.study import Study
-from samsvae.config.validate import type_hints
+from samsvae.config.validate import ANCHORS, type_hints
 
 
 def schema(cls: type = Study) -> dict[str, Any]:
@@ -42,6 +42,8 @@ def _schema_of(hint: Any) -> dict[str, Any]:
             elif item.default_factory is dataclasses.MISSING:
                 required.append(item.name)
         text = {"description": " ".join((hint.__doc__ or "").split())}
-        return {"type": "object", **text, "properties": properties, "required": required, "additionalProperties": False}
+        keys = {"properties": properties, "patternProperties": {f"^{ANCHORS}": {}}, "required": required}
+        found = {"type": "object", **text, **keys, "additionalProperties": False}
+        return {"anyOf": [{"type": "string"}, found]} if hasattr(hint, "SHORT") else found
     names = {int: "integer", float: "number", str: "string", bool: "boolean", types.NoneType: "null"}
     return {"type": names[hint]}

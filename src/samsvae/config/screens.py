@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 import types
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from samsvae.config.validate import at_least, build, plain
-from samsvae.errors import ConfigError
+from samsvae.config.validate import at_least, build, check_path, plain
+from samsvae.errors import ConfigError, quoted
 
 SCALAR = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a screen comes from: a local ``path``, a verified download from ``urls``, or a synthetic ``miniature``."""
+    """Where a screen comes from: a local ``path``, a verified download from ``urls``, or a synthetic ``miniature``.
+
+    A text stands for a ``path``.
+    """
+
+    SHORT: ClassVar[str] = "path"
 
     path: str | None = None
     urls: tuple[str, ...] = ()
@@ -28,6 +33,7 @@ class Source:
     def __post_init__(self):
         if self.path is None and self.miniature is None and not self.urls:
             raise ConfigError("source: give one of path, urls or miniature.")
+        check_path("path", self.path)
         at_least(1, self, "size")
         if self.sort == "urls" and not (self.checksum and self.size):
             raise ConfigError("source: a download needs its size and its checksum (md5:... or sha256:...).")
@@ -35,7 +41,8 @@ class Source:
             raise ConfigError("source: a checksum also needs the size.")
         if self.checksum and not re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum.lower()):
             raise ConfigError(
-                f"source: the checksum {self.checksum!r} is not valid. Allowed: md5:(32 digits), sha256:(64 digits)."
+                f"source: the checksum {quoted(self.checksum)} is not valid. "
+                "Allowed: md5:(32 digits), sha256:(64 digits)."
             )
 
     @property
@@ -108,6 +115,9 @@ class NormanOptions:
 
     genes: str | None = None
 
+    def __post_init__(self):
+        check_path("genes", self.genes)
+
     @property
     def tables(self) -> list[str]:
         """The files that the filter reads in addition to the counts."""
@@ -134,6 +144,13 @@ class CustomOptions:
     keep_obs: tuple[str, ...] | None = None
 
     def __post_init__(self):
+        if not self.control or "" in self.control:
+            listed = quoted(list(self.control))
+            raise ConfigError(f"control: {listed} is not allowed. Allowed: one or more labels, none of them empty.")
+        for name in ("annotation", "cell_table", *(["genes"] if isinstance(self.genes, str) else [])):
+            check_path(name, getattr(self, name))
+        if self.separator.splitlines() not in ([], [self.separator]):
+            raise ConfigError(f"separator: {quoted(self.separator)} is not allowed: it has a line break.")
         at_least(0, self, "min_cells")
         if isinstance(self.genes, int):
             at_least(1, self, "genes")
@@ -210,6 +227,7 @@ class SplitConfig:
     split_seed: int = 0
 
     def __post_init__(self):
+        check_path("path", self.path)
         at_least(0, self, "split_seed")
         for name in ("test_fraction", "val_fraction", "fraction", "test_pairs"):
             if not 0.0 <= getattr(self, name) <= 1.0:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.config.screens import SCALAR, ScreenConfig, SplitConfig
-from samsvae.config.validate import at_least, field_names
+from samsvae.config.validate import at_least, check_path, field_names
 from samsvae.config.zoo import row
-from samsvae.errors import ConfigError, nearest
+from samsvae.errors import ConfigError, nearest, quoted
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ class PathVars:
     benchmarks: str = "<results>/benchmarks"
 
     def __post_init__(self):
-        for name in field_names(PathVars):
-            if not getattr(self, name):
-                raise ConfigError(f"{name}: '' is not allowed; it must name a folder.")
+        for name in field_names(PathVars):  # Snakemake takes {x} for a wildcard, and <x> for another folder
+            path = getattr(self, name)
+            check_path(name, path if name == "results" else path.replace("<results>", "r"), refused="{}<>$*?")
 
     def folder(self, name: str) -> str:
         """The path of the folder with this name."""
@@ -70,10 +72,22 @@ class Study:
         if not self.checkpoint_minutes > 0:
             raise ConfigError(f"checkpoint_minutes: {self.checkpoint_minutes} is not allowed; it must be above 0.")
         at_least(1, self, "jobs_per_gpu", "runs_per_job")
+        _check_names("settings", self.settings, "-_")
+        _check_names("screens", self.screens, "-_.")
         if not self.experiments:
             raise ConfigError(f"experiments: none is listed.{nearest('', self.settings)}")
         for name in self.experiments:
             if name not in self.settings:
-                raise ConfigError(f"experiments: no settings for {name!r}.{nearest(name, self.settings)}")
+                raise ConfigError(f"experiments: no settings for {quoted(name)}.{nearest(name, self.settings)}")
             if (screen := self.settings[name].screen) not in self.screens:
-                raise ConfigError(f"settings.{name}.screen: unknown {screen!r}.{nearest(screen, self.screens)}")
+                raise ConfigError(f"settings.{name}.screen: unknown {quoted(screen)}.{nearest(screen, self.screens)}")
+
+
+def _check_names(where: str, names: Iterable[str], also: str) -> None:
+    """ConfigError if one of the names cannot be part of the name of a file, with letters, digits and ``also``."""
+    for name in names:
+        if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9{re.escape(also)}]{{0,99}}", name):
+            raise ConfigError(
+                f"{where}: {quoted(name)} is not allowed as a name. Allowed: up to 100 letters, digits and "
+                f"{' '.join(also)}, with a letter or digit first."
+            )

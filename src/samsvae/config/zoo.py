@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from samsvae.errors import ConfigError, nearest
+from samsvae.errors import ConfigError, nearest, quoted
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,5 @@ TABLE_1 = tuple(list(ROWS)[:8])
 def row(name: str) -> Row:
     """The row with this name; ConfigError suggests the closest name if there is none."""
     if not isinstance(name, str) or name not in ROWS:
-        raise ConfigError(f"model: {name!r} is not a known model.{nearest(str(name), ROWS)}")
+        raise ConfigError(f"model: {quoted(name)} is not a known model.{nearest(name, ROWS)}")
     return ROWS[name]

@@ -19,7 +19,7 @@ import pandas as pd
 from samsvae.config.first_fit import GENES
 from samsvae.config.screens import CustomOptions
 from samsvae.config.validate import build
-from samsvae.errors import ConfigError, DataError, some
+from samsvae.errors import ConfigError, DataError, quoted, some
 from samsvae.screens.counts import BLOCK_BYTES, Counts
 from samsvae.screens.genes import gene_positions, most_variable, read_names
 from samsvae.screens.labels import conditions_of, obs_column
@@ -52,6 +52,7 @@ def screen_of(adata: ad.AnnData, *, genes_on: np.ndarray | None = None, **option
     `genes_on` (n,) bool: the cells on which genes are selected, by default those of genes_split, or else all. DataError
     and ConfigError as in `filter_screen`.
     """
+    check_adata(adata)
     source, chosen = "the AnnData", check_options(options)
     adata = adata.to_memory() if adata.isbacked else adata
     data, obs, var = parts_of(adata, chosen.counts, source)
@@ -59,6 +60,13 @@ def screen_of(adata: ad.AnnData, *, genes_on: np.ndarray | None = None, **option
     screen.X = data.read(rows, cols)
     check_screen(screen, source)
     return screen
+
+
+def check_adata(adata: object) -> None:
+    """ConfigError if this is no AnnData, such as the path of one."""
+    if not isinstance(adata, ad.AnnData):
+        read = f"anndata.read_h5ad({quoted(str(adata))})" if isinstance(adata, str | Path) else "an AnnData"
+        raise ConfigError(f"adata: {quoted(adata)} is not an AnnData in memory; pass {read}.")
 
 
 def check_options(options: Mapping) -> CustomOptions:
@@ -146,9 +154,6 @@ def select(
 
 def _check_selection(options: CustomOptions) -> str | int | list[str]:
     """The option genes as in `_check_genes`; ConfigError for options that do not go together."""
-    controls = list(options.control)
-    if not controls or "" in controls:
-        raise ConfigError(f"control: {controls!r} is not allowed; allowed: one or more labels, none of them empty.")
     genes = _check_genes(options.genes)
     if options.genes_split is not None and genes != "auto" and not isinstance(genes, int):
         raise ConfigError(
@@ -240,7 +245,7 @@ def _rare_cells(condition: np.ndarray, zero: np.ndarray, options: CustomOptions,
         )
     if control in few.index:
         raise DataError(
-            f"{where} has {few[control]} cells of the control {control!r}, fewer than min_cells = "
+            f"{where} has {few[control]} cells of the control {quoted(control)}, fewer than min_cells = "
             f"{options.min_cells}; the control cannot be dropped. Lower min_cells."
         )
     perturbed = sizes.drop(control)
@@ -249,7 +254,7 @@ def _rare_cells(condition: np.ndarray, zero: np.ndarray, options: CustomOptions,
     if len(few) == len(perturbed):
         raise DataError(
             f"{where} has no perturbed condition with min_cells = {options.min_cells} cells or more; the largest is "
-            f"{perturbed.idxmax()!r} ({perturbed.max()}). Lower min_cells."
+            f"{quoted(str(perturbed.idxmax()))} ({perturbed.max()}). Lower min_cells."
         )
     return np.isin(condition, list(few.index)) & ~zero, len(few)
 

@@ -44,14 +44,16 @@ def conditions_of(obs: pd.DataFrame, options: CustomOptions, source: str | Path)
         raise DataError(f"{where} has combinations with an empty part (separator {separator!r}): {some(odd)}.")
     names = {name: _canonical(name, parts, separator, controls) for name, parts in split.items()}
     condition = label.map(names).to_numpy(object)
-    if unused := [name for name in controls if name not in names]:
-        log.warning("%s: no cell has the control label %s", where, some(unused))
     if controls[0] not in condition:
         raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], sorted(names))}")
+    if unused := [name for name in controls if name not in names]:
+        log.warning("%s: no cell has the control label %s", where, some(unused))
 
     _warn_of_doubtful_names(label.value_counts(), split, controls, where)
     if separator and not any(separator in name for name in split):
         log.warning("%s: no label contains the separator %r, so there are no combinations", where, separator)
+    if not separator:
+        _warn_of_combinations(set(names), where)
     parts_of = [members(name, separator, controls[0]) for name in set(names.values())]
     alone = {parts[0] for parts in parts_of if len(parts) == 1}
     if never := sorted({part for parts in parts_of if len(parts) > 1 for part in parts} - alone):
@@ -80,6 +82,18 @@ def _warn_of_doubtful_names(
     ):
         if found := [f"{name} ({n} cells)" for name, n in sorted(cells.items()) if name.lower() in alike]:
             log.warning("%s: %s: treated as a perturbation, but looks like %s", where, some(found), what)
+
+
+def _warn_of_combinations(labels: set[str], where: str) -> None:
+    """Warn about labels such as 'A|B' next to 'A' and 'B': without a separator they are perturbations of their own."""
+    for separator in "+|&,;:/_-":
+        joined = sorted(name for name in labels if separator in name)
+        if found := [name for name in joined if all(part.strip() in labels for part in name.split(separator))]:
+            log.warning(
+                "%s: %s look like combinations of other labels, but no separator is set, so they are perturbations of "
+                "their own. For combinations set separator: %s",
+                *(where, some(found), f'"{separator}"'),
+            )
 
 
 def _canonical(label: str, parts: Sequence[str], separator: str, controls: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from samsvae.config.vocabulary import SPLITS
-from samsvae.errors import ConfigError, DataError, nearest, some
+from samsvae.errors import ConfigError, DataError, nearest, quoted, some
 from samsvae.files import write_frame
 from samsvae.screens.screen import text_of
 from samsvae.screens.user_tables import read_user_table
@@ -105,7 +105,9 @@ def held_out(
     ConfigError for a condition or perturbation that the screen does not have, or a fraction outside 0 to 1.
     """
     known = sorted(set(text_of(obs["condition"])))
-    out = [_find_condition(name, known, separator, obs.attrs.get("controls", ())) for name in conditions]
+    controls = obs.attrs.get("controls", ())
+    perturbed = [name for name in known if name not in controls]  # the control is no suggestion of what to hold out
+    out = [_find_condition(name, known, separator, controls, perturbed) for name in conditions]
     parts = {name: name.split(separator) for name in known if separator and separator in name}
     if combinations_of and not parts:
         raise ConfigError("combinations_of: not allowed, because the screen has no combinations.")
@@ -120,7 +122,9 @@ def held_out(
     return _table(obs, train=train, val=val, test=np.concatenate([test, np.flatnonzero(is_out)]))
 
 
-def _find_condition(condition: str, known: Sequence[str], separator: str, controls: Sequence[str]) -> str:
+def _find_condition(
+    condition: str, known: Sequence[str], separator: str, controls: Sequence[str], suggested: Sequence[str]
+) -> str:
     """The condition in `known` that a user names; its parts may be in any order, with control labels among them.
 
     As in the labels of the source, with controls ['ctrl', 'NT'] 'B+ctrl+A' means 'A+B', and 'NT' means 'ctrl'.
@@ -133,7 +137,7 @@ def _find_condition(condition: str, known: Sequence[str], separator: str, contro
     for name in (condition, ordered, without):
         if name in known:
             return name
-    raise ConfigError(f"no cell has the condition {condition!r}.{nearest(condition, known)}")
+    raise ConfigError(f"no cell has the condition {quoted(condition)}.{nearest(without, suggested)}")
 
 
 def given(obs: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +258,7 @@ def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd
     if key == "condition":
         known, controls = sorted(set(text_of(obs["condition"]))), obs.attrs.get("controls", ())
         try:
-            names = names.map(lambda name: _find_condition(name, known, separator, controls))
+            names = names.map(lambda name: _find_condition(name, known, separator, controls, known))
         except ConfigError as error:
             raise DataError(f"{path}: column 'condition': {error}") from None
     if names.duplicated().any():

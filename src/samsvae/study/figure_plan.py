@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -151,19 +150,7 @@ class FigurePlan:
         )
 
     def _check_names(self) -> None:
-        """ConfigError if a name cannot be part of file names, or one of an experiment is already a target or folder."""
-        for name in self.experiments:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise ConfigError(
-                    f"experiments: {name!r} is not allowed as a name. Allowed: letters, digits, '-' and '_', with a "
-                    "letter or digit first."
-                )
-        for name in set(self.plan.screens.values()):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-                raise ConfigError(
-                    f"screens: {name!r} is not allowed as a name. Allowed: letters, digits, '-', '_' and '.', with a "
-                    "letter or digit first."
-                )
+        """ConfigError if the name of an experiment, or of one of its figures, is already a target or folder."""
         figures = {f"{experiment}_{figure}": experiment for experiment, figure in self.every()}
         taken = {*RESERVED, *ALIASES}
         if clash := sorted({*taken, *figures}.intersection(self.experiments)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,13 @@ def alternatives(names: Iterable[str]) -> str:
     return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
 
 
+def _check_folder(name: str, folder: Path) -> None:
+    """ConfigError if a folder of outputs is a file, or is below one."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+    if not there.is_dir():
+        raise ConfigError(f"pathvars.{name}: {str(folder)!r} is not allowed: {there} is not a folder. Name another.")
+
+
 class Plan:
     """Everything the rules need to know about a study.
 
@@ -45,6 +53,8 @@ class Plan:
         self.config = config
         self.results, self.benchmarks = Path(results), Path(benchmarks)
         self.study = build(Study, config)
+        _check_folder("results", self.results)
+        _check_folder("benchmarks", self.benchmarks)
         self.runs = {name: {run.id: run for run in runs(self.study, name)} for name in self.study.experiments}
         per_job = self.study.runs_per_job
         self.batches = {name: batches(found.values(), per_job) for name, found in self.runs.items()}
@@ -57,6 +67,9 @@ class Plan:
         every = [run for found in self.runs.values() for run in found.values()]
         self.datasets: dict[str, ScreenConfig] = {run.dataset: run.screen for run in every}
         self.screens = {run.dataset: self.study.settings[run.experiment].screen for run in every}
+        for run in every:
+            if self.datasets[run.dataset] != run.screen:
+                raise ConfigError(f"screens: two data sets would be called {run.dataset!r}. Rename one of the screens.")
 
     def only(self, found: Mapping[str, Sequence[Run]]) -> Plan:
         """The same plan with only these runs, by experiment."""
@@ -85,7 +98,7 @@ class Plan:
         A run that failed in such a job gets one of its own in the next call.
         """
         if self.study.runs_per_job == 1:
-            return r"[\w.-]+"
+            return "[^/]+"
         marks = [self.mark(name, batch) for name, found in self.batches.items() for batch in found]
         return alternatives({run for mark in marks for run in failed_in(mark)})
 

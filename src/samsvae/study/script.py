@@ -67,6 +67,7 @@ def _log_to(log: Path) -> None:
         datefmt="%H:%M:%S",
         handlers=[logging.FileHandler(log, mode="w")],
     )
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs a hundred lines for each font of a PDF
     logging.captureWarnings(True)
 
 

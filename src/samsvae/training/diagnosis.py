@@ -14,13 +14,23 @@ from samsvae.models.model import Draw, Model
 from samsvae.models.noise import Noise
 from samsvae.training.objective import objective, only_own_perturbations
 
+#: Cells that are looked at together.
+CHUNK = 4096
+
 
 def check_inputs(model: Model, *splits: Cells) -> None:
-    """ConfigError if a model cannot read the dosages of the cells, or has a normal likelihood for integer counts."""
+    """ConfigError if a model cannot read the dosages or values of the cells, or is normal for integer counts."""
     if model.config.likelihood.startswith("normal") and not all(x.counts.dtype.is_floating_point for x in splits):
         raise ConfigError(
             f"likelihood: {model.config.likelihood!r} is not allowed for counts: effects are computed from "
             "log2(1 + counts per 10,000), and this likelihood can predict negative values. Allowed: 'nb', 'poisson'."
+        )
+    real = [x.counts for x in splits if x.counts.dtype.is_floating_point]
+    logs = model.config.input.startswith("log") or not model.config.likelihood.startswith("normal")
+    if logs and any((part < 0).any() for x in real for part in x.split(CHUNK)):
+        raise ConfigError(
+            f"likelihood: {model.config.likelihood!r} with input: {model.config.input!r} is not allowed for a screen "
+            "with negative values. Set likelihood: normal (or normal_fixed) and input: standardise (or none)."
         )
     if model.config.effect != "prior_mean":
         return
