@@ -199,6 +199,15 @@ def test_settings_of_a_run_reach_its_script_unchanged(configuration):
         assert (plain["run"], plain["model"], plain["encoding"]) == (run.id, run.row, run.encoding)
 
 
+def test_new_settings_enter_the_settings_of_a_run_only_if_they_are_set(configuration):
+    """A run that does not set them keeps its digest."""
+    run = runs(build(Study, configuration("config.yaml", "demo.yaml")), "simulation_svae")[0]
+    assert not {"last_batch", "drop_below"} & set(run_settings(run)["training"])
+    changed = {"last_batch": "drop", "drop_below": 3}
+    training = run_settings(replace(run, training=replace(run.training, **changed)))["training"]
+    assert training == run_settings(run)["training"] | changed
+
+
 def test_data_and_splits_with_different_settings_have_different_names():
     """Also if a block sets them as scalars, because files with one name must have one content."""
     found = runs_of(

@@ -14,13 +14,15 @@ from small_model import model, screen
 
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS
+from samsvae.data import cells as data_of_cells
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, Interrupted, NumericalError
+from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.models.noise import Streams
 from samsvae.training.loop import train
 from samsvae.training.objective import objective
 from samsvae.training.optimiser import Adam
-from samsvae.training.state import Keep
+from samsvae.training.state import Keep, TrainingState
 from samsvae.training.validation import validation_loss
 
 FAST = TrainingConfig(steps=40, batch_size=32, learning_rate=1e-2, particles=2, validation_particles=2)
@@ -177,6 +179,9 @@ def test_a_beta_guide_of_the_mask_probability_learns():
         ("extra_share", -0.1),
         ("steps", 0),
         ("learning_rate", 0.0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", 2**70),
         ("weight_decay", -1.0),
         ("adam_beta1", 1.0),
     ],
@@ -202,6 +207,83 @@ def test_a_last_batch_of_one_cell_is_rejected_with_batch_norm():
     data = cells_of(made, np.arange(81), encode(made, "sum"))
     with pytest.raises(ConfigError, match="batch_size: 16 leaves a last batch of one of the 81"):
         train(model("vae"), data, data, replace(FAST, batch_size=16))
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "said"),
+    [(80, 1, "there is batch_size: 1"), (1, 32, "there is only one training cell"), (81, 16, "set last_batch: drop")],
+)
+def test_batch_norm_needs_two_cells_in_every_step(n, batch_size, said):
+    made = screen(121, pairs=False)
+    data = cells_of(made, np.arange(n), encode(made, "sum"))
+    with pytest.raises(ConfigError, match=said):
+        train(model("vae"), data, data, replace(FAST, batch_size=batch_size))
+
+
+def test_one_cell_is_validated_and_scored_with_batch_norm():
+    made = screen(121, pairs=False)
+    data, one = (cells_of(made, np.arange(n), encode(made, "sum")) for n in (81, 1))
+    net = model("vae")
+    result = train(net, data, one, replace(FAST, batch_size=16, last_batch="drop", drop_below=2))
+    assert np.isfinite(result.best_loss) and torch.isfinite(iwelbo(net, one, particles=3)).all()
+
+
+# ---- the last batch of an epoch ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "last"),
+    [
+        ({}, 16),
+        ({"last_batch": "drop"}, 0),
+        ({"last_batch": "drop", "drop_below": 16}, 16),
+        ({"last_batch": "drop", "drop_below": 17}, 0),
+        ({"last_batch": "drop", "batch_size": 80}, 80),
+        ({"last_batch": "drop", "batch_size": 512}, 80),  # the only batch is never left out
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_last_batch_is_kept_or_left_out(changes, last, streamed, monkeypatch):
+    if streamed:
+        monkeypatch.setattr(data_of_cells, "READ_LATE", 100)
+    parts, seen = halves(), []
+    assert parts[0].streamed == streamed
+    advance = TrainingState.advance
+    monkeypatch.setattr(
+        TrainingState, "advance", lambda run, at, *counts: seen.append(at.tolist()) or advance(run, at, *counts)
+    )
+    config = replace(FAST, **{"epochs": 3, **changes})
+    result = train(model("cpa_vae_mf"), *parts, config)
+    full = [min(config.batch_size, 80)] * (80 // config.batch_size)
+    sizes = [*full, last] if last and last < 80 else full or [80]
+    assert [len(at) for at in seen] == 3 * sizes
+    assert (result.steps, result.history[-1]["epoch"]) == (3 * len(sizes), 3)
+    epochs = [sorted(sum(seen[e * len(sizes) : (e + 1) * len(sizes)], [])) for e in range(3)]
+    assert all(len(set(epoch)) == sum(sizes) for epoch in epochs)
+    if not last:  # other cells are left out in each epoch, and all take part
+        assert len({tuple(epoch) for epoch in epochs}) == 3 and set(sum(epochs, [])) == set(range(80))
+
+
+def test_keep_and_a_last_batch_that_is_large_enough_have_the_same_bytes():
+    found = []
+    for changes in ({}, {"last_batch": "drop", "drop_below": 16}, {"last_batch": "drop"}):
+        net = model("sams_vae_mf", seed=3)
+        train(net, *halves(), replace(FAST, **changes))
+        found.append(bytes_of(net))
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"drop_below": 3}, "drop_below: needs last_batch: drop"),
+        ({"last_batch": "drop", "drop_below": 1}, r"drop_below: 1 is not allowed; it must lie in \[2, batch_size = 32"),
+        ({"last_batch": "drop", "drop_below": 33}, "drop_below: 33 is not allowed"),
+    ],
+)
+def test_drop_below_that_means_nothing(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        replace(FAST, **changes)
 
 
 def test_patience_waits_for_the_end_of_the_warm_up():
@@ -230,12 +312,15 @@ def bytes_of(net) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in net.state_dict().items()}
 
 
+LAST = {"vae": {"last_batch": "drop"}, "svae_plus_lopez": {"last_batch": "drop", "drop_below": 3}}
+
+
 @pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus_lopez", "vae"])
 def test_a_training_that_is_killed_repeatedly_ends_with_the_same_bytes(name, tmp_path):
     """With dropout, batch norm, warm-up, patience and sparse validation, killed every few steps."""
     parts = halves(pairs=pairs_for(name))
     own = {k: v for k, v in ROWS[name].training.items() if k not in ("learning_rate", "batch_size")}
-    config = replace(FAST, **own, steps=41, validation_every=2, seed=5)
+    config = replace(FAST, **own, steps=41, validation_every=2, seed=5, **LAST.get(name, {}))
 
     def fresh():
         net = model(name, seed=5)

@@ -22,6 +22,9 @@ from samsvae.config.vocabulary import ENCODINGS
 from samsvae.config.zoo import row
 from samsvae.errors import ConfigError, nearest
 
+#: Settings of a training that older versions did not have: with their defaults they leave the digest of a run as it was.
+ADDED = ("last_batch", "drop_below")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -196,4 +199,8 @@ def grid_table(runs: list[Run]) -> list[dict[str, SCALAR]]:
 def run_settings(run: Run) -> dict[str, Any]:
     """Everything that the training of a run depends on, as plain values: the params of its rule."""
     own = {"run": run.id, "model": run.row, "encoding": run.encoding}
-    return own | {"config": dataclasses.asdict(run.model), "training": dataclasses.asdict(run.training)}
+    training = dataclasses.asdict(run.training)
+    for name in ADDED:
+        if training[name] == getattr(TrainingConfig, name):
+            del training[name]
+    return own | {"config": dataclasses.asdict(run.model), "training": training}
