@@ -22,7 +22,7 @@ from samsvae.config.vocabulary import ENCODINGS
 from samsvae.config.zoo import row
 from samsvae.errors import ConfigError, nearest
 
-#: Settings of a training that older versions did not have: with their defaults they leave the digest of a run as it was.
+#: Later settings of a training: a run that does not set them keeps its digest.
 ADDED = ("last_batch", "drop_below")
 
 

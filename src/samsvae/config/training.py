@@ -62,13 +62,7 @@ class TrainingConfig:
     def __post_init__(self):
         at_least(1, self, "steps", "batch_size", "particles", "validation_particles", "validation_every")
         at_least(1, self, "epochs", "patience")
-        if self.drop_below is not None:
-            if self.last_batch != "drop":
-                raise ConfigError("drop_below: needs last_batch: drop; with last_batch: keep no cell is left out.")
-            if not 2 <= self.drop_below <= self.batch_size:
-                raise ConfigError(
-                    f"drop_below: {self.drop_below} is not allowed; it must lie in [2, batch_size = {self.batch_size}]."
-                )
+        self._check_last_batch()
         if self.objective == "iwelbo" and self.analytic_kl:
             raise ConfigError("analytic_kl: true is not allowed with objective: iwelbo, which weights single draws.")
         if self.extra_share and self.plate == "every_step":
@@ -87,3 +81,12 @@ class TrainingConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must lie in [0, 1).")
+
+    def _check_last_batch(self) -> None:
+        least = self.drop_below
+        if least is None:
+            return
+        if self.last_batch != "drop":
+            raise ConfigError("drop_below: needs last_batch: drop; with last_batch: keep no cell is left out.")
+        if not 2 <= least <= (most := self.batch_size):
+            raise ConfigError(f"drop_below: {least} is not allowed; it must lie in [2, batch_size = {most}].")

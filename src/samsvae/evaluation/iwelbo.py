@@ -18,8 +18,9 @@ from samsvae.models.model import Draw, Model
 from samsvae.models.noise import Streams
 from samsvae.ops.onednn import fast_cpu
 
-#: Most floats in an array (k, n', G): fits the cache of a CPU, or keeps a GPU busy.
-BUDGET = {"cpu": 2**20, "cuda": 2**28}
+#: Most floats in an array (k, n', G): fits the cache of a CPU, or keeps a GPU busy without filling its memory, which
+#: several jobs may share. Noise is drawn array by array, so a budget that depended on the memory would change results.
+BUDGET = {"cpu": 2**20, "cuda": 2**24}
 
 #: Most floats in an array (k, T, L).
 SHARED = 2**24

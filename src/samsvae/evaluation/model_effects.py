@@ -22,8 +22,9 @@ from samsvae.models.networks import Observed
 from samsvae.models.noise import Streams
 from samsvae.ops.onednn import fast_cpu
 
-#: Most floats in an array (s, c, G): enough to hide the cost of calls.
-BUDGET = {"cpu": 2**22, "cuda": 2**28}
+#: Most floats in an array (s, c, G): enough to hide the cost of calls. Noise is drawn array by array, so a budget that
+#: depended on the free memory would change results.
+BUDGET = {"cpu": 2**22, "cuda": 2**24}
 
 
 def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:

@@ -60,7 +60,7 @@ def train(
         try:
             return _train(model, train_cells, val_cells, config, genes, keep, report_every, clock)
         except NotCaptured as error:
-            log.warning("%s Starting again with capture: never, which is slower and gives the same results.", error)
+            log.warning("%s Starting again with capture: never, as all later trainings of this process do.", error)
         model.load_state_dict(initial)
         never = replace(config, capture="never")
         return _train(model, train_cells, val_cells, never, genes, keep, report_every, clock)
