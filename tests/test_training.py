@@ -18,6 +18,8 @@ from samsvae.data import cells as data_of_cells
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, Interrupted, NumericalError
 from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.evaluation.model_effects import condition_means, effect_draws, sample
+from samsvae.models.model import Model
 from samsvae.models.noise import Streams
 from samsvae.training.loop import train
 from samsvae.training.objective import objective
@@ -290,6 +292,87 @@ def test_patience_waits_for_the_end_of_the_warm_up():
     config = replace(FAST, steps=60, learning_rate=1e-6, warmup_epochs=15, patience=2)  # nothing gets better
     result = train(model("cpa_vae_mf"), *halves(), config)
     assert result.history[-1]["epoch"] > 15
+
+
+# ---- extremes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "others"), [(10.0, {}), (1e30, {"rate_mask": 0.5, "rate_embedding": 2.0})])
+@pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus"])
+def test_rates_that_are_too_high_are_named(name, rate, others):
+    parts = halves(pairs=pairs_for(name))
+    net = model(name)
+    net.fit_inputs(parts[0])
+    with pytest.raises(NumericalError) as error:
+        train(net, *parts, replace(FAST, learning_rate=rate, **others))
+    mask, embedding = (others.get(key, rate) for key in ("rate_mask", "rate_embedding"))
+    rates = f"learning_rate: {rate}, rate_mask: {mask}, rate_embedding: {embedding}"
+    assert str(error.value).endswith(f"Lower the learning rates ({rates}).")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("counts", float("nan"), "The counts of cell 'cell17' are not finite."),
+        ("library", float("nan"), "The library size of cell 'cell17' is not a number above 0."),
+    ],
+)
+def test_odd_cells_are_named_instead_of_the_rates(field, value, said):
+    parts = halves()
+    values = getattr(parts[0], field).clone().float()
+    values[17] = value
+    with pytest.raises(NumericalError) as error:
+        train(model("sams_vae_mf"), replace(parts[0], **{field: values}), parts[1], replace(FAST, batch_size=8))
+    assert str(error.value).endswith(said)
+
+
+def test_a_library_of_zero_has_finite_gradients():
+    """The mean is then the floor, whatever the logits are."""
+    parts, net = halves(), model("sams_vae_mf")
+    batch = parts[0].batch(slice(0, 10))
+    batch.library[3] = 0.0
+    loss, _ = objective(net, batch, net.draw(batch, Streams(0), 2), FAST, n_cells=80)
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139 GiB")
+
+
+@pytest.mark.parametrize("many", [10**12, 10**20])
+def test_more_particles_than_memory_are_named(many):
+    said = rf"training: there is not enough memory.*Lower particles \({many}\) or batch_size \(32\)"
+    with pytest.raises(ConfigError, match=said):
+        train(model("sams_vae_mf"), *halves(), replace(FAST, particles=many))
+    said = rf"validation: there is not enough memory.*Lower validation_particles \({many}\) or batch_size \(32;"
+    with pytest.raises(ConfigError, match=said):
+        train(model("sams_vae_mf"), *halves(), replace(FAST, steps=2, validation_particles=many))
+
+
+def test_a_full_gpu_is_named_in_training_and_scores(monkeypatch):
+    parts, net = halves(), model("sams_vae_mf").eval()
+    members = np.array([[0, 4]])
+    with pytest.raises(
+        ConfigError, match=r"effects: there is not enough memory for an array of \d+ bytes. Lower draws"
+    ):
+        effect_draws(net, members, against=np.array([4, 4]), draws=10**8, cells=10**5)
+    for name in ("draw", "draw_shared", "predict"):
+        monkeypatch.setattr(Model, name, lambda *a, **k: (_ for _ in ()).throw(FULL))
+    for work, call in {
+        "training": lambda: train(net, *parts, FAST),
+        "IWELBO": lambda: iwelbo(net, parts[1]),
+        "effects": lambda: condition_means(net, members),
+        "samples": lambda: sample(net, members, samples=5),
+    }.items():
+        with pytest.raises(ConfigError, match=f"^{work}: there is not enough memory for an array of 20.00 MiB. [A-Z]"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["svae_plus_lopez", "sams_vae_corr"])
+def test_the_largest_seed_trains(name):
+    """numpy's and scikit-learn's seeds have 32 bits, torch's 64."""
+    parts, most = halves(pairs=pairs_for(name)), 2**32 - 1
+    assert train(model(name, seed=most), *parts, replace(FAST, steps=3, seed=most)).steps == 3
 
 
 # ---- interrupted and resumed ---------------------------------------------------------------------------------------

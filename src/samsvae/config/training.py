@@ -83,10 +83,10 @@ class TrainingConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must lie in [0, 1).")
 
     def _check_last_batch(self) -> None:
-        least = self.drop_below
+        least, most = self.drop_below, self.batch_size
         if least is None:
             return
         if self.last_batch != "drop":
             raise ConfigError("drop_below: needs last_batch: drop; with last_batch: keep no cell is left out.")
-        if not 2 <= least <= (most := self.batch_size):
+        if not 2 <= least <= most:
             raise ConfigError(f"drop_below: {least} is not allowed; it must lie in [2, batch_size = {most}].")

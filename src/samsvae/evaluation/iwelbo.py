@@ -16,6 +16,7 @@ from torch import Tensor
 from samsvae.data.cells import Cells
 from samsvae.models.model import Draw, Model
 from samsvae.models.noise import Streams
+from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu
 
 #: Most floats in an array (k, n', G): fits the cache of a CPU, or keeps a GPU busy without filling its memory, which
@@ -30,6 +31,11 @@ PARTICLES = 64
 
 
 @torch.no_grad()
+@memory_for(
+    "IWELBO",
+    "It needs little and no more for more particles, so other work fills the memory: end it, "
+    "or on a GPU lower jobs_per_gpu.",
+)
 @fast_cpu
 def iwelbo(
     model: Model,

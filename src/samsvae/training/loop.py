@@ -21,6 +21,7 @@ from samsvae.data.streaming import batches
 from samsvae.errors import ConfigError, Interrupted
 from samsvae.models.model import Model, dropout_from
 from samsvae.ops.cuda_graphs import NotCaptured, on_one_stream
+from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu
 from samsvae.ops.precision import precision
 from samsvae.signals import stop_signals
@@ -56,7 +57,11 @@ def train(
     _check_batch_norm(model, len(train_cells), config)
     initial = copy.deepcopy(model.state_dict())
     device = train_cells.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=draws_from_torch(model, config)):
+    advice = f"Lower particles ({config.particles}) or batch_size ({config.batch_size}); on a GPU also jobs_per_gpu."
+    with (
+        memory_for("training", advice),
+        torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=draws_from_torch(model, config)),
+    ):
         try:
             return _train(model, train_cells, val_cells, config, genes, keep, report_every, clock)
         except NotCaptured as error:
