@@ -56,7 +56,7 @@ class _Slot:
         if self.on_gpu:
             self.stream = stream_of(cells.device, "copies")
             self.copied, self.free = torch.cuda.Event(blocking=True), torch.cuda.Event()
-            self.free.record()  # after earlier work that used this memory
+            self.used()  # after earlier work that used this memory
 
     def gather(self, threads: ThreadPoolExecutor, at: Tensor) -> list[Future[None]]:
         """Let threads read the cells at some positions on the host."""
@@ -78,10 +78,10 @@ class _Slot:
             with torch.cuda.stream(self.stream):
                 self.on_device[:n].copy_(self.host[:n], non_blocking=True)
                 self.copied.record()
-            torch.cuda.current_stream().wait_event(self.copied)
+            torch.cuda.current_stream(self.on_device.device).wait_event(self.copied)
         return self.on_device[:n]
 
     def used(self) -> None:
         """Free the slot once the steps launched so far are done."""
         if self.on_gpu:
-            self.free.record()
+            self.free.record(torch.cuda.current_stream(self.on_device.device))
