@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from samsvae.errors import ConfigError
 
 #: Parts of torch's messages for an array that does not fit into memory, or whose size does not fit into a number.
-TOO_LARGE = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+TOO_LARGE: tuple[str, ...] = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 TOO_LARGE += ("Overflow when unpacking long", "calculation overflowed")
 
 
