@@ -1,62 +1,67 @@
 #!/usr/bin/env bash
-# All measurements on a GPU, the most important first, within 14 minutes:
+# All checks and measurements on a GPU, the most important first, within 9 minutes:
 #
-#     OUT=gpu_day bash benchmarks/gpu_day.sh                # everything
-#     OUT=gpu_day bash benchmarks/gpu_day.sh runs compile   # only these
+#     OUT=gpu_day bash benchmarks/gpu_day.sh                     # everything
+#     OUT=gpu_day bash benchmarks/gpu_day.sh trainings compile   # only these
+#     TOY=1 bash benchmarks/gpu_day.sh                           # the same commands at a small size on a CPU
 #
-# Needs one GPU, a CUDA build of torch, and numpy. Each command has a time limit and its own log. If one fails or runs
-# out of time, the next still runs. All logs are written to $OUT (default: gpu_day). The exit status is the number of
-# commands that failed. PYTHON sets the interpreter, BUDGET the seconds for everything (840).
+# Needs one GPU, a CUDA build of torch, and numpy. Each command has a time limit; the limits add up to BUDGET (540 s).
+# If a command fails or runs out of time, the next still runs. All output is printed and kept in $OUT (default:
+# gpu_day), one log per command and all of it in summary.txt. The exit status is the number of commands that failed.
+# PYTHON sets the interpreter.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-OUT=${OUT:-gpu_day} PYTHON=${PYTHON:-python} BUDGET=${BUDGET:-840}
+OUT=${OUT:-gpu_day} PYTHON=${PYTHON:-python} BUDGET=${BUDGET:-540} TOY=${TOY:-}
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 mkdir -p "$OUT"
-exec > >(tee "$OUT/summary.txt") 2>&1
 
 chosen=" $* "
 failed=0
-# measure NAME LIMIT COMMAND...: run a command for at most LIMIT seconds, write all it prints to NAME.log, show the end
+slower=1
+# measure NAME LIMIT COMMAND...: run a command for at most LIMIT seconds; what it prints is shown and kept in NAME.log
 measure() {
-    local name=$1 limit=$2 start=$SECONDS status=0
+    local name=$1 limit=$(($2 * slower)) start=$SECONDS status=0
     shift 2
     [[ $chosen == "  " || $chosen == *" $name "* ]] || return 0
-    [ "$limit" -le $((BUDGET - SECONDS)) ] || limit=$((BUDGET - SECONDS))
-    if [ "$limit" -lt 20 ]; then
-        echo "== $name: skipped, $BUDGET s are used up"
+    [ "$limit" -le $((BUDGET - SECONDS - 3)) ] || limit=$((BUDGET - SECONDS - 3)) # 3 s to end it
+    if [ "$limit" -lt 5 ]; then
+        printf '\n== %s: skipped, %s s are used up\n' "$name" "$BUDGET"
         failed=$((failed + 1))
         return 0
     fi
     printf '\n== %s (at most %s s): %s\n' "$name" "$limit" "$*"
-    timeout --kill-after=10 "$limit" "$@" >"$OUT/$name.log" 2>&1 || status=$?
-    tail -n 40 "$OUT/$name.log"
+    timeout --kill-after=3 "$limit" "$@" 2>&1 | tee "$OUT/$name.log"
+    status=${PIPESTATUS[0]}
     echo "== $name: exit status $status after $((SECONDS - start)) s"
     [ "$status" -eq 0 ] || failed=$((failed + 1))
 }
 
-date -u
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv || echo "nvidia-smi failed: is there a GPU?"
-"$PYTHON" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda); print(torch.cuda.get_device_name())'
-
-step=("$PYTHON" benchmarks/step.py --device cuda)
-measure check 60 "${step[@]}" --check
-measure gpu 120 "$PYTHON" benchmarks/gpu.py
-measure step_replogle 80 "${step[@]}" --matmul tf32 --repeats 5
-measure step_norman 100 "${step[@]}" --matmul tf32 --repeats 3 --shape norman
-measure runs 80 "$PYTHON" benchmarks/gpu_runs.py
-measure together 140 "$PYTHON" benchmarks/gpu.py --together
-# The same under NVIDIA's MPS, if this user may start it: processes then run on the GPU at the same time.
-if command -v nvidia-cuda-mps-control >/dev/null; then
-    CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)
-    CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
-    export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
-    if nvidia-cuda-mps-control -d; then
-        measure together_mps 120 "$PYTHON" benchmarks/gpu.py --together
-        echo quit | nvidia-cuda-mps-control
-    fi
-    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+device=cuda replogle=replogle shapes="replogle norman" few=2000 times=(--repeats 3 --matmul tf32) precision=tf32
+if [ -n "$TOY" ]; then
+    slower=10 BUDGET=$((10 * BUDGET)) # a CPU may be busy
+    device=cpu replogle=toy shapes=toy few=20 times=(--repeats 1 --least 0.01) precision=float32
+    export TORCHDYNAMO_DISABLE=1 # compiling takes a minute
 fi
-measure compile 140 "$PYTHON" benchmarks/gpu.py --compile
+step=("$PYTHON" benchmarks/step.py --device "$device")
+gpu=("$PYTHON" benchmarks/gpu.py --device "$device")
+runs=("$PYTHON" benchmarks/gpu_runs.py --device "$device" --shape "$replogle" --steps "$few" --precision "$precision")
 
-printf '\n%s commands failed or were skipped; the logs are in %s\n' "$failed" "$OUT"
-exit "$failed"
+main() {
+    date -u
+    [ -n "$TOY" ] || measure machine 10 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
+    measure check 45 "${step[@]}" --shape "$replogle" --check
+    measure check_gpu 60 "${gpu[@]}" --shape $shapes --check
+    measure step_replogle 50 "${step[@]}" --shape "$replogle" "${times[@]}"
+    [ -n "$TOY" ] || measure step_norman 60 "${step[@]}" --shape norman "${times[@]}"
+    measure together 80 "${gpu[@]}" --shape "$replogle" --parts together
+    measure compile 80 "${gpu[@]}" --shape "$replogle" --parts compiled
+    measure trainings 35 "${runs[@]}" --parts trainings
+    measure evaluation 30 "${runs[@]}" --parts evaluation
+    measure kernels 25 "${runs[@]}" --parts kernels
+    measure gpu 65 "${gpu[@]}" --shape $shapes
+    printf '\n%s commands failed or were skipped; the logs are in %s\n' "$failed" "$OUT"
+    return "$failed"
+}
+
+main 2>&1 | tee "$OUT/summary.txt"
+exit "${PIPESTATUS[0]}"

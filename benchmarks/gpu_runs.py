@@ -2,11 +2,13 @@
 
     PYTHONPATH=src python benchmarks/gpu_runs.py                          # the Replogle shape
     PYTHONPATH=src python benchmarks/gpu_runs.py --shape norman --steps 500
+    PYTHONPATH=src python benchmarks/gpu_runs.py --parts kernels
     PYTHONPATH=src python benchmarks/gpu_runs.py --shape toy --device cpu # to check that it runs
 
 Needs torch and numpy only. The second training shows what a job of several runs saves: libraries are loaded and kernels
-are compiled. It uses another seed, so the losses differ; what matters is that both are finite and that the second
-training captures its steps too. Kernels are counted by torch.profiler over steps after the capture.
+are compiled. It uses another seed, so the losses differ; what matters is that both are finite (PASS or FAIL, and exit
+status 1 after a FAIL) and that the second training captures its steps too. Kernels are counted by torch.profiler over
+steps after the capture.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from checks import check, status
 from gpu import MODEL, advance, model_of, started
 from shapes import SHAPES, synthetic_screen
 from torch.autograd import DeviceType
@@ -47,13 +50,22 @@ def timed(label: str, work, device: torch.device):
     return result
 
 
-def two_trainings(name: str, cells: Cells, few: Cells, config: TrainingConfig) -> Model:
-    """Train two models one after the other, validating on a few cells; returns the second."""
-    for seed in (0, 1):
+#: What can be measured.
+PARTS = ("trainings", "evaluation", "kernels")
+
+
+def check_finite(name: str, values: np.ndarray | float) -> None:
+    check(f"{name}, numbers that are not finite", np.count_nonzero(~np.isfinite(values)), 0)
+
+
+def trainings(name: str, cells: Cells, few: Cells, config: TrainingConfig, number: int) -> Model:
+    """Train some models one after the other, validating on a few cells; returns the last."""
+    for seed in range(number):
         model = model_of(name, cells, seed)
-        label = f"training {seed + 1} of 2, {config.steps:,} steps in {config.precision}"
+        label = f"training {seed + 1} of {number}, {config.steps:,} steps in {config.precision}"
         trained = timed(label, lambda: train(model, cells, few, replace(config, seed=seed)), cells.device)  # noqa: B023
         print(f"  {trained.steps / trained.seconds:.0f} steps per second, best validation loss {trained.best_loss:.4f}")
+        check_finite(f"training {seed + 1}", trained.best_loss)
     return model.eval()
 
 
@@ -61,10 +73,11 @@ def evaluate(model: Model, cells: Cells) -> None:
     """Time the bound of some cells (K = 100) and the effects of up to 100 perturbations (2,500 samples each)."""
     bound = timed(f"IWELBO, K = 100, {len(cells):,} cells", lambda: iwelbo(model, cells, particles=100), cells.device)
     print(f"  mean {bound.double().mean().item():.4f}")
+    check_finite("IWELBO", bound.cpu().numpy())
     members = np.arange(min(100, model.n_perturbations))[:, None]
     label = f"effects of {len(members)} perturbations x 2,500 samples"
     means = timed(label, lambda: condition_means(model, members), cells.device)
-    print(f"  all finite: {np.isfinite(means).all()}")
+    check_finite("effects", means)
 
 
 def kernels(name: str, cells: Cells, config: TrainingConfig) -> None:
@@ -90,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--precision", choices=("float32", "tf32", "bf16"), default="tf32")
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     device = torch.device(options.device)
@@ -100,10 +114,14 @@ def main(arguments: list[str] | None = None) -> int:
     dosage, n = encode(screen, "sum"), len(screen.cells)
     cells, few = (cells_of(screen, np.arange(size), dosage, device) for size in (n, min(n, 1000)))
     config = replace(shape.settings(MODEL)[1], precision=options.precision, steps=options.steps)
-    evaluate(two_trainings(options.shape, cells, few, config), few)
-    with on_one_stream(device), precision(config.precision, device):
-        kernels(options.shape, cells, config)
-    return 0
+    if {"trainings", "evaluation"} & set(options.parts):
+        model = trainings(options.shape, cells, few, config, 2 if "trainings" in options.parts else 1)
+        if "evaluation" in options.parts:
+            evaluate(model, few)
+    if "kernels" in options.parts:
+        with on_one_stream(device), precision(config.precision, device):
+            kernels(options.shape, cells, config)
+    return status()
 
 
 if __name__ == "__main__":

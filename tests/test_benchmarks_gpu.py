@@ -1,8 +1,10 @@
-"""The GPU benchmark, run on a CPU: stacked runs equal single runs, and every way to share a device runs."""
+"""The GPU benchmarks, run on a CPU: checks, stacked runs, every way to share a device, and the script that runs all."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -107,23 +109,116 @@ def test_a_process_that_fails_raises(gpu):
 
 def test_rows_name_the_changed_settings(gpu):
     assert list(gpu.rows(cuda=False, compiled=False)) == ["eager", "eager, bf16"]
-    found = gpu.rows(cuda=True, compiled=True)
-    assert list(found)[:4] == ["eager", "captured", "captured, tf32", "captured, bf16"]
-    assert found["captured, bf16, compiled"] == {"precision": "bf16", "compile": True} and len(found) == 7
+    assert list(gpu.rows(cuda=True, compiled=False)) == ["eager", "captured", "captured, tf32", "captured, bf16"]
+    assert gpu.rows(cuda=True, compiled=True) == {"captured, tf32, compiled": {"precision": "tf32", "compile": True}}
 
 
-def test_a_failed_check_is_printed_and_does_not_stop(gpu, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "FAILED", [])
-    gpu.check(True, "right")
-    gpu.check(False, "wrong")
-    assert gpu.FAILED == ["wrong"] and capsys.readouterr().out == "CHECK FAILED: wrong\n"
+@pytest.fixture
+def checks(gpu, benchmark_named, monkeypatch):
+    made = benchmark_named("checks")
+    monkeypatch.setattr(made, "FAILED", [])
+    return made
 
 
-def test_two_trainings_their_evaluation_and_the_kernels(benchmark_named, capsys):
-    runs = benchmark_named("gpu_runs")
-    assert runs.main(["--shape", "toy", "--device", "cpu", "--precision", "float32", "--steps", "20"]) == 0
-    text = capsys.readouterr().out
-    assert "training 2 of 2" in text and "all finite: True" in text and "operations per step" in text
+def test_a_check_prints_its_number_and_does_not_stop(checks, capsys):
+    assert checks.check("right", 1e-5, 1e-4) and checks.status() == 0
+    assert not checks.check("wrong", 2e-4, 1e-4) and not checks.check("no number", float("nan"), 1e-4)
+    assert checks.status() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["PASS  right: 1.0e-05, allowed is 1e-04", "FAIL  wrong: 2.0e-04, allowed is 1e-04"]
+    assert lines[3:] == lines[1:3] and lines[2].startswith("FAIL  no number: nan")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_checks_come_first_and_times_follow_in_either_case(gpu, checks, wrong, monkeypatch, capsys):
+    softmax_nb = gpu.kernels.softmax_nb
+
+    def other(logits, *rest):
+        return softmax_nb(logits, *rest) + (logits.sum(-1) if logits.dtype == torch.float32 else 0.0)
+
+    if wrong:
+        monkeypatch.setattr(gpu.kernels, "softmax_nb", other)
+    monkeypatch.setattr(gpu, "timed", lambda work, device, **options: float(work() is not None))
+    assert gpu.main(["--shape", "toy", "--device", "cpu"]) == int(wrong)
+    lines = capsys.readouterr().out.splitlines()
+    at = [number for number, line in enumerate(lines) if line.startswith(("PASS", "FAIL"))]
+    times = [number for number, line in enumerate(lines) if line.startswith(("torch operations", "eager"))]
+    failed = [line for line in lines if line.startswith("FAIL")]
+    assert len(times) == 3 and sum(number < min(times) for number in at) == 4
+    assert len(failed) == 2 * len(checks.FAILED) and bool(failed) == wrong
+
+
+def test_a_captured_step_that_differs_fails_its_check(gpu, checks, monkeypatch):
+    cells = gpu.synthetic_cells("toy", torch.device("cpu"))
+    config = gpu.shared("toy", cells.device)
+    gpu.check_captured("toy", cells, config)
+    assert checks.FAILED == []
+    after_ten = gpu.after_ten
+    monkeypatch.setattr(
+        gpu, "after_ten", lambda name, cells, c: (after_ten(name, cells, c)[0] + (c.capture == "auto"), None)
+    )
+    gpu.check_captured("toy", cells, config)
+    assert len(checks.FAILED) == 1 and "a second run against eager" in checks.FAILED[0]
+
+
+def test_compiled_steps_are_checked(gpu, checks, monkeypatch):
+    """The check fails if the compiled loss is another one."""
+    cells = gpu.synthetic_cells("toy", torch.device("cpu"))
+    config, scale = gpu.shared("toy", cells.device), [1.0]
+    monkeypatch.setattr(torch, "compile", lambda f, **options: lambda *a: f(*a) * scale[0])
+    gpu.check_compiled("toy", cells, config)
+    assert checks.FAILED == []
+    scale[0] = 1.01
+    gpu.check_compiled("toy", cells, config)
+    assert len(checks.FAILED) == 1
+
+
+@pytest.mark.slow
+def test_the_gpu_day_at_a_small_size(root, tmp_path):
+    """All commands on a CPU, in their order: they pass, and everything that they print is kept."""
+    script = ["bash", str(root / "benchmarks" / "gpu_day.sh")]
+    environment = os.environ | {"TOY": "1", "OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    started = re.findall(r"== (\w+) \(at most", done.stdout)
+    names = ["check", "check_gpu", "step_replogle", "together", "compile", "trainings", "evaluation", "kernels", "gpu"]
+    assert started == names
+    assert (tmp_path / "out" / "summary.txt").read_text() == done.stdout
+    logs = {name: (tmp_path / "out" / f"{name}.log").read_text() for name in names}
+    assert all(log in done.stdout for log in logs.values())
+    assert "FAIL" not in done.stdout
+    assert [name for name in names if "PASS" not in logs[name]] == ["together", "kernels"]
+    rows = [line for line in logs["step_replogle"].splitlines() if line.startswith("| ")]
+    first = ["variant", "plain PyTorch", "samsvae, `train()`", "samsvae, `train()`, bf16", "floor"]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == first
+    assert all(float(row.split(" | ")[5].strip("| ")) > 0 for row in rows[1:4])
+    assert "training 2 of 2" in logs["trainings"] and "IWELBO, K = 100" in logs["evaluation"]
+    assert "operations per step" in logs["kernels"] and "stacked" in logs["together"]
+
+
+def test_the_gpu_day_takes_nine_minutes_at_most(root, tmp_path):
+    text = (root / "benchmarks" / "gpu_day.sh").read_text()
+    limits = [int(limit) for limit in re.findall(r"measure \w+ (\d+) ", text)]
+    budget = int(re.search(r"BUDGET:-(\d+)", text)[1])
+    assert len(limits) == 11 and sum(limits) <= budget == 540
+
+
+def test_a_command_of_the_gpu_day_that_fails_or_hangs_does_not_stop_the_rest(root, tmp_path):
+    """The stand-in for Python fails for one script and hangs for another one."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\ncase "$*" in *step.py*) exit 3;; *trainings*) sleep 60;; esac\n')
+    python.chmod(0o755)
+    script = tmp_path / "benchmarks" / "gpu_day.sh"
+    script.parent.mkdir()
+    text = (root / "benchmarks" / "gpu_day.sh").read_text()
+    script.write_text(text.replace("measure trainings 35", "measure trainings 1").replace("-lt 5 ]", "-lt 1 ]"))
+    environment = os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": str(python)}
+    command = ["bash", script, "check", "trainings", "kernels"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    ends = re.findall(r"== (\w+): exit status (\d+)", done.stdout)
+    assert ends == [("check", "3"), ("trainings", "124"), ("kernels", "0")]
+    assert "--parts kernels" in (tmp_path / "out" / "kernels.log").read_text()
 
 
 def test_every_command_of_the_gpu_day_exists(root):
@@ -132,6 +227,8 @@ def test_every_command_of_the_gpu_day_exists(root):
     assert named == {"step.py", "gpu.py", "gpu_runs.py"}
     for name in named:
         script = (root / "benchmarks" / name).read_text()
-        used = [line for line in text.splitlines() if name in line or ("${step[@]}" in line and name == "step.py")]
+        array = name.removesuffix(".py").replace("gpu_runs", "runs")
+        used = [line for line in text.splitlines() if name in line or f"${{{array}[@]}}" in line]
+        assert len(used) > 3
         options = set(re.findall(r"--[a-z]+", " ".join(used)))
         assert [option for option in options if f'"{option}"' not in script] == [], name

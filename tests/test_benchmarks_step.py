@@ -27,18 +27,44 @@ def test_bf16_is_rough_in_the_gradients_and_not_in_the_loss(step):
     assert 1e-4 < max(found.values()) < 0.1 and "decoder.out.weight" in found
 
 
-def test_the_command_stops_if_they_differ(step, monkeypatch, capsys):
+@pytest.fixture
+def checks(step, benchmark_named, monkeypatch):
+    made = benchmark_named("checks")
+    monkeypatch.setattr(made, "FAILED", [])
+    return made
+
+
+def test_a_difference_is_printed_and_the_exit_status_is_1(step, checks, monkeypatch, capsys, tmp_path):
     arguments = ["--shape", "toy", "--check"]
     assert step.main(arguments) == 0
+    assert capsys.readouterr().out.count("PASS") == 3
     objective = step.objective
     monkeypatch.setattr(step, "objective", lambda *a, **k: (objective(*a, **k)[0] * 1.001, {}))
     assert step.main(arguments) == 1
-    assert "nothing is timed" in capsys.readouterr().err
+    text = capsys.readouterr().out
+    assert text.startswith("FAIL  toy, sams_vae_corr, relative error, loss: 1.0e-03, allowed is 1e-04\n")
 
 
-def test_a_single_wrong_gradient_fails_the_check(step):
-    found = {"loss": 1e-7, "a": 1e-7, "b": 2e-3}
-    assert not step.within(found) and step.within(found | {"b": 1e-6}) and not step.within({"loss": float("nan")})
+def test_times_follow_a_failed_check_and_are_not_recorded(step, checks, monkeypatch, capsys):
+    monkeypatch.setattr(step, "errors", lambda *a: {"loss": 1e-3, "a": 1e-6, "update": 0.0})
+    monkeypatch.setattr(step, "bf16_errors", lambda *a: {"loss": 0.0, "a": 0.0})
+    monkeypatch.setattr(step, "calibrate", lambda *a: {"default": (1.0, 0.0)})
+    monkeypatch.setattr(step, "alone", lambda *a: 1.0)
+    monkeypatch.setattr(step, "measure", lambda *a: {name: [2.0, 3.0] for name in step.STEPS})
+    recorded = []
+    monkeypatch.setattr(step, "record", recorded.append)
+    assert step.main(["--shape", "toy", "--record"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("FAIL") and lines[-1] == lines[0] and "| plain PyTorch | 2.5" in "\n".join(lines)
+    assert recorded == []
+
+
+def test_a_single_wrong_gradient_fails_the_check(step, checks):
+    found = {"loss": 1e-7, "a": 1e-7, "b": 2e-3, "update": 0.0}
+    assert not step.check_errors("here", found) and step.check_errors("here", found | {"b": 1e-6})
+    assert not step.check_errors("here", found | {"b": float("nan")})
+    assert not step.check_errors("here", found | {"b": 0.0, "loss": float("nan")})
+    assert not step.check_errors("here", found | {"b": 0.0, "update": 0.1})
 
 
 def test_plain_pytorch_imports_only_torch(root):
@@ -86,12 +112,3 @@ def test_a_record_goes_first_and_leaves_the_rest_unchanged(step, tmp_path):
     step.record("### one", path)
     step.record("### two", path)
     assert path.read_text() == f"# Results\n\n## Another\n\ntext\n\n{step.HEADING}\n\n### two\n\n### one\n"
-
-
-@pytest.mark.slow
-def test_the_command_prints_a_table(step, capsys):
-    assert step.main(["--shape", "toy", "--repeats", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line for line in lines if line.startswith("| ")]
-    assert [row.split(" | ")[0].strip("| ") for row in rows] == ["variant", *step.VARIANTS.values(), "floor"]
-    assert all(float(row.split(" | ")[5].strip("| ")) > 0 for row in rows[1:4])

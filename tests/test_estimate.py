@@ -153,6 +153,9 @@ def test_existing_files_determine_the_size(tmp_path):
         ({"epochs": 7, "validation_every": 3}, 140, 3),  # after 3, 6 and at the end
         ({"steps": 41}, 41, 3),  # two epochs and a step
         ({"steps": 40, "validation_every": 2}, 40, 1),
+        ({"epochs": 3, "batch_size": 150}, 15, 3),  # four batches, and one of 40 cells
+        ({"epochs": 3, "batch_size": 150, "last_batch": "drop"}, 12, 3),
+        ({"epochs": 3, "batch_size": 150, "last_batch": "drop", "drop_below": 40}, 15, 3),
     ],
 )
 def test_work_by_hand_and_as_trained(tmp_path, settings, steps, validations):

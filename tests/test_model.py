@@ -15,6 +15,7 @@ from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation import iwelbo as iwelbo_module
 from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.models import model as model_module
 from samsvae.models.batch import Batch
 from samsvae.models.noise import Streams, given
 
@@ -123,6 +124,18 @@ def test_inputs_are_standardised_and_a_constant_gene_survives():
     np.testing.assert_allclose(out[:, 1:].std(0, ddof=1), 1, rtol=1e-5)
     assert (out[:, 0] == 0).all() and net.input_sd[0] == 1
     np.testing.assert_allclose(net.input_mean, expected.mean(0), rtol=1e-6)
+
+
+def test_moments_do_not_depend_on_how_many_cells_are_read_at_once(monkeypatch):
+    """A GPU reads more cells at once than a CPU."""
+    found = []
+    for values in (2**24, 9 * 7, 9):
+        monkeypatch.setitem(model_module.MOMENTS, "cpu", values)
+        net = model("sams_vae_mf")
+        net.fit_inputs(cells("sams_vae_mf"))
+        found.append((net.input_mean, net.input_sd))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
 
 
 @pytest.mark.parametrize("kind", ["log_standardise", "standardise", "log", "none"])

@@ -9,7 +9,9 @@ from small_model import model, screen
 
 from samsvae.config.zoo import ROWS
 from samsvae.data.cells import encode
+from samsvae.evaluation import model_effects
 from samsvae.evaluation.model_effects import condition_means, dosage_batch, effect_draws, sample
+from samsvae.models.noise import Streams
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -30,6 +32,25 @@ def test_means_of_a_condition_do_not_depend_on_other_conditions(name):
         np.testing.assert_allclose(alone[0], together[c], atol=0.12)
     if ROWS[name].model.get("effect") != "none":
         assert np.abs(together[0] - together[-1]).max() > 0.2  # 'a' is not the control
+
+
+class Zeros(Streams):
+    """Noise of zeros, which is the same however it is drawn."""
+
+    def __call__(self, name: str, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.zeros(shape)
+
+
+@pytest.mark.parametrize("budget", [9 * 7, 9 * 50, 9 * 120, 9 * 10**6])
+def test_means_do_not_depend_on_how_the_work_is_divided(budget, monkeypatch):
+    """Samples of one condition in several parts, several conditions at a time, or all at once."""
+    monkeypatch.setattr(model_effects, "Streams", Zeros)
+    net, members = with_spread("sams_vae_mf", -1.0), encode(screen(), "sum").members
+    expected = condition_means(net, members, samples=50, closed_form=True)
+    monkeypatch.setitem(model_effects.BUDGET, "cpu", budget)
+    found = condition_means(net, members, samples=50, closed_form=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.ptp(expected, axis=0).max() > 0.2
 
 
 def test_log2_of_sampled_counts_by_hand():

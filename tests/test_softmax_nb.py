@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from samsvae.ops import softmax_nb as kernels
 from samsvae.ops.softmax_nb import softmax_nb
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -101,33 +103,118 @@ def test_gradients_equal_finite_differences():
     )
 
 
+@pytest.mark.parametrize(
+    ("genes", "forward", "backward"),
+    [
+        (9, (32, 1), (32, 1)),
+        (100, (128, 1), (128, 2)),
+        (1187, (256, 2), (256, 4)),
+        (2100, (256, 2), (128, 2)),
+        (5000, (1024, 8), (256, 4)),
+        (8248, (256, 2), (128, 2)),
+    ],
+)
+def test_blocks_and_warps_by_the_number_of_genes(genes, forward, backward):
+    """The backward pass has two values per thread: as many warps as a GPU can hold at the papers' sizes."""
+    assert kernels.geometry(genes, kernels.FORWARD_GENES, kernels.FORWARD_VALUES) == forward
+    assert kernels.geometry(genes, kernels.BACKWARD_GENES, kernels.BACKWARD_VALUES) == backward
+
+
+class FakeKernels:
+    """Stand-ins for the kernels, which record the device that is current when they are launched."""
+
+    def __init__(self):
+        self.current = None
+        self.launched: list[tuple[str, object]] = []
+        self.forward, self.backward = (self.Kernel(self, name) for name in ("forward", "backward"))
+
+    class Kernel:
+        def __init__(self, kernels, name):
+            self.kernels, self.name = kernels, name
+
+        def __getitem__(self, grid):
+            return self.launch
+
+        def launch(self, *arguments, num_warps):
+            self.kernels.launched.append((self.name, self.kernels.current))
+            for tensor in (part for part in arguments if isinstance(part, torch.Tensor)):
+                tensor.fill_(0)
+
+    @contextlib.contextmanager
+    def device_of(self, tensor):
+        self.current = tensor.device
+        yield
+        self.current = None
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    import samsvae.ops
+
+    made = FakeKernels()
+    monkeypatch.setattr(samsvae.ops, "triton_softmax_nb", made, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_of", made.device_of)
+    monkeypatch.setattr(kernels, "_TRIED", set())
+    monkeypatch.setattr(kernels, "_USABLE", {"cpu": True})
+    return made
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(fake):
+    """Triton launches on the current GPU, which is the first one unless torch is told otherwise."""
+    kernels.try_out(torch.device("cpu"))
+    assert fake.launched == [("forward", torch.device("cpu")), ("backward", torch.device("cpu"))]
+    logits, library, theta, x, _ = made(2, 3, 5, torch.float32, torch.int16)
+    logits.requires_grad_()
+    softmax_nb(logits, library, theta, x, 1e-4).sum().backward()
+    assert fake.launched[2:] == fake.launched[:2]
+
+
+@pytest.mark.parametrize("broken", ["forward", "backward"])
+def test_the_trial_run_tries_both_kernels(fake, broken, monkeypatch, caplog):
+    def fails(*arguments, num_warps):
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(getattr(fake, broken), "launch", fails)
+    kernels.try_out(torch.device("cpu"))
+    assert not kernels.has_triton("cpu") and "no compiler" in caplog.text
+
+
 COMPILE = """
 import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from samsvae.ops import softmax_nb as nb
 from samsvae.ops import triton_softmax_nb as triton_nb
 
 pointers = {{"logits_at": "*{kind}", "d_logits_at": "*{kind}", "x_at": "*{counts}"}}
-for kernel, fixed in ((triton_nb.forward, {{"BLOCK": 1024}}), (triton_nb.backward, {{"CELLS": 2, "BLOCK": 256}})):
+forward, there = nb.geometry({genes}, nb.FORWARD_GENES, nb.FORWARD_VALUES)
+backward, back = nb.geometry({genes}, nb.BACKWARD_GENES, nb.BACKWARD_VALUES)
+for kernel, fixed, warps in (
+    (triton_nb.forward, {{"BLOCK": forward}}, there),
+    (triton_nb.backward, {{"CELLS": nb.CELLS, "BLOCK": backward}}, back),
+):
     names = kernel.arg_names
     kinds = {{name: pointers.get(name, "*fp32" if name.endswith("_at") else "i32") for name in names}}
     kinds |= {{"floor": "fp32"}} | dict.fromkeys(fixed, "constexpr")
-    made = triton.compile(ASTSource(kernel, kinds, constexprs=fixed), target=GPUTarget("cuda", 90, 32))
+    made = triton.compile(
+        ASTSource(kernel, kinds, constexprs=fixed), target=GPUTarget("cuda", 90, 32), options={{"num_warps": warps}}
+    )
+    assert made.metadata.num_warps == warps
     assert "sm_90" in made.asm["ptx"] and made.asm["cubin"]
     assert "lg2.approx" not in made.asm["ptx"]  # its error near log 1 = 0 would be multiplied by theta
 """
 
 
 @needs_triton
-@pytest.mark.parametrize(("kind", "counts"), [("fp32", "i16"), ("bf16", "fp32")])
-def test_the_kernel_compiles_for_a_gpu_on_a_machine_without_one(kind, counts, tmp_path):
+@pytest.mark.parametrize(("kind", "counts", "genes"), [("fp32", "i16", 1187), ("bf16", "fp32", 100)])
+def test_the_kernel_compiles_for_a_gpu_on_a_machine_without_one(kind, counts, genes, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         "TRITON_CACHE_DIR": str(tmp_path),
     }
     environment.pop("TRITON_INTERPRET", None)
     script = tmp_path / "compile.py"
-    script.write_text(COMPILE.format(kind=kind, counts=counts))
+    script.write_text(COMPILE.format(kind=kind, counts=counts, genes=genes))
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -14,13 +14,17 @@ from small_model import model, screen
 
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS
+from samsvae.data import cells as data_of_cells
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, Interrupted, NumericalError
+from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.evaluation.model_effects import condition_means, effect_draws, sample
+from samsvae.models.model import Model
 from samsvae.models.noise import Streams
 from samsvae.training.loop import train
 from samsvae.training.objective import objective
 from samsvae.training.optimiser import Adam
-from samsvae.training.state import Keep
+from samsvae.training.state import Keep, TrainingState
 from samsvae.training.validation import validation_loss
 
 FAST = TrainingConfig(steps=40, batch_size=32, learning_rate=1e-2, particles=2, validation_particles=2)
@@ -202,6 +206,9 @@ def test_a_beta_guide_of_the_mask_probability_learns():
         ("extra_share", -0.1),
         ("steps", 0),
         ("learning_rate", 0.0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("seed", 2**70),
         ("weight_decay", -1.0),
         ("adam_beta1", 1.0),
     ],
@@ -229,10 +236,168 @@ def test_a_last_batch_of_one_cell_is_rejected_with_batch_norm():
         train(model("vae"), data, data, replace(FAST, batch_size=16))
 
 
+@pytest.mark.parametrize(
+    ("n", "batch_size", "said"),
+    [(80, 1, "there is batch_size: 1"), (1, 32, "there is only one training cell"), (81, 16, "set last_batch: drop")],
+)
+def test_batch_norm_needs_two_cells_in_every_step(n, batch_size, said):
+    made = screen(121, pairs=False)
+    data = cells_of(made, np.arange(n), encode(made, "sum"))
+    with pytest.raises(ConfigError, match=said):
+        train(model("vae"), data, data, replace(FAST, batch_size=batch_size))
+
+
+def test_one_cell_is_validated_and_scored_with_batch_norm():
+    made = screen(121, pairs=False)
+    data, one = (cells_of(made, np.arange(n), encode(made, "sum")) for n in (81, 1))
+    net = model("vae")
+    result = train(net, data, one, replace(FAST, batch_size=16, last_batch="drop", drop_below=2))
+    assert np.isfinite(result.best_loss) and torch.isfinite(iwelbo(net, one, particles=3)).all()
+
+
+# ---- the last batch of an epoch ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "last"),
+    [
+        ({}, 16),
+        ({"last_batch": "drop"}, 0),
+        ({"last_batch": "drop", "drop_below": 16}, 16),
+        ({"last_batch": "drop", "drop_below": 17}, 0),
+        ({"last_batch": "drop", "batch_size": 80}, 80),
+        ({"last_batch": "drop", "batch_size": 512}, 80),  # the only batch is never left out
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_last_batch_is_kept_or_left_out(changes, last, streamed, monkeypatch):
+    if streamed:
+        monkeypatch.setattr(data_of_cells, "READ_LATE", 100)
+    parts, seen = halves(), []
+    assert parts[0].streamed == streamed
+    advance = TrainingState.advance
+    monkeypatch.setattr(
+        TrainingState, "advance", lambda run, at, *counts: seen.append(at.tolist()) or advance(run, at, *counts)
+    )
+    config = replace(FAST, **{"epochs": 3, **changes})
+    result = train(model("cpa_vae_mf"), *parts, config)
+    full = [min(config.batch_size, 80)] * (80 // config.batch_size)
+    sizes = [*full, last] if last and last < 80 else full or [80]
+    assert [len(at) for at in seen] == 3 * sizes
+    assert (result.steps, result.history[-1]["epoch"]) == (3 * len(sizes), 3)
+    epochs = [{cell for at in seen[e * len(sizes) : (e + 1) * len(sizes)] for cell in at} for e in range(3)]
+    assert all(len(epoch) == sum(sizes) for epoch in epochs)
+    if not last:  # other cells are left out in each epoch, and all take part
+        assert epochs[0] != epochs[1] != epochs[2] and set.union(*epochs) == set(range(80))
+
+
+def test_keep_and_a_last_batch_that_is_large_enough_have_the_same_bytes():
+    found = []
+    for changes in ({}, {"last_batch": "drop", "drop_below": 16}, {"last_batch": "drop"}):
+        net = model("sams_vae_mf", seed=3)
+        train(net, *halves(), replace(FAST, **changes))
+        found.append(bytes_of(net))
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"drop_below": 3}, "drop_below: needs last_batch: drop"),
+        ({"last_batch": "drop", "drop_below": 1}, r"drop_below: 1 is not allowed; it must lie in \[2, batch_size = 32"),
+        ({"last_batch": "drop", "drop_below": 33}, "drop_below: 33 is not allowed"),
+    ],
+)
+def test_drop_below_that_means_nothing(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        replace(FAST, **changes)
+
+
 def test_patience_waits_for_the_end_of_the_warm_up():
     config = replace(FAST, steps=60, learning_rate=1e-6, warmup_epochs=15, patience=2)  # nothing gets better
     result = train(model("cpa_vae_mf"), *halves(), config)
     assert result.history[-1]["epoch"] > 15
+
+
+# ---- extremes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "others"), [(10.0, {}), (1e30, {"rate_mask": 0.5, "rate_embedding": 2.0})])
+@pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus"])
+def test_rates_that_are_too_high_are_named(name, rate, others):
+    parts = halves(pairs=pairs_for(name))
+    net = model(name)
+    net.fit_inputs(parts[0])
+    with pytest.raises(NumericalError) as error:
+        train(net, *parts, replace(FAST, learning_rate=rate, **others))
+    mask, embedding = (others.get(key, rate) for key in ("rate_mask", "rate_embedding"))
+    rates = f"learning_rate: {rate}, rate_mask: {mask}, rate_embedding: {embedding}"
+    assert str(error.value).endswith(f"Lower the learning rates ({rates}).")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("counts", float("nan"), "The counts of cell 'cell17' are not finite."),
+        ("library", float("nan"), "The library size of cell 'cell17' is not a number above 0."),
+    ],
+)
+def test_odd_cells_are_named_instead_of_the_rates(field, value, said):
+    parts = halves()
+    values = getattr(parts[0], field).clone().float()
+    values[17] = value
+    with pytest.raises(NumericalError) as error:
+        train(model("sams_vae_mf"), replace(parts[0], **{field: values}), parts[1], replace(FAST, batch_size=8))
+    assert str(error.value).endswith(said)
+
+
+def test_a_library_of_zero_has_finite_gradients():
+    """The mean is then the floor, whatever the logits are."""
+    parts, net = halves(), model("sams_vae_mf")
+    batch = parts[0].batch(slice(0, 10))
+    batch.library[3] = 0.0
+    loss, _ = objective(net, batch, net.draw(batch, Streams(0), 2), FAST, n_cells=80)
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139 GiB")
+
+
+@pytest.mark.parametrize("many", [10**12, 10**20])
+def test_more_particles_than_memory_are_named(many):
+    said = rf"training: there is not enough memory.*Lower particles \({many}\) or batch_size \(32\)"
+    with pytest.raises(ConfigError, match=said):
+        train(model("sams_vae_mf"), *halves(), replace(FAST, particles=many))
+    said = rf"validation: there is not enough memory.*Lower validation_particles \({many}\) or batch_size \(32;"
+    with pytest.raises(ConfigError, match=said):
+        train(model("sams_vae_mf"), *halves(), replace(FAST, steps=2, validation_particles=many))
+
+
+def test_a_full_gpu_is_named_in_training_and_scores(monkeypatch):
+    parts, net = halves(), model("sams_vae_mf").eval()
+    members = np.array([[0, 4]])
+    with pytest.raises(
+        ConfigError, match=r"effects: there is not enough memory for an array of \d+ bytes. Lower draws"
+    ):
+        effect_draws(net, members, against=np.array([4, 4]), draws=10**8, cells=10**5)
+    for name in ("draw", "draw_shared", "predict"):
+        monkeypatch.setattr(Model, name, lambda *a, **k: (_ for _ in ()).throw(FULL))
+    for work, call in {
+        "training": lambda: train(net, *parts, FAST),
+        "IWELBO": lambda: iwelbo(net, parts[1]),
+        "effects": lambda: condition_means(net, members),
+        "samples": lambda: sample(net, members, samples=5),
+    }.items():
+        with pytest.raises(ConfigError, match=f"^{work}: there is not enough memory for an array of 20.00 MiB. [A-Z]"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["svae_plus_lopez", "sams_vae_corr"])
+def test_the_largest_seed_trains(name):
+    """numpy's and scikit-learn's seeds have 32 bits, torch's 64."""
+    parts, most = halves(pairs=pairs_for(name)), 2**32 - 1
+    assert train(model(name, seed=most), *parts, replace(FAST, steps=3, seed=most)).steps == 3
 
 
 # ---- interrupted and resumed ---------------------------------------------------------------------------------------
@@ -255,12 +420,15 @@ def bytes_of(net) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in net.state_dict().items()}
 
 
+LAST = {"vae": {"last_batch": "drop"}, "svae_plus_lopez": {"last_batch": "drop", "drop_below": 3}}
+
+
 @pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus_lopez", "vae"])
 def test_a_training_that_is_killed_repeatedly_ends_with_the_same_bytes(name, tmp_path):
     """With dropout, batch norm, warm-up, patience and sparse validation, killed every few steps."""
     parts = halves(pairs=pairs_for(name))
     own = {k: v for k, v in ROWS[name].training.items() if k not in ("learning_rate", "batch_size")}
-    config = replace(FAST, **own, steps=41, validation_every=2, seed=5)
+    config = replace(FAST, **own, steps=41, validation_every=2, seed=5, **LAST.get(name, {}))
 
     def fresh():
         net = model(name, seed=5)

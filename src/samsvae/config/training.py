@@ -17,6 +17,8 @@ class TrainingConfig:
     steps: int = 150_000
     epochs: int | None = None
     batch_size: int = 512
+    last_batch: Literal["keep", "drop"] = "keep"
+    drop_below: int | None = None
     learning_rate: float = 3e-4
     rate_mask: float | None = None
     rate_embedding: float | None = None
@@ -47,9 +49,20 @@ class TrainingConfig:
     compile: bool = False
     seed: int = 0
 
+    def cells_per_epoch(self, n: int) -> int:
+        """How many of n training cells an epoch uses: all, or those before a last batch that is left out.
+
+        With ``last_batch: drop`` a last batch that is not full is left out if it has fewer than ``drop_below`` cells
+        (default: always). If all cells fit into one batch, that batch is the epoch and is used.
+        """
+        size = min(self.batch_size, n)
+        last = n % size
+        return n - last if self.last_batch == "drop" and last < (self.drop_below or size) else n
+
     def __post_init__(self):
         at_least(1, self, "steps", "batch_size", "particles", "validation_particles", "validation_every")
         at_least(1, self, "epochs", "patience")
+        self._check_last_batch()
         if self.objective == "iwelbo" and self.analytic_kl:
             raise ConfigError("analytic_kl: true is not allowed with objective: iwelbo, which weights single draws.")
         if self.extra_share and self.plate == "every_step":
@@ -60,9 +73,20 @@ class TrainingConfig:
                 raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
         weights = ("kl_weight", "weight_z", "weight_embedding", "weight_mask", "weight_mask_prob", "extra_share")
         at_least(0, self, "seed", "warmup_epochs")
+        if self.seed >= 2**32:  # the seed of scikit-learn, which splits cells, has 32 bits
+            raise ConfigError(f"seed: {self.seed} is not allowed; it must be below 2^32 = {2**32}.")
         for name in (*weights, "weight_decay", "mask_penalty"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 0 or more.")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must lie in [0, 1).")
+
+    def _check_last_batch(self) -> None:
+        least, most = self.drop_below, self.batch_size
+        if least is None:
+            return
+        if self.last_batch != "drop":
+            raise ConfigError("drop_below: needs last_batch: drop; with last_batch: keep no cell is left out.")
+        if not 2 <= least <= most:
+            raise ConfigError(f"drop_below: {least} is not allowed; it must lie in [2, batch_size = {most}].")

@@ -1,19 +1,22 @@
 """The batches of an epoch, in order, from counts on the device or on the host.
 
-If the counts are too large for a GPU, a thread gathers the next batch in page-locked memory while the GPU works on the
-current one, and a separate stream copies it.
+If the counts are too large for a GPU, a few threads gather the next batch in page-locked memory while the GPU works on
+the current one, and a separate stream copies it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from samsvae.data.cells import Cells, FileRows
 from samsvae.ops.cuda_graphs import stream_of
+
+#: Threads that gather a batch, and the least number of cells for each: reading pages of a file waits for the disk.
+THREADS, LEAST = 4, 64
 
 
 def batches(cells: Cells, order: Tensor, size: int, *, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
@@ -30,13 +33,14 @@ def batches(cells: Cells, order: Tensor, size: int, *, start: int = 0) -> Iterat
     if not hosts:
         return
     slots = [_Slot(cells, min(size, len(order))) for _ in range(2)]
-    with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(slots[0].gather, hosts[0])
+    with ThreadPoolExecutor(THREADS) as threads:
+        pending = slots[0].gather(threads, hosts[0])
         for number, part in enumerate(parts):
-            pending.result()
+            for each in pending:
+                each.result()
             slot = slots[number % 2]
             if number + 1 < len(parts):
-                pending = thread.submit(slots[(number + 1) % 2].gather, hosts[number + 1])
+                pending = slots[(number + 1) % 2].gather(threads, hosts[number + 1])
             yield part, slot.copy(len(part))
             slot.used()
 
@@ -52,15 +56,20 @@ class _Slot:
         if self.on_gpu:
             self.stream = stream_of(cells.device, "copies")
             self.copied, self.free = torch.cuda.Event(blocking=True), torch.cuda.Event()
-            self.free.record()  # after earlier work that used this memory
+            self.used()  # after earlier work that used this memory
 
-    def gather(self, at: Tensor) -> None:
-        """Read the cells at some positions on the host (called in the thread)."""
+    def gather(self, threads: ThreadPoolExecutor, at: Tensor) -> list[Future[None]]:
+        """Let threads read the cells at some positions on the host."""
+        size = max(LEAST, -(-len(at) // THREADS))
+        return [threads.submit(self._read, part, number * size) for number, part in enumerate(at.split(size))]
+
+    def _read(self, at: Tensor, start: int) -> None:
+        """Read cells to the rows of the host memory from ``start`` on."""
         if self.on_gpu:
             self.copied.synchronize()  # the copy before last has left the page-locked memory
         counts = self.counts
         source, rows = (counts.source, counts.rows[at]) if isinstance(counts, FileRows) else (counts, at)
-        torch.index_select(source, 0, rows, out=self.host[: len(at)])
+        torch.index_select(source, 0, rows, out=self.host[start : start + len(at)])
 
     def copy(self, n: int) -> Tensor:
         """The gathered counts of n cells on the device; the current stream waits for the copy."""
@@ -69,10 +78,10 @@ class _Slot:
             with torch.cuda.stream(self.stream):
                 self.on_device[:n].copy_(self.host[:n], non_blocking=True)
                 self.copied.record()
-            torch.cuda.current_stream().wait_event(self.copied)
+            torch.cuda.current_stream(self.on_device.device).wait_event(self.copied)
         return self.on_device[:n]
 
     def used(self) -> None:
         """Free the slot once the steps launched so far are done."""
         if self.on_gpu:
-            self.free.record()
+            self.free.record(torch.cuda.current_stream(self.on_device.device))

@@ -16,10 +16,12 @@ from torch import Tensor
 from samsvae.data.cells import Cells
 from samsvae.models.model import Draw, Model
 from samsvae.models.noise import Streams
+from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu
 
-#: Most floats in an array (k, n', G): fits the cache of a CPU, or keeps a GPU busy.
-BUDGET = {"cpu": 2**20, "cuda": 2**28}
+#: Most floats in an array (k, n', G): fits the cache of a CPU, or keeps a GPU busy without filling its memory, which
+#: several jobs may share. Noise is drawn array by array, so a budget that depended on the memory would change results.
+BUDGET = {"cpu": 2**20, "cuda": 2**24}
 
 #: Most floats in an array (k, T, L).
 SHARED = 2**24
@@ -29,6 +31,11 @@ PARTICLES = 64
 
 
 @torch.no_grad()
+@memory_for(
+    "IWELBO",
+    "It needs little and no more for more particles, so other work fills the memory: end it, "
+    "or on a GPU lower jobs_per_gpu.",
+)
 @fast_cpu
 def iwelbo(
     model: Model,

@@ -20,10 +20,12 @@ from samsvae.models.batch import Batch, MultiHot
 from samsvae.models.model import Model
 from samsvae.models.networks import Observed
 from samsvae.models.noise import Streams
+from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu
 
-#: Most floats in an array (s, c, G): enough to hide the cost of calls.
-BUDGET = {"cpu": 2**22, "cuda": 2**28}
+#: Most floats in an array (s, c, G): enough to hide the cost of calls. Noise is drawn array by array, so a budget that
+#: depended on the free memory would change results.
+BUDGET = {"cpu": 2**22, "cuda": 2**24}
 
 
 def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
@@ -44,6 +46,7 @@ def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
 
 
 @torch.no_grad()
+@memory_for("samples", "Sample fewer cells at a time.")
 @fast_cpu
 def sample(model: Model, members: np.ndarray, *, samples: int, library: float = LIBRARY, seed: int | str = 0) -> Tensor:
     """Sampled cells x (S, C, G) for the dosages ``members`` (C, P), padded with T (eq. 14).
@@ -55,6 +58,11 @@ def sample(model: Model, members: np.ndarray, *, samples: int, library: float = 
 
 
 @torch.no_grad()
+@memory_for(
+    "effects",
+    "They need little and no more for more samples, so other work fills the memory: end it, or on a "
+    "GPU lower jobs_per_gpu.",
+)
 @fast_cpu
 def condition_means(
     model: Model,
@@ -119,6 +127,7 @@ def _expected(model: Model, library: float, transform: str) -> Value:
 
 
 @torch.no_grad()
+@memory_for("effects", "Lower draws or cells.")
 @fast_cpu
 def effect_draws(
     model: Model,

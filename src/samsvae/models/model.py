@@ -26,8 +26,8 @@ from samsvae.models.latents import CellState, Embedding, Latent, LearnedEmbeddin
 from samsvae.models.networks import MLP, Likelihood, Observed
 from samsvae.models.noise import Noise, given
 
-#: Number of input values whose moments are computed at once: few enough to fit a cache.
-MOMENTS = 2**18
+#: Number of input values whose moments are computed at once: few enough for a CPU's cache, or to keep a GPU busy.
+MOMENTS = {"cpu": 2**18, "cuda": 2**24}
 
 INITIALISING = threading.Lock()
 
@@ -77,7 +77,7 @@ class Model(nn.Module):
         n = len(cells)
         centre: Tensor | None = None
         total, square = torch.zeros(2, self.n_genes, dtype=torch.float64, device=self.input_mean.device)
-        for chunk in cells.counts.split(max(1, MOMENTS // self.n_genes)):
+        for chunk in cells.counts.split(max(1, MOMENTS[total.device.type] // self.n_genes)):
             values = self._transform(chunk.to(self.input_mean.device).double())
             # a centre near the mean avoids cancellation of large terms, so one pass is enough
             centre = values.mean(0) if centre is None else centre

@@ -17,6 +17,9 @@ from torch import Tensor
 from samsvae.config.vocabulary import FLOOR
 from samsvae.models.distributions import NegativeBinomial
 
+#: The smallest normal float32.
+TINY = torch.finfo(torch.float32).tiny
+
 
 @dataclass(frozen=True)
 class SoftmaxNegativeBinomial:
@@ -142,7 +145,7 @@ class _MeanTerms(torch.autograd.Function):
             weight = (mean + theta).reciprocal_()
             if slopes is not None:
                 slope = torch.div(count, mean).addcmul_(count_theta, weight, value=-1.0).mul_(share)
-                total = slope.sum(-1, keepdim=True).div_(size)
+                total = slope.sum(-1, keepdim=True).div_(size.clamp(min=TINY))  # 0 / TINY for a library size of 0
                 torch.addcmul(slope, share, total, value=-1.0, out=slopes[:, at])
             if spreads is not None:
                 torch.sub(weight.mul_(mean).mul_(count_theta / theta), spread, out=spreads[:, at])

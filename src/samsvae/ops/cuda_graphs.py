@@ -32,6 +32,15 @@ class Generators(Protocol):
     device: torch.device
 
 
+class _Failed:
+    """The reason why a capture failed in this process, if one did.
+
+    It leaves torch's allocator as during a capture, and a second capture would start from there.
+    """
+
+    reason = ""
+
+
 class NotCaptured(RuntimeError):
     """A step cannot be captured. The noise streams are in an undefined state, so the training must start over."""
 
@@ -64,15 +73,18 @@ Graphs = Callable[[Iterable[torch.Generator]], CudaGraph]
 
 
 def graphs(device: torch.device) -> Graphs | None:
-    """How work is captured on a device, in one memory pool; None if the device has no graphs."""
-    return partial(CudaGraph, torch.cuda.graph_pool_handle()) if device.type == "cuda" else None
+    """How work is captured on a device, in one memory pool; None if it has no graphs, or a capture failed before."""
+    if device.type != "cuda" or _Failed.reason:
+        return None
+    return partial(CudaGraph, torch.cuda.graph_pool_handle())
 
 
 class Steps:
     """Calls ``step(*inputs)``, which returns a scalar, many times on tensors of a few shapes, in any order.
 
     The step must not wait for the GPU, and it changes tensors in place only. ``noise``: the streams that it draws from.
-    ``make``: how a graph is created; None never captures. NotCaptured is raised if a capture fails.
+    ``make``: how a graph is created; None never captures. NotCaptured is raised if a capture fails; after that,
+    nothing is captured in this process.
     """
 
     def __init__(self, step: Callable[..., Tensor], noise: Generators, make: Graphs | None = None):
@@ -89,20 +101,27 @@ class Steps:
         if self.make is None or self.times[shapes] <= WARM:
             return self.step(*inputs)
         if shapes not in self.captured:
-            buffers = tuple(each.clone() for each in inputs)
-            graph = self.make(self.noise.generators.values())
-            try:
-                self.captured[shapes] = buffers, graph, graph.record(lambda: self.step(*buffers))
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # ending a failed capture raises again: the cause is the context
-                cause = error.__context__ or error
-                raise NotCaptured(f"A step could not be captured in a CUDA graph ({cause}).") from error
+            if _Failed.reason:  # of another run in this process
+                return self.step(*inputs)
+            self.captured[shapes] = self._capture(self.make, inputs)
         buffers, graph, out = self.captured[shapes]
         for buffer, given in zip(buffers, inputs, strict=True):
             buffer.copy_(given)
         graph.replay()
         return out.clone()
+
+    def _capture(self, make: Graphs, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], CudaGraph, Tensor]:
+        """Buffers for inputs of these shapes, the graph that reads them, and the tensor that will hold its result."""
+        buffers = tuple(each.clone() for each in inputs)
+        graph = make(self.noise.generators.values())
+        try:
+            return buffers, graph, graph.record(lambda: self.step(*buffers))
+        except Exception as error:
+            cause = error.__context__ or error  # ending a failed capture raises again: the cause is the context
+            _Failed.reason = f"A step could not be captured in a CUDA graph ({cause})."
+            if not isinstance(error, RuntimeError):
+                raise
+            raise NotCaptured(_Failed.reason) from error
 
     def _wait(self) -> None:
         """Let the GPU catch up if the host is far ahead, without letting the GPU run out of work."""

@@ -1,8 +1,16 @@
-"""Names of torch devices."""
+"""Names of torch devices, and the errors of their memory."""
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+
 from samsvae.errors import ConfigError
+
+#: Parts of torch's messages for an array that does not fit into memory, or whose size does not fit into a number.
+TOO_LARGE: tuple[str, ...] = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+TOO_LARGE += ("Overflow when unpacking long", "calculation overflowed")
 
 
 def usable(device: object) -> str:
@@ -15,3 +23,16 @@ def usable(device: object) -> str:
         reason = "" if gpus or not str(device).startswith("cuda") else " (torch sees no GPU here)"
         raise ConfigError(f"device: {str(device)!r} is not allowed{reason}. Allowed: {', '.join(allowed)}.")
     return str(device)
+
+
+@contextlib.contextmanager
+def memory_for(work: str, advice: str) -> Iterator[None]:
+    """Within the block, an array too large for the memory of the CPU or the GPU is a ConfigError with this advice."""
+    try:
+        yield
+    except (RuntimeError, TypeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError) and not any(part in str(error) for part in TOO_LARGE):
+            raise
+        size = re.search(r"allocate ([\d.]+ ?\w+)", str(error))
+        array = f" for an array of {size[1]}" if size else ""
+        raise ConfigError(f"{work}: there is not enough memory{array}. {advice}") from None

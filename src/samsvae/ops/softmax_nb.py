@@ -25,9 +25,15 @@ _USABLE = {"cuda": _HAS_TRITON, "cpu": _HAS_TRITON and os.environ.get("TRITON_IN
 #: Device types on which a kernel was launched to see whether it compiles.
 _TRIED: set[str] = set()
 
-#: Largest number of genes that a program reads at a time (forward, backward), and the number of cells over which it
-#: sums the gradients of theta.
+#: Largest number of genes that a program reads at a time (forward, backward), and the number of cells over which the
+#: backward pass sums the gradients of theta.
 FORWARD_GENES, BACKWARD_GENES, CELLS = 1024, 256, 2
+
+#: Values per thread (forward, backward): the backward pass has fewer programs, so it needs more threads in each.
+FORWARD_VALUES, BACKWARD_VALUES = 4, 2
+
+#: Threads of a warp on an NVIDIA GPU.
+WARP = 32
 
 
 def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: float) -> Tensor:
@@ -65,17 +71,24 @@ def has_triton(device: str) -> bool:
 
 
 def try_out(device: torch.device) -> None:
-    """Launch a kernel once per process to see whether it compiles: Triton needs a C compiler and Python's headers."""
+    """Launch both kernels once per process to see whether they compile and run on this device.
+
+    Triton needs a C compiler and Python's headers.
+    """
     kind = device.type
     if kind in _TRIED or not has_triton(kind):
         return
     _TRIED.add(kind)
     try:
-        shapes = ((1, 1, 1, 1), (1, 1), (1, 1), (1, 1, 1))
-        _forward(*(torch.ones(shape, device=device, dtype=torch.float32) for shape in shapes), 1e-4)
+        shapes = ((1, 2, 3, 5), (1, 3), (1, 5), (1, 3, 5))
+        parts = [torch.ones(shape, device=device, dtype=torch.float32) for shape in shapes]
+        out, lse, dot = _forward(*parts, 1e-4)
+        gradients = _backward(torch.ones_like(out), *parts, lse, dot, 1e-4)
+        if not all(torch.isfinite(part).all() for part in (out, *gradients)):  # also waits for the kernels
+            raise RuntimeError("its results are not finite")
     except Exception as error:  # a compiler can raise anything
         _USABLE[kind] = False
-        log.warning("the fused likelihood cannot be compiled here; using torch's slower operations instead: %s", error)
+        log.warning("the fused likelihood does not run here; using torch's slower operations instead: %s", error)
 
 
 # Custom operators, so that torch.compile does not look inside them. The forward pass saves two numbers per row besides
@@ -91,11 +104,12 @@ def _forward(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: f
 
     _, particles, cells, genes = logits.shape
     out, lse, dot = (theta.new_empty(logits.shape[:-1]) for _ in range(3))
-    block = _block(genes, FORWARD_GENES)
+    block, warps = geometry(genes, FORWARD_GENES, FORWARD_VALUES)
     if out.numel():
-        triton_softmax_nb.forward[(out.numel(),)](
-            logits, library, theta, x, out, lse, dot, particles, cells, genes, floor, block, num_warps=_warps(block)
-        )
+        with torch.cuda.device_of(logits):  # Triton launches on the current GPU
+            triton_softmax_nb.forward[(out.numel(),)](
+                logits, library, theta, x, out, lse, dot, particles, cells, genes, floor, block, num_warps=warps
+            )
     return out, lse, dot
 
 
@@ -107,14 +121,15 @@ def _backward(
     from samsvae.ops import triton_softmax_nb
 
     runs, particles, cells, genes = logits.shape
-    block, groups = _block(genes, BACKWARD_GENES), -(-cells // CELLS)
+    (block, warps), groups = geometry(genes, BACKWARD_GENES, BACKWARD_VALUES), -(-cells // CELLS)
     d_logits = torch.empty_like(logits)
     d_theta = theta.new_empty(runs, groups, genes)  # one row per group of cells, summed below in a fixed order
     if lse.numel():
-        triton_softmax_nb.backward[(groups, -(-genes // block), runs)](
-            grad, logits, library, theta, x, lse, dot, d_logits, d_theta,
-            particles, cells, genes, floor, CELLS, block, num_warps=_warps(block),
-        )  # fmt: skip
+        with torch.cuda.device_of(logits):
+            triton_softmax_nb.backward[(groups, -(-genes // block), runs)](
+                grad, logits, library, theta, x, lse, dot, d_logits, d_theta,
+                particles, cells, genes, floor, CELLS, block, num_warps=warps,
+            )  # fmt: skip
     else:
         d_theta.zero_()
     return d_logits, d_theta.sum(1)
@@ -153,11 +168,15 @@ def _(info, dims, *given):
     return tuple(part.unflatten(0, (info.batch_size, -1)) for part in _forward(*runs, floor)), (0, 0, 0)
 
 
-def _block(genes: int, most: int) -> int:
-    """The block size that leaves the fewest lanes idle; on a tie the larger one."""
-    return min((most, most // 2, most // 4), key=lambda block: -(-genes // block) * block)
+def geometry(genes: int, most: int, values: int) -> tuple[int, int]:
+    """Genes that a program reads at a time (a power of two up to ``most``), and its warps.
 
-
-def _warps(block: int) -> int:
-    """Warps per program, so that a thread has four values."""
-    return max(block // 128, 1)
+    Of the blocks with two warps or more, the one that leaves the fewest threads idle, on a tie the largest. Genes that
+    fit into half of it get the smallest block that holds them.
+    """
+    least = 2 * WARP * values
+    sizes = [size for size in (most, most // 2, most // 4) if size >= least]
+    block = min(sizes, key=lambda size: -(-genes // size) * size)
+    while block // 2 >= max(genes, WARP):
+        block //= 2
+    return block, max(block // (WARP * values), 1)

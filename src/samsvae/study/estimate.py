@@ -142,7 +142,7 @@ def _obs(condition: np.ndarray, n_targets: np.ndarray | int, *, index: np.ndarra
 def work_of(run: Run, size: Size) -> tuple[int, int]:
     """Steps of a training and number of cells that its validations read. Patience may end it earlier."""
     training = run.training
-    epoch = math.ceil(size.train / training.batch_size)
+    epoch = math.ceil(training.cells_per_epoch(size.train) / training.batch_size)
     steps = training.steps if training.epochs is None else training.epochs * epoch
     validations = math.ceil(math.ceil(steps / epoch) / training.validation_every)  # the last epoch always has one
     return steps, validations * size.val
@@ -212,8 +212,8 @@ def _has_real_values(run: Run) -> bool:
 
 
 def _synthetic_screen(run: Run, genes: int, perturbations: int) -> Screen:
-    """Random data with as many cells as a validation reads at a time."""
-    n = max(2 * run.training.batch_size, 512)
+    """Random data with at least as many cells as a validation reads at a time, in full batches."""
+    n = run.training.batch_size * max(2, math.ceil(512 / run.training.batch_size))
     rng = np.random.default_rng(0)
     names = np.array([f"p{t}" for t in range(perturbations)])
     if _has_real_values(run):

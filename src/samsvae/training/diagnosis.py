@@ -55,13 +55,36 @@ def culprit(
     *,
     n_cells: int | None = None,
     warmup: float | Tensor = 1.0,
+    trained: bool = True,
 ) -> str:
-    """The result of ``diagnose`` for the last of some batches. ``noise`` must be in its state before the first one."""
+    """The result of ``diagnose`` for the last of some batches, and what to do about it.
+
+    ``noise`` must be in its state before the first one. ``trained``: whether a step has changed the weights.
+    """
     for at in parts:
         batch = cells.batch(at, own=only_own_perturbations(cells, config))
         draw = model.draw(batch, noise, config.particles)
         _, terms = objective(model, batch, draw, config, n_cells=n_cells or len(cells), warmup=warmup)
-    return diagnose(model, batch, draw, terms, cells.names[parts[-1].cpu()], genes)
+    names = cells.names[parts[-1].cpu()]
+    advice = odd_values(model, batch, names) or (lower_rates(config) if trained else "")
+    return f"{diagnose(model, batch, draw, terms, names, genes)} {advice}".rstrip()
+
+
+def odd_values(model: Model, batch: Batch, cells: np.ndarray) -> str:
+    """A sentence that names cells whose counts or library sizes no likelihood can have; '' if there are none."""
+    odd = {"The counts of cell {} are not finite.": ~torch.isfinite(batch.x).all(-1)}
+    if model.config.likelihood == "nb":
+        sized = torch.isfinite(batch.library) & (batch.library > 0)
+        odd = {"The counts of cell {} are negative.": (batch.x < 0).any(-1), **odd}
+        odd["The library size of cell {} is not a number above 0."] = ~sized
+    return next((text.format(some(cells[bad.cpu().numpy()], 3)) for text, bad in odd.items() if bad.any()), "")
+
+
+def lower_rates(config: TrainingConfig) -> str:
+    """The advice to lower the learning rates, with their values."""
+    names = ("learning_rate", "rate_mask", "rate_embedding")
+    rates = {name: getattr(config, name) or config.learning_rate for name in names}
+    return f"Lower the learning rates ({', '.join(f'{name}: {rate}' for name, rate in rates.items())})."
 
 
 def diagnose(
@@ -75,10 +98,7 @@ def diagnose(
     """A sentence that names the term of a loss that is not finite, and the cell, gene or weight that caused it."""
     broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if broken:
-        return (
-            f"the weights {some(broken, 3)} are not finite, because a gradient of the previous step was not. "
-            "Lower the learning rates."
-        )
+        return f"the weights {some(broken, 3)} are not finite, because a gradient of the previous step was not."
     for name, term in terms.items():
         bad = ~torch.isfinite(term.detach())
         if not bad.any():

@@ -21,6 +21,7 @@ from samsvae.data.streaming import batches
 from samsvae.errors import ConfigError, Interrupted
 from samsvae.models.model import Model, dropout_from
 from samsvae.ops.cuda_graphs import NotCaptured, on_one_stream
+from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu
 from samsvae.ops.precision import precision
 from samsvae.signals import stop_signals
@@ -53,21 +54,35 @@ def train(
     check_inputs(model, train_cells, val_cells)
     if config.mask_penalty and model.config.mask != "beta_bernoulli":
         raise ConfigError(f"mask_penalty: needs mask: beta_bernoulli, but the mask is {model.config.mask!r}.")
-    if model.config.batch_norm and len(train_cells) % config.batch_size == 1:
-        raise ConfigError(
-            f"batch_size: {config.batch_size} leaves a last batch of one of the {len(train_cells)} training cells, "
-            "which is too small for batch_norm. Choose another batch size."
-        )
+    _check_batch_norm(model, len(train_cells), config)
     initial = copy.deepcopy(model.state_dict())
     device = train_cells.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=draws_from_torch(model, config)):
+    advice = f"Lower particles ({config.particles}) or batch_size ({config.batch_size}); on a GPU also jobs_per_gpu."
+    with (
+        memory_for("training", advice),
+        torch.random.fork_rng([device] if device.type == "cuda" else [], enabled=draws_from_torch(model, config)),
+    ):
         try:
             return _train(model, train_cells, val_cells, config, genes, keep, report_every, clock)
         except NotCaptured as error:
-            log.warning("%s Starting again with capture: never, which is slower and gives the same results.", error)
+            log.warning("%s Starting again with capture: never, as all later trainings of this process do.", error)
         model.load_state_dict(initial)
         never = replace(config, capture="never")
         return _train(model, train_cells, val_cells, never, genes, keep, report_every, clock)
+
+
+def _check_batch_norm(model: Model, n: int, config: TrainingConfig) -> None:
+    """ConfigError if a model with batch norm would train on a batch of one cell, which has no variance."""
+    if not model.config.batch_norm:
+        return
+    if min(n, config.batch_size) == 1:
+        given = "only one training cell" if n == 1 else "batch_size: 1"
+        raise ConfigError(f"batch_norm: needs two or more cells per step, but there is {given}.")
+    if config.cells_per_epoch(n) % config.batch_size == 1:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} leaves a last batch of one of the {n} training cells, which is too small "
+            "for batch_norm. Choose another batch size, or set last_batch: drop."
+        )
 
 
 def _train(
@@ -87,7 +102,8 @@ def _train(
 
         try_out(device)  # must happen before a step is compiled or captured
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
-    steps = config.steps if config.epochs is None else config.epochs * math.ceil(n / size)
+    used = config.cells_per_epoch(n)
+    steps = config.steps if config.epochs is None else config.epochs * math.ceil(used / size)
     run = TrainingState(model, config, train_cells, val_cells, genes)
     if keep is not None and keep.load(run):
         log.info("resumed at step %d of %d", run.step, steps)
@@ -104,7 +120,7 @@ def _train(
             full = run.warm_up()
             if run.permutation is None:
                 run.permutation = torch.randperm(n, generator=run.order)
-            for inputs in batches(train_cells, run.permutation, size, start=len(run.losses)):
+            for inputs in batches(train_cells, run.permutation[:used], size, start=len(run.losses)):
                 if run.step == steps:
                     break
                 run.advance(*inputs)

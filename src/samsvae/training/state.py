@@ -128,8 +128,12 @@ class TrainingState:
             if not math.isfinite(loss):
                 set_stream_states(self.noise, self.before)
                 parts = self.since[: len(self.since) + number]
-                cause = culprit(self.model, self.cells, parts, self.config, self.noise, self.genes, warmup=self.warmup)
-                raise NumericalError(f"Step {self.step + number}: {cause}")
+                step = self.step + number
+                cause = culprit(
+                    self.model, self.cells, parts, self.config, self.noise, self.genes,
+                    warmup=self.warmup, trained=step > 1,
+                )  # fmt: skip
+                raise NumericalError(f"Step {step}: {cause}")
         self.losses += losses
         self.unread = []
 

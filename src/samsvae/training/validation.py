@@ -16,6 +16,7 @@ from samsvae.errors import NumericalError
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams, set_stream_states, stream_states
 from samsvae.ops.cuda_graphs import Steps
+from samsvae.ops.device import memory_for
 from samsvae.training.diagnosis import culprit
 from samsvae.training.steps import batch_loss
 
@@ -54,18 +55,21 @@ def validation_loss(
     steps = Steps(validation_step(model, cells, config, noise, n_cells), noise) if steps is None else steps
     before = stream_states(noise)
     parts, losses = [], []
-    for at, *counts in batches(cells, torch.arange(len(cells)), _validation_size(config)):
-        parts.append(at)
-        losses.append(steps(at, *counts))
-        between()
+    size = _validation_size(config)
+    fewer = f"validation_particles ({config.validation_particles})"
+    advice = f"Lower {fewer} or batch_size ({config.batch_size}; validation reads {size} cells at a time)."
+    with memory_for("validation", advice):
+        for at, *counts in batches(cells, torch.arange(len(cells)), size):
+            parts.append(at)
+            losses.append(steps(at, *counts))
+            between()
     total = 0.0
     for number, (at, loss) in enumerate(zip(parts, torch.stack(losses).tolist(), strict=True)):
         if not math.isfinite(loss):
             set_stream_states(noise, before)
             config = replace(config, particles=config.validation_particles)
-            raise NumericalError(
-                "In validation: " + culprit(model, cells, parts[: number + 1], config, noise, None, n_cells=n_cells)
-            )
+            cause = culprit(model, cells, parts[: number + 1], config, noise, None, n_cells=n_cells)
+            raise NumericalError(f"In validation: {cause}")
         total += loss * len(at)
     model.train()
     return total / len(cells)

@@ -91,7 +91,7 @@ class Verdict:
         counted = f"{self.active_latents} of {self.latents} latents are active."
         if self.active_latents == 0:
             return f"{counted} The model ignores them: train longer, or lower the learning rates."
-        if self.active_latents == self.latents > 1:
+        if self.active_latents == self.latents and self.masks_undecided is not None:
             return f"{counted} More of them (n_latent) may fit better."
         return counted
 
