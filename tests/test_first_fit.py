@@ -86,7 +86,7 @@ def test_the_filter_splits_cells_if_genes_are_chosen_automatically():
     held_out = {"split": {"kind": "held_out", "conditions": ["A"]}}
     run = runs(study(held_out), "e0")[0]
     assert (run.split, run.split_config.kind) == ("held_out", "given")
-    assert run.screen.options["genes_split"].conditions == ("A",)
+    assert run.screen.options.genes_split.conditions == ("A",)
     # not for other genes, for a split that needs other columns, for several splits of a screen, or for axes of splits
     for given, options in (
         ([held_out], {"genes": "all"}),
@@ -95,15 +95,15 @@ def test_the_filter_splits_cells_if_genes_are_chosen_automatically():
         ([{"grid": [{"model": "cond_vae", "split_seed": [0, 1]}]}], {}),
     ):
         run = runs(study(*given, options=options), "e0")[0]
-        assert (run.screen.options["genes_split"] is None and run.split_config.kind != "given") or "kind" in str(given)
+        assert run.screen.options.genes_split is None
 
 
 def many_genes() -> ad.AnnData:
-    """60 cells with 5,200 genes: in training cells, the last 5,000 vary most; in validation cells, the first 200."""
+    """60 cells with 5,200 genes; the first 200 do not vary in training cells, and most of all in validation cells."""
     rng = np.random.default_rng(0)
     part = np.resize(["train", "train", "train", "val"], 60)
     x = rng.poisson(2.0, (60, 5200))
-    x[part == "train", 200:] = rng.negative_binomial(0.5, 0.1, (45, 5000))
+    x[part == "train", :200] = 2
     x[part == "val", :200] = 1000 * rng.poisson(1.0, (15, 200))
     obs = pd.DataFrame({"guide": np.resize(["ctrl", "A", "B"], 60), "part": part}, [f"c{i}" for i in range(60)])
     return ad.AnnData(sp.csr_matrix(x.astype(np.float32)), obs, pd.DataFrame(index=[f"g{i}" for i in range(5200)]))
@@ -112,7 +112,7 @@ def many_genes() -> ad.AnnData:
 def test_genes_are_chosen_on_training_cells_above_5000():
     fitted = fit(many_genes(), perturbation="guide", control="ctrl", split="part", steps=1, progress=False)
     assert fitted.genes == tuple(f"g{i}" for i in range(200, 5200))
-    assert fitted.checkpoint.model.config.width == 128 and fitted.library > 1000
+    assert fitted.library > 5000 and fitted.checkpoint.facts["control"] == "ctrl"
 
 
 REAL = {

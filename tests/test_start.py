@@ -10,7 +10,6 @@ from small_model import model, screen
 
 from samsvae.config.model import ModelConfig
 from samsvae.data.cells import cells_of, encode
-from samsvae.errors import ConfigError
 from samsvae.models import start
 from samsvae.models.start import initialise, intercept_only
 
@@ -67,8 +66,9 @@ def test_random_start_draws_log_theta_from_a_standard_normal(cells):
     wide.config = ModelConfig(start="random", input="none")
     initialise(wide, cells, seed=3)
     assert stats.kstest(wide.likelihood.log_concentration.detach().numpy(), "norm").pvalue > 0.01
-    with pytest.raises(ConfigError, match="start: 'random' needs likelihood: nb"):
-        ModelConfig(start="random", likelihood="poisson")
+    other = model("svae_plus", start="random", likelihood="poisson")
+    initialise(other, cells)
+    assert torch.equal(other.likelihood.mean.bias, model("svae_plus", likelihood="poisson").likelihood.mean.bias)
 
 
 @pytest.mark.parametrize("kind", ["poisson", "normal", "normal_fixed"])

@@ -287,7 +287,7 @@ def _sort_settings(chosen: Row, settings: dict[str, Any]) -> tuple[dict[str, Any
     """The settings of the model and of the training, 'auto' if the screen decides, and the options of the screen."""
     homes = [{item.name for item in fields(cls)} for cls in (ModelConfig, TrainingConfig)]
     own = [{key: value for key, value in settings.items() if key in home} for home in homes]
-    model = first_fit.MODEL | dict.fromkeys(first_fit.MODEL_BY_SIZE, first_fit.AUTO) | chosen.model
+    model = first_fit.MODEL | dict.fromkeys(first_fit.MODEL_BY_SIZE, first_fit.AUTO) | chosen.model | first_fit.START
     training = first_fit.TRAINING | dict.fromkeys(first_fit.TRAINING_BY_SIZE, first_fit.AUTO) | chosen.training
     # checked before the screen is read
     model |= checked_fields(ModelConfig, own[0], "settings")

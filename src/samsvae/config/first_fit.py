@@ -17,8 +17,9 @@ from samsvae.config.validate import build, checked_fields
 
 log = logging.getLogger(__name__)
 
-#: Settings that do not depend on the screen.
-MODEL: dict[str, Any] = {"start": "data", "mask_prior": 0.05}
+#: Settings that do not depend on the screen. START replaces the start of a row of the zoo, too.
+MODEL: dict[str, Any] = {"mask_prior": 0.05}
+START: dict[str, Any] = {"start": "data"}
 TRAINING: dict[str, Any] = {
     "steps": 10_000,
     "batch_size": 256,

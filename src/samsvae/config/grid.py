@@ -152,7 +152,8 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, section
         options, split = _genes_on_training_cells(study, experiment.screen, options, split)
     own_model = first_fit.MODEL | first_fit.MODEL_BY_SIZE if own_screen else {}
     own_training = first_fit.TRAINING | first_fit.TRAINING_BY_SIZE if own_screen else {}
-    model_given = {**experiment.model, **model.model, **picked("model")}
+    start = first_fit.START | {k: v for k, v in experiment.model.items() if k == "start"} if own_screen else {}
+    model_given = {**experiment.model, **model.model, **start, **picked("model")}
     training_given = {**experiment.training, **model.training, **picked("training")}
     by_size = (first_fit.MODEL_BY_SIZE | first_fit.TRAINING_BY_SIZE).keys() - {*model_given, *training_given}
     config = build(ModelConfig, own_model | model_given, where)

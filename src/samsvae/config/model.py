@@ -52,8 +52,6 @@ class ModelConfig:
             raise ConfigError(f"mask_prior: {self.mask_prior} is not allowed; it must lie inside (0, 1).")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout: {self.dropout} is not allowed; it must lie in [0, 1).")
-        if self.start == "random" and self.likelihood != "nb":
-            raise ConfigError(f"start: 'random' needs likelihood: nb, but the likelihood is {self.likelihood!r}.")
         masked = self.mask in MASKED
         if self.mask_per_cell and self.mask != "beta_bernoulli":
             raise ConfigError(f"mask_per_cell: needs mask: beta_bernoulli, but the mask is {self.mask!r}.")

@@ -36,6 +36,7 @@ _LOPEZ_MODEL = {
     "dropout": 0.1,
     "embedding_init": 1.0,
     "mask_logit_init": 5.0,
+    "start": "random",
 }
 
 _LOPEZ_TRAINING = {
@@ -47,6 +48,8 @@ _LOPEZ_TRAINING = {
     "learning_rate": 1e-3,
     "adam_eps": 0.01,
     "patience": 45,
+    "last_batch": "drop",
+    "drop_below": 3,
 }
 
 _NO_EFFECT = {"embedding": "none", "mask": "none", "effect": "none"}

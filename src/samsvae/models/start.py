@@ -1,7 +1,8 @@
 """Where a training starts: the decoder's output bias and the spread of the likelihood (docs/model.md, eq. 2).
 
 ``published`` keeps the random bias of the layer and a concentration of 1. ``data`` sets both from the training cells,
-so that a training does not have to learn the mean of every gene first. ``random`` draws log theta from N(0, 1).
+so that a training does not have to learn the mean of every gene first. ``random`` draws log theta from N(0, 1), and
+equals ``published`` for likelihoods without theta.
 Letters: n cells, G genes.
 """
 
@@ -34,7 +35,7 @@ def initialise(model: Model, cells: CellTable, *, seed: int = 0) -> None:
     model.fit_inputs(cells)
     if model.config.start == "data":
         start_from_data(model.likelihood, cells)
-    elif model.config.start == "random":
+    elif model.config.start == "random" and model.config.likelihood == "nb":
         r = model.likelihood.log_concentration
         with torch.no_grad():
             r.copy_(torch.randn(r.shape, generator=torch.Generator().manual_seed(seed), dtype=r.dtype))
