@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
 from samsvae.evaluation.selection import best_settings
-from samsvae.figures import heatmaps, published, style
+from samsvae.figures import heatmaps, published, score_table, style
 from samsvae.figures.combinations import draw as draw_combinations
 from samsvae.figures.curves import draw as draw_curves
 from samsvae.figures.curves import without_short_end
@@ -717,3 +717,17 @@ def test_published_errors(tmp_path):
     (tmp_path / "replogle_table1.tsv").write_text(columns + "SAMS\tcorr. E\t1\t1\t1\n")
     with pytest.raises(DataError, match="is no row of the zoo"):
         published.replogle_table1(tmp_path)
+
+
+def test_the_scores_say_how_deep_cells_are_and_which_fits_are_unsound():
+    rows = [
+        ("sams_vae_corr", "a", "levelled_off", 0.0), ("sams_vae_corr", "b", "levelled_off", 1.0),
+        ("cond_vae", "c", "levelled_off", 1.0), ("cond_vae", "c", "gain_over_intercept_only", -0.5),
+        ("cond_vae", "c", "ate_library", 186.0), ("sams_vae_corr", "a", "ate_library", 186.0),
+    ]  # fmt: skip
+    text = score_table.fit_sentences(pd.DataFrame(rows, columns=["model", "run", "metric", "value"]))
+    assert text == (
+        "Sampled cells have 186 counts. Validation loss that had not levelled off (train longer), by model and number "
+        f"of runs: {style.label('sams_vae_corr')} (1 of 2). Validation loss that was no better than an intercept-only "
+        f"model, by model and number of runs: {style.label('cond_vae')} (1 of 1)."
+    )

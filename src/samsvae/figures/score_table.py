@@ -144,9 +144,10 @@ def fit_table(scores: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
     return scores.loc[at, ["model", "run", "metric", "value"]].reset_index(drop=True)
 
 
-def fit_warnings(fits: pd.DataFrame) -> str:
-    """A sentence on runs whose loss had not levelled off, and one on runs no better than intercept-only; '' if none."""
-    found = []
+def fit_sentences(fits: pd.DataFrame) -> str:
+    """Counts of sampled cells, runs whose loss had not levelled off, runs no better than intercept-only; '' if none."""
+    depths = sorted(set(fits.loc[fits["metric"] == "ate_library", "value"]))
+    found = [f"Sampled cells have {' or '.join(f'{depth:,.0f}' for depth in depths)} counts."] if depths else []
     for metric, bad, words in (
         ("levelled_off", lambda value: value == 0, "had not levelled off (train longer)"),
         ("gain_over_intercept_only", lambda value: value <= 0, "was no better than an intercept-only model"),

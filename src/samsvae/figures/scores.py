@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from samsvae.figures import conditions, style
 from samsvae.figures.published import replogle_table1
 from samsvae.figures.runs import models_only, of_largest_amount, of_settings, replicates, restricted
-from samsvae.figures.score_table import METRICS, baseline_table, build_table, fit_table, fit_warnings, single_runs
+from samsvae.figures.score_table import METRICS, baseline_table, build_table, fit_sentences, fit_table, single_runs
 from samsvae.tables import read
 
 SAVED = {"": "table", "runs": "runs", "fits": "fits", "baselines": "baselines", "per_condition": "per_condition"}
@@ -88,7 +88,7 @@ def draw(
     columns = {name: width + spare * (name in dots) for name, width in columns.items()}
     width = sum(columns.values())
     note = _note(table, per_condition, comparable=comparable, unit=unit, amount=amount)
-    note += "" if fits is None else f" {fit_warnings(fits)}".rstrip()
+    note += "" if fits is None else f" {fit_sentences(fits)}".rstrip()
     text = style.wrapped_note(note, width)
     above = 0.75 + 0.165 * (text.count("\n") + 1)
     ticks = 0.62 if baselines is not None and len(baselines) else 0.32
