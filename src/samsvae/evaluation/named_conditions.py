@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from samsvae.errors import DataError, nearest, some
+from samsvae.errors import DataError, nearest, quoted, some
 from samsvae.training.checkpoint import Checkpoint
 
 log = logging.getLogger("samsvae")
@@ -29,7 +29,7 @@ def as_text(condition: Condition) -> str | Sequence[str]:
     if isinstance(condition, LABELS):
         return str(condition)
     if not isinstance(condition, Iterable) or not all(isinstance(name, LABELS) for name in condition):
-        raise DataError(f"condition: {condition!r} is not allowed; pass a label or a list of perturbations.")
+        raise DataError(f"condition: {quoted(condition)} is not allowed; pass a label or a list of perturbations.")
     if all(isinstance(name, str) for name in condition):
         return cast(Sequence[str], condition)  # as given, since the seed of a sample is made from it
     return [str(name) for name in condition]
@@ -70,8 +70,8 @@ class Names:
         several = [condition for condition, row in zip(conditions, rows, strict=True) if len(row) > 1]
         if several and self.checkpoint.model.config.effect == "prior_mean":
             raise DataError(
-                f"condition: {several[0]!r} is not allowed: the model reads one perturbation per cell. Pass the label "
-                "of a combination that it was trained on (in the unique encoding)."
+                f"condition: {quoted(several[0])} is not allowed: the model reads one perturbation per cell. Pass the "
+                "label of a combination that it was trained on (in the unique encoding)."
             )
         asked = {name for row in rows for name in row}
         if untrained := [name for name in self.checkpoint.untrained if position[name] in asked]:
@@ -82,7 +82,8 @@ class Names:
     def _parts(self, condition: str | Sequence[str], position: dict[str, int]) -> Sequence[str]:
         if not isinstance(condition, str):
             if twice := sorted({name for name in condition if list(condition).count(name) > 1}):
-                raise DataError(f"condition: {list(condition)!r} names {some(twice)} more than once; name it once.")
+                named = quoted(list(condition))
+                raise DataError(f"condition: {named} names {some(twice)} more than once; name it once.")
             return condition
         separator, controls = self.checkpoint.facts.get("separator"), self.checkpoint.facts.get("controls", [])
         if condition in {self.control, *controls}:
@@ -96,5 +97,5 @@ class Names:
 
     def _position(self, name: str, position: dict[str, int]) -> int:
         if name not in position:
-            raise DataError(f"condition: {name!r} is not a perturbation of the model.{nearest(name, position)}")
+            raise DataError(f"condition: {quoted(name)} is not a perturbation of the model.{nearest(name, position)}")
         return position[name]

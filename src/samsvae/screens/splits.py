@@ -115,7 +115,7 @@ def held_out(
         combinations = [combination for combination, members in parts.items() if name in members]
         if not combinations:
             combined = sorted({member for members in parts.values() for member in members})
-            raise ConfigError(f"combinations_of: no combination contains {name!r}.{nearest(name, combined)}")
+            raise ConfigError(f"combinations_of: no combination contains {quoted(name)}.{nearest(name, combined)}")
         out += combinations
     is_out = text_of(obs["condition"]).isin(out).to_numpy()
     train, val, test = three_ways(np.flatnonzero(~is_out), test_fraction, val_fraction, seed)
@@ -210,8 +210,8 @@ def _check_control(obs: pd.DataFrame, split: pd.DataFrame, kind: str) -> None:
     for control in obs.attrs.get("controls", ())[:1]:
         if not (split["condition"].eq(control) & split["split"].isin(["train", "val"])).any():
             raise DataError(
-                f"the split {kind!r} leaves no 'train' or 'val' cell of the control {control!r}, against which effects "
-                "are measured; let some of its cells be 'train'."
+                f"the split {kind!r} leaves no 'train' or 'val' cell of the control {quoted(control)}, against which "
+                "effects are measured; let some of its cells be 'train'."
             )
 
 

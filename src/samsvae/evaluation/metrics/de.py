@@ -13,7 +13,7 @@ from scipy import sparse, special, stats
 from sklearn.metrics import average_precision_score
 
 from samsvae.config.vocabulary import LIBRARY
-from samsvae.errors import DataError, nearest, some
+from samsvae.errors import DataError, nearest, quoted, some
 from samsvae.evaluation.metrics.constants import OVERLAPS
 
 METHODS = ("wilcoxon", "t-test")
@@ -49,12 +49,14 @@ def differential_expression(
     sizes = pd.Series(condition).value_counts()
     if sizes.get(control, 0) < 2:
         raise DataError(
-            f"Differential expression needs at least two cells of the control {control!r}."
+            f"Differential expression needs at least two cells of the control {quoted(control)}."
             f"{nearest(control, sizes.index)}"
         )
     named = sorted(set(sizes.index) - {control}) if conditions is None else list(conditions)
     if control in named:
-        raise DataError(f"conditions: {control!r} is the control, which cannot be tested against itself; leave it out.")
+        raise DataError(
+            f"conditions: {quoted(control)} is the control, which cannot be tested against itself; leave it out."
+        )
     if unknown := [name for name in named if name not in sizes.index]:
         raise DataError(
             f"conditions: no cell has the condition {some(unknown)}.{nearest(unknown[0], sorted(sizes.index))}"
