@@ -12,8 +12,9 @@ import scipy.sparse as sp
 
 from samsvae import fit
 from samsvae.errors import DataError
-from samsvae.screens.counts import open_h5ad, read_labels, read_table
+from samsvae.screens.counts import read_labels, read_table
 from samsvae.screens.custom import filter_screen, screen_of
+from samsvae.screens.hdf5 import open_h5ad
 from samsvae.screens.screen import read_screen
 
 OPTIONS = {"perturbation_column": "guide", "control": "ctrl", "separator": "+"}

@@ -10,6 +10,7 @@ import pandas as pd
 
 from samsvae.errors import DataError
 from samsvae.files import DIGITS, SEPARATOR, atomic, write_frame
+from samsvae.screens.hdf5 import read_anndata
 
 #: Columns that are read as text, also if labels look like numbers or missing values ('000', 'NA').
 TEXT = ("condition", "cell", "gene", "run", "model")
@@ -34,10 +35,11 @@ def write(table: pd.DataFrame, path: str | Path, *, digits: int = DIGITS, index_
 def read_h5ad(path: str | Path) -> ad.AnnData:
     """Read a matrix with named rows and columns; DataError if the file is missing or damaged."""
     try:
-        return ad.read_h5ad(path)
-    except Exception as error:  # anndata and h5py raise many kinds of errors for a damaged file
+        return read_anndata(path)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path}: ").rstrip(".")
         raise DataError(
-            f"{path}: not a readable h5ad file ({error}); delete it and rerun the rule that writes it."
+            f"{path}: not a readable h5ad file ({reason}); delete it and rerun the rule that writes it."
         ) from None
 
 

@@ -19,8 +19,9 @@ import pandas as pd
 from anndata.io import read_elem
 
 from samsvae.errors import DataError, nearest, some
-from samsvae.screens.counts import BLOCK_BYTES, Counts, open_h5ad
+from samsvae.screens.counts import BLOCK_BYTES, Counts
 from samsvae.screens.genes import gene_positions, read_names
+from samsvae.screens.hdf5 import open_h5ad, reading
 from samsvae.screens.screen import assemble, provenance, write_screen
 from samsvae.screens.sources import read_frame
 
@@ -114,7 +115,8 @@ def filter_screen(
             origin, cols = "chosen", _most_variable(data, rows, n_genes, min_cells)
         else:
             origin, cols = _listed_genes(var, genes, source)
-        truth = {key: read_elem(file[f"uns/{key}"]) for key in TRUTH if f"uns/{key}" in file}
+        with reading(f"{source}: uns"):
+            truth = {key: read_elem(file[f"uns/{key}"]) for key in TRUTH if f"uns/{key}" in file}
         obs["n_targets"] = n_targets.astype(np.int32)
         differences = [OTHER_GENES] * (origin == "chosen") + [OTHER_CELLS] * (place == "X")
         for difference in differences:

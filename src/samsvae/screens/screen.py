@@ -24,7 +24,8 @@ from pandas.api.types import infer_dtype
 
 from samsvae.errors import DataError, some
 from samsvae.files import atomic
-from samsvae.screens.counts import integer_counts, open_h5ad, read_table
+from samsvae.screens.counts import integer_counts, read_table
+from samsvae.screens.hdf5 import open_h5ad, read_anndata, reading
 
 CHUNK = 1 << 18  # values per chunk of an HDF5 file: 1 MiB of int32
 
@@ -330,13 +331,7 @@ class _GrowingDataset:
 
 def read_screen(path: str | Path) -> ad.AnnData:
     """Read and check a screen; a dense X means that it is real-valued. DataError if it is missing, damaged or wrong."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
-    try:
-        screen = ad.read_h5ad(path)
-    except Exception as error:  # anndata and h5py raise many types on a damaged file
-        raise DataError(f"{path}: not a readable h5ad file ({error}).") from error
+    screen = read_anndata(path)
     check_screen(screen, path, real_valued=isinstance(screen.X, np.ndarray))
     return _with_controls(screen)
 
@@ -346,7 +341,9 @@ def read_tables(path: str | Path) -> ad.AnnData:
     with open_h5ad(path) as file:
         for key in ("control", "separator", "perturbations", "provenance"):
             require("uns" in file and key in file["uns"], path, f"uns has no {key!r}, which a screen needs.")
-        screen = ad.AnnData(None, read_table(file["obs"]), read_table(file["var"]), uns=read_elem(file["uns"]))
+        obs, var = read_table(file["obs"]), read_table(file["var"])
+        with reading(f"{path}: uns", file["uns"]):
+            screen = ad.AnnData(None, obs, var, uns=read_elem(file["uns"]))
     _check_tables(screen, path)
     _check_library(screen, path)
     return _with_controls(screen)
@@ -366,7 +363,7 @@ def controls_of(screen: ad.AnnData) -> list[str]:
 
 def read_uns(path: str | Path, key: str, default: object = None):
     """Read one entry of a screen's uns, without the counts; ``default`` if there is none."""
-    with open_h5ad(path) as file:
+    with open_h5ad(path) as file, reading(f"{path}: uns"):
         return read_elem(file["uns"][key]) if key in file["uns"] else default
 
 

@@ -20,7 +20,8 @@ import scipy.sparse as sp
 from anndata.io import read_elem
 
 from samsvae.errors import ConfigError, DataError, nearest, some
-from samsvae.screens.counts import Counts, missing_filters, open_h5ad, unreadable
+from samsvae.screens.counts import Counts, sparse_indices, sparse_starts
+from samsvae.screens.hdf5 import check_sparse, open_h5ad, place_of, reading
 
 #: The files of a 10x folder, by the ends of their names without .gz. Cell Ranger 2 writes genes.tsv.
 MATRIX, FEATURES, GENES, BARCODES = "matrix.mtx", "features.tsv", "genes.tsv", "barcodes.tsv"
@@ -60,7 +61,9 @@ def parts_of(adata: ad.AnnData, counts: str, source: str | Path) -> Source:
     places |= {f"layer:{name}": x for name, x in adata.layers.items()}
     places |= {} if adata.raw is None else {"raw": adata.raw.X}
     x = find_counts(places, counts, source)
-    x = x.tocsr() if sp.issparse(x) else np.asarray(x)
+    with reading(f"{source}: {counts}"):
+        check_sparse(x)
+        x = x.tocsr() if sp.issparse(x) else np.asarray(x)
     var = adata.raw.var if counts == "raw" else adata.var
     data = Counts(x, adata.obs_names.astype(str), var.index.astype(str), f"{source}: {counts}")
     return data, adata.obs.copy(), var
@@ -82,9 +85,11 @@ def find_counts(places: Mapping[str, Any], counts: str, source: str | Path) -> A
 
 def _parts_of_h5ad(file: h5py.File, source: Path, counts: str, block_bytes: int) -> Source:
     """As `parts_of`, with the counts in the open file."""
-    layers = {f"layer:{name}": f"layers/{name}" for name in file.get("layers", ())}
-    places = {"X": "X", **layers, "raw": "raw/X"}
-    place = find_counts({name: place for name, place in places.items() if _is_matrix(file, place)}, counts, source)
+    with reading(source):
+        layers = {f"layer:{name}": f"layers/{name}" for name in file.get("layers", ())}
+        places = {"X": "X", **layers, "raw": "raw/X"}
+        places = {name: place for name, place in places.items() if _is_matrix(file, place)}
+    place = find_counts(places, counts, source)
     obs, var = (read_frame(file[table], source) for table in ("obs", "raw/var" if counts == "raw" else "var"))
     data = Counts(file[place], obs.index, var.index, f"{source}: {counts}", block_bytes)
     data.check()
@@ -103,11 +108,9 @@ def read_frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
             f"{source}: {element.name[1:]} has the format of anndata before 0.7. Rewrite the file with "
             "anndata.read_h5ad(FILE).write_h5ad(NEW)."
         )
-    try:
+    with reading(f"{source}: {element.name[1:]}", element):
         frame = read_elem(element)
-    except Exception as error:  # anndata and h5py raise many types on a damaged file
-        raise unreadable(element, f"{source}: {element.name[1:]}", error) from error
-    frame.index = frame.index.astype(str)
+        frame.index = frame.index.astype(str)
     return frame
 
 
@@ -135,16 +138,14 @@ def _read_zarr(source: Path) -> ad.AnnData:
 def _read_10x_h5(source: Path) -> ad.AnnData:
     import scanpy  # slow to import, used only for this format
 
-    try:
-        with warnings.catch_warnings():  # every 10x reference repeats some symbols
-            warnings.filterwarnings("ignore", message=".*names are not unique.*")
-            adata = scanpy.read_10x_h5(source)
-    except Exception as error:  # scanpy raises many types on a damaged file
-        if h5py.is_hdf5(source):
-            with h5py.File(source, "r") as file:
-                if missing_filters(file):
-                    raise unreadable(file, str(source), error) from error
-        raise DataError(f"{source}: cannot be read ({error}).") from error
+    with open_h5ad(source, ()) as file, reading(source, file), warnings.catch_warnings():
+        for group in file.values():
+            if isinstance(group, h5py.Group) and "indptr" in group:
+                starts = sparse_starts(group, group["shape"][1], "cells", place_of(group))
+                sparse_indices(group, 0, starts[-1], group["shape"][0], "genes", place_of(group))
+        # every 10x reference repeats some symbols
+        warnings.filterwarnings("ignore", message=".*names are not unique.*")
+        adata = scanpy.read_10x_h5(source)
     adata.var_names_make_unique()
     return adata
 
