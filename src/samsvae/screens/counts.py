@@ -271,7 +271,8 @@ class Counts:
         x = self.x
         if not isinstance(x, h5py.Dataset | h5py.Group):
             return False
-        return text_attribute(x, *STORED_AS) in ("csc_matrix", "csc")
+        with reading(self.what, x):
+            return text_attribute(x, *STORED_AS) in ("csc_matrix", "csc")
 
     @property
     def in_file(self) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import anndata as ad
 import h5py
+import numpy as np
 
 from samsvae.errors import DataError, SamsvaeError
 from samsvae.files import no_room
@@ -21,6 +25,10 @@ RATIO, SMALL = 1100, 1 << 26
 MOST, DEPTH = 1_000_000, 50
 
 BUILT_IN = (1, 2, 3, 4, 5, 6)  # numbers of filters that pack no closer than gzip; others may
+
+COLLECTION = b"GCOL\x01\0\0\0"  # the start of a collection of text, version 1
+
+REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("number", "<u4")])  # to a text in a collection
 
 Item: TypeAlias = h5py.Dataset | h5py.Group
 
@@ -35,17 +43,24 @@ def open_h5ad(path: str | Path, needed: Sequence[str] = ("X", "obs", "var")) -> 
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
+    state = path.stat()
+    _check_text(path, state.st_size, state.st_mtime_ns)
     try:
         file = h5py.File(path, "r")
     except Exception as error:  # h5py raises several types
         raise DataError(f"{path}: not a readable HDF5 file ({one_line(error)}).") from error
     with file:
         with reading(path):
-            _check_group(file, path, [], iter(range(MOST)))
+            _check_group(file, path, state.st_size, [], iter(range(MOST)))
             missing = [name for name in needed if name not in file]
         if missing:
             raise DataError(f"{path}: not an h5ad file: it has no {' and no '.join(missing)}.")
         yield file
+
+
+def create_hdf5(path: str | Path) -> h5py.File:
+    """A new file whose metadata have checksums, readable by HDF5 1.10 and later; the same content, the same bytes."""
+    return h5py.File(path, "w", libver=("v110", "v110"))
 
 
 def read_anndata(path: str | Path) -> ad.AnnData:
@@ -129,10 +144,45 @@ def as_text(value: Any) -> str:
 # ---- what a file claims --------------------------------------------------------------------------------------------
 
 
-def _check_group(group: h5py.Group, path: Path, above: list[int], left: Iterator[int]) -> None:
+@lru_cache(maxsize=1024)
+def _check_text(path: Path, size: int, changed: int) -> None:
+    """DataError if reading text from the file would never end, as with a sector of zeros in a collection of text.
+
+    Such a collection ("GCOL") is a sequence of objects, which HDF5 follows by their sizes. It has no checksum. The file
+    is read once for each change (`size`, time `changed`), at about 1 GB/s.
+    """
+    with open(path, "rb") as file:
+        start, before = 0, b""
+        while block := file.read(1 << 20):
+            block = before + block
+            for found in re.finditer(COLLECTION, block):
+                at, here = start + found.start(), file.tell()
+                file.seek(at + 8)
+                (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+                if length <= size - at:
+                    file.seek(at)
+                    _check_collection(file.read(length), f"{path}: the text at byte {at:,}")
+                file.seek(here)
+            before = block[1 - len(COLLECTION) :]
+            start = file.tell() - len(before)
+
+
+def _check_collection(block: bytes, place: str) -> None:
+    """DataError if an object in a collection has no size, or one that leads back, in the 64 bits of HDF5."""
+    at = 16
+    while at + 16 <= len(block):
+        number, _, _, length = struct.unpack_from("<HHIQ", block, at)
+        step = (16 + (length + 7) % 2**64 // 8 * 8) % 2**64 if number else length  # 0 is the number of free space
+        if not 0 < step < 2**63:
+            raise DataError(f"{place} is damaged.")
+        at += step
+
+
+def _check_group(group: h5py.Group, path: Path, size: int, above: list[int], left: Iterator[int]) -> None:
     """DataError if a group contains itself or another file, or if a dataset in it claims more than the file holds.
 
-    `above`: the addresses of the groups that contain this one. `left`: gives an item for each part still allowed.
+    `size`: of the file, in bytes. `above`: the addresses of the groups that contain this one. `left`: gives an item
+    for each part that is still allowed.
     """
     at = h5py.h5o.get_info(group.id).addr
     if at in above or len(above) > DEPTH:
@@ -147,12 +197,12 @@ def _check_group(group: h5py.Group, path: Path, above: list[int], left: Iterator
         with reading(place):
             item = group[name]
             if isinstance(item, h5py.Group):
-                _check_group(item, path, [*above, at], left)
+                _check_group(item, path, size, [*above, at], left)
             elif isinstance(item, h5py.Dataset):
-                _check_dataset(item, place)
+                _check_dataset(item, place, size)
 
 
-def _check_dataset(dataset: h5py.Dataset, place: str) -> None:
+def _check_dataset(dataset: h5py.Dataset, place: str, size: int) -> None:
     """DataError if the dataset is in another file, claims more values than the file holds, or lacks some of them."""
     if dataset.is_virtual or dataset.external:
         raise DataError(f"{place} is stored in another file, which is not allowed. Copy its content into the file.")
@@ -163,6 +213,31 @@ def _check_dataset(dataset: h5py.Dataset, place: str) -> None:
     if claimed > SMALL and claimed > stored * ratio:
         raise DataError(f"{place} is damaged: it claims {dataset.size:,} values, but holds {stored:,} bytes.")
     if dataset.chunks:
-        chunks = math.prod(math.ceil(n / size) for n, size in zip(dataset.shape, dataset.chunks, strict=True))
+        chunks = math.prod(math.ceil(n / width) for n, width in zip(dataset.shape, dataset.chunks, strict=True))
         if (found := dataset.id.get_num_chunks()) != chunks:
             raise DataError(f"{place} is damaged: it has {found:,} of its {chunks:,} chunks.")
+    if h5py.check_vlen_dtype(dataset.dtype) or h5py.check_string_dtype(dataset.dtype):
+        letters = sum(int(part["length"].sum(dtype=np.float64)) for part in _references(dataset))
+        if letters > size + SMALL:
+            raise DataError(f"{place} is damaged: it claims {letters:,} bytes of text, but the file has {size:,}.")
+
+
+def _references(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
+    """The places of the texts of a dataset as they are stored; none for text of fixed length or if compressed.
+
+    Compressed parts have checksums of their own.
+    """
+    text = h5py.check_string_dtype(dataset.dtype)
+    if (text and text.length is not None) or _filters(dataset):
+        return
+    if dataset.chunks:
+        found = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
+        parts = [(chunk.byte_offset, chunk.size) for chunk in found]
+    else:
+        parts = [(dataset.id.get_offset(), dataset.size * REFERENCE.itemsize)]
+    with open(dataset.file.filename, "rb") as file:
+        for start, length in parts:
+            if start is not None:
+                file.seek(start)
+                stored = file.read(length)
+                yield np.frombuffer(stored[: len(stored) // REFERENCE.itemsize * REFERENCE.itemsize], REFERENCE)

@@ -25,7 +25,7 @@ from pandas.api.types import infer_dtype
 from samsvae.errors import DataError, some
 from samsvae.files import atomic
 from samsvae.screens.counts import integer_counts, read_table
-from samsvae.screens.hdf5 import open_h5ad, read_anndata, reading
+from samsvae.screens.hdf5 import create_hdf5, open_h5ad, read_anndata, reading
 
 CHUNK = 1 << 18  # values per chunk of an HDF5 file: 1 MiB of int32
 
@@ -249,7 +249,7 @@ def write_screen(
         check_screen(screen, path, real_valued=real_valued)
     else:
         _check_tables(screen, path)
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic(path) as temporary, create_hdf5(temporary) as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         if real_valued:
             write_elem(file, "X", screen.X, dataset_kwargs=GZIP)
