@@ -43,12 +43,10 @@ def open_h5ad(path: str | Path, needed: Sequence[str] = ("X", "obs", "var")) -> 
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
-    state = path.stat()
-    _check_text(path, state.st_size, state.st_mtime_ns)
-    try:
+    with reading(f"{path}:", problem="not a readable HDF5 file"):
+        state = path.stat()
+        _check_text(path, state.st_size, state.st_mtime_ns)
         file = h5py.File(path, "r")
-    except Exception as error:  # h5py raises several types
-        raise DataError(f"{path}: not a readable HDF5 file ({one_line(error)}).") from error
     with file:
         with reading(path):
             _check_group(file, path, state.st_size, [], iter(range(MOST)))
