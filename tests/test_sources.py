@@ -291,6 +291,8 @@ def test_10x_folders_that_cannot_be_read(tmp_path):
     )
     (lacks / "GSM1_matrix.mtx.gz").unlink()
     refuse(lacks, r"has no matrix\.mtx or matrix\.mtx\.gz; its files are 'GSM1_features\.tsv\.gz'")
+    (lacks / "GSM1_matrix.mtx.zst").write_bytes(b"x")
+    refuse(lacks, r"'GSM1_matrix\.mtx\.zst'\. Only gzip is read: unpack the others first")
     (tmp_path / "empty").mkdir()
     refuse(tmp_path / "empty", r"empty: .* has no matrix\.mtx .* it has no files")
     short = tenx(tmp_path / "short")

@@ -187,6 +187,8 @@ def _files_of_10x(folder: Path) -> tuple[Path, Path, Path]:
         name.removesuffix(".gz").removesuffix(MATRIX) for name in names if name.removesuffix(".gz").endswith(MATRIX)
     ]
     listed = f"its files are {some(names)}" if names else "it has no files"
+    if any(name.endswith((".zst", ".xz", ".bz2", ".zip")) for name in names):
+        listed += ". Only gzip is read: unpack the others first"
     if not prefixes:
         raise DataError(f"{folder}: cannot be read as a 10x folder: it has no {MATRIX} or {MATRIX}.gz; {listed}.")
     if "" not in prefixes and len(set(prefixes)) > 1:
