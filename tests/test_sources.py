@@ -16,6 +16,7 @@ from samsvae.screens.counts import read_labels, read_table
 from samsvae.screens.custom import filter_screen, screen_of
 from samsvae.screens.hdf5 import open_h5ad
 from samsvae.screens.screen import read_screen
+from samsvae.screens.sources import open_source
 
 OPTIONS = {"perturbation_column": "guide", "control": "ctrl", "separator": "+"}
 LABELS = ["ctrl"] * 5 + ["A"] * 5 + ["B"] * 5 + ["A+B"] * 5
@@ -214,6 +215,25 @@ def test_a_zarr_store_is_read(tmp_path):
     assert_complete(filtered(tmp_path / "folder", tmp_path, counts="layer:umi"))
     with pytest.raises(DataError, match=r"folder: has no 'layer:umis'.*Did you mean 'layer:umi'"):
         filtered(tmp_path / "folder", tmp_path, counts="layer:umis")
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
+@pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+def test_a_zarr_store_is_read_in_blocks(tmp_path, kind):
+    adata = small()
+    adata.X = kind(adata.X.toarray())
+    adata.raw = adata
+    adata.write_zarr(tmp_path / "in.zarr")
+    with open_source(tmp_path / "in.zarr", "raw", 500) as (counts, obs, _):
+        blocks = list(counts.tiles(np.arange(1, 20), np.arange(6)))
+        assert len(blocks) > (kind is not np.asarray) and counts.by_columns == (kind is sp.csc_matrix)
+        np.testing.assert_array_equal(counts.read(np.arange(1, 20), np.arange(6)).toarray(), small().X.toarray()[1:])
+    assert obs["guide"].tolist() == LABELS
+    assert_complete(filtered(tmp_path / "in.zarr", tmp_path, counts="raw"))
+    for chunk in (tmp_path / "in.zarr/raw/X").rglob("0*"):
+        chunk.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"in\.zarr: raw cannot be read"):
+        filtered(tmp_path / "in.zarr", tmp_path, counts="raw")
 
 
 @pytest.mark.parametrize("name", ["in.zarr", "folder"])

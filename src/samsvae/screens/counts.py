@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from anndata.io import read_elem
 
 from samsvae.errors import DataError, nearest
-from samsvae.screens.hdf5 import as_text, place_of, reading, text_attribute
+from samsvae.screens.hdf5 import as_text, is_group, place_of, reading, text_attribute
 
 BLOCK_BYTES = 64 << 20  # bytes of a matrix per read: fast on disk, small in memory
 
@@ -137,14 +137,14 @@ def count_blocks(
     what: str,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[sp.csr_matrix]:
-    """Read rows and columns (sorted positions) of a dense or CSR matrix in HDF5 as CSR int32 blocks of rows, in order.
+    """Read rows and columns (sorted positions) of a dense or CSR matrix in a file as CSR int32 blocks, in order.
 
     `cells` (len(rows)) and `genes` (len(cols)) are the names of the rows and columns read. Memory: about
     `block_bytes` for a file of any size. Stretches without a requested row are skipped.
 
     DataError if a value is not a count, or if the matrix cannot be read.
     """
-    blocks = _csr_blocks if isinstance(x, h5py.Group) else _dense_blocks
+    blocks = _csr_blocks if is_group(x) else _dense_blocks
     with reading(what, x):
         for low, high, block in blocks(x, rows, cols, what, block_bytes):
             yield integer_counts(block, cells[low:high], genes, what)
@@ -178,7 +178,10 @@ def _dense_blocks(x: h5py.Dataset, rows: np.ndarray, cols: np.ndarray, what: str
         first, last = np.searchsorted(rows, (start, stop))
         if first == last:
             continue
-        x.read_direct(buffer, np.s_[start:stop], np.s_[: stop - start])
+        if isinstance(x, h5py.Dataset):
+            x.read_direct(buffer, np.s_[start:stop], np.s_[: stop - start])
+        else:
+            buffer[: stop - start] = x[start:stop]
         for low in range(first, last, part):
             high = min(low + part, last)
             local = rows[low:high] - start
@@ -195,7 +198,7 @@ def _csr_blocks(x: h5py.Group, rows: np.ndarray, cols: np.ndarray, what: str, bl
     kind = text_attribute(x, *STORED_AS, default="unknown")
     if kind not in ("csr_matrix", "csr"):
         raise DataError(f"{what} is stored as {kind}; allowed: a dense matrix or csr_matrix.")
-    n_cells, n_genes = matrix_shape(x)
+    n_cells, n_genes = (int(n) for n in _stored_shape(x))
     starts = sparse_starts(x, n_cells, "cells", what)
     most = max(1, block_bytes // 16)  # a value and its column take up to 16 bytes
     stop = 0
@@ -221,11 +224,11 @@ def sparse_starts(x: h5py.Group, n: int, kind: str, what: str) -> np.ndarray:
     for name in ("indices", "indptr"):
         if x[name].dtype.kind not in "iu":
             raise DataError(f"{what} is damaged: the type of its {name} is {x[name].dtype}; allowed: whole numbers.")
-    starts, stored = x["indptr"][:].astype(np.int64), len(x["data"])
+    starts, stored = x["indptr"][:].astype(np.int64), x["data"].shape[0]
     if len(starts) != n + 1 or starts[0] or starts[-1] != stored or (np.diff(starts) < 0).any():
         raise DataError(f"{what} is damaged: its indptr does not fit {n} {kind} and {stored} values.")
-    if len(x["indices"]) != stored:
-        raise DataError(f"{what} is damaged: it has {stored} values, but {len(x['indices'])} indices.")
+    if (indices := x["indices"].shape[0]) != stored:
+        raise DataError(f"{what} is damaged: it has {stored} values, but {indices} indices.")
     return starts
 
 
@@ -248,8 +251,8 @@ def matrix_shape(x: h5py.Dataset | h5py.Group) -> tuple[int, int]:
 
 
 def _stored_shape(x):
-    """The shape of a matrix; None for a sparse group in HDF5 that does not state it."""
-    return x.attrs.get("shape", x.attrs.get("h5sparse_shape")) if isinstance(x, h5py.Group) else x.shape
+    """The shape of a matrix; None for a sparse group in a file that does not state it."""
+    return x.attrs.get("shape", x.attrs.get("h5sparse_shape")) if is_group(x) else x.shape
 
 
 # ---- counts in a file or in memory ---------------------------------------------------------------------------------
@@ -257,9 +260,9 @@ def _stored_shape(x):
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts (n, G) to read from: dense, CSR or CSC, in an open HDF5 file or in memory."""
+    """Counts (n, G) to read from: dense, CSR or CSC, in an open HDF5 file, in a zarr store or in memory."""
 
-    x: h5py.Dataset | h5py.Group | sp.spmatrix | np.ndarray
+    x: Any
     cells: pd.Index
     genes: pd.Index
     what: str  # "FILE: X", for messages
@@ -268,15 +271,14 @@ class Counts:
     @property
     def by_columns(self) -> bool:
         """Whether the matrix is a CSC matrix in a file, which is read by columns."""
-        x = self.x
-        if not isinstance(x, h5py.Dataset | h5py.Group):
+        if not self.in_file:
             return False
-        with reading(self.what, x):
-            return text_attribute(x, *STORED_AS) in ("csc_matrix", "csc")
+        with reading(self.what, self.x):
+            return text_attribute(self.x, *STORED_AS) in ("csc_matrix", "csc")
 
     @property
     def in_file(self) -> bool:
-        return isinstance(self.x, h5py.Dataset | h5py.Group)
+        return not (sp.issparse(self.x) or isinstance(self.x, np.ndarray))
 
     def check(self) -> None:
         """DataError if the shape of the matrix does not match its names, as in a file assembled by hand."""

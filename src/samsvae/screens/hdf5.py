@@ -130,6 +130,11 @@ def _filters(dataset: h5py.Dataset) -> list[tuple[int, bytes]]:
     return [(code, name) for code, *_, name in found]
 
 
+def is_group(item: Any) -> bool:
+    """Whether a part of an HDF5 file or of a zarr store is a group rather than an array."""
+    return not hasattr(item, "dtype")
+
+
 def text_attribute(item: Item, *names: str, default: str = "") -> str:
     """The first of the attributes `names` that exists, as text; Julia and R write text that h5py reads as bytes."""
     return next((as_text(item.attrs[name]) for name in names if name in item.attrs), default)

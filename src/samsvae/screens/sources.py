@@ -1,6 +1,6 @@
 """Opens the sources of your own screen: an h5ad, an AnnData store in zarr, a 10x .h5 or a 10x folder.
 
-The counts of an h5ad stay in the file. Every other source is read completely into memory.
+The counts of an h5ad or a zarr store stay there. Every other source is read completely into memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anndata.io import read_elem
 
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.screens.counts import Counts, sparse_indices, sparse_starts
-from samsvae.screens.hdf5 import check_sparse, open_h5ad, place_of, reading
+from samsvae.screens.hdf5 import check_sparse, is_group, one_line, open_h5ad, place_of, reading
 
 #: The files of a 10x folder, by the ends of their names without .gz. Cell Ranger 2 writes genes.tsv.
 MATRIX, FEATURES, GENES, BARCODES = "matrix.mtx", "features.tsv", "genes.tsv", "barcodes.tsv"
@@ -42,10 +42,10 @@ def open_source(source: str | Path, counts: str, block_bytes: int) -> Iterator[S
         raise DataError(f"{source}: no such file.")
     if source.suffix == ".h5ad" and not source.is_dir():
         with open_h5ad(source, ("obs", "var")) as file:
-            yield _parts_of_h5ad(file, source, counts, block_bytes)
+            yield _parts_of_file(file, source, counts, block_bytes)
         return
     if _is_zarr(source):
-        yield parts_of(_read_zarr(source), counts, source)
+        yield _parts_of_file(_open_zarr(source), source, counts, block_bytes)
         return
     if source.suffix != ".h5" and not source.is_dir():
         raise DataError(f"{source}: not a known format; allowed: .h5ad, .zarr, 10x .h5, a 10x folder with matrix.mtx.")
@@ -83,8 +83,8 @@ def find_counts(places: Mapping[str, Any], counts: str, source: str | Path) -> A
 # ---- h5ad and zarr -------------------------------------------------------------------------------------------------
 
 
-def _parts_of_h5ad(file: h5py.File, source: Path, counts: str, block_bytes: int) -> Source:
-    """As `parts_of`, with the counts in the open file."""
+def _parts_of_file(file: Any, source: Path, counts: str, block_bytes: int) -> Source:
+    """As `parts_of`, with the counts in the open HDF5 file or zarr store."""
     with reading(source):
         layers = {f"layer:{name}": f"layers/{name}" for name in file.get("layers", ())}
         places = {"X": "X", **layers, "raw": "raw/X"}
@@ -96,14 +96,14 @@ def _parts_of_h5ad(file: h5py.File, source: Path, counts: str, block_bytes: int)
     return data, obs, var
 
 
-def _is_matrix(file: h5py.File, place: str) -> bool:
+def _is_matrix(file: Any, place: str) -> bool:
     """Whether the file has a matrix at this place; a missing one may be written as an empty dataset."""
     return place in file and getattr(file[place], "shape", ()) is not None
 
 
-def read_frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
+def read_frame(element: Any, source: str | Path) -> pd.DataFrame:
     """obs or var, with row names as text."""
-    if not isinstance(element, h5py.Group):
+    if not is_group(element):
         raise DataError(
             f"{source}: {element.name[1:]} has the format of anndata before 0.7. Rewrite the file with "
             "anndata.read_h5ad(FILE).write_h5ad(NEW)."
@@ -120,16 +120,22 @@ def _is_zarr(source: Path) -> bool:
     return source.is_dir() and (source.suffix == ".zarr" or any((source / name).is_file() for name in marks))
 
 
-def _read_zarr(source: Path) -> ad.AnnData:
-    """The AnnData in a zarr store; DataError if it holds none."""
+def _open_zarr(source: Path) -> Any:
+    """The group of an AnnData in a zarr store; DataError if it holds none."""
+    import zarr  # slow to import, used only for this format
+
     try:
-        return ad.read_zarr(source)
-    except Exception as error:  # anndata and zarr raise many types
-        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        store = zarr.open_group(source, mode="r")
+        missing = [name for name in ("obs", "var") if name not in store]
+        problem = f"it has no {' and no '.join(missing)}" if missing else ""
+    except Exception as error:  # zarr raises many types
+        problem = one_line(error)
+    if problem:
         raise DataError(
-            f"{source}: not a readable zarr store of an AnnData ({reason}). Write the AnnData as .h5ad, or again with "
+            f"{source}: not a readable zarr store of an AnnData ({problem}). Write the AnnData as .h5ad, or again with "
             "write_zarr."
-        ) from error
+        )
+    return store
 
 
 # ---- 10x formats ---------------------------------------------------------------------------------------------------
