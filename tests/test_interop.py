@@ -113,6 +113,8 @@ def test_a_model_does_not_share_memory_with_the_state():
             "'guide.param_dict.q_mask_logits' has the shape (300000, 1); allowed: (300000, 4)",
         ),
         (lambda s: s.update({"model.decoder.log_concentration": "text"}), "'model.decoder.log_concentration'"),
+        (lambda s: s.update({3: torch.zeros(1)}), "not a dictionary of tensors by name"),
+        (lambda s: s.update({"state_dict": 3}), "not a dictionary of tensors by name"),
         (lambda s: [s.pop(k) for k in list(s) if k.startswith("model.decoder")], "no 'model.decoder.'"),
         (lambda s: [s.pop(k) for k in list(s) if "z_basal" in k], "none of 'guide.z_basal_encoder'"),
     ],

@@ -321,6 +321,14 @@ def test_10x_folders_that_cannot_be_read(tmp_path):
     refuse(
         tenx(tmp_path / "other", kinds=["Custom"] * 6), r"features\.tsv\.gz: column 3 has the types 'Custom', but no"
     )
+    huge = tenx(tmp_path / "huge")
+    whole = gzip.decompress((huge / "matrix.mtx.gz").read_bytes())
+    for sizes, said in (
+        (b"\n6 20 9999999999999\n", r"matrix\.mtx\.gz is damaged: it claims 9,999,999,999,999 entries"),
+        (b"\n6 99999999999 120\n", "has 6 rows .* and 99999999999 columns"),
+    ):
+        (huge / "matrix.mtx.gz").write_bytes(gzip.compress(whole.replace(b"\n6 20 120\n", sizes)))
+        refuse(huge, said)
     cut = tenx(tmp_path / "cut")
     (cut / "matrix.mtx.gz").write_bytes((cut / "matrix.mtx.gz").read_bytes()[:100])
     refuse(cut, r"cut: cannot be read")

@@ -231,7 +231,7 @@ def _constants(model: Model) -> dict[str, Tensor]:
 def _cleaned(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of one copy of model and guide, by name without the prefix."""
     state = state.get("state_dict", state)
-    if not isinstance(state, Mapping):
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise CheckpointError("The state is not a dictionary of tensors by name.")
     for prefix in ("loss_module.", "", "predictor."):
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -159,18 +159,19 @@ def _read_10x_h5(source: Path) -> ad.AnnData:
 def _read_10x_folder(source: Path) -> ad.AnnData:
     """The gene expression in a 10x folder, as CSR; DataError if a file is missing or does not fit the others."""
     matrix, features, barcodes = _files_of_10x(source)
-    try:
-        x = sp.csr_matrix(scipy.io.mmread(matrix).T)
+    with reading(f"{source}:", problem="cannot be read"):
         # A gene may be called NA, so no text means a missing value.
         table = pd.read_csv(features, sep="\t", header=None, dtype={1: str}, keep_default_na=False)
         cells = pd.read_csv(barcodes, header=None, dtype=str, keep_default_na=False)[0]
-    except Exception as error:  # pandas, scipy and gzip raise many types on a damaged file
-        raise DataError(f"{source}: cannot be read ({error}).") from error
-    if x.shape != (len(cells), len(table)):
-        raise DataError(
-            f"{matrix} has {x.shape[1]} rows (genes) and {x.shape[0]} columns (cells), but {features.name} has "
-            f"{len(table)} lines and {barcodes.name} has {len(cells)}."
-        )
+        n_genes, n_cells, stored, *_ = scipy.io.mminfo(matrix)
+        if (n_genes, n_cells) != (len(table), len(cells)):
+            raise DataError(
+                f"{matrix} has {n_genes} rows (genes) and {n_cells} columns (cells), but {features.name} has "
+                f"{len(table)} lines and {barcodes.name} has {len(cells)}."
+            )
+        if stored > n_genes * n_cells:
+            raise DataError(f"{matrix} is damaged: it claims {stored:,} entries for {n_genes} genes, {n_cells} cells.")
+        x = sp.csr_matrix(scipy.io.mmread(matrix).T)
     names = table[1 if 1 in table else 0].astype(str)
     var = pd.DataFrame({"gene_ids": table[0].to_numpy()}, ad.utils.make_index_unique(pd.Index(names.to_numpy())))
     if not features.name.removesuffix(".gz").endswith(GENES) and 2 in table:
