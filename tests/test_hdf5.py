@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from anndata.io import write_elem
 
 from samsvae.errors import DataError
 from samsvae.screens import norman, replogle
@@ -281,6 +282,30 @@ def test_an_index_out_of_range_in_a_file_of_ours_is_refused(read, tmp_path):
     with h5py.File(path, "r+") as file:
         file["X/indices"][0] = 1000
     refused(path, "odd.h5ad", READERS[read][0])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("uns/control", np.arange(3), "uns['control'] must be text"),
+        ("uns/separator", 3, "uns['separator'] must be text"),
+        ("uns/perturbations", np.arange(3), "uns['perturbations'] must be a table"),
+        ("uns/provenance", "x", "uns['provenance'] must be entries by name"),
+        ("obs/condition", np.arange(24), "obs column 'condition' must hold text"),
+        ("obs/library_size", np.array(["x"] * 24, object), "obs column 'library_size' must hold numbers"),
+        ("X", np.full((24, 8), np.nan, np.float32), "X has values that are not finite"),
+        ("X", np.full((24, 8), "x", h5py.string_dtype()), "X"),
+        ("X", np.ones((24, 7), np.float32), "X"),
+    ],
+)
+@pytest.mark.parametrize("read", ["screen", "tables", "arrays", "data card"])
+def test_odd_content_of_a_screen_ends_in_one_sentence(read, place, value, said, tmp_path):
+    path = screen(tmp_path / "odd.h5ad")
+    with h5py.File(path, "r+") as file:
+        del file[place]
+        write_elem(file, place, value)
+    if (read, place) != ("tables", "X"):
+        refused(path, said, READERS[read][0])
 
 
 @pytest.mark.parametrize("size", [0, 2**64 - 16, 2**64 - 24])

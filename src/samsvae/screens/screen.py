@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem, write_elem
-from pandas.api.types import infer_dtype
+from pandas.api.types import infer_dtype, is_numeric_dtype
 
 from samsvae.errors import DataError, some
 from samsvae.files import atomic
@@ -33,6 +33,14 @@ GZIP = {"compression": "gzip", "compression_opts": 1}
 
 #: anndata writes the row names under this name and refuses a column of that name.
 RESERVED = "_index"
+
+#: The entries of uns that a screen needs, with the type of each and its name in messages.
+ENTRIES: Mapping[str, tuple[type, str]] = {
+    "control": (str, "text"),
+    "separator": (str, "text"),
+    "perturbations": (pd.DataFrame, "a table"),
+    "provenance": (Mapping, "entries by name"),
+}
 
 #: Possible types of the counts for training, smallest first.
 COUNT_TYPES = (np.uint8, np.int16, np.int32)
@@ -199,10 +207,13 @@ def _check_tables(screen: ad.AnnData, what: str | Path) -> None:
         require(not len(twice), what, f"{kind} names must be unique, but these occur more than once: {some(twice)}.")
     for column in ("condition", "library_size"):
         require(column in screen.obs, what, f"obs has no column {column!r}, which a screen needs.")
-    for key in ("control", "separator", "perturbations", "provenance"):
+    for key, (needed, called) in ENTRIES.items():
         require(key in screen.uns, what, f"uns has no {key!r}, which a screen needs.")
+        require(isinstance(screen.uns[key], needed), what, f"uns[{key!r}] must be {called}.")
 
     condition = screen.obs["condition"]
+    texts = all(isinstance(name, str) for name in condition.dropna().unique())
+    require(texts, what, "obs column 'condition' must hold text.")
     require(not (condition.isna() | (condition == "")).any(), what, "obs column 'condition' has empty labels.")
     control, table = screen.uns["control"], screen.uns["perturbations"]
     present = condition.astype("category").cat.remove_unused_categories().cat.categories
@@ -215,7 +226,11 @@ def _check_tables(screen: ad.AnnData, what: str | Path) -> None:
 
 
 def _check_library(screen: ad.AnnData, what: str | Path) -> None:
-    size = screen.obs["library_size"].to_numpy(float)
+    column = screen.obs["library_size"]
+    require(
+        is_numeric_dtype(column), what, f"obs column 'library_size' must hold numbers, but its type is {column.dtype}."
+    )
+    size = column.to_numpy(float)
     bad = screen.obs_names[~(np.isfinite(size) & (size > 0))]
     require(
         not len(bad),
@@ -339,7 +354,7 @@ def read_screen(path: str | Path) -> ad.AnnData:
 def read_tables(path: str | Path) -> ad.AnnData:
     """Read and check a screen without its counts (X is None), which takes little memory for a file of any size."""
     with open_h5ad(path) as file:
-        for key in ("control", "separator", "perturbations", "provenance"):
+        for key in ENTRIES:
             require("uns" in file and key in file["uns"], path, f"uns has no {key!r}, which a screen needs.")
         obs, var = read_table(file["obs"]), read_table(file["var"])
         with reading(f"{path}: uns", file["uns"]):
