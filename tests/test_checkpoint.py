@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -178,6 +179,94 @@ def test_weights_that_do_not_fit_are_rejected(change, said, tmp_path):
     with pytest.raises(CheckpointError) as error:
         load(path)
     assert str(path) in str(error.value) and said in str(error.value)
+
+
+def weight(content, change):
+    """Change one of the weights."""
+    content["weights"]["decoder.layers.0.weight"] = change(content["weights"]["decoder.layers.0.weight"])
+
+
+def fact(**changes):
+    return lambda c: c["facts"].update(changes)
+
+
+EACH = dict.fromkeys("abcd", 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: weight(c, lambda w: w.fill_(float("nan"))), "0.weight' has values that are not finite"),
+        (lambda c: weight(c, lambda w: w / 0), "has values that are not finite"),
+        (lambda c: weight(c, lambda w: w.to(torch.complex64)), "has the type complex64; allowed: float32"),
+        (lambda c: weight(c, lambda w: w.int()), "has the type int32; allowed: float32"),
+        (lambda c: weight(c, lambda w: w.double()), "has the type float64; allowed: float32"),
+        (lambda c: weight(c, lambda w: w.to_sparse()), "is not a dense tensor"),
+        (lambda c: weight(c, lambda w: w[:1, :1].clone().expand(w.shape)), "is not a dense tensor"),
+        (lambda c: weight(c, lambda w: "text"), "is not a dense tensor"),
+        (lambda c: c["weights"].update({3: torch.zeros(1)}), "Unexpected key: '3'"),
+        (lambda c: c["config"].update(n_layers=10_000_000), "ask for 10,000,002 layers, but the file has"),
+        (lambda c: c["config"].update(embedding_layers=10_000_000), "ask for 10,000,001 layers, but the file has"),
+        (lambda c: c["config"].update(width=10_000_000), "size mismatch"),
+        (lambda c: c["config"].update(n_latent=2**40), "size mismatch"),
+        (lambda c: c["config"].update(n_latent=2**62), "no model has these sizes: 9 genes"),
+        (lambda c: c["config"].update(n_latent=2**70), "no model has these sizes: 9 genes"),
+        (lambda c: c["config"].update(temperature=torch.ones(3, 3)), "config.temperature"),
+        (lambda c: c.update(config=3), "config: 3 is not allowed"),
+        (lambda c: c.update(format=torch.ones(20, 20)), "format tensor("),
+        (lambda c: c.update(format=torch.tensor(1)), "format tensor(1) is not known"),
+        (lambda c: c.update(genes=["gene0", *c["genes"][:-1]]), "'genes' has names more than once: 'gene0'"),
+        (lambda c: c.update(perturbations=["a", "a", "b", "b"]), "has names more than once: 'a', 'b'"),
+        (lambda c: c.update(genes="abcdefghi"), "'genes' is not a list of names"),
+        (lambda c: c.update(genes=list(range(9))), "'genes' is not a list of names"),
+        (lambda c: c.update(perturbations=["a", "b", "c", ""]), "'perturbations' is not a list of names"),
+        (lambda c: c.update(facts=[1]), "'facts' is not a dictionary"),
+        (lambda c: c["facts"].pop("encoding"), "fact 'encoding' is missing; allowed: sum or unique"),
+        (fact(encoding="summ"), "fact 'encoding' is 'summ'; allowed: sum or unique"),
+        (fact(encoding=torch.ones(2)), "allowed: sum or unique"),
+        (fact(separator=["+"]), "fact 'separator' is ['+']; allowed: text"),
+        (fact(controls="ctrl"), "fact 'controls' is 'ctrl'; allowed: a list of text"),
+        (fact(training_cells=EACH | {"a": -1}), "is {'a': -1, 'b': 5, 'c': 5, 'd': 5}; allowed: a whole"),
+        (fact(training_cells=EACH | {"a": 1.5}), "allowed: a whole number of at least 0 for each perturbation"),
+        (fact(training_cells=EACH | {"e": 1}), "'training_cells' has other names than 'perturbations': 'e'"),
+        (fact(training_cells={"a": 1, "b": 1, 3: 1}), "than 'perturbations': '3', 'c', 'd'"),
+        (fact(best_step=-1), "fact 'best_step' is -1"),
+    ],
+)  # fmt: skip
+def test_odd_content_is_refused_in_one_sentence(change, said, tmp_path):
+    path = tmp_path / "model.pt"
+    save(checkpoint(), path)
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    found = str(error.value)
+    assert found.startswith(f"{path}: ") and said in found and "\n" not in found and len(found) < 600
+
+
+def test_repeated_values_are_refused(tmp_path):
+    """A file of one layer could claim any number of them."""
+    made = checkpoint("cond_vae", n_layers=6)
+    save(made, tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    for j in range(2, 6):
+        content["weights"][f"decoder.layers.{j}.weight"] = content["weights"]["decoder.layers.1.weight"]
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="the file claims more than it holds"):
+        load(tmp_path / "model.pt")
+
+
+def test_no_memory_is_used_for_a_size_that_only_the_settings_claim(tmp_path):
+    path = tmp_path / "model.pt"
+    save(checkpoint(n_layers=3), path)
+    content = torch.load(path, weights_only=True)
+    content["config"]["width"] = 30_000
+    torch.save(content, path)
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - usage < 100_000  # KiB
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu", torch.device("cuda")])

@@ -107,6 +107,20 @@ def moved(to):
     to.answer(302, Location=f"/signed?{to.nth}")
 
 
+def endless(to, status, **headers):
+    """An answer with a body that never ends; the server counts the blocks that it could send."""
+    to.send_response(status)
+    to.send_header("Connection", "close")
+    for name, value in headers.items():
+        to.send_header(name, value)
+    to.end_headers()
+    to.close_connection = True
+    block = bytes(1 << 20)
+    while to.server.sent < 60 and not to.server.over.is_set():
+        to.wfile.write(block)
+        to.server.sent += 1
+
+
 def mood(to):
     """Behave in a random way."""
     name = to.server.chance.choice([*RIGHT, *NEVER])
@@ -158,6 +172,7 @@ RIGHT = {
     "/too-many": lambda to: to.answer(429, Retry_After=later(-5)) if not to.nth else to.serve(),
     "/odd-wait": lambda to: to.answer(408, Retry_After="soon") if not to.nth else to.serve(),
     "/moved": moved,
+    "/moved-endlessly": lambda to: endless(to, 302, Location="/good"),
     "/stall": stall,
 }
 # Behaviours that never give the correct file, and their messages (from the start | on resuming, if different).
@@ -207,6 +222,8 @@ NEVER = {
         "response ended after 60,000 of 1,500,000 bytes .*3 tries",
     ),
     "/loop": (lambda to: to.answer(302, Location="/loop"), "connection failed .*redirects.*3 tries"),
+    "/endless-error": (lambda to: endless(to, 404), "HTTP 404 Not Found without the file"),
+    "/endless-failure": (lambda to: endless(to, 503), "HTTP 503 .*gave up after 3 tries"),
     "/hang-up": (lambda to: setattr(to, "close_connection", True), "connection failed .*3 tries"),
     "/silence": (lambda to: to.server.over.wait(20), "connection failed .*timed out.*3 tries"),
 }
@@ -234,7 +251,7 @@ BEHAVIOURS = {
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads = True
-        http.seen, http.over, http.chance = [], threading.Event(), random.Random(0)
+        http.seen, http.over, http.chance, http.sent = [], threading.Event(), random.Random(0), 0
         threading.Thread(target=http.serve_forever, args=[0.01], daemon=True).start()
         http.url = f"http://127.0.0.1:{http.server_port}"
         yield http
@@ -285,6 +302,17 @@ def test_a_tolerable_misbehaviour_still_gives_the_file(server, target, path, cap
     assert get(server, target, path, timeout=0.5).read_bytes() == BODY
     assert os.listdir(target.parent) == ["file"]
     assert "again" not in caplog.text, "a reconnection keeps the hash: nothing is read a second time"
+
+
+@pytest.mark.parametrize("path", ["/moved-endlessly", "/endless-error", "/endless-failure"])
+def test_the_body_of_an_answer_without_the_file_is_not_read(server, target, path):
+    """A redirect or an error with an endless body would fill the memory."""
+    if path in RIGHT:
+        assert get(server, target, path).read_bytes() == BODY
+    else:
+        with pytest.raises(DownloadError, match=NEVER[path][1]):
+            get(server, target, path)
+    assert server.sent < 30  # MiB, in buffers of sockets
 
 
 @pytest.mark.parametrize("path", RIGHT)

@@ -1,7 +1,11 @@
 """Figures: their panels, order, legibility and data; and the published numbers next to them."""
 
 import csv
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import figure_tables as tables
 import numpy as np
@@ -13,10 +17,11 @@ from matplotlib.text import Text
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
 from samsvae.evaluation.selection import best_settings
-from samsvae.figures import heatmaps, published, score_table, style
+from samsvae.figures import heatmaps, published, registry, score_table, style
 from samsvae.figures.combinations import draw as draw_combinations
 from samsvae.figures.curves import draw as draw_curves
 from samsvae.figures.curves import without_short_end
+from samsvae.figures.data_card import draw as draw_data_card
 from samsvae.figures.effects import draw as draw_effects
 from samsvae.figures.expression import draw as draw_expression
 from samsvae.figures.expression import overlap_table, strongest
@@ -643,6 +648,53 @@ def test_two_saves_are_the_same_bytes(name, table1, tmp_path):
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
     assert b"/CreationDate" not in first[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["effects", "masks"])
+def test_positions_are_rounded(name, table1):
+    """The solver of the layout follows addresses in memory, so its last digits differ from run to run."""
+    fig = draw(name, table1)
+    fig.draw_without_rendering()
+    parts = [part.bbox_relative.get_points() for part in fig.subfigs]
+    places = np.array(parts + [ax.get_position(original=True).get_points() for ax in fig.axes])
+    assert len(places) > 5 and not (np.signbit(places) & (places == 0)).any()  # no -0
+    np.testing.assert_array_equal(places, np.round(places, 9))
+
+
+def draw_all(folder, numbers, turn):
+    """Save every figure of the registry; ``turn`` changes where its objects lie in memory."""
+    scores = tables.replogle_scores()
+    rows = build_table(scores, best_settings(scores, ["model"]), published.replogle_table1(numbers))
+    sizes = pd.DataFrame({"condition": ["ctrl", "A"], "kind": ["control", "single"], "cells": [9, 5]})
+    card = {
+        "facts": pd.DataFrame({"item": ["cells"], "value": ["14"]}),
+        "conditions": sizes,
+        "counts": pd.DataFrame({"low": [1.0, 2.0], "high": [2.0, 3.0], "cells": [4, 10]}),
+        "genes": pd.DataFrame({"gene": ["x", "y"], "mean": [0.1, 2.0], "detected": [0.1, 0.8]}),
+        "splits": pd.DataFrame({"split": ["train", "test"], "kind": ["single", "single"], "cells": [3, 2]}),
+    }
+    moved = []
+    for row in registry.ROWS:
+        moved.append([bytearray(100 + 37 * i) for i in range(turn * 500)])
+        fig = draw_data_card(**card) if row.name == "data_card" else draw(row.name, rows)
+        style.save(fig, Path(folder) / row.name, {"": sizes})
+
+
+@pytest.mark.slow
+def test_every_figure_has_the_same_bytes_in_two_processes(numbers, tmp_path):
+    code = "import sys, test_figures; test_figures.draw_all(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path / str(turn), numbers, str(turn)],
+            env=os.environ | {"PYTHONHASHSEED": str(turn), "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for turn in (1, 2)
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    first = sorted((tmp_path / "1").glob("*.p*"))
+    assert len(first) == 2 * len(registry.ROWS) > 10
+    for path in first:
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes(), path.name
 
 
 def test_data_is_written_next_to_the_figure(tmp_path):

@@ -106,7 +106,15 @@ def test_a_model_does_not_share_memory_with_the_state():
             lambda s: s.update({"guide.param_dict.q_E_loc": torch.ones(5, 4)}),
             "'guide.param_dict.q_E_loc' has the shape (5, 4); allowed: (4, 4)",
         ),
+        (lambda s: s.update({"guide.param_dict.q_E_loc": np.ones((4, 4), int)}), "dense arrays of real numbers"),
+        (lambda s: s.update({"guide.param_dict.q_E_loc": torch.ones(4, 4).double()}), "type float64; allowed: float32"),
+        (
+            lambda s: s.update({"guide.param_dict.q_mask_logits": torch.zeros(300_000, 1)}),
+            "'guide.param_dict.q_mask_logits' has the shape (300000, 1); allowed: (300000, 4)",
+        ),
         (lambda s: s.update({"model.decoder.log_concentration": "text"}), "'model.decoder.log_concentration'"),
+        (lambda s: s.update({3: torch.zeros(1)}), "not a dictionary of tensors by name"),
+        (lambda s: s.update({"state_dict": 3}), "not a dictionary of tensors by name"),
         (lambda s: [s.pop(k) for k in list(s) if k.startswith("model.decoder")], "no 'model.decoder.'"),
         (lambda s: [s.pop(k) for k in list(s) if "z_basal" in k], "none of 'guide.z_basal_encoder'"),
     ],
@@ -386,6 +394,9 @@ def test_weights_of_another_screen_are_refused(tmp_path):
         named_checkpoint(path, screen(), "unique")
     with pytest.raises(CheckpointError, match=r"theirs\.ckpt: n_latent is 4"):
         named_checkpoint(path, screen(), "sum", config={"n_latent": 3})
+    twice = replace(screen(), genes=np.array(["gene0", "gene0", *"abcdefg"]))
+    with pytest.raises(CheckpointError, match="'genes' has names more than once: 'gene0'"):
+        named_checkpoint(path, twice, "sum")
 
 
 def test_the_import_command_writes_our_checkpoint(tmp_path, monkeypatch, capsys):

@@ -183,6 +183,12 @@ def test_dense_dosages_equal_sparse_ones():
     torch.testing.assert_close(whole.dosage.gather(table), 0.5 * batch.dosage.gather(table))
     with pytest.raises(DataError, match=r"n_cells has the shape \(3,\); allowed: \(4,\)"):
         Batch.from_dense(batch.x, dense, n_cells=torch.ones(3))
+    library = batch.library.clone()
+    library[[3, 7]] = torch.tensor([0.0, torch.nan])
+    for x, sizes in ((batch.x * (library > 0)[:, None], None), (batch.x, library)):
+        with pytest.raises(DataError, match="library must be above 0, but 2 cells have other values, at '3', '7'"):
+            Batch.from_dense(x, dense, library=sizes)
+    assert (Batch.from_dense(-batch.x, dense).library < 0).all()  # real values, of which nothing reads the sum
 
 
 def test_sum_and_unique_encodings():

@@ -84,7 +84,7 @@ def test_the_files_and_facts_of_a_run(tmp_path):
     history = [dict(zip(HISTORY, (2, 1, 0.75, 1 / 3), strict=True))]
     trained = Trained(best_step=2, best_loss=1 / 3, steps=2, seconds=1.0, history=history)
     out = outputs(tmp_path)
-    write_run(settings, Checkpoint(net, ("g",) * 9, ("a", "b", "c", "d"), known), trained, "cpu", out)
+    write_run(settings, Checkpoint(net, tuple("ghijklmno"), ("a", "b", "c", "d"), known), trained, "cpu", out)
     assert load(out["model"]).facts == known
     assert out["history"].read_text() == "run\tstep\tepoch\ttrain_loss\tval_loss\nr\t2\t1\t0.75\t0.333333333\n"
     found = json.loads(out["run"].read_text())

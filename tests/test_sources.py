@@ -12,9 +12,11 @@ import scipy.sparse as sp
 
 from samsvae import fit
 from samsvae.errors import DataError
-from samsvae.screens.counts import open_h5ad, read_labels, read_table
+from samsvae.screens.counts import read_labels, read_table
 from samsvae.screens.custom import filter_screen, screen_of
+from samsvae.screens.hdf5 import open_h5ad
 from samsvae.screens.screen import read_screen
+from samsvae.screens.sources import open_source
 
 OPTIONS = {"perturbation_column": "guide", "control": "ctrl", "separator": "+"}
 LABELS = ["ctrl"] * 5 + ["A"] * 5 + ["B"] * 5 + ["A+B"] * 5
@@ -215,6 +217,25 @@ def test_a_zarr_store_is_read(tmp_path):
         filtered(tmp_path / "folder", tmp_path, counts="layer:umis")
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
+@pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+def test_a_zarr_store_is_read_in_blocks(tmp_path, kind):
+    adata = small()
+    adata.X = kind(adata.X.toarray())
+    adata.raw = adata
+    adata.write_zarr(tmp_path / "in.zarr")
+    with open_source(tmp_path / "in.zarr", "raw", 500) as (counts, obs, _):
+        blocks = list(counts.tiles(np.arange(1, 20), np.arange(6)))
+        assert len(blocks) > (kind is not np.asarray) and counts.by_columns == (kind is sp.csc_matrix)
+        np.testing.assert_array_equal(counts.read(np.arange(1, 20), np.arange(6)).toarray(), small().X.toarray()[1:])
+    assert obs["guide"].tolist() == LABELS
+    assert_complete(filtered(tmp_path / "in.zarr", tmp_path, counts="raw"))
+    for chunk in (tmp_path / "in.zarr/raw/X").rglob("0*"):
+        chunk.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"in\.zarr: raw cannot be read"):
+        filtered(tmp_path / "in.zarr", tmp_path, counts="raw")
+
+
 @pytest.mark.parametrize("name", ["in.zarr", "folder"])
 def test_a_zarr_store_of_something_else(tmp_path, name):
     (tmp_path / name).mkdir()
@@ -290,6 +311,8 @@ def test_10x_folders_that_cannot_be_read(tmp_path):
     )
     (lacks / "GSM1_matrix.mtx.gz").unlink()
     refuse(lacks, r"has no matrix\.mtx or matrix\.mtx\.gz; its files are 'GSM1_features\.tsv\.gz'")
+    (lacks / "GSM1_matrix.mtx.zst").write_bytes(b"x")
+    refuse(lacks, r"'GSM1_matrix\.mtx\.zst'\. Only gzip is read: unpack the others first")
     (tmp_path / "empty").mkdir()
     refuse(tmp_path / "empty", r"empty: .* has no matrix\.mtx .* it has no files")
     short = tenx(tmp_path / "short")
@@ -298,6 +321,14 @@ def test_10x_folders_that_cannot_be_read(tmp_path):
     refuse(
         tenx(tmp_path / "other", kinds=["Custom"] * 6), r"features\.tsv\.gz: column 3 has the types 'Custom', but no"
     )
+    huge = tenx(tmp_path / "huge")
+    whole = gzip.decompress((huge / "matrix.mtx.gz").read_bytes())
+    for sizes, said in (
+        (b"\n6 20 9999999999999\n", r"matrix\.mtx\.gz is damaged: it claims 9,999,999,999,999 entries"),
+        (b"\n6 99999999999 120\n", "has 6 rows .* and 99999999999 columns"),
+    ):
+        (huge / "matrix.mtx.gz").write_bytes(gzip.compress(whole.replace(b"\n6 20 120\n", sizes)))
+        refuse(huge, said)
     cut = tenx(tmp_path / "cut")
     (cut / "matrix.mtx.gz").write_bytes((cut / "matrix.mtx.gz").read_bytes()[:100])
     refuse(cut, r"cut: cannot be read")

@@ -1,4 +1,6 @@
+import csv
 import hashlib
+import tracemalloc
 from itertools import pairwise
 from math import ceil, floor
 
@@ -10,6 +12,7 @@ from samsvae import tables
 from samsvae.data.arrays import read_split
 from samsvae.errors import ConfigError, DataError
 from samsvae.screens import splits
+from samsvae.screens.norman import label_conditions
 
 
 def digest(rows):
@@ -328,6 +331,27 @@ def test_every_label_and_cell_name_survives_the_split_table(tmp_path):
     assert read_split(path, names[::-1]).tolist() == split[::-1], "rows may have any order"
     again = tables.read(path)
     assert again["cell"].tolist() == names and again["condition"].tolist() == names[::-1]
+
+
+def test_a_label_of_any_length_survives_the_split_table(tmp_path):
+    """The csv module reads fields of at most 131,072 letters by itself; its limit is that of the whole process."""
+    limit, label = csv.field_size_limit(), "A" * 200_000
+    obs = pd.DataFrame({"condition": [label, "ctrl"], "split": ["train", "val"]}, index=[label, "c"])
+    splits.write_split(splits.given(obs), tmp_path / "split.tsv")
+    assert read_split(tmp_path / "split.tsv", [label, "c"]).tolist() == ["train", "val"]
+    assert csv.field_size_limit() == limit
+
+
+def test_memory_does_not_grow_with_cells_times_the_longest_label():
+    long = "+".join(f"GENE{i}" for i in range(700))
+    label = pd.Categorical(["a+b", long, *["c"] * 19_998])
+    obs = pd.DataFrame({"condition": label, "guide_identity": label, "n_targets": 2})
+    tracemalloc.start()
+    splits.norman_ood(obs, fraction=0.5, seed=0)
+    label_conditions(obs["condition"], "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # 20,000 x 6,000 letters would be 480 MB
 
 
 def test_a_split_table_of_plain_labels_has_no_quotes(tmp_path):

@@ -16,7 +16,7 @@ from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS
 from samsvae.data import cells as data_of_cells
 from samsvae.data.cells import cells_of, encode
-from samsvae.errors import ConfigError, Interrupted, NumericalError
+from samsvae.errors import ConfigError, DataError, Interrupted, NumericalError
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.model_effects import condition_means, effect_draws, sample
 from samsvae.models.model import Model
@@ -38,6 +38,15 @@ def halves(*, pairs: bool = True, n: int = 120):
 
 def pairs_for(name: str) -> bool:
     return ROWS[name].model.get("effect") != "prior_mean"
+
+
+def test_a_library_size_of_zero_names_its_cells():
+    """The loss is finite, but its gradient is not, and the next step would blame the learning rates."""
+    made = screen()
+    made.library[[4, 9]] = 0.0, np.nan
+    cells = cells_of(made, np.arange(120), encode(made, "sum"))
+    with pytest.raises(DataError, match=r"library size must be above 0, but 2 cells .* 'cell4', 'cell9'\. Remove"):
+        train(model("sams_vae_corr"), cells, cells, TrainingConfig(steps=2, batch_size=40))
 
 
 @pytest.mark.parametrize("name", ROWS)

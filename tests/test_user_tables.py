@@ -13,7 +13,7 @@ from samsvae.screens import splits
 from samsvae.screens.custom import filter_screen
 from samsvae.screens.genes import read_names
 from samsvae.screens.screen import read_screen
-from samsvae.screens.user_tables import read_user_table, typed
+from samsvae.screens.user_tables import read_list, read_user_table, typed
 
 BASE = {"perturbation_column": "guide", "control": "ctrl", "separator": "+"}
 LABELS = ["ctrl"] * 4 + ["A"] * 3 + ["A+B"] * 3
@@ -162,6 +162,14 @@ def test_a_damaged_file(tmp_path, name):
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=f"{name}: not a readable table"):
         read_user_table(tmp_path / name)
+
+
+def test_a_compression_that_is_not_read_says_how_to_unpack(tmp_path):
+    path = tmp_path / "cells.csv.zst"
+    path.write_bytes(bytes.fromhex("28b52ffd0400090000610a47e5a2"))
+    for read, kind in ((read_user_table, "table"), (read_list, "list")):
+        with pytest.raises(DataError, match=rf"cells\.csv\.zst: not a readable {kind} .*unpack it first: zstd -d FILE"):
+            read(path)
 
 
 COLUMNS = [

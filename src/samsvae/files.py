@@ -91,6 +91,16 @@ def write_table(rows: Sequence[Mapping[str, object]], path: str | Path) -> None:
             writer.writerow(_field(value) for value in row.values())
 
 
+@contextmanager
+def any_length() -> Iterator[None]:
+    """Let the csv module read fields of any length, such as labels of more than 131,072 letters."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _field(value: object) -> object:
     if not isinstance(value, float):
         return value

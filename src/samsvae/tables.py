@@ -13,6 +13,7 @@ import pandas as pd
 
 from samsvae.errors import DataError, some
 from samsvae.files import DIGITS, LINE_END, SEPARATOR, atomic, verify, write_frame
+from samsvae.screens.hdf5 import read_anndata
 
 #: Columns that are read as text, also if labels look like numbers or missing values ('000', 'NA').
 TEXT = ("condition", "cell", "gene", "run", "model")
@@ -78,9 +79,10 @@ def read_h5ad(path: str | Path) -> ad.AnnData:
     """Read a matrix with named rows and columns; DataError if the file is missing or damaged (`files.verify`)."""
     verify([path])
     try:
-        return ad.read_h5ad(path)
-    except Exception as error:  # anndata and h5py raise many kinds of errors for a damaged file
-        raise _damaged(path, f"not a readable h5ad file ({error})") from None
+        return read_anndata(path)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path}: ").rstrip(".")
+        raise _damaged(path, f"not a readable h5ad file ({reason})") from None
 
 
 def write_h5ad(matrix: ad.AnnData, path: str | Path) -> None:

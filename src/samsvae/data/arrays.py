@@ -18,7 +18,7 @@ import numpy as np
 
 from samsvae.config.vocabulary import SPLITS
 from samsvae.errors import DataError, nearest, some
-from samsvae.files import SEPARATOR, atomic, verify
+from samsvae.files import SEPARATOR, any_length, atomic, verify
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def read_split(path: Path | str, cells: Sequence[str] | np.ndarray) -> np.ndarra
 def _lines(path: Path | str) -> list[tuple[int, list[str]]]:
     """The fields of every line of a table, each with the number of its last line (a quoted field may have several)."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8") as file, any_length():
             reader = csv.reader(file, delimiter=SEPARATOR, strict=True)
             return [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:

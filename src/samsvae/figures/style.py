@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -25,6 +26,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError, nearest, some
@@ -165,13 +167,36 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapped
 
 
+class _Layout(ConstrainedLayoutEngine):
+    """The constrained layout with rounded positions.
+
+    Its solver goes through its variables by their addresses in memory, so its last digits differ from run to run, and
+    with them the bytes of a PDF (0 or -0).
+    """
+
+    def execute(self, fig: Figure) -> None:
+        super().execute(fig)
+        for part in _parts(fig):
+            part.bbox_relative.set_points(_rounded(part.bbox_relative.get_points()))
+        for ax in fig.axes:
+            arranged = ax.get_in_layout()
+            ax.set_position(Bbox(_rounded(ax.get_position(original=True).get_points())), which="original")
+            ax.set_in_layout(arranged)  # a position given by hand would be left out of the next layout
+
+
+def _parts(fig: Figure | SubFigure) -> list[SubFigure]:
+    """All parts of a figure, and their parts."""
+    return [deeper for part in fig.subfigs for deeper in (part, *_parts(part))]
+
+
+def _rounded(points: np.ndarray) -> np.ndarray:
+    return np.round(points, 9) + 0.0  # no -0
+
+
 def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """An empty figure of this size in inches on an Agg canvas."""
-    fig = Figure(figsize=(width, height), layout=layout)
+    fig = Figure(figsize=(width, height), layout=_Layout(w_pad=0.06, h_pad=0.06) if layout else None)
     FigureCanvasAgg(fig)
-    engine = fig.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):
-        engine.set(w_pad=0.06, h_pad=0.06)
     return fig
 
 

@@ -19,7 +19,7 @@ from samsvae.models.model import Model
 from samsvae.models.noise import Streams
 from samsvae.study.records import write_run
 from samsvae.study.train_run import part
-from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, label_facts, save, screen_facts
+from samsvae.training.checkpoint import HISTORY, Checkpoint, checked_names, facts, label_facts, save, screen_facts
 from samsvae.training.state import Trained
 from samsvae.training.validation import validation_loss
 
@@ -38,7 +38,8 @@ def named_checkpoint(path: str | Path, screen: Screen, encoding: str, *, config:
         model = from_reference(state, config=config)
     except CheckpointError as error:
         raise CheckpointError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
-    names = {"genes": tuple(screen.genes.tolist()), "perturbations": encode(screen, encoding).names}
+    ours_of = {"genes": screen.genes.tolist(), "perturbations": encode(screen, encoding).names}
+    names = {kind: checked_names(ours, kind) for kind, ours in ours_of.items()}
     sizes = {"genes": model.n_genes, "perturbations": model.n_perturbations}
     orders = {}
     for kind, ours in names.items():

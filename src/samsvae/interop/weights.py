@@ -23,6 +23,7 @@ from samsvae.errors import CheckpointError, ConfigError, nearest, some
 from samsvae.models.latents import CellState, Embedding
 from samsvae.models.model import Model
 from samsvae.models.networks import MLP
+from samsvae.training.checkpoint import check_tensors, is_dense, outline
 
 #: Name of a row in the golden numbers of the release -> name of the row in our zoo.
 ROW_NAMES = {
@@ -63,13 +64,15 @@ def from_reference(
     settings |= _expected_settings(settings, config or {})
     n_perturbations, n_genes = _counts_of(weights, settings)
     try:
-        model = Model(ModelConfig(**settings), n_genes, n_perturbations)
+        model = outline(ModelConfig(**settings), n_genes, n_perturbations, weights)
     except ConfigError as error:
         raise CheckpointError(f"The settings inferred from the weights are not allowed: {error}") from None
     _refuse_alien(model.config)
     names = _names(model)
     _check_weights(weights, model, names)
-    model.load_state_dict({**model.state_dict(), **{name: weights[theirs] for theirs, name in names.items()}})
+    ours = {name: weights[theirs] for theirs, name in names.items()}
+    model = Model(model.config, n_genes, n_perturbations)
+    model.load_state_dict({**model.state_dict(), **ours})
     return model.eval()
 
 
@@ -98,25 +101,19 @@ def _expected_settings(settings: Mapping[str, Any], config: Mapping[str, Any]) -
 
 
 def _check_weights(weights: Mapping[str, Tensor], model: Model, names: Mapping[str, str]) -> None:
-    """CheckpointError unless the weights have the names, shapes and constants that the release has for this model."""
-    ours, constants = model.state_dict(), _constants(model)
-    expected = {theirs: tuple(ours[name].shape) for theirs, name in names.items()}
-    expected |= {name: tuple(value.shape) for name, value in constants.items()}
+    """CheckpointError unless the weights have the names, shapes, types and constants of the release for this model."""
+    with torch.device("meta"):  # constants of the claimed size could fill the memory
+        constants = _constants(model)
+    ours = model.state_dict()
+    expected = {theirs: ours[name] for theirs, name in names.items()} | constants
     if odd := sorted(set(weights) ^ set(expected)):
         problem = "lacks the parameter" if odd[0] in expected else "has the unknown parameter"
         row = _described(row_of(vars(model.config)))
         raise CheckpointError(f"The state {problem} {some(odd)}; it seems to belong to {row}.")
-    for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            raise CheckpointError(
-                f"The parameter {name!r} has the shape {tuple(weights[name].shape)}; allowed: {shape}."
-            )
-    for name, value in constants.items():
-        if not torch.equal(weights[name].to(value.dtype), value):
+    check_tensors(weights, expected)
+    for name, value in _constants(model).items():
+        if not torch.equal(weights[name], value):
             raise CheckpointError(f"The parameter {name!r} differs from its constant value in the release.")
-    for name in names:
-        if not torch.isfinite(weights[name]).all():
-            raise CheckpointError(f"The parameter {name!r} has values that are not finite.")
 
 
 def to_reference(model: Model) -> dict[str, Tensor]:
@@ -234,7 +231,7 @@ def _constants(model: Model) -> dict[str, Tensor]:
 def _cleaned(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of one copy of model and guide, by name without the prefix."""
     state = state.get("state_dict", state)
-    if not isinstance(state, Mapping):
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise CheckpointError("The state is not a dictionary of tensors by name.")
     for prefix in ("loss_module.", "", "predictor."):
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -251,11 +248,8 @@ def _cleaned(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def _plain(value: object) -> bool:
     """Whether a value is a dense tensor or array of real numbers."""
     if isinstance(value, np.ndarray):
-        return value.dtype.kind in "fi"
-    if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
-        return False
-    # with strides of 0, a tiny file could claim a huge shape
-    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+        return value.dtype.kind == "f"
+    return isinstance(value, Tensor) and value.is_floating_point() and is_dense(value)
 
 
 # ---- settings from weights -----------------------------------------------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import h5py
@@ -15,6 +13,7 @@ import scipy.sparse as sp
 from anndata.io import read_elem
 
 from samsvae.errors import DataError, nearest
+from samsvae.screens.hdf5 import as_text, is_group, place_of, reading, text_attribute
 
 BLOCK_BYTES = 64 << 20  # bytes of a matrix per read: fast on disk, small in memory
 
@@ -22,34 +21,11 @@ PART = 1 << 22  # values converted to one sparse block
 
 NAMES = 1 << 17  # strings per read; each one is a Python object
 
+NO_TABLE = "is damaged, or not a table written by anndata 0.7 or later"
+
 STORED_AS = ("encoding-type", "h5sparse_format")  # attributes that name the format of a sparse matrix
 
 Names: TypeAlias = Sequence[Any] | np.ndarray  # of cells or genes
-
-
-@contextmanager
-def open_h5ad(path: str | Path, needed: Sequence[str] = ("X", "obs", "var")) -> Iterator[h5py.File]:
-    """Open an h5ad for reading; DataError if it is missing, damaged or has not all of the parts `needed`."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path}: not a readable HDF5 file ({error}).") from error
-    with file:
-        if missing := [name for name in needed if name not in file]:
-            raise DataError(f"{path}: not an h5ad file: it has no {' and no '.join(missing)}.")
-        yield file
-
-
-def text_attribute(item: h5py.Dataset | h5py.Group, *names: str, default: str = "") -> str:
-    """The first of the attributes `names` that exists, as text; Julia and R write text that h5py reads as bytes."""
-    return next((as_text(item.attrs[name]) for name in names if name in item.attrs), default)
-
-
-def as_text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _column_names(table: h5py.Group) -> list[str]:
@@ -62,8 +38,10 @@ def read_table(table: h5py.Group, rows: np.ndarray | slice = slice(None)) -> pd.
     Reads one column at a time and keeps categorical labels as codes, so memory holds only the rows. DataError if
     `table` is not a data frame written by anndata 0.7 or later.
     """
-    with _report_damage(table):
+    with reading(place_of(table), table, NO_TABLE):
         index = as_text(table.attrs["_index"])
+        if len(lengths := {_length(table[name]) for name in (index, *_column_names(table))}) > 1:
+            raise ValueError(f"its columns have {' or '.join(map(str, sorted(lengths)))} values")
         names = pd.Index(_column(table[index], rows), name=None if index == "_index" else index)
         columns = {name: _column(table[name], rows) for name in _column_names(table)}
         return pd.DataFrame(columns, names, copy=False)
@@ -71,50 +49,18 @@ def read_table(table: h5py.Group, rows: np.ndarray | slice = slice(None)) -> pd.
 
 def read_labels(table: h5py.Group, name: str) -> pd.Categorical:
     """One column of obs or var; DataError if there is no such column."""
-    with _report_damage(table):
+    with reading(place_of(table), table, NO_TABLE):
         columns = _column_names(table)
         if name in columns:
             return pd.Categorical(_column(table[name], slice(None)))
-    place = table.name.strip("/")
-    raise DataError(f"{table.file.filename}: {place} has no column {name!r}.{nearest(name, columns)}")
+    raise DataError(f"{place_of(table)} has no column {name!r}.{nearest(name, columns)}")
 
 
-def unreadable(item: h5py.Dataset | h5py.Group, what: str, error: Exception) -> DataError:
-    """The DataError for an item that cannot be read: it is damaged, or its compression needs a plugin."""
-    if filters := missing_filters(item):
-        return DataError(
-            f"{what} is compressed with HDF5 filter {', '.join(filters)}, which is not installed. Rewrite the file in "
-            "an environment that has the package hdf5plugin: import hdf5plugin, then "
-            "anndata.read_h5ad(FILE).write_h5ad(NEW, compression='gzip')."
-        )
-    return DataError(f"{what} cannot be read ({error}).")
-
-
-def missing_filters(item: h5py.Dataset | h5py.Group) -> list[str]:
-    """Number and name of each compression filter that the datasets in `item` use and that is not installed."""
-    datasets = [item] if isinstance(item, h5py.Dataset) else []
-    if isinstance(item, h5py.Group):
-        item.visititems(lambda _, found: datasets.append(found) if isinstance(found, h5py.Dataset) else None)
-    missing = {}
-    for dataset in datasets:
-        created = dataset.id.get_create_plist()
-        for i in range(created.get_nfilters()):
-            code, *_, name = created.get_filter(i)
-            if not h5py.h5z.filter_avail(code):
-                missing[code] = f"{code} ({as_text(name)})" if name else str(code)
-    return list(missing.values())
-
-
-@contextmanager
-def _report_damage(table: h5py.Group) -> Iterator[None]:
-    """Turn any error from reading a table into a DataError that names the file and the table."""
-    try:
-        yield
-    except (KeyError, ValueError, AttributeError, OSError) as error:
-        what = f"{table.file.filename}: {table.name.strip('/')}"
-        if missing_filters(table):
-            raise unreadable(table, what, error) from error
-        raise DataError(f"{what} is damaged, or not a table written by anndata 0.7 or later ({error}).") from error
+def _length(column: h5py.Dataset | h5py.Group) -> int:
+    """The number of values of a column, which is a group if it is categorical or nullable."""
+    if isinstance(column, h5py.Group):
+        return len(column["codes" if "codes" in column else "values"])
+    return len(column)
 
 
 def _column(column: h5py.Dataset | h5py.Group, rows: np.ndarray | slice):
@@ -191,19 +137,28 @@ def count_blocks(
     what: str,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[sp.csr_matrix]:
-    """Read rows and columns (sorted positions) of a dense or CSR matrix in HDF5 as CSR int32 blocks of rows, in order.
+    """Read rows and columns (sorted positions) of a dense or CSR matrix in a file as CSR int32 blocks, in order.
 
     `cells` (len(rows)) and `genes` (len(cols)) are the names of the rows and columns read. Memory: about
     `block_bytes` for a file of any size. Stretches without a requested row are skipped.
 
     DataError if a value is not a count, or if the matrix cannot be read.
     """
-    blocks = _csr_blocks if isinstance(x, h5py.Group) else _dense_blocks
-    try:
+    blocks = _csr_blocks if is_group(x) else _dense_blocks
+    with reading(what, x):
         for low, high, block in blocks(x, rows, cols, what, block_bytes):
             yield integer_counts(block, cells[low:high], genes, what)
-    except OSError as error:
-        raise unreadable(x, what, error) from error
+
+
+def real_blocks(x: h5py.Dataset, n_cells: int, n_genes: int, what: str) -> Iterator[np.ndarray]:
+    """Read the real values of a simulation in blocks of rows; DataError for values that are not finite."""
+    step = max(1, BLOCK_BYTES // (4 * max(n_genes, 1)))
+    with reading(what, x):
+        for start in range(0, n_cells, step):
+            block = x[start : start + step]
+            if not np.isfinite(block).all():
+                raise DataError(f"{what} has values that are not finite.")
+            yield block
 
 
 def _dense_blocks(x: h5py.Dataset, rows: np.ndarray, cols: np.ndarray, what: str, block_bytes: int):
@@ -223,7 +178,10 @@ def _dense_blocks(x: h5py.Dataset, rows: np.ndarray, cols: np.ndarray, what: str
         first, last = np.searchsorted(rows, (start, stop))
         if first == last:
             continue
-        x.read_direct(buffer, np.s_[start:stop], np.s_[: stop - start])
+        if isinstance(x, h5py.Dataset):
+            x.read_direct(buffer, np.s_[start:stop], np.s_[: stop - start])
+        else:
+            buffer[: stop - start] = x[start:stop]
         for low in range(first, last, part):
             high = min(low + part, last)
             local = rows[low:high] - start
@@ -240,7 +198,7 @@ def _csr_blocks(x: h5py.Group, rows: np.ndarray, cols: np.ndarray, what: str, bl
     kind = text_attribute(x, *STORED_AS, default="unknown")
     if kind not in ("csr_matrix", "csr"):
         raise DataError(f"{what} is stored as {kind}; allowed: a dense matrix or csr_matrix.")
-    n_cells, n_genes = matrix_shape(x)
+    n_cells, n_genes = (int(n) for n in _stored_shape(x))
     starts = sparse_starts(x, n_cells, "cells", what)
     most = max(1, block_bytes // 16)  # a value and its column take up to 16 bytes
     stop = 0
@@ -263,11 +221,14 @@ def sparse_starts(x: h5py.Group, n: int, kind: str, what: str) -> np.ndarray:
     """The indptr of n rows (or columns), int64 (n + 1); DataError if it does not fit the stored values."""
     if missing := [name for name in ("data", "indices", "indptr") if name not in x]:
         raise DataError(f"{what} is damaged: it has no {' and no '.join(missing)}.")
-    starts, stored = x["indptr"][:].astype(np.int64), len(x["data"])
+    for name in ("indices", "indptr"):
+        if x[name].dtype.kind not in "iu":
+            raise DataError(f"{what} is damaged: the type of its {name} is {x[name].dtype}; allowed: whole numbers.")
+    starts, stored = x["indptr"][:].astype(np.int64), x["data"].shape[0]
     if len(starts) != n + 1 or starts[0] or starts[-1] != stored or (np.diff(starts) < 0).any():
         raise DataError(f"{what} is damaged: its indptr does not fit {n} {kind} and {stored} values.")
-    if len(x["indices"]) != stored:
-        raise DataError(f"{what} is damaged: it has {stored} values, but {len(x['indices'])} indices.")
+    if (indices := x["indices"].shape[0]) != stored:
+        raise DataError(f"{what} is damaged: it has {stored} values, but {indices} indices.")
     return starts
 
 
@@ -283,14 +244,15 @@ def sparse_indices(x: h5py.Group, a: int, b: int, n: int, kind: str, what: str) 
 
 
 def matrix_shape(x: h5py.Dataset | h5py.Group) -> tuple[int, int]:
-    """(cells, genes) of a dense or sparse matrix in an HDF5 file."""
-    shape = _stored_shape(x)
-    return int(shape[0]), int(shape[1])
+    """(cells, genes) of a dense or sparse matrix in an HDF5 file; DataError if it has no such shape."""
+    with reading(place_of(x), x):
+        cells, genes = _stored_shape(x)
+        return int(cells), int(genes)
 
 
 def _stored_shape(x):
-    """The shape of a matrix; None for a sparse group in HDF5 that does not state it."""
-    return x.attrs.get("shape", x.attrs.get("h5sparse_shape")) if isinstance(x, h5py.Group) else x.shape
+    """The shape of a matrix; None for a sparse group in a file that does not state it."""
+    return x.attrs.get("shape", x.attrs.get("h5sparse_shape")) if is_group(x) else x.shape
 
 
 # ---- counts in a file or in memory ---------------------------------------------------------------------------------
@@ -298,9 +260,9 @@ def _stored_shape(x):
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts (n, G) to read from: dense, CSR or CSC, in an open HDF5 file or in memory."""
+    """Counts (n, G) to read from: dense, CSR or CSC, in an open HDF5 file, in a zarr store or in memory."""
 
-    x: h5py.Dataset | h5py.Group | sp.spmatrix | np.ndarray
+    x: Any
     cells: pd.Index
     genes: pd.Index
     what: str  # "FILE: X", for messages
@@ -309,20 +271,22 @@ class Counts:
     @property
     def by_columns(self) -> bool:
         """Whether the matrix is a CSC matrix in a file, which is read by columns."""
-        x = self.x
-        if not isinstance(x, h5py.Dataset | h5py.Group):
+        if not self.in_file:
             return False
-        return text_attribute(x, *STORED_AS) in ("csc_matrix", "csc")
+        with reading(self.what, self.x):
+            return text_attribute(self.x, *STORED_AS) in ("csc_matrix", "csc")
 
     @property
     def in_file(self) -> bool:
-        return isinstance(self.x, h5py.Dataset | h5py.Group)
+        return not (sp.issparse(self.x) or isinstance(self.x, np.ndarray))
 
     def check(self) -> None:
         """DataError if the shape of the matrix does not match its names, as in a file assembled by hand."""
-        shape = _stored_shape(self.x)
         names = len(self.cells), len(self.genes)
-        if shape is None or tuple(shape) != names:
+        with reading(self.what):
+            shape = _stored_shape(self.x)
+            fits = shape is not None and tuple(shape) == names
+        if not fits:
             raise DataError(f"{self.what} has the shape {shape}, but there are {names[0]} cells and {names[1]} genes.")
 
     def tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, slice, sp.csr_matrix]]:
@@ -362,10 +326,11 @@ class Counts:
 
     def _column_tiles(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, sp.csr_matrix]]:
         """Read a CSC matrix from its file: (slice of `cols`, their counts), as many columns as fit in a block."""
-        try:
-            starts = sparse_starts(self.x, len(self.genes), "genes", self.what)
-        except OSError as error:
-            raise unreadable(self.x, self.what, error) from error
+        with reading(self.what, self.x):
+            yield from self._read_columns(rows, cols)
+
+    def _read_columns(self, rows: np.ndarray, cols: np.ndarray) -> Iterator[tuple[slice, sp.csr_matrix]]:
+        starts = sparse_starts(self.x, len(self.genes), "genes", self.what)
         most = max(1, self.block_bytes // 16)  # a value and its row take up to 16 bytes
         low = 0
         while low < len(cols):
@@ -374,11 +339,8 @@ class Counts:
                 high += 1
             first, last = cols[low], cols[high - 1] + 1
             a, b = starts[first], starts[last]
-            try:
-                cell = sparse_indices(self.x, a, b, len(self.cells), "cells", self.what)
-                pieces = (self.x["data"][a:b], cell, starts[first : last + 1] - a)
-            except OSError as error:
-                raise unreadable(self.x, self.what, error) from error
+            cell = sparse_indices(self.x, a, b, len(self.cells), "cells", self.what)
+            pieces = (self.x["data"][a:b], cell, starts[first : last + 1] - a)
             block = sp.csc_matrix(pieces, shape=(len(self.cells), last - first))[:, cols[low:high] - first].tocsr()
             block = block if len(rows) == len(self.cells) else block[rows]
             yield slice(low, high), integer_counts(block, self.cells[rows], self.genes[cols[low:high]], self.what)

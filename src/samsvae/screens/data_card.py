@@ -18,8 +18,9 @@ import scipy.sparse as sp
 
 from samsvae.data.arrays import read_split
 from samsvae.errors import some
-from samsvae.screens.counts import BLOCK_BYTES, count_blocks, open_h5ad
-from samsvae.screens.screen import members, read_tables, text_of
+from samsvae.screens.counts import count_blocks, matrix_shape, real_blocks
+from samsvae.screens.hdf5 import open_h5ad
+from samsvae.screens.screen import members, read_tables, require, text_of
 from samsvae.screens.splits import LABELS
 
 KINDS = ("control", "single", "combination")
@@ -60,6 +61,8 @@ def data_card(screen: str | Path, split: str | Path, *, name: str = "", split_na
     """
     tables = read_tables(screen)
     with open_h5ad(screen) as file:
+        shape = matrix_shape(file["X"])
+        require(shape == tables.shape, screen, f"X is {shape}, but obs and var are {tables.shape} (cells, genes).")
         total, mean, detected = _sums(file["X"], tables, screen)
     conditions = _conditions(tables)
     splits = _splits(tables, conditions, read_split(split, tables.obs_names))
@@ -122,12 +125,11 @@ def _sums(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) ->
 def _blocks(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) -> Iterator[sp.csr_matrix | np.ndarray]:
     """Blocks of rows, in order: CSR counts, or dense real values."""
     if isinstance(x, h5py.Dataset):  # the real values of a simulation
-        step = max(1, BLOCK_BYTES // (4 * tables.n_vars))
-        for start in range(0, tables.n_obs, step):
-            yield x[start : start + step].astype(float)
+        for block in real_blocks(x, tables.n_obs, tables.n_vars, f"{what}: X"):
+            yield block.astype(float)
         return
     rows, cols = np.arange(tables.n_obs), np.arange(tables.n_vars)
-    yield from count_blocks(x, rows, cols, cells=tables.obs_names, genes=tables.var_names, what=str(what))
+    yield from count_blocks(x, rows, cols, cells=tables.obs_names, genes=tables.var_names, what=f"{what}: X")
 
 
 def _conditions(tables: ad.AnnData) -> pd.DataFrame:

@@ -223,7 +223,8 @@ def _stream(url: str, part: PartialFile, back: int, timeout: float) -> None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
         # Always request the original address: redirects lead to signed addresses that expire.
-        with requests.get(url, headers=headers, stream=True, timeout=(20, timeout)) as response:
+        hooks = {"response": _drop_body}
+        with requests.get(url, headers=headers, hooks=hooks, stream=True, timeout=(20, timeout)) as response:
             at = start = _accept(response, start, part.size)
             etag, name = response.headers.get("ETag", ""), part.path.stem
             with progress_bar(name, start, part.size) as bar:
@@ -251,6 +252,12 @@ def _stream(url: str, part: PartialFile, back: int, timeout: float) -> None:
     except requests.RequestException as error:
         raise _Broken(f"the connection failed ({error})") from error
     raise _Broken(f"the response ended after {at:,} of {part.size:,} bytes")
+
+
+def _drop_body(response: requests.Response, **_) -> None:
+    """Close a redirect before its body is read: requests would read all of it, also if it never ends."""
+    if response.is_redirect:
+        response.close()
 
 
 def _accept(response: requests.Response, start: int, size: int) -> int:

@@ -19,9 +19,10 @@ import pandas as pd
 from anndata.io import read_elem
 
 from samsvae.errors import DataError, nearest, some
-from samsvae.screens.counts import BLOCK_BYTES, Counts, open_h5ad
+from samsvae.screens.counts import BLOCK_BYTES, Counts
 from samsvae.screens.genes import gene_positions, read_names
-from samsvae.screens.screen import assemble, provenance, write_screen
+from samsvae.screens.hdf5 import open_h5ad, reading
+from samsvae.screens.screen import assemble, provenance, text_of, write_screen
 from samsvae.screens.sources import read_frame
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def label_conditions(label: pd.Series, what: str | Path) -> tuple[np.ndarray, np
     if label.isna().any():
         missing = label.index[label.isna()]
         raise DataError(f"{what}: obs column 'perturbation' has no label in {len(missing)} cells: {some(missing)}.")
-    label = label.astype(str)
+    label = text_of(label)
     genes_of = {name: sorted(set(re.split("[_+]", name)) - {CONTROL}) for name in label.unique()}
     if odd := sorted(name for name, genes in genes_of.items() if "" in genes):
         raise DataError(f"{what}: obs column 'perturbation' has labels with an empty part: {some(odd)}.")
@@ -114,7 +115,8 @@ def filter_screen(
             origin, cols = "chosen", _most_variable(data, rows, n_genes, min_cells)
         else:
             origin, cols = _listed_genes(var, genes, source)
-        truth = {key: read_elem(file[f"uns/{key}"]) for key in TRUTH if f"uns/{key}" in file}
+        with reading(f"{source}: uns"):
+            truth = {key: read_elem(file[f"uns/{key}"]) for key in TRUTH if f"uns/{key}" in file}
         obs["n_targets"] = n_targets.astype(np.int32)
         differences = [OTHER_GENES] * (origin == "chosen") + [OTHER_CELLS] * (place == "X")
         for difference in differences:

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from samsvae.errors import DataError
 from samsvae.files import atomic, verify
-from samsvae.screens.counts import BLOCK_BYTES, count_blocks, matrix_shape, open_h5ad
+from samsvae.screens.counts import BLOCK_BYTES, count_blocks, matrix_shape, real_blocks
+from samsvae.screens.hdf5 import open_h5ad, reading
 from samsvae.screens.screen import CHUNK, COUNT_TYPES, controls_of, members, read_tables, require
 
 if TYPE_CHECKING:
@@ -91,12 +91,10 @@ def _smallest(x: h5py.Dataset | h5py.Group, what: str | Path) -> type:
     if isinstance(x, h5py.Dataset):
         require(x.dtype == np.float32, what, "X must be CSR int32 counts, or dense float32 in a real-valued screen.")
         return np.float32
-    values = x["data"]
-    require(values.dtype == np.int32, what, "X must be CSR int32 counts.")
-    try:
+    with reading(f"{what}: X", x):
+        values = x["data"]
+        require(values.dtype == np.int32, what, "X must be CSR int32 counts.")
         top = max((int(values[a : a + 4 * CHUNK].max()) for a in range(0, len(values), 4 * CHUNK)), default=0)
-    except OSError as error:
-        raise DataError(f"{what}: X cannot be read ({error}).") from error
     return next(t for t in COUNT_TYPES if top <= np.iinfo(t).max)
 
 
@@ -106,10 +104,7 @@ def _dense(
     """Dense blocks of rows, checked to hold counts, or finite values in a real-valued screen."""
     step = max(1, block_bytes // (4 * len(genes)))
     if isinstance(x, h5py.Dataset):
-        for start in range(0, len(cells), step):
-            block = x[start : start + step]
-            require(bool(np.isfinite(block).all()), what, "X has values that are not finite.")
-            yield block
+        yield from real_blocks(x, len(cells), len(genes), f"{what}: X")
         return
     everything = np.arange(len(cells)), np.arange(len(genes))
     for block in count_blocks(x, *everything, cells=cells, genes=genes, what=f"{what}: X", block_bytes=block_bytes):

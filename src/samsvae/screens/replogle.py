@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from samsvae.errors import DataError, nearest, some
-from samsvae.screens.counts import BLOCK_BYTES, count_blocks, matrix_shape, open_h5ad, read_labels, read_table
+from samsvae.screens.counts import BLOCK_BYTES, count_blocks, matrix_shape, read_labels, read_table
+from samsvae.screens.hdf5 import open_h5ad
 from samsvae.screens.screen import assemble, provenance, read_screen, write_screen
 
 log = logging.getLogger(__name__)

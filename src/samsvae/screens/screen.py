@@ -20,11 +20,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata.io import read_elem, write_elem
-from pandas.api.types import infer_dtype
+from pandas.api.types import infer_dtype, is_numeric_dtype
 
 from samsvae.errors import DataError, some
 from samsvae.files import atomic
-from samsvae.screens.counts import integer_counts, open_h5ad, read_table
+from samsvae.screens.counts import integer_counts, read_table
+from samsvae.screens.hdf5 import create_hdf5, open_h5ad, read_anndata, reading
 
 CHUNK = 1 << 18  # values per chunk of an HDF5 file: 1 MiB of int32
 
@@ -32,6 +33,14 @@ GZIP = {"compression": "gzip", "compression_opts": 1}
 
 #: anndata writes the row names under this name and refuses a column of that name.
 RESERVED = "_index"
+
+#: The entries of uns that a screen needs, with the type of each and its name in messages.
+ENTRIES: Mapping[str, tuple[type, str]] = {
+    "control": (str, "text"),
+    "separator": (str, "text"),
+    "perturbations": (pd.DataFrame, "a table"),
+    "provenance": (Mapping, "entries by name"),
+}
 
 #: Possible types of the counts for training, smallest first.
 COUNT_TYPES = (np.uint8, np.int16, np.int32)
@@ -198,10 +207,13 @@ def _check_tables(screen: ad.AnnData, what: str | Path) -> None:
         require(not len(twice), what, f"{kind} names must be unique, but these occur more than once: {some(twice)}.")
     for column in ("condition", "library_size"):
         require(column in screen.obs, what, f"obs has no column {column!r}, which a screen needs.")
-    for key in ("control", "separator", "perturbations", "provenance"):
+    for key, (needed, called) in ENTRIES.items():
         require(key in screen.uns, what, f"uns has no {key!r}, which a screen needs.")
+        require(isinstance(screen.uns[key], needed), what, f"uns[{key!r}] must be {called}.")
 
     condition = screen.obs["condition"]
+    texts = all(isinstance(name, str) for name in condition.dropna().unique())
+    require(texts, what, "obs column 'condition' must hold text.")
     require(not (condition.isna() | (condition == "")).any(), what, "obs column 'condition' has empty labels.")
     control, table = screen.uns["control"], screen.uns["perturbations"]
     present = condition.astype("category").cat.remove_unused_categories().cat.categories
@@ -214,7 +226,11 @@ def _check_tables(screen: ad.AnnData, what: str | Path) -> None:
 
 
 def _check_library(screen: ad.AnnData, what: str | Path) -> None:
-    size = screen.obs["library_size"].to_numpy(float)
+    column = screen.obs["library_size"]
+    require(
+        is_numeric_dtype(column), what, f"obs column 'library_size' must hold numbers, but its type is {column.dtype}."
+    )
+    size = column.to_numpy(float)
     bad = screen.obs_names[~(np.isfinite(size) & (size > 0))]
     require(
         not len(bad),
@@ -248,7 +264,7 @@ def write_screen(
         check_screen(screen, path, real_valued=real_valued)
     else:
         _check_tables(screen, path)
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic(path) as temporary, create_hdf5(temporary) as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         if real_valued:
             write_elem(file, "X", screen.X, dataset_kwargs=GZIP)
@@ -330,13 +346,7 @@ class _GrowingDataset:
 
 def read_screen(path: str | Path) -> ad.AnnData:
     """Read and check a screen; a dense X means that it is real-valued. DataError if it is missing, damaged or wrong."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
-    try:
-        screen = ad.read_h5ad(path)
-    except Exception as error:  # anndata and h5py raise many types on a damaged file
-        raise DataError(f"{path}: not a readable h5ad file ({error}).") from error
+    screen = read_anndata(path)
     check_screen(screen, path, real_valued=isinstance(screen.X, np.ndarray))
     return _with_controls(screen)
 
@@ -344,9 +354,11 @@ def read_screen(path: str | Path) -> ad.AnnData:
 def read_tables(path: str | Path) -> ad.AnnData:
     """Read and check a screen without its counts (X is None), which takes little memory for a file of any size."""
     with open_h5ad(path) as file:
-        for key in ("control", "separator", "perturbations", "provenance"):
+        for key in ENTRIES:
             require("uns" in file and key in file["uns"], path, f"uns has no {key!r}, which a screen needs.")
-        screen = ad.AnnData(None, read_table(file["obs"]), read_table(file["var"]), uns=read_elem(file["uns"]))
+        obs, var = read_table(file["obs"]), read_table(file["var"])
+        with reading(f"{path}: uns", file["uns"]):
+            screen = ad.AnnData(None, obs, var, uns=read_elem(file["uns"]))
     _check_tables(screen, path)
     _check_library(screen, path)
     return _with_controls(screen)
@@ -366,7 +378,7 @@ def controls_of(screen: ad.AnnData) -> list[str]:
 
 def read_uns(path: str | Path, key: str, default: object = None):
     """Read one entry of a screen's uns, without the counts; ``default`` if there is none."""
-    with open_h5ad(path) as file:
+    with open_h5ad(path) as file, reading(f"{path}: uns"):
         return read_elem(file["uns"][key]) if key in file["uns"] else default
 
 

@@ -1,6 +1,6 @@
 """Opens the sources of your own screen: an h5ad, an AnnData store in zarr, a 10x .h5 or a 10x folder.
 
-The counts of an h5ad stay in the file. Every other source is read completely into memory.
+The counts of an h5ad or a zarr store stay there. Every other source is read completely into memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import scipy.sparse as sp
 from anndata.io import read_elem
 
 from samsvae.errors import ConfigError, DataError, nearest, some
-from samsvae.screens.counts import Counts, missing_filters, open_h5ad, unreadable
+from samsvae.screens.counts import Counts, sparse_indices, sparse_starts
+from samsvae.screens.hdf5 import check_sparse, is_group, one_line, open_h5ad, place_of, reading
 
 #: The files of a 10x folder, by the ends of their names without .gz. Cell Ranger 2 writes genes.tsv.
 MATRIX, FEATURES, GENES, BARCODES = "matrix.mtx", "features.tsv", "genes.tsv", "barcodes.tsv"
@@ -41,10 +42,10 @@ def open_source(source: str | Path, counts: str, block_bytes: int) -> Iterator[S
         raise DataError(f"{source}: no such file.")
     if source.suffix == ".h5ad" and not source.is_dir():
         with open_h5ad(source, ("obs", "var")) as file:
-            yield _parts_of_h5ad(file, source, counts, block_bytes)
+            yield _parts_of_file(file, source, counts, block_bytes)
         return
     if _is_zarr(source):
-        yield parts_of(_read_zarr(source), counts, source)
+        yield _parts_of_file(_open_zarr(source), source, counts, block_bytes)
         return
     if source.suffix != ".h5" and not source.is_dir():
         raise DataError(f"{source}: not a known format; allowed: .h5ad, .zarr, 10x .h5, a 10x folder with matrix.mtx.")
@@ -60,7 +61,9 @@ def parts_of(adata: ad.AnnData, counts: str, source: str | Path) -> Source:
     places |= {f"layer:{name}": x for name, x in adata.layers.items()}
     places |= {} if adata.raw is None else {"raw": adata.raw.X}
     x = find_counts(places, counts, source)
-    x = x.tocsr() if sp.issparse(x) else np.asarray(x)
+    with reading(f"{source}: {counts}"):
+        check_sparse(x)
+        x = x.tocsr() if sp.issparse(x) else np.asarray(x)
     var = adata.raw.var if counts == "raw" else adata.var
     data = Counts(x, adata.obs_names.astype(str), var.index.astype(str), f"{source}: {counts}")
     return data, adata.obs.copy(), var
@@ -80,34 +83,34 @@ def find_counts(places: Mapping[str, Any], counts: str, source: str | Path) -> A
 # ---- h5ad and zarr -------------------------------------------------------------------------------------------------
 
 
-def _parts_of_h5ad(file: h5py.File, source: Path, counts: str, block_bytes: int) -> Source:
-    """As `parts_of`, with the counts in the open file."""
-    layers = {f"layer:{name}": f"layers/{name}" for name in file.get("layers", ())}
-    places = {"X": "X", **layers, "raw": "raw/X"}
-    place = find_counts({name: place for name, place in places.items() if _is_matrix(file, place)}, counts, source)
+def _parts_of_file(file: Any, source: Path, counts: str, block_bytes: int) -> Source:
+    """As `parts_of`, with the counts in the open HDF5 file or zarr store."""
+    with reading(source):
+        layers = {f"layer:{name}": f"layers/{name}" for name in file.get("layers", ())}
+        places = {"X": "X", **layers, "raw": "raw/X"}
+        places = {name: place for name, place in places.items() if _is_matrix(file, place)}
+    place = find_counts(places, counts, source)
     obs, var = (read_frame(file[table], source) for table in ("obs", "raw/var" if counts == "raw" else "var"))
     data = Counts(file[place], obs.index, var.index, f"{source}: {counts}", block_bytes)
     data.check()
     return data, obs, var
 
 
-def _is_matrix(file: h5py.File, place: str) -> bool:
+def _is_matrix(file: Any, place: str) -> bool:
     """Whether the file has a matrix at this place; a missing one may be written as an empty dataset."""
     return place in file and getattr(file[place], "shape", ()) is not None
 
 
-def read_frame(element: h5py.Group, source: str | Path) -> pd.DataFrame:
+def read_frame(element: Any, source: str | Path) -> pd.DataFrame:
     """obs or var, with row names as text."""
-    if not isinstance(element, h5py.Group):
+    if not is_group(element):
         raise DataError(
             f"{source}: {element.name[1:]} has the format of anndata before 0.7. Rewrite the file with "
             "anndata.read_h5ad(FILE).write_h5ad(NEW)."
         )
-    try:
+    with reading(f"{source}: {element.name[1:]}", element):
         frame = read_elem(element)
-    except Exception as error:  # anndata and h5py raise many types on a damaged file
-        raise unreadable(element, f"{source}: {element.name[1:]}", error) from error
-    frame.index = frame.index.astype(str)
+        frame.index = frame.index.astype(str)
     return frame
 
 
@@ -117,16 +120,22 @@ def _is_zarr(source: Path) -> bool:
     return source.is_dir() and (source.suffix == ".zarr" or any((source / name).is_file() for name in marks))
 
 
-def _read_zarr(source: Path) -> ad.AnnData:
-    """The AnnData in a zarr store; DataError if it holds none."""
+def _open_zarr(source: Path) -> Any:
+    """The group of an AnnData in a zarr store; DataError if it holds none."""
+    import zarr  # slow to import, used only for this format
+
     try:
-        return ad.read_zarr(source)
-    except Exception as error:  # anndata and zarr raise many types
-        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        store = zarr.open_group(source, mode="r")
+        missing = [name for name in ("obs", "var") if name not in store]
+        problem = f"it has no {' and no '.join(missing)}" if missing else ""
+    except Exception as error:  # zarr raises many types
+        problem = one_line(error)
+    if problem:
         raise DataError(
-            f"{source}: not a readable zarr store of an AnnData ({reason}). Write the AnnData as .h5ad, or again with "
+            f"{source}: not a readable zarr store of an AnnData ({problem}). Write the AnnData as .h5ad, or again with "
             "write_zarr."
-        ) from error
+        )
+    return store
 
 
 # ---- 10x formats ---------------------------------------------------------------------------------------------------
@@ -135,16 +144,14 @@ def _read_zarr(source: Path) -> ad.AnnData:
 def _read_10x_h5(source: Path) -> ad.AnnData:
     import scanpy  # slow to import, used only for this format
 
-    try:
-        with warnings.catch_warnings():  # every 10x reference repeats some symbols
-            warnings.filterwarnings("ignore", message=".*names are not unique.*")
-            adata = scanpy.read_10x_h5(source)
-    except Exception as error:  # scanpy raises many types on a damaged file
-        if h5py.is_hdf5(source):
-            with h5py.File(source, "r") as file:
-                if missing_filters(file):
-                    raise unreadable(file, str(source), error) from error
-        raise DataError(f"{source}: cannot be read ({error}).") from error
+    with open_h5ad(source, ()) as file, reading(source, file), warnings.catch_warnings():
+        for group in file.values():
+            if isinstance(group, h5py.Group) and "indptr" in group:
+                starts = sparse_starts(group, group["shape"][1], "cells", place_of(group))
+                sparse_indices(group, 0, starts[-1], group["shape"][0], "genes", place_of(group))
+        # every 10x reference repeats some symbols
+        warnings.filterwarnings("ignore", message=".*names are not unique.*")
+        adata = scanpy.read_10x_h5(source)
     adata.var_names_make_unique()
     return adata
 
@@ -152,18 +159,19 @@ def _read_10x_h5(source: Path) -> ad.AnnData:
 def _read_10x_folder(source: Path) -> ad.AnnData:
     """The gene expression in a 10x folder, as CSR; DataError if a file is missing or does not fit the others."""
     matrix, features, barcodes = _files_of_10x(source)
-    try:
-        x = sp.csr_matrix(scipy.io.mmread(matrix).T)
+    with reading(f"{source}:", problem="cannot be read"):
         # A gene may be called NA, so no text means a missing value.
         table = pd.read_csv(features, sep="\t", header=None, dtype={1: str}, keep_default_na=False)
         cells = pd.read_csv(barcodes, header=None, dtype=str, keep_default_na=False)[0]
-    except Exception as error:  # pandas, scipy and gzip raise many types on a damaged file
-        raise DataError(f"{source}: cannot be read ({error}).") from error
-    if x.shape != (len(cells), len(table)):
-        raise DataError(
-            f"{matrix} has {x.shape[1]} rows (genes) and {x.shape[0]} columns (cells), but {features.name} has "
-            f"{len(table)} lines and {barcodes.name} has {len(cells)}."
-        )
+        n_genes, n_cells, stored, *_ = scipy.io.mminfo(matrix)
+        if (n_genes, n_cells) != (len(table), len(cells)):
+            raise DataError(
+                f"{matrix} has {n_genes} rows (genes) and {n_cells} columns (cells), but {features.name} has "
+                f"{len(table)} lines and {barcodes.name} has {len(cells)}."
+            )
+        if stored > n_genes * n_cells:
+            raise DataError(f"{matrix} is damaged: it claims {stored:,} entries for {n_genes} genes, {n_cells} cells.")
+        x = sp.csr_matrix(scipy.io.mmread(matrix).T)
     names = table[1 if 1 in table else 0].astype(str)
     var = pd.DataFrame({"gene_ids": table[0].to_numpy()}, ad.utils.make_index_unique(pd.Index(names.to_numpy())))
     if not features.name.removesuffix(".gz").endswith(GENES) and 2 in table:
@@ -186,6 +194,8 @@ def _files_of_10x(folder: Path) -> tuple[Path, Path, Path]:
         name.removesuffix(".gz").removesuffix(MATRIX) for name in names if name.removesuffix(".gz").endswith(MATRIX)
     ]
     listed = f"its files are {some(names)}" if names else "it has no files"
+    if any(name.endswith((".zst", ".xz", ".bz2", ".zip")) for name in names):
+        listed += ". Only gzip is read: unpack the others first"
     if not prefixes:
         raise DataError(f"{folder}: cannot be read as a 10x folder: it has no {MATRIX} or {MATRIX}.gz; {listed}.")
     if "" not in prefixes and len(set(prefixes)) > 1:

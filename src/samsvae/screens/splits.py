@@ -144,7 +144,7 @@ def given(obs: pd.DataFrame) -> pd.DataFrame:
     """The split in the column split of obs, as in simulations; DataError if it is missing or has other values."""
     if "split" not in obs:
         raise DataError(f"the screen's obs has no column 'split'.{nearest('split', obs.columns)}")
-    split = obs["split"].astype(str).to_numpy()
+    split = text_of(obs["split"]).to_numpy(object)
     if wrong := sorted(set(split) - set(LABELS)):
         raise DataError(f"obs column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
     return _table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
@@ -317,7 +317,7 @@ def _norman_cells(obs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray
         if column not in obs:
             raise DataError(f"the screen's obs has no column {column!r}.{nearest(column, obs.columns)}")
     n_targets = obs["n_targets"].to_numpy(int)
-    identity = obs["guide_identity"].astype(str).to_numpy()
+    identity = text_of(obs["guide_identity"]).to_numpy(object)
     return np.flatnonzero(n_targets == 2), np.flatnonzero(n_targets < 2), identity
 
 
@@ -327,4 +327,4 @@ def _table(obs: pd.DataFrame, **parts: np.ndarray) -> pd.DataFrame:
     for name, rows in parts.items():
         split[rows] = name
     condition = text_of(obs["condition"]).to_numpy(object)
-    return pd.DataFrame({"cell": obs.index.to_numpy(str), "condition": condition, "split": split})
+    return pd.DataFrame({"cell": obs.index.astype(str).to_numpy(object), "condition": condition, "split": split})

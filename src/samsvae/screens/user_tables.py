@@ -155,11 +155,16 @@ def _open_zip(path: Path, mode: str) -> IO[bytes]:
         return io.BytesIO(folder.read(names[0]))
 
 
+def _open_zstd(path: Path, mode: str) -> IO[bytes]:
+    raise ValueError("it is compressed with zstd; unpack it first: zstd -d FILE")
+
+
 _OPENERS: dict[bytes, Callable[[Path, str], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
     b"PK\x03\x04": _open_zip,
+    b"\x28\xb5\x2f\xfd": _open_zstd,
 }
 
 

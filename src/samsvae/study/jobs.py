@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from samsvae.errors import Interrupted, SamsvaeError
-from samsvae.files import remove_left, write_table
+from samsvae.files import any_length, remove_left, write_table
 from samsvae.study.cache import Cache, stamp_of
 from samsvae.study.gpus import hold_device
 from samsvae.study.script import retry_command
@@ -131,7 +131,7 @@ def take_one(settings: Mapping, data: Data, folder: str | Path, mark: str | Path
 def failed_in(mark: str | Path) -> dict[str, str]:
     """Run id -> reason, for the runs that failed in `run_together`, from the table it wrote; {} if there is none."""
     try:
-        with open(mark, newline="") as file:
+        with open(mark, newline="") as file, any_length():
             rows = list(csv.DictReader(file, delimiter="\t"))
     except FileNotFoundError:
         return {}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import reprlib
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ import torch
 import samsvae
 from samsvae.config.model import ModelConfig
 from samsvae.config.validate import build
+from samsvae.config.vocabulary import ENCODINGS
 from samsvae.data.arrays import Screen
 from samsvae.data.cells import Cells, Dosage
-from samsvae.errors import CheckpointError, SamsvaeError, some
+from samsvae.errors import CheckpointError, some
 from samsvae.files import atomic
 from samsvae.models.model import Model
 from samsvae.ops.device import usable
@@ -160,20 +163,145 @@ def read(
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint without running any code from it.
+    """Read a checkpoint without running any code from it. Its sizes are checked before memory is used for them.
 
     CheckpointError if the file is damaged or is not a checkpoint of this package; ConfigError if torch cannot use
     ``device``.
     """
     device = usable(device)
     content = read(path)
-    if content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {content.get('format')!r} is not known. Allowed: {FORMAT}.")
+    kind = content.get("format")
+    if type(kind) is not int or kind != FORMAT:
+        raise CheckpointError(f"{path}: format {_brief(reprlib.repr(kind))} is not known. Allowed: {FORMAT}.")
+    if missing := [key for key in ("config", "weights", "genes", "perturbations", "facts") if key not in content]:
+        raise CheckpointError(f"{path}: not a complete checkpoint; it has no {some(missing)}.")
     try:
-        config = build(ModelConfig, content["config"], str(path))
-        genes, perturbations, facts = tuple(content["genes"]), tuple(content["perturbations"]), content["facts"]
-        model = Model(config, len(genes), len(perturbations))
-        model.load_state_dict(content["weights"])
-    except (KeyError, TypeError, RuntimeError, SamsvaeError) as error:
-        raise CheckpointError(f"{path}: the weights do not fit their configuration ({error}).") from None
+        genes, perturbations = (checked_names(content[key], key) for key in ("genes", "perturbations"))
+        facts = _checked_facts(content["facts"], perturbations)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    try:
+        config = build(ModelConfig, content["config"], "config")
+        model = fitted(config, len(genes), len(perturbations), content["weights"])
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        reason = _brief(str(error)).rstrip(".")
+        raise CheckpointError(f"{path}: the weights do not fit their configuration ({reason}).") from None
     return Checkpoint(model.to(device).eval(), genes, perturbations, facts)
+
+
+def fitted(config: ModelConfig, n_genes: int, n_perturbations: int, weights: Mapping[str, Any]) -> Model:
+    """The model with these weights, by the names of its state; memory is used only once everything has been checked.
+
+    CheckpointError for weights with other names, shapes or types than the model's, and for values that are not finite.
+    """
+    model = outline(config, n_genes, n_perturbations, weights)
+    needed = model.state_dict()
+    for problem, odd in (("Missing", set(needed) - set(weights)), ("Unexpected", set(weights) - set(needed))):
+        if odd:
+            raise CheckpointError(f"{problem} key: {some(sorted(map(str, odd)))}.")
+    check_tensors(weights, needed)
+    model = Model(config, n_genes, n_perturbations)
+    model.load_state_dict(weights)
+    return model
+
+
+def outline(config: ModelConfig, n_genes: int, n_perturbations: int, weights: object) -> Model:
+    """The model without memory for its weights (on torch's meta device), to compare with weights from a file.
+
+    CheckpointError if the weights are no dictionary, or too few for the layers of the model.
+    """
+    if not isinstance(weights, Mapping):
+        raise CheckpointError("the weights are not a dictionary of tensors by name.")
+    layers = config.n_layers + (config.embedding_layers if config.guide_embedding == "given_mask" else 0)
+    if layers > len(weights):
+        raise CheckpointError(f"the settings ask for {layers:,} layers, but the file has {len(weights):,} tensors.")
+    try:
+        with torch.device("meta"):
+            return Model(config, n_genes, n_perturbations)
+    except (RuntimeError, TypeError, OverflowError):  # of torch, for sizes that are negative or have too many digits
+        sizes = f"{n_genes} genes, {n_perturbations} perturbations, {config.n_latent} latents, width {config.width}"
+        raise CheckpointError(f"no model has these sizes: {sizes}.") from None
+
+
+def check_tensors(weights: Mapping[str, Any], needed: Mapping[str, torch.Tensor]) -> None:
+    """CheckpointError unless each of the weights is a dense, finite tensor with the shape and type of the needed one.
+
+    ``needed``: tensors by the names of the weights, which may be on the meta device.
+    """
+    stored: dict[int, int] = {}
+    for name, like in needed.items():
+        value = weights[name]
+        if not is_dense(value):
+            raise CheckpointError(f"The parameter {name!r} is not a dense tensor.")
+        if value.shape != like.shape:
+            shapes = f"has the shape {tuple(value.shape)}; allowed: {tuple(like.shape)}"
+            raise CheckpointError(f"The parameter {name!r} {shapes} (size mismatch).")
+        if value.dtype != like.dtype:
+            types = f"has the type {_type(value)}; allowed: {_type(like)}"
+            raise CheckpointError(f"The parameter {name!r} {types}.")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"The parameter {name!r} has values that are not finite.")
+        storage = value.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+    if sum(like.nbytes for like in needed.values()) > sum(stored.values()):
+        raise CheckpointError("The parameters repeat the same stored values, so the file claims more than it holds.")
+
+
+def is_dense(value: object) -> bool:
+    """Whether a value is a tensor that holds as many values as its shape says."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    # with strides of 0, a tiny file could claim a huge shape
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+
+
+def _type(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def checked_names(names: object, key: str) -> tuple[str, ...]:
+    """Names of genes or perturbations; CheckpointError unless they are a list of distinct texts."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise CheckpointError(f"{key!r} is not a list of names (text that is not empty).")
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise CheckpointError(f"{key!r} has names more than once: {some(twice)}.")
+    return tuple(names)
+
+
+#: What each fact must be; a file need not have all of them.
+FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("run", "control", "separator", "samsvae", "checkpoint"), ("text", lambda x: isinstance(x, str))),
+    "model": ("text or nothing", lambda x: x is None or isinstance(x, str)),
+    "encoding": (" or ".join(ENCODINGS), lambda x: isinstance(x, str) and x in ENCODINGS),
+    "controls": ("a list of text", lambda x: isinstance(x, list) and all(isinstance(item, str) for item in x)),
+    "training": ("settings by name", lambda x: isinstance(x, dict)),
+    "best_step": ("a whole number of at least 0", lambda x: type(x) is int and x >= 0),
+    "validation_loss": ("a number", lambda x: type(x) in (int, float)),
+    "training_cells": (
+        "a whole number of at least 0 for each perturbation",
+        lambda x: isinstance(x, dict) and all(type(n) is int and n >= 0 for n in x.values()),
+    ),
+}
+
+
+def _checked_facts(facts: object, perturbations: Sequence[str]) -> dict:
+    """The facts of a checkpoint; CheckpointError if one of them is not what this package writes."""
+    if not isinstance(facts, dict):
+        raise CheckpointError("'facts' is not a dictionary.")
+    for name, (allowed, fits) in FACTS.items():
+        if name in facts and not fits(facts[name]):
+            raise CheckpointError(f"the fact {name!r} is {_brief(reprlib.repr(facts[name]))}; allowed: {allowed}.")
+    if "encoding" not in facts:
+        raise CheckpointError(f"the fact 'encoding' is missing; allowed: {' or '.join(ENCODINGS)}.")
+    if (cells := facts.get("training_cells")) is not None and cells.keys() != set(perturbations):
+        raise CheckpointError(
+            f"the fact 'training_cells' has other names than 'perturbations': "
+            f"{some(sorted(map(str, cells.keys() ^ set(perturbations))))}."
+        )
+    return facts
+
+
+def _brief(text: str) -> str:
+    """A text from a file on one line of at most 300 characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:300]}..."

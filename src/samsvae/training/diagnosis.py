@@ -8,7 +8,7 @@ from torch import Tensor
 
 from samsvae.config.training import TrainingConfig
 from samsvae.data.cells import Cells
-from samsvae.errors import ConfigError, some
+from samsvae.errors import ConfigError, DataError, some
 from samsvae.models.batch import Batch
 from samsvae.models.model import Draw, Model
 from samsvae.models.noise import Noise
@@ -19,7 +19,17 @@ CHUNK = 4096
 
 
 def check_inputs(model: Model, *splits: Cells) -> None:
-    """ConfigError if a model cannot read the dosages or values of the cells, or is normal for integer counts."""
+    """ConfigError if a model cannot read the dosages or values of the cells, or is normal for integer counts.
+
+    DataError for cells whose library size is not above 0, if the likelihood divides by it.
+    """
+    for cells in splits:
+        empty = (~(cells.library > 0)).cpu().numpy()
+        if empty.any() and model.config.likelihood == "nb":
+            raise DataError(
+                f"the library size must be above 0, but {empty.sum()} cells have other values: "
+                f"{some(cells.names[empty])}. Remove these cells."
+            )
     if model.config.likelihood.startswith("normal") and not all(x.counts.dtype.is_floating_point for x in splits):
         raise ConfigError(
             f"likelihood: {model.config.likelihood!r} is not allowed for counts: effects are computed from "
