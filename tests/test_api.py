@@ -62,7 +62,7 @@ def test_the_same_weights_as_from_files(cells, fitted, tmp_path):
     chosen = row("sams_vae_corr")
     settings = {
         "run": "r", "model": "sams_vae_corr", "encoding": "sum",
-        "config": vars(ModelConfig(**{**first_fit.MODEL, **chosen.model, **SMALL})),
+        "config": vars(ModelConfig(**{**first_fit.MODEL, **chosen.model, **first_fit.START, **SMALL})),
         "training": vars(TrainingConfig(**{**first_fit.TRAINING, **SHORT})) | {"patience": "auto"},
     }  # fmt: skip
     out = {name: tmp_path / name for name in ("model", "history", "run")}

@@ -177,7 +177,7 @@ def test_several_damaged_files_are_named_in_one_sentence(experiment):
     found = sorted((experiment / "runs").glob("*/*.tsv"))
     for path in found:
         path.write_text("x\n")
-    with pytest.raises(DataError, match=rf"^6 files \('{found[0]}'.* and 1 more\): .* Delete them and rerun"):
+    with pytest.raises(DataError, match=rf"^6 files \({found[0]}, .* and 1 more\): .* Delete them and rerun"):
         verify([*found, experiment / "grid.tsv"])
 
 

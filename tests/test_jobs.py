@@ -101,10 +101,10 @@ def test_a_failed_run_names_its_retry_command_and_resume_step(tmp_path, caplog, 
     def fails(model, *arguments, **named):
         calls.append(model.training)
         if sum(calls) == 5:
-            raise RuntimeError("CUDA error: out of memory")
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return real(model, *arguments, **named)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory") as raised:
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="illegal memory access") as raised:
         patch.setattr(steps, "objective", fails)
         run_one(settings(), found, folder, replace(PLACE, save_every=1e-9))
     (note,) = raised.value.__notes__

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from samsvae.errors import DataError, some
+from samsvae.errors import DataError
 
 #: Message for each errno that means that the disk takes no more data.
 NO_ROOM = {
@@ -195,7 +195,8 @@ def verify(paths: Iterable[str | Path]) -> None:
         there = [name for name in names if name in known and (folder / name).is_file()]
         changed += [str(folder / name) for name in there if digest_of(folder / name) != known[name]]
     if changed:
-        what, them = (changed[0], "it") if len(changed) == 1 else (f"{len(changed)} files ({some(changed)})", "them")
+        listed = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        what, them = (listed, "it") if len(changed) == 1 else (f"{len(changed)} files ({listed})", "them")
         raise DataError(
             f"{what}: the content does not match what was written (damaged, or edited by hand). "
             f"Delete {them} and rerun the same command."

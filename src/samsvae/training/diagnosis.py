@@ -24,7 +24,7 @@ def check_inputs(model: Model, *splits: Cells) -> None:
     DataError for cells whose library size is not above 0, if the likelihood divides by it.
     """
     for cells in splits:
-        empty = (~(cells.library > 0)).cpu().numpy()
+        empty = (~((cells.library > 0) & torch.isfinite(cells.library))).cpu().numpy()
         if empty.any() and model.config.likelihood == "nb":
             raise DataError(
                 f"the library size must be above 0, but {empty.sum()} cells have other values: "
@@ -81,12 +81,10 @@ def culprit(
 
 
 def odd_values(model: Model, batch: Batch, cells: np.ndarray) -> str:
-    """A sentence that names cells whose counts or library sizes no likelihood can have; '' if there are none."""
+    """A sentence that names cells whose counts no likelihood can have; '' if there are none."""
     odd = {"The counts of cell {} are not finite.": ~torch.isfinite(batch.x).all(-1)}
     if model.config.likelihood == "nb":
-        sized = torch.isfinite(batch.library) & (batch.library > 0)
         odd = {"The counts of cell {} are negative.": (batch.x < 0).any(-1), **odd}
-        odd["The library size of cell {} is not a number above 0."] = ~sized
     return next((text.format(some(cells[bad.cpu().numpy()], 3)) for text, bad in odd.items() if bad.any()), "")
 
 
