@@ -60,8 +60,8 @@ def test_defaults_hold_for_custom_screens_alone_and_give_way_to_what_is_set():
     settings = run_settings(own)
     assert settings["config"]["n_latent"] == settings["training"]["validation_every"] == "auto"
     assert (settings["config"]["width"], settings["training"]["patience"]) == (32, 3)
-    size = {"cells": 1000, "perturbations": 300, "counts_per_cell": 10.0}
-    model, training = build_configs(settings["config"], settings["training"], **size)
+    sizes = by_size(cells=1000, perturbations=300, counts_per_cell=10.0, batch_size=256)
+    model, training = build_configs(settings["config"], settings["training"], sizes)
     assert (model.n_latent, model.width, model.embedding_width, training.validation_every) == (100, 32, 64, 13)
     paper = runs(study({}, kind="replogle"), "e0")[0]
     assert (paper.model.start, paper.model.width, paper.training.steps) == ("published", 400, 150_000)

@@ -265,10 +265,11 @@ def fit(
         arrays = arrays_of(screen)
         dosage = encode(arrays, encoding)
         train_cells, val_cells = (cells_of(arrays, parts == name, dosage, device) for name in ("train", "val"))
-        config, training = first_fit.build_configs(
-            model_settings, training_settings, cells=len(train_cells), perturbations=len(dosage.names),
-            counts_per_cell=train_cells.library.mean().item(),
+        sizes = first_fit.by_size(
+            cells=len(train_cells), perturbations=len(dosage.names),
+            counts_per_cell=train_cells.library.mean().item(), batch_size=training_settings["batch_size"],
         )  # fmt: skip
+        config, training = first_fit.build_configs(model_settings, training_settings, sizes)
         net = Model(config, len(arrays.genes), len(dosage.names), seed=training.seed).to(device)
         initialise(net, train_cells, seed=training.seed)
         names = screen_facts(arrays, dosage, train_cells)
@@ -292,7 +293,7 @@ def _sort_settings(chosen: Row, settings: dict[str, Any]) -> tuple[dict[str, Any
     # checked before the screen is read
     model |= checked_fields(ModelConfig, own[0], "settings")
     training |= checked_fields(TrainingConfig, own[1], "settings")
-    first_fit.build_configs(model, training, **first_fit.TYPICAL)
+    first_fit.build_configs(model, training)
     options = {key: value for key, value in settings.items() if not any(key in home for home in homes)}
     known = {item.name for item in fields(CustomOptions)} - {"perturbation_column", "counts", "cell_table"}
     if unknown := sorted(set(options) - known):

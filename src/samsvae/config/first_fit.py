@@ -13,7 +13,7 @@ from typing import Any
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
-from samsvae.config.validate import build, checked_fields
+from samsvae.config.validate import build
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +30,13 @@ TRAINING: dict[str, Any] = {
     "validation_particles": 3,
 }
 
-
 #: Settings that `by_size` chooses when the training cells are known, with typical values, used to estimate times.
 MODEL_BY_SIZE = {"n_latent": 30, "width": 128, "embedding_width": 128}
 TRAINING_BY_SIZE = {"validation_every": 1, "patience": 10}
+TYPICAL = MODEL_BY_SIZE | TRAINING_BY_SIZE
 
 #: Stands for the value of such a setting in the settings of a run.
 AUTO = "auto"
-
-#: A size of training cells, to check settings before the screen is known.
-TYPICAL: dict[str, Any] = {"cells": 10_000, "perturbations": 50, "counts_per_cell": 1_000.0}
 
 #: Most genes that ``genes: auto`` keeps.
 GENES = 5_000
@@ -69,22 +66,18 @@ def by_size(*, cells: int, perturbations: int, counts_per_cell: float, batch_siz
 
 
 def build_configs(
-    model: Mapping[str, Any], training: Mapping[str, Any], *, cells: int, perturbations: int, counts_per_cell: float
+    model: Mapping[str, Any], training: Mapping[str, Any], sizes: Mapping[str, int] | None = None
 ) -> tuple[ModelConfig, TrainingConfig]:
-    """The settings of a run for training cells of this size: values that are 'auto' are chosen by `by_size`.
+    """The settings of a run. Those that are 'auto' are taken from ``sizes`` (`by_size`), or are typical ones.
 
     ConfigError if a value is not allowed.
     """
-    batch_size = checked_fields(TrainingConfig, {"batch_size": training["batch_size"]}, "training")["batch_size"]
-    sizes = by_size(
-        cells=cells, perturbations=perturbations, counts_per_cell=counts_per_cell, batch_size=max(batch_size, 1)
-    )
-    chosen: list[str] = []
-    used: list[dict[str, Any]] = []
-    for settings in (model, training):
-        auto = {name: sizes[name] for name, value in settings.items() if value == AUTO and name in sizes}
-        chosen += [f"{name} {value}" for name, value in auto.items()]
-        used.append({**settings, **auto})
-    if chosen:
-        log.info("chosen by the size of the training cells: %s", ", ".join(chosen))
-    return build(ModelConfig, used[0], "model"), build(TrainingConfig, used[1], "training")
+    known = TYPICAL if sizes is None else sizes
+    auto = [
+        {name: known[name] for name, value in settings.items() if value == AUTO and name in known}
+        for settings in (model, training)
+    ]
+    if sizes is not None and any(auto):
+        chosen = ", ".join(f"{name} {value}" for found in auto for name, value in found.items())
+        log.info("chosen by the size of the training cells: %s", chosen)
+    return build(ModelConfig, {**model, **auto[0]}, "model"), build(TrainingConfig, {**training, **auto[1]}, "training")

@@ -155,7 +155,7 @@ def _run(study: Study, name: str, where: str, chosen: dict, fixed: dict, section
     start = first_fit.START | {k: v for k, v in experiment.model.items() if k == "start"} if own_screen else {}
     model_given = {**experiment.model, **model.model, **start, **picked("model")}
     training_given = {**experiment.training, **model.training, **picked("training")}
-    by_size = (first_fit.MODEL_BY_SIZE | first_fit.TRAINING_BY_SIZE).keys() - {*model_given, *training_given}
+    by_size = first_fit.TYPICAL.keys() - {*model_given, *training_given}
     config = build(ModelConfig, own_model | model_given, where)
     training = build(TrainingConfig, own_training | training_given, where)
     encoding = settings.get("encoding", "sum")

@@ -73,8 +73,6 @@ class TrainingConfig:
                 raise ConfigError(f"{name}: {value} is not allowed; it must be above 0.")
         weights = ("kl_weight", "weight_z", "weight_embedding", "weight_mask", "weight_mask_prob", "extra_share")
         at_least(0, self, "seed", "warmup_epochs")
-        if self.seed >= 2**32:  # the seed of scikit-learn, which splits cells, has 32 bits
-            raise ConfigError(f"seed: {self.seed} is not allowed; it must be below 2^32 = {2**32}.")
         for name in (*weights, "weight_decay", "mask_penalty"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be 0 or more.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samsvae.config.first_fit import build_configs
+from samsvae.config.first_fit import build_configs, by_size
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import Cells, Dosage, cells_of, encode
 from samsvae.errors import DataError
@@ -52,13 +52,13 @@ def fit(
     parts = read_split(split, screen.cells)
     dosage = encode(screen, settings["encoding"])
     train_cells, val_cells = (part(screen, parts, name, dosage, device, split) for name in ("train", "val"))
-    config, training = build_configs(
-        settings["config"],
-        settings["training"],
+    sizes = by_size(
         cells=len(train_cells),
         perturbations=len(dosage.names),
         counts_per_cell=train_cells.library.mean().item(),
+        batch_size=settings["training"]["batch_size"],
     )
+    config, training = build_configs(settings["config"], settings["training"], sizes)
     model = Model(config, len(screen.genes), len(dosage.names), seed=training.seed).to(device)
     initialise(model, train_cells, seed=training.seed)
     n_parameters = sum(p.numel() for p in model.parameters())
