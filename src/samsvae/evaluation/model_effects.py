@@ -113,16 +113,13 @@ def _sampled(likelihood: Observed, generator: torch.Generator, *, transform: str
 
 
 def _expected(model: Model, library: float, transform: str) -> Value:
-    """The expectation of transformed counts; for log2 of counts that are not negative binomial, samples.
-
-    The expectation of log2 assumes that the sum over genes equals its mean.
-    """
+    """The expectation of transformed counts; for log2 of counts that are not negative binomial, samples."""
     if transform != "log2":
         return lambda likelihood, generator: likelihood.mean
     if model.config.likelihood != "nb":
         return partial(_sampled, transform=transform)
     total = library + FLOOR * model.n_genes
-    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), LIBRARY / total, total)
+    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), [total], total)
     return lambda likelihood, generator: log2(likelihood.mean)
 
 
