@@ -26,7 +26,7 @@ HEAVY = 0.7
 #: Largest share of cells with such weights, with which two bounds can still be told apart.
 HEAVY_SHARE = 0.1
 
-_SMALLEST = -690.0  # logarithm of the smallest ratio of two exceedances that is told from 0
+_SMALLEST = -690.0  # log of the least ratio to the largest exceedance: a lower one underflows, and k is far above 0.7
 _BLOCK = 2**20  # values of the fit at a time, to save memory
 
 
@@ -123,7 +123,8 @@ def importance_weights(log_weights: np.ndarray, sizes: Sequence[int] = SIZES) ->
     DataError as `ImportanceWeights.add`.
     """
     log_weights = checked("log_weights", log_weights, ("K", "n"), finite=False)
-    weights = ImportanceWeights(*log_weights.shape, sizes)
+    particles, n_cells = log_weights.shape
+    weights = ImportanceWeights(particles, n_cells, sizes)
     weights.add(log_weights)
     return weights.summary()
 

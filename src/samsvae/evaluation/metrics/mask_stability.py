@@ -71,10 +71,12 @@ def mask_stability(masks: Sequence[np.ndarray], *, seed: int = 0, permutations: 
         one, other = found[i], found[j]
         jaccards.append(matched_jaccard(one, other))
         permuted = (other[rng.permutation(len(other))] for _ in range(permutations))
-        nulls.append(np.mean([matched_jaccard(one, rows) for rows in permuted]))
+        nulls.append(float(np.mean([matched_jaccard(one, shuffled) for shuffled in permuted])))
         grams.append(_pearson(rows[i], rows[j]))
     return MaskStability(
-        *(np.array(values) for values in (jaccards, nulls, grams)),
+        jaccards=np.array(jaccards),
+        nulls=np.array(nulls),
+        grams=np.array(grams),
         density=np.array([mask.mean() for mask in found]),
         active_latents=np.array([mask.any(0).sum() for mask in found]),
     )
@@ -116,9 +118,9 @@ def sibling_rank(
 ) -> SiblingRank:
     """Rank of the guides of the same gene by the Jaccard index of their rows in a mask (T, L) (S11).
 
-    ``gene`` (T,): the target of each guide. For a guide, the rank of a sibling is the share of the guides of other genes
-    that are less similar to it, equal ones counted half; it is averaged over siblings, then over guides. The null
-    permutes the genes (``default_rng(seed)``). NaN if no guide has a sibling and a guide of another gene.
+    ``gene`` (T,): the target of each guide. For a guide, the rank of a sibling is the share of the guides of other
+    genes that are less similar to it, equal ones counted half; it is averaged over siblings, then over guides. The
+    null permutes the genes (``default_rng(seed)``). NaN if no guide has both a sibling and a guide of another gene.
     DataError if the lengths differ.
     """
     similarity = row_jaccards(mask)
