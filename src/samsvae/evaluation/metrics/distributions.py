@@ -42,7 +42,7 @@ def components(Y: np.ndarray | sparse.spmatrix, k: int = COMPONENTS) -> Componen
     """
     Y = checked_cells("Y", Y)
     n, n_genes = Y.shape
-    mean = np.asarray(Y.mean(0), float).reshape(-1)
+    mean = np.asarray(Y.sum(0)).reshape(-1) / n  # Y.mean copies sparse cells
     products = np.zeros((n_genes, n_genes))
     step = max(1, _BLOCK // n_genes)
     for start in range(0, n, step):

@@ -67,11 +67,11 @@ def expression_tests(Y: np.ndarray | sparse.spmatrix, condition: np.ndarray, n_c
     used = np.flatnonzero(group >= 0)
     group, number = group[used], size[[0, *tested]].astype(float)
     indicator = sparse.csr_matrix((np.ones(len(used)), (group, np.arange(len(used)))), (len(number), len(used)))
-    Y = Y[used] if isinstance(Y, np.ndarray) else Y[used].tocsc()
-    step = max(1, _BLOCK // len(used))
+    Y = Y if isinstance(Y, np.ndarray) else Y.tocsc()
+    step = max(1, _BLOCK // n)
     for start in range(0, n_genes, step):
         at = slice(start, start + step)
-        block = Y[:, at] if isinstance(Y, np.ndarray) else Y[:, at].toarray()
+        block = (Y[:, at] if isinstance(Y, np.ndarray) else Y[:, at].toarray())[used]
         mean = (indicator @ block) / number[:, None]
         difference[tested - 1, at] = mean[1:] - mean[0]
         z[tested - 1, at] = np.nan_to_num(rank_scores(block, group, number).T, nan=0.0)
