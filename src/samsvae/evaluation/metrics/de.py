@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError, nearest, quoted, some
 from samsvae.evaluation.metrics.constants import OVERLAPS
+from samsvae.evaluation.metrics.rank_sums import rank_scores
 
 METHODS = ("wilcoxon", "t-test")
 
@@ -111,7 +112,7 @@ def _tests(Y: np.ndarray, group: np.ndarray, number: np.ndarray, methods: Sequen
             if method == "t-test":
                 score, p = _welch(Z, indicator, mean, number)
             elif method == "wilcoxon":
-                score = _rank_scores(Y, group, number)
+                score = rank_scores(Y, group, number)
                 p = 2 * special.ndtr(-np.abs(score))
             else:
                 raise ValueError(f"method {method!r}; allowed: {', '.join(METHODS)}.")
@@ -135,42 +136,6 @@ def _welch(
         error[:, 1:] ** 2 / (number[1:] - 1) + error[:, :1] ** 2 / (number[0] - 1)
     )
     return score, 2 * special.stdtr(freedom, -np.abs(score))
-
-
-def _rank_scores(Y: np.ndarray, group: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """z-scores of Wilcoxon's rank sums of groups 1 to C against group 0, corrected for ties, (g, C).
-
-    The cells of all groups are sorted once per gene. A cell's rank against control is the number of control cells with
-    a smaller value plus half the number with an equal value. Equal cells of a group are counted together.
-    """
-    n, g = Y.shape
-    # floats >= 0 sort like their bits; among equal values, control comes first
-    keys = np.sort((Y.T.astype(np.float32).view(np.uint32).astype(np.uint64) << 32) | group.astype(np.uint64), axis=1)
-    first = np.ones((g, n), bool)
-    first[:, 1:] = keys[:, 1:] != keys[:, :-1]
-    start = np.flatnonzero(first)  # of each set of equal cells in a group
-    cells = np.diff(start, append=g * n).astype(float)
-    key, gene = keys.ravel()[start], start // n
-    of = (key & 0xFFFFFFFF).astype(np.int64)
-    value = key >> np.uint64(32)
-    change = np.ones(len(start), bool)
-    change[1:] = (value[1:] != value[:-1]) | (gene[1:] != gene[:-1])
-    tie = np.cumsum(change) - 1  # number of the set of equal cells in any group
-    control = np.bincount(tie, np.where(of == 0, cells, 0.0))
-    below = np.cumsum(control) - control - gene[change] * number[0]
-    place = gene * len(number) + of
-
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(place, values, g * len(number)).reshape(g, len(number))[:, 1:]
-
-    wins = total((below + control / 2)[tie] * cells)
-    equal = control[tie]
-    ties = total((equal + cells) ** 3 - (equal + cells) - equal**3 + equal)
-    ties += np.bincount(gene[change], control**3 - control, g)[:, None]
-    both = number[0] + number[1:]
-    variance = number[0] * number[1:] / 12 * (both + 1 - ties / (both * (both - 1)))
-    # if all cells are equal, the variance is 0 up to rounding
-    return np.where(variance > 1e-9 * both, wins - number[0] * number[1:] / 2, np.nan) / np.sqrt(np.abs(variance))
 
 
 def de_agreement(

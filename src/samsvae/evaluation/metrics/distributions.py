@@ -1,0 +1,188 @@
+"""Predicted against observed cells as distributions (S7 of docs/evaluation.md).
+
+Letters: n cells, G genes, k components, C conditions, of which condition 0 is the control. Rows of results are the
+conditions 1 to C - 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg, sparse
+from scipy.spatial import distance
+
+from samsvae.errors import DataError
+from samsvae.evaluation.metrics.checked import checked, checked_cells, checked_codes
+
+#: Components in which distances are measured.
+COMPONENTS = 20
+
+_BLOCK = 2**20  # distances or values at a time, to save memory
+
+
+@dataclass(frozen=True)
+class Components:
+    """The first principal components of training cells: cells become (y - mean) @ vectors, without scaling."""
+
+    mean: np.ndarray  #: (G,)
+    vectors: np.ndarray  #: (G, k), orthonormal columns
+
+    def scores(self, Y: np.ndarray | sparse.spmatrix) -> np.ndarray:
+        """Cells Y (n, G), dense or sparse, as (n, k). DataError if shapes or values are impossible."""
+        Y = checked_cells("Y", Y, len(self.mean))
+        return np.asarray(Y @ self.vectors) - self.mean @ self.vectors
+
+
+def components(Y: np.ndarray | sparse.spmatrix, k: int = COMPONENTS) -> Components:
+    """Components of training cells' y: the SVD of Y (n, G), dense or sparse, minus its mean (S7).
+
+    There are min(k, n, G). They come from the G x G matrix of products, added up in blocks of cells, so that memory
+    does not grow with n. DataError if shapes or values are impossible.
+    """
+    Y = checked_cells("Y", Y)
+    n, n_genes = Y.shape
+    mean = np.asarray(Y.sum(0)).reshape(-1) / n  # Y.mean copies sparse cells
+    products = np.zeros((n_genes, n_genes))
+    step = max(1, _BLOCK // n_genes)
+    for start in range(0, n, step):
+        block = Y[start : start + step]
+        centred = (block if isinstance(block, np.ndarray) else block.toarray()) - mean
+        products += centred.T @ centred
+    k = min(k, n, n_genes)
+    vectors = linalg.eigh(products, subset_by_index=[n_genes - k, n_genes - 1])[1][:, ::-1]
+    return Components(mean, vectors)
+
+
+def mean_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean Euclidean distance of cells a (n, k) to cells b (m, k), in blocks of bounded memory."""
+    a, b = checked("a", a, ("n", "k")), checked("b", b, ("m", np.shape(a)[1]))
+    return _total(a, b) / (len(a) * len(b))
+
+
+def mean_distance_within(a: np.ndarray) -> float:
+    """Mean Euclidean distance of the n (n - 1) pairs of distinct cells in a (n, k); NaN with a single cell."""
+    a = checked("a", a, ("n", "k"))
+    return _total(a, a) / (len(a) * (len(a) - 1)) if len(a) > 1 else np.nan
+
+
+def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased energy distance of cells a (n, k) and b (m, k), which may be below 0 (S7); NaN with a single cell."""
+    return 2 * mean_distance(a, b) - mean_distance_within(a) - mean_distance_within(b)
+
+
+def _total(a: np.ndarray, b: np.ndarray) -> float:
+    step = max(1, _BLOCK // len(b))
+    return sum(float(distance.cdist(a[start : start + step], b).sum()) for start in range(0, len(a), step))
+
+
+@dataclass(frozen=True)
+class Energies:
+    """Energy distances of the conditions 1 to C - 1 to their held-out cells (S7), NaN where one side has < 2 cells."""
+
+    energy: np.ndarray  #: (C - 1,), of the predicted cells
+    energy_of_control: np.ndarray  #: (C - 1,), of the training controls
+
+    @property
+    def n_conditions(self) -> int:
+        """Conditions for which both are defined: the sums of ``energy_share`` are over these."""
+        return int(np.count_nonzero(np.isfinite(self.energy + self.energy_of_control)))
+
+    @property
+    def energy_share(self) -> float:
+        """Sum of ``energy`` over sum of ``energy_of_control``: 0 is perfect, 1 no better than control cells.
+
+        NaN if no condition is defined, or if the sum below the line is not positive: then nothing is measurable.
+        """
+        used = np.isfinite(self.energy + self.energy_of_control)
+        below = self.energy_of_control[used].sum()
+        return float(self.energy[used].sum() / below) if below > 0 else np.nan
+
+
+def energies(
+    predicted: np.ndarray,
+    predicted_condition: np.ndarray,
+    observed: np.ndarray,
+    observed_condition: np.ndarray,
+    control: np.ndarray,
+    n_conditions: int,
+) -> Energies:
+    """Energy distances of predicted cells, and of training controls, to the held-out cells of each condition (S7).
+
+    Cells are scores of `Components`: ``predicted`` (n, k) and ``observed`` (m, k) with their codes, ``control`` (m', k)
+    the training controls. Cells of condition 0 are ignored. DataError if shapes, codes or values are impossible, or
+    if there are fewer than two training controls.
+    """
+    predicted = checked("predicted", predicted, ("n", "k"))
+    k = predicted.shape[1]
+    observed, control = checked("observed", observed, ("m", k)), checked("control", control, ("m'", k))
+    if len(control) < 2:
+        raise DataError("control has one cell, but energy distances need at least two training controls.")
+    sides = [
+        _by_condition(cells, checked_codes(name, codes, len(cells), n_conditions), n_conditions)
+        for name, cells, codes in (
+            ("predicted_condition", predicted, predicted_condition),
+            ("observed_condition", observed, observed_condition),
+        )
+    ]
+    energy, of_control = np.full(n_conditions - 1, np.nan), np.full(n_conditions - 1, np.nan)
+    within_control = mean_distance_within(control)
+    for c, (ours, theirs) in enumerate(zip(*sides, strict=True)):
+        if c == 0 or len(theirs) < 2:
+            continue
+        within = mean_distance_within(theirs)
+        of_control[c - 1] = 2 * mean_distance(control, theirs) - within_control - within
+        if len(ours) > 1:
+            energy[c - 1] = 2 * mean_distance(ours, theirs) - mean_distance_within(ours) - within
+    return Energies(energy, of_control)
+
+
+def _by_condition(cells: np.ndarray, codes: np.ndarray, n_conditions: int) -> list[np.ndarray]:
+    order = np.argsort(codes, kind="stable")
+    return np.split(cells[order], np.cumsum(np.bincount(codes, minlength=n_conditions))[:-1])
+
+
+def median_bandwidth(cells: np.ndarray) -> float:
+    """Median distance of every max(1, n // 500)-th of the training cells (n, k): sigma of `mmd2` (S7).
+
+    DataError if there are fewer than two cells.
+    """
+    cells = checked("cells", cells, ("n", "k"))
+    if len(cells) < 2:
+        raise DataError("cells has one cell, but a median distance needs at least two.")
+    return float(np.median(distance.pdist(cells[:: max(1, len(cells) // 500)])))
+
+
+def mmd2(a: np.ndarray, b: np.ndarray, sigma: float) -> float:
+    """Unbiased squared MMD of cells a (n, k) and b (m, k), kernel exp(-d^2 / (2 sigma^2)) (S7); NaN with one cell.
+
+    DataError if shapes or values are impossible, or if ``sigma`` is not positive.
+    """
+    a = checked("a", a, ("n", "k"))
+    b = checked("b", b, ("m", a.shape[1]))
+    if not sigma > 0:
+        raise DataError(f"sigma is {sigma}, but a bandwidth must be positive.")
+    if min(len(a), len(b)) < 2:
+        return np.nan
+
+    def total(x: np.ndarray, y: np.ndarray) -> float:
+        step = max(1, _BLOCK // len(y))
+        blocks = (distance.cdist(x[i : i + step], y, "sqeuclidean") for i in range(0, len(x), step))
+        return sum(float(np.exp(-block / (2 * sigma**2)).sum()) for block in blocks)
+
+    within = sum((total(x, x) - len(x)) / (len(x) * (len(x) - 1)) for x in (a, b))
+    return within - 2 * total(a, b) / (len(a) * len(b))
+
+
+def variance_ratio(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Sum over genes of predicted variances (C, G) over that of the observed ones (C, G), per condition: (C,) (S7).
+
+    NaN where a variance is undefined (fewer than two cells) or the observed variances are all 0. Its summary is the
+    mean of log2 over conditions. DataError if shapes differ or a variance is negative.
+    """
+    predicted = checked("predicted", predicted, ("C", "G"), finite=False)
+    observed = checked("observed", observed, predicted.shape, finite=False)
+    if (predicted < 0).any() or (observed < 0).any():
+        raise DataError("A variance is negative; pass the sample variances of y.")
+    above, below = predicted.sum(1), observed.sum(1)
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
