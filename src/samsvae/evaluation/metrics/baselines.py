@@ -88,7 +88,7 @@ def ridge_pc(
     k = min(components, int((s >= 1e-10 * s[0]).sum())) if s[0] > 0 else 0
     phi = dosage[trained]
     W = np.linalg.solve(phi.T @ phi + penalty * np.eye(phi.shape[1]), phi.T @ (U[:, :k] * s[:k]))
-    silent = ~(dosage[:, phi.any(0)].any(1))
+    silent = dosage[:, phi.sum(0) > 0].sum(1) == 0
     return np.where(silent[:, None], np.nan, mu + dosage @ W @ Vt[:k])
 
 

@@ -54,7 +54,7 @@ def log2_counts(X: Counts) -> np.ndarray:
     The product comes first, so that equal proportions give equal values. X (n, G): counts, dense or sparse. DataError
     for negative or undefined counts.
     """
-    x = np.asarray(X.toarray() if sparse.issparse(X) else X, float)
+    x = np.asarray(X if isinstance(X, np.ndarray) else X.toarray(), float)
     total = x.sum(1, keepdims=True)
     if not np.isfinite(total).all() or x.min(initial=0) < 0:
         raise DataError("Counts must be finite and not negative; correct the counts before they are scored.")
@@ -76,7 +76,7 @@ def transformed(X: Counts, rows: np.ndarray, method: str = "log2") -> Iterator[t
         if method == "log2":
             y = log2_counts(block)
         else:
-            y = np.asarray(block.toarray() if sparse.issparse(block) else block, float)
+            y = np.asarray(block if isinstance(block, np.ndarray) else block.toarray(), float)
             if not np.isfinite(y).all():
                 raise DataError("Values to be averaged must be finite; leave out the cells that are not.")
         yield at, y
