@@ -22,7 +22,7 @@ REFERENCES = ("control", "centred")
 #: Fewest scored conditions of a set, test cells of a scored condition, and cells behind a variance.
 LEAST_CONDITIONS, LEAST_CELLS, LEAST_FOR_VARIANCE = 3, 10, 2
 
-_BLOCK = 2**21  # values transformed at a time, to save memory
+_BLOCK = 2**22  # values transformed at a time, to save memory
 
 
 class Moments(NamedTuple):
@@ -82,26 +82,21 @@ def transformed(X: Counts, rows: np.ndarray, method: str = "log2") -> Iterator[t
         yield at, y
 
 
-def sums_of(X: Counts, rows: np.ndarray, weights: np.ndarray, *, method: str = "log2") -> tuple[np.ndarray, np.ndarray]:
-    """Means and variances (n - 1) of several groups of the cells ``rows`` (k,): (groups, G) each.
+def mean_and_variance(X: Counts, rows: np.ndarray, *, method: str = "log2") -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (n - 1) of the transformed cells ``rows`` (k,), (G,) each; NaN as in Moments.
 
-    ``weights`` (groups, k): 1 for the cells of a group, otherwise 0. Values count from the first cell, so that the
-    variance loses no digits and is exactly 0 for a constant gene. NaN as in Moments.
+    The variance is taken about the mean of each block, so that it loses no digits, and blocks are merged.
     """
-    n_genes = X.shape[1]
-    total, squares = np.zeros((len(weights), n_genes)), np.zeros((len(weights), n_genes))
-    first = np.zeros(n_genes)
-    for at, y in transformed(X, rows, method):
-        if at[0] == 0:
-            first = y[0].copy()
-        y -= first
-        total += weights[:, at] @ y
-        squares += weights[:, at] @ (y * y)
-    n = weights.sum(1, dtype=float)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(n > 0, total / n, np.nan)
-        variance = np.where(n >= LEAST_FOR_VARIANCE, np.maximum(0, squares - total * mean) / (n - 1), np.nan)
-    return mean + first, variance
+    n, mean, squares = 0, np.full(X.shape[1], np.nan), np.zeros(X.shape[1])
+    for _, y in transformed(X, rows, method):
+        here = y.mean(0)
+        squares += ((y - here) ** 2).sum(0)
+        if n:
+            apart = here - mean
+            squares += apart**2 * n * len(y) / (n + len(y))
+            here = mean + apart * len(y) / (n + len(y))
+        n, mean = n + len(y), here
+    return mean, squares / (n - 1) if n >= LEAST_FOR_VARIANCE else np.full(X.shape[1], np.nan)
 
 
 def condition_moments(
@@ -127,7 +122,7 @@ def condition_moments(
     mean, variance = (np.full((n_conditions, X.shape[1]), np.nan) for _ in range(2))
     for c in np.flatnonzero(n):
         rows = np.flatnonzero(chosen & (condition == c))
-        mean[c], variance[c] = (value[0] for value in sums_of(X, rows, np.ones((1, len(rows))), method=method))
+        mean[c], variance[c] = mean_and_variance(X, rows, method=method)
     return Moments(n, mean, variance)
 
 
@@ -240,7 +235,8 @@ def detected(X: Counts, controls: np.ndarray) -> np.ndarray:
 def top_train(delta: np.ndarray, se2: np.ndarray, *, top: int = TOP) -> np.ndarray:
     """The ``top`` genes of largest |d| / e in the training cells, ties by gene order (S1): indices (S, top).
 
-    ``delta``, ``se2`` (S, G): training effects. An effect of 0 has the ratio 0, whatever its error. All genes if there
+    ``delta``, ``se2`` (S, G): training effects. An effect of 0 has the ratio 0, whatever its error. Genes that
+    one cell expresses, and no control cell, all have the ratio 1: rounding decides between them. All genes if there
     are fewer. DataError as in checked_effects.
     """
     checked_effects(delta, se2, least=0)

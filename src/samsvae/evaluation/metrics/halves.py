@@ -14,7 +14,7 @@ import numpy as np
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.agreement import pearson, pearson_pooled
 from samsvae.evaluation.metrics.effects import Counts
-from samsvae.evaluation.metrics.estimates import Effects, Moments, centred, checked_cells, effects, sums_of
+from samsvae.evaluation.metrics.estimates import Effects, Moments, centred, checked_cells, effects, transformed
 
 REPEATS = 20
 
@@ -74,9 +74,31 @@ def half_effects(
         rows = np.flatnonzero(used & (condition == c))
         weights = group[:, rows].astype(float)
         n[:, c] = weights.sum(1)
-        mean[:, c], variance[:, c] = sums_of(X, rows, weights, method=method)
+        mean[:, c], variance[:, c] = _moments_of(X, rows, weights, method)
     each = [effects(Moments(n[i], mean[i], variance[i]), control=control) for i in range(len(group))]
     return list(zip(each[: len(half)], each[len(half) :], strict=True))
+
+
+def _moments_of(X: Counts, rows: np.ndarray, weights: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances (n - 1) of several groups of the cells ``rows`` (k,): (groups, G) each.
+
+    ``weights`` (groups, k): 1 for the cells of a group, otherwise 0. Values count from the first cell, so that the
+    variance loses no digits and is exactly 0 for a constant gene. NaN as in Moments.
+    """
+    n_genes = X.shape[1]
+    total, squares = np.zeros((len(weights), n_genes)), np.zeros((len(weights), n_genes))
+    first = np.zeros(n_genes)
+    for at, y in transformed(X, rows, method):
+        if at[0] == 0:
+            first = y[0].copy()
+        y -= first
+        total += weights[:, at] @ y
+        squares += weights[:, at] @ (y * y)
+    n = weights.sum(1, dtype=float)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(n > 0, total / n, np.nan)
+        variance = np.where(n >= 2, np.maximum(0, squares - total * mean) / (n - 1), np.nan)
+    return mean + first, variance
 
 
 def split_half(pairs: Sequence[tuple[Effects, Effects]], rows: np.ndarray, reference: str = "control") -> SplitHalf:
