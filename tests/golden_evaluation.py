@@ -203,7 +203,7 @@ def s2(case: Case) -> Iterator[Row]:
                 yield Row("ceiling_train_mean", reached, reference, set=name)
     if case.has_test_control and "all" in case.sets:
         half = halves(case.condition, case.conditions, cells=case.split == 2)
-        pairs = half_effects(case.X, case.condition, case.n_conditions, half)
+        pairs = list(half_effects(case.X, case.condition, case.n_conditions, half))
         for reference in REFERENCES:
             found = split_half(pairs, case.sets["all"], reference)
             where = {"reference": reference, "set": "all"}
@@ -274,7 +274,7 @@ def s9(case: Case) -> Iterator[Row]:
     if case.is_units:
         return
     half = halves(case.condition, case.conditions, repeats=CALIBRATION_REPEATS)
-    pairs = half_effects(case.X, case.condition, case.n_conditions, half)
+    pairs = list(half_effects(case.X, case.condition, case.n_conditions, half))
     rows = np.all([np.isfinite(half.delta).all(1) for pair in pairs for half in pair], 0)
 
     def discriminated(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -355,7 +355,7 @@ def within(values: np.ndarray, low: int, high: int) -> bool:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as npz ({error}).") from None
@@ -454,7 +454,7 @@ def compare(folder: Path, sections: set[str] | None = None) -> Comparison:
                     done.add(section, label, np.array(float(ours[key])), np.array(theirs[key]))
         if not case.is_units:
             arrays = read_arrays(Path(f"{start}.arrays.npz"))
-            wanted = {name for name in ARRAYS if case.has_test_control or not name.startswith("half")}
+            wanted = {name for name in array_of if case.has_test_control or not name.startswith("half")}
             for name in sorted(set(arrays) | wanted if sections is None else wanted):
                 if name not in arrays or name not in array_of:
                     done.failures.append(
@@ -462,7 +462,7 @@ def compare(folder: Path, sections: set[str] | None = None) -> Comparison:
                     )
                 else:
                     theirs = arrays[name].astype(float)
-                    done.add("S1", f"{case.name} array {name}", array_of[name](case).astype(float), theirs)
+                    done.add("arrays", f"{case.name} array {name}", array_of[name](case).astype(float), theirs)
     return done
 
 

@@ -5,7 +5,7 @@ Letters: G genes, S scored conditions, R repeats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    pairs: Sequence[tuple[Effects, Effects]],
+    pairs: Iterable[tuple[Effects, Effects]],
     rows: np.ndarray,
     metric: Callable[[np.ndarray, np.ndarray], np.ndarray],
     *,

@@ -6,7 +6,7 @@ Letters: n cells, G genes, C conditions, R repeats, S scored conditions.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,10 +57,11 @@ def halves(
 
 def half_effects(
     X: Counts, condition: np.ndarray, n_conditions: int, half: np.ndarray, *, control: int = 0, method: str = "log2"
-) -> list[tuple[Effects, Effects]]:
+) -> Iterator[tuple[Effects, Effects]]:
     """Effects of both halves in each repeat, each half against its own half of the controls (S2), R pairs.
 
-    X (n, G): counts. ``condition`` (n,): codes. ``half`` (R, n): from halves. Each cell is transformed once. DataError
+    X (n, G): counts. ``condition`` (n,): codes. ``half`` (R, n): from halves. Each cell is transformed once. The
+    pairs come one after the other, to save memory: make a list of them to use them twice. DataError
     if a half has fewer than 2 control cells, or as in condition_moments.
     """
     condition, X = checked_cells(X, condition, n_conditions)
@@ -75,8 +76,9 @@ def half_effects(
         weights = group[:, rows].astype(float)
         n[:, c] = weights.sum(1)
         mean[:, c], variance[:, c] = _moments_of(X, rows, weights, method)
-    each = [effects(Moments(n[i], mean[i], variance[i]), control=control) for i in range(len(group))]
-    return list(zip(each[: len(half)], each[len(half) :], strict=True))
+    for r in range(len(half)):
+        a, b = (effects(Moments(n[i], mean[i], variance[i]), control=control) for i in (r, r + len(half)))
+        yield a, b
 
 
 def _moments_of(X: Counts, rows: np.ndarray, weights: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +103,7 @@ def _moments_of(X: Counts, rows: np.ndarray, weights: np.ndarray, method: str) -
     return mean + first, variance
 
 
-def split_half(pairs: Sequence[tuple[Effects, Effects]], rows: np.ndarray, reference: str = "control") -> SplitHalf:
+def split_half(pairs: Iterable[tuple[Effects, Effects]], rows: np.ndarray, reference: str = "control") -> SplitHalf:
     """Pearson correlation of the effects of two halves, per condition and pooled, mean over repeats first (S2).
 
     ``pairs``: from half_effects. ``rows``: the scored conditions, indices or (C,) bool. ``reference`` as in
