@@ -445,7 +445,7 @@ def compare(folder: Path, sections: set[str] | None = None) -> Comparison:
         expected = read_expected(Path(f"{start}.expected.tsv"))
         for section in sections or {key[0] for key in expected} | set(rows_of):
             theirs = {key[1:]: value for key, value in expected.items() if key[0] == section}
-            ours = rows(case, rows_of[section]) if section in rows_of else {}
+            ours = rows(case, section, rows_of[section]) if section in rows_of else {}
             for key in theirs | ours:
                 label = f"{case.name} {section} {' '.join(part for part in key if part)}"
                 if key not in ours or key not in theirs:
@@ -466,8 +466,12 @@ def compare(folder: Path, sections: set[str] | None = None) -> Comparison:
     return done
 
 
-def rows(case: Case, section: Callable[[Case], Iterator[Row]]) -> dict[tuple[str, ...], float]:
-    return {(r.metric, r.reference, r.predictor, r.set, r.condition): r.value for r in map(Row._make, section(case))}
+def rows(case: Case, section: str, of: Callable[[Case], Iterator[Row]]) -> dict[tuple[str, ...], float]:
+    """Our values of a section, by the other columns of the expected table."""
+    try:
+        return {(r.metric, r.reference, r.predictor, r.set, r.condition): r.value for r in map(Row._make, of(case))}
+    except (DataError, KeyError, IndexError) as error:
+        raise DataError(f"{case.name}: {section} cannot be computed from its arrays ({error}).") from error
 
 
 def main(arguments: list[str]) -> int:

@@ -90,6 +90,8 @@ def test_damaged_input_ends_in_one_sentence(copy, capsys):
     assert "do not fit together" in outcome()
     np.savez(source, **{name: value for name, value in good.items() if name != "members"})
     assert "has no array 'members'" in outcome()
+    np.savez(source, **(good | {"split": np.maximum(good["split"], 1)}))
+    assert "The control has 0 of the chosen cells" in outcome()
     source.write_bytes(source.read_bytes()[:5000])
     assert "cannot be read as npz" in outcome()
     np.savez(source, **good)
