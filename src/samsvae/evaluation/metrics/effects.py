@@ -120,8 +120,9 @@ def interactions(effects: np.ndarray, members: np.ndarray, *, singles: np.ndarra
     """Effect of each combination minus the sum of its single effects, (C, G); NaN for other conditions.
 
     ``members`` (C, P): perturbations of each condition, padded with -1. ``singles`` (C, G): effects whose rows of
-    single perturbations are summed, by default ``effects``. Give the observed ones to compare predicted - additive with
-    observed - additive.
+    single perturbations are summed, by default ``effects``. Do not subtract the observed singles on both sides of a
+    comparison: both then hold the same noise, and even "no change" correlates with the data (r = .73 on Norman pairs
+    whose interactions have no reliability). Each side takes its own singles, as ``metrics.interactions`` does.
     """
     excess = effects - additive(effects if singles is None else singles, members)
     excess[(members >= 0).sum(1) < 2] = np.nan
