@@ -171,3 +171,15 @@ SECTIONS: dict[str, Callable[[Arrays], Rows]] = {
     "S10": weights,
     "S11": masks,
 }
+
+
+def scores_of_seen(arrays: Arrays) -> ExpressionTests:
+    """Tests of the truth for the seen conditions, in order."""
+    truth, seen = tests(arrays)[0], seen_conditions(arrays) - 1
+    return ExpressionTests(truth.z[seen], truth.q[seen], truth.difference[seen])
+
+
+ARRAYS: dict[str, Callable[[Arrays], np.ndarray]] = {
+    "z_test": lambda arrays: scores_of_seen(arrays).z,
+    "q_test": lambda arrays: scores_of_seen(arrays).q,
+}

@@ -17,7 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import golden_distributions
 import numpy as np
+from golden_distributions import Arrays, Rows
 from scipy import sparse
 
 from samsvae.errors import DataError
@@ -424,12 +426,18 @@ def shown(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def functions() -> tuple[dict, dict]:
-    """Our sections and arrays, with those of golden_distributions.py if it is there."""
-    try:
-        import golden_distributions as other
-    except ModuleNotFoundError:
-        return SECTIONS, ARRAYS
-    return SECTIONS | other.SECTIONS, ARRAYS | getattr(other, "ARRAYS", {})
+    """Our sections and arrays, with those of golden_distributions.py."""
+
+    def rows_of(section: Callable[[Arrays], Rows]) -> Callable[[Case], Iterator[Row]]:
+        return lambda case: (Row(key[1], value, *key[2:]) for key, value in section(case.arrays).items())
+
+    def array_of(array: Callable[[Arrays], np.ndarray]) -> Callable[[Case], np.ndarray]:
+        return lambda case: array(case.arrays)
+
+    return (
+        SECTIONS | {name: rows_of(section) for name, section in golden_distributions.SECTIONS.items()},
+        ARRAYS | {name: array_of(array) for name, array in golden_distributions.ARRAYS.items()},
+    )
 
 
 def compare(folder: Path, sections: set[str] | None = None) -> Comparison:
