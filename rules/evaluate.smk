@@ -52,8 +52,14 @@ rule collect:
         records=PLAN.each_run("run.json"),
         pathways=lambda wildcards: PICTURES.pathway_files(wildcards.experiment),
         baselines=PLAN.each_split("baselines.tsv"),
+        worth=PLAN.each_run("worth.tsv"),
+        worth_conditions=PLAN.each_run("worth_conditions.tsv"),
+        baseline_worth=PLAN.each_split("worth.tsv"),
+        baseline_conditions=PLAN.each_split("worth_conditions.tsv"),
     output:
         scores="<results>/{experiment}/scores.tsv",
+        worth="<results>/{experiment}/worth.tsv",
+        worth_conditions="<results>/{experiment}/worth_conditions.tsv",
         histories="<results>/{experiment}/histories.tsv",
         cost="<results>/{experiment}/cost.tsv",
     log:

@@ -6,6 +6,7 @@ with job(snakemake):
     from samsvae.data.arrays import read_screen, read_split
     from samsvae.evaluation.baselines import baseline_tables
     from samsvae.evaluation.data_effects import effects
+    from samsvae.evaluation.honest import honest_baselines
     from samsvae.screens.screen import reference_of
     from samsvae.tables import write, write_h5ad
 
@@ -16,3 +17,6 @@ with job(snakemake):
     write_h5ad(data, snakemake.output.effects)
     write(scores, snakemake.output.scores)
     write(per_condition, snakemake.output.per_condition)
+    worth, conditions = honest_baselines(screen, split)
+    write(worth, snakemake.output.worth)
+    write(conditions, snakemake.output.worth_conditions)

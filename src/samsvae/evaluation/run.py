@@ -16,6 +16,7 @@ from samsvae.config.vocabulary import LIBRARY, SPLITS
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, some
+from samsvae.evaluation import honest
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.metrics.constants import FIT
 from samsvae.evaluation.metrics.recovery import all_ones_f1, latent_recovery, mask_recovery
@@ -148,7 +149,8 @@ def evaluate(
 
     ``inputs``: model, arrays, split, reference (observed effects) and, if ``simulated``, screen (with the truth).
     ``outputs``: scores (TSV: run, protocol, metric, split, value), per_condition (TSV), effects and perturbations
-    (h5ad). ``settings``: an EvaluationConfig as a dict. CheckpointError if the checkpoint does not fit the screen.
+    (h5ad), and the scores of the honest protocol, worth and worth_conditions (TSV). ``settings``: an EvaluationConfig
+    as a dict. CheckpointError if the checkpoint does not fit the screen.
     """
     config = EvaluationConfig(**settings)
     checkpoint, screen = load(inputs["model"], device), read_screen(inputs["arrays"])
@@ -168,3 +170,7 @@ def evaluate(
     write(per_condition(predicted.X, data).assign(run=run), outputs["per_condition"])
     write_h5ad(predicted, outputs["effects"])
     write_h5ad(perturbation_matrices(checkpoint), outputs["perturbations"])
+    every = dosages(checkpoint, screen, screen.conditions.tolist())
+    worth, conditions = honest.model_tables(checkpoint.model, screen, split, every)
+    write(worth.assign(run=run), outputs["worth"])
+    write(conditions.assign(run=run), outputs["worth_conditions"])

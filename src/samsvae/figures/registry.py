@@ -86,6 +86,28 @@ condition, sorted by the best model. Grey: predicting the mean of all perturbati
 below the grey line does not tell that condition apart from the others.""",
     ),
     FigureRow(
+        "worth",
+        "What the scores are worth",
+        {"scores": "score_table", "worth": "worth_table", "conditions": "worth_conditions_table"},
+        ("", "conditions", "verdicts", "coverage"),
+        needs=("control",),
+        settings=("compared",),
+        caption="""\
+*Honest protocol: effects of test cells against test controls. Models predict cells as deep as these; baselines read
+training cells alone.* **a**, the headline scores of every model and baseline, with 95 % intervals over conditions. The
+band reaches from predicting the mean of all perturbations for each of them to the ceiling: what a perfect prediction
+would score, given the error of the test cells. All three score effects minus their mean over the conditions, so that
+only differences between conditions count: the squared error without the error of the test cells (0 is perfect, 1 is the
+mean), the Pearson correlation over genes, and the rank of the right condition among all. The note states in words
+whether each model beats every baseline, by paired differences over conditions.
+
+**b**, the correlation of each condition for the best model, against the ceiling of that condition; grey, the training
+mean shrunk towards the mean of all perturbations. A condition at the left has no measurable effect. **c**, how often
+the effects of test cells lie inside the intervals of a model (with the error of the test cells), against the nominal
+share. The training mean with its own standard error is the yardstick. A model that draws no latents of perturbations
+has no intervals.""",
+    ),
+    FigureRow(
         "masks",
         "Masks",
         {

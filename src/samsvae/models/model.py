@@ -267,6 +267,17 @@ class Model(nn.Module):
         tables = {"mask_probability": means.get("mask", means.get("mask_prob")), "embedding": means.get("embedding")}
         return {name: table for name, table in tables.items() if table is not None}
 
+    @torch.no_grad()
+    def draws_perturbations(self) -> bool:
+        """Whether a latent of the perturbations is random, so that effects have an interval."""
+        values: dict[str, Tensor] = {}
+        for latent in self._shared():
+            guide = latent.guide(values, self.no_cells())
+            values[latent.name] = _typical(guide)
+            if guide.noise_kind is not None:
+                return True
+        return any(latent.per_cell for latent in self.latents)
+
     def no_cells(self) -> Batch:
         """A batch without cells, used to draw the latents of all perturbations."""
         empty = self.input_mean.new_zeros(0, 1)

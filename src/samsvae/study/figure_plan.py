@@ -325,6 +325,8 @@ FILES: dict[str, Callable[[FigurePlan, str], str | list[str]]] = {
     "grid": _table("grid"),
     "score_table": _table("scores"),
     "history_table": _table("histories"),
+    "worth_table": _table("worth"),
+    "worth_conditions_table": _table("worth_conditions"),
     "screen": _data("screen.h5ad"),
     "data_tests": _data("expression_tests.tsv"),
     "split": lambda figures, experiment: figures.plan.split_file(figures.pinned(experiment)[0], "cells.tsv"),

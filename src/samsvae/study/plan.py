@@ -25,6 +25,7 @@ from samsvae.study.jobs import SCORED, TRAINED, failed_in
 #: Files of a run and of a split, by the names that rules give them.
 RUN_FILES = TRAINED | SCORED
 SPLIT_FILES = {"effects": "effects.h5ad", "scores": "baselines.tsv", "per_condition": "per_condition.tsv"}
+SPLIT_FILES |= {"worth": "worth.tsv", "worth_conditions": "worth_conditions.tsv"}
 
 #: A run whose weights come from a checkpoint of the release; its id says so.
 IMPORTED = r".*-from_.*"

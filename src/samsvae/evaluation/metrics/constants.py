@@ -8,8 +8,14 @@ PROTOCOLS = ("published", "held-out")
 #: The protocol of rows that say how a run was fitted (`training.verdict`) and scored; they are no scores themselves.
 FIT = "fit"
 
+#: The protocol that gives every score a baseline, a ceiling and an interval (`evaluation.honest`), in its own tables.
+HONEST = "honest"
+
 #: Genes per condition, those with the largest absolute effects in the data, in metrics of effects called ``_top20``.
 TOP = 20
+
+#: Nominal coverages of intervals.
+LEVELS = (0.5, 0.8, 0.95)
 
 #: Genes per condition in the overlaps of differential expression.
 OVERLAPS = (TOP, 50, 100)

@@ -13,10 +13,7 @@ from scipy import special
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.checked import checked
-from samsvae.evaluation.metrics.constants import TOP
-
-#: Nominal coverages.
-LEVELS = (0.5, 0.8, 0.95)
+from samsvae.evaluation.metrics.constants import LEVELS, TOP
 
 #: The names that `coverage` returns.
 COVERAGE_SCORES = (

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samsvae.errors import DataError, nearest
-from samsvae.evaluation.metrics.constants import CLASSIFIERS, FIT, MAJORITY, MATCHES, OVERLAPS, PROTOCOLS, TOP
+from samsvae.evaluation.metrics.constants import (
+    CLASSIFIERS,
+    FIT,
+    HONEST,
+    LEVELS,
+    MAJORITY,
+    MATCHES,
+    OVERLAPS,
+    PROTOCOLS,
+    TOP,
+)
 
 
 @dataclass(frozen=True)
@@ -168,9 +178,52 @@ def _fit() -> list[Metric]:
     ]  # fmt: skip
 
 
-#: Every metric by name: likelihood, effects, recovery of simulations, pathways, differential expression, the fit.
+def _honest() -> list[Metric]:
+    against = {"control": "against control", "centred": "minus the mean effect of the scored conditions"}
+    effects = [
+        metric
+        for reference, words in against.items()
+        for metric in (
+            Metric(f"nmse_{reference}", f"error of effects, {reference}", (HONEST,), "lower", "", None, None,
+                   f"Squared error of the effects of test cells, {words}, without their sampling error, relative to "
+                   "their own size: 0 is perfect, 1 is no better than no effect."),
+            Metric(f"pearson_{reference}", f"Pearson r of effects, {reference}", (HONEST,), "higher", "", -1.0, 1.0,
+                   f"Mean over conditions of the Pearson correlation over genes of effects of test cells, {words}."),
+        )
+    ]  # fmt: skip
+    levels = [
+        Metric(f"{name}{level}", f"{words}, {level:.0%}", (HONEST,), "", "", 0.0, 1.0, f"{sentence} of {level:.0%}.")
+        for name, words, sentence in (
+            ("coverage", "coverage", "Share of the effects of test cells inside the predictive interval"),
+            ("coverage_top", "coverage, top 20 genes", "The same for the 20 genes of each condition with the largest "
+             "posterior mean, with an interval"),
+            ("naive", "naive coverage", "Share inside the interval of the posterior alone, without the error of the "
+             "test cells, with an interval"),
+        )
+        for level in LEVELS
+    ]  # fmt: skip
+    return [
+        *effects,
+        Metric("discrimination", "discrimination", (HONEST,), "higher", "", 0.0, 1.0,
+               "Rank of the right condition by cosine distance to each prediction, target genes left out: 1 is the "
+               "closest, 0.5 says nothing."),
+        *levels,
+        Metric("pit_mean", "mean of the predictive CDF", (HONEST,), "", "", 0.0, 1.0,
+               "Mean of the predictive distribution function at the effects of test cells; 0.5 without bias."),
+        Metric("posterior_share", "share of the posterior in the variance", (HONEST,), "", "", 0.0, 1.0,
+               "Posterior variance over that variance plus the squared error of test cells: near 0, coverage tests "
+               "the error, not the model."),
+        Metric("n", "effects in the coverage", (HONEST,), "", "", 0.0, None, "Number of conditions times genes."),
+        Metric("n_top", "effects in the coverage of the top genes", (HONEST,), "", "", 0.0, None,
+               "Number of conditions times their top genes."),
+    ]  # fmt: skip
+
+
+#: Every metric by name: likelihood, effects, recovery, pathways, differential expression, the fit, honest protocol.
 METRICS: dict[str, Metric] = {
-    row.name: row for rows in (_likelihood, _effects, _recovery, _pathways, _expression, _fit) for row in rows()
+    row.name: row
+    for rows in (_likelihood, _effects, _recovery, _pathways, _expression, _fit, _honest)
+    for row in rows()
 }
 
 

@@ -1,0 +1,286 @@
+"""The honest protocol: scores of predicted effects with baselines, ceilings and intervals (docs/evaluation.md).
+
+The truth are the effects in test cells, against test controls; a model's effects are at the depths of these cells, and
+baselines read training cells alone. Scores are per condition, so that two predictors can be compared on the conditions
+that both predict. Letters: n cells, C conditions (rows by code, NaN where undefined), G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from samsvae.data.arrays import Screen
+from samsvae.errors import DataError
+from samsvae.evaluation.effects_at_depth import effect_draws_at_depth
+from samsvae.evaluation.metrics import baselines
+from samsvae.evaluation.metrics.agreement import LEAST_RELIABILITY, nmse_terms, pearson
+from samsvae.evaluation.metrics.constants import HONEST
+from samsvae.evaluation.metrics.coverage import Intervals, coverage, join, normal_intervals, posterior_intervals
+from samsvae.evaluation.metrics.discrimination import discrimination
+from samsvae.evaluation.metrics.estimates import (
+    LEAST_FOR_VARIANCE,
+    REFERENCES,
+    Effects,
+    at_reference,
+    centred,
+    condition_moments,
+    detected,
+    effects,
+    scored_sets,
+)
+from samsvae.evaluation.metrics.intervals import Interval, bootstrap
+from samsvae.evaluation.metrics.reliability import ceiling_perfect, reliability_pooled
+from samsvae.models.model import Model
+
+#: The columns of a table of scores by condition: for nmse, ``value`` is the numerator and ``weight`` the denominator.
+CONDITIONS = ("metric", "set", "condition", "value", "weight")
+
+#: The columns of a table of scores: a mean over conditions with its interval, or why it is undefined.
+SCORES = ("protocol", "metric", "set", "value", "low", "high", "n_conditions", "reason")
+
+
+class Score(NamedTuple):
+    """A score by condition: values (S,), and weights (S,) where the mean is a ratio of sums."""
+
+    values: np.ndarray
+    weights: np.ndarray | None = None
+
+    def mean(self) -> Interval:
+        return bootstrap(self.values, over=self.weights)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Observed effects of a screen under one split.
+
+    ``test``, ``train`` and ``every``: effects from these cells, each against its own controls. ``sets``: the scored
+    conditions of ``seen``, ``unseen`` and ``all``, (C,) bool; a set of fewer than 3 conditions is missing. ``genes``
+    (G,) bool: detected in training controls. ``targets``: genes that the panel targets. ``libraries``: the library
+    sizes of every condition's test cells, and of the control's.
+    """
+
+    names: np.ndarray
+    members: np.ndarray
+    test: Effects
+    train: Effects
+    every: Effects
+    sets: dict[str, np.ndarray]
+    genes: np.ndarray
+    targets: np.ndarray
+    libraries: list[np.ndarray]
+    control: int
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The conditions that some set scores, as codes."""
+        return np.flatnonzero(np.any(list(self.sets.values()), axis=0))
+
+    @cached_property
+    def baselines(self) -> dict[str, np.ndarray]:
+        """Effects (C, G) predicted from training cells alone (S4); NaN where a baseline is silent."""
+        train = np.isfinite(self.train.delta).all(1)
+        delta, shape = self.train.delta, self.train.delta.shape
+        found = {
+            "no_change": baselines.no_change(shape),
+            "mean_of_perturbations": baselines.mean_of_perturbations(delta, train),
+            "train_mean": delta,
+            "shrunk": baselines.shrunk(delta, self.train.se2, train),
+            "ridge_pc": baselines.ridge_pc(delta, self.members, train),
+        }
+        if self.members.shape[1] > 1:
+            found["additive"] = baselines.additive(delta, self.members)
+            found["matching_mean"] = baselines.matching_mean(delta, self.members, train)
+        return found
+
+
+def truth_of(screen: Screen, split: np.ndarray) -> Truth:
+    """The observed effects of a screen under a split (n,).
+
+    DataError, in one sentence, if the split has no effects to score: no control, or fewer than two cells of it in
+    training or in test and validation, or fewer than 3 conditions with 10 test cells.
+    """
+    untreated = np.flatnonzero((screen.members < 0).all(1))
+    if not len(untreated):
+        raise DataError("the screen has no control cells, against which effects are measured.")
+    control, n_conditions = int(untreated[0]), len(screen.conditions)
+    method = "log2" if screen.counts.dtype.kind in "iu" else "mean"
+    moments = {
+        name: condition_moments(screen.counts, screen.condition, n_conditions, cells=cells, method=method)
+        for name, cells in {**{s: split == s for s in ("train", "val", "test")}, "every": split != ""}.items()
+    }
+    tested = moments["test"] if moments["test"].n[control] >= LEAST_FOR_VARIANCE else moments["val"]
+    sets = scored_sets(moments["train"].n, moments["test"].n, control=control)
+    if not sets:
+        raise DataError("fewer than 3 conditions have 10 test cells.")
+    if any(np.array_equal(rows, sets.get("all")) for name, rows in sets.items() if name != "all"):
+        del sets["all"]  # the same rows under another name
+    at_control = screen.condition == control
+    controls = "test" if tested is moments["test"] else "val"
+    parts = {c: split == ("test" if c != control else controls) for c in range(n_conditions)}
+    # real values have no depth
+    library = screen.library if method == "log2" else np.ones(len(split))
+    libraries = [library[(screen.condition == c) & part] for c, part in parts.items()]
+    if method == "log2":
+        genes = detected(screen.counts, at_control & (split == "train"))
+    else:
+        genes = np.ones(len(screen.genes), bool)
+    return Truth(
+        names=screen.conditions,
+        members=screen.members,
+        test=effects(moments["test"], control=control, controls=tested),
+        train=effects(moments["train"], control=control),
+        every=effects(moments["every"], control=control),
+        sets=sets,
+        genes=genes,
+        targets=target_genes(screen),
+        libraries=libraries,
+        control=control,
+    )
+
+
+def target_genes(screen: Screen) -> np.ndarray:
+    """Indices of the genes that perturbations target: those with the name of one, or with its part before a '_'."""
+    position = {name: g for g, name in enumerate(screen.genes.tolist())}
+    found = (position.get(name, position.get(name.partition("_")[0], -1)) for name in screen.perturbations.tolist())
+    return np.unique([g for g in found if g >= 0]).astype(int)
+
+
+def scores(truth: Truth, predicted: np.ndarray) -> Iterator[tuple[str, str, np.ndarray, Score]]:
+    """Every score of predicted effects (C, G): metric, set, scored conditions (S,) as codes, and the score.
+
+    A set is scored on the conditions with a prediction, if there are at least 3.
+    """
+    known = np.isfinite(predicted).all(1)
+    for name, rows in truth.sets.items():
+        at = np.flatnonzero(rows & known)
+        if len(at) < 3:
+            continue
+        for reference in REFERENCES:
+            delta, se2 = at_reference(truth.test, at, reference)
+            prediction = centred(predicted[at], reference)
+            yield f"pearson_{reference}", name, at, Score(pearson(delta, prediction))
+            if reliability_pooled(delta, se2) >= LEAST_RELIABILITY:
+                yield f"nmse_{reference}", name, at, Score(*nmse_terms(delta, se2, prediction))
+            if reference == "centred" and len(truth.targets) < delta.shape[1]:
+                found = discrimination(delta, prediction, targets=truth.targets)
+                yield "discrimination", name, at, Score(found)
+
+
+def ceilings(truth: Truth) -> Iterator[tuple[str, str, np.ndarray, Score]]:
+    """The scores of a perfect prediction: metric, set, scored conditions, score (S2)."""
+    for name, rows in truth.sets.items():
+        at = np.flatnonzero(rows)
+        for reference in REFERENCES:
+            every, error = at_reference(truth.every, at, reference)
+            _, test_error = at_reference(truth.test, at, reference)
+            yield f"pearson_{reference}", name, at, Score(ceiling_perfect(every, error, test_error))
+            yield f"nmse_{reference}", name, at, Score(np.zeros(len(at)))
+        yield "discrimination", name, at, Score(np.ones(len(at)))
+
+
+def tables(truth: Truth, found: Iterator[tuple[str, str, np.ndarray, Score]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores as two tables: SCORES, and CONDITIONS with the names of conditions."""
+    rows: list[dict[str, object]] = []
+    parts: list[pd.DataFrame] = []
+    for metric, name, at, score in found:
+        rows.append(_row(metric, name, score.mean()))
+        weight = np.ones(len(at)) if score.weights is None else score.weights
+        columns = {"metric": metric, "set": name, "condition": truth.names[at], "value": score.values, "weight": weight}
+        parts.append(pd.DataFrame(columns))
+    each = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(CONDITIONS))
+    return pd.DataFrame(rows, columns=list(SCORES)), each
+
+
+def _row(metric: str, name: str, mean: Interval) -> dict[str, object]:
+    reason = "" if np.isfinite(mean.mean) else "fewer than 3 conditions with a defined score"
+    return dict(zip(SCORES, (HONEST, metric, name, mean.mean, mean.low, mean.high, mean.n, reason), strict=True))
+
+
+def coverage_rows(intervals: Intervals) -> pd.DataFrame:
+    """Coverage of the intervals of effects in all scored conditions (S8), as a table of SCORES."""
+    rows = [
+        {**_row(f"{metric}", "all", Interval(value, np.nan, np.nan, len(intervals.u))), "reason": ""}
+        for metric, value in coverage(intervals).items()
+    ]
+    return pd.DataFrame(rows, columns=list(SCORES))
+
+
+def yardstick(truth: Truth) -> Intervals:
+    """The intervals of the training effects with their own errors, by which the coverage of a model is judged (S8)."""
+    at = np.flatnonzero(truth.sets.get("seen", np.zeros(len(truth.names), bool)))
+    mean, variance, observed, se2 = (
+        values[at][:, truth.genes] for values in (truth.train.delta, truth.train.se2, truth.test.delta, truth.test.se2)
+    )
+    return normal_intervals(mean, variance, observed, se2)
+
+
+def undefined(reason: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The two tables of a split without effects to score: one row that says why."""
+    row = dict(zip(SCORES, (HONEST, "", "", np.nan, np.nan, np.nan, 0, reason), strict=True))
+    return pd.DataFrame([row], columns=list(SCORES)), pd.DataFrame(columns=list(CONDITIONS))
+
+
+def honest_baselines(screen: Screen, split: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of all baselines and of the ceiling (model ``ceiling``): both tables, with a column model.
+
+    A split without effects to score has one row that says why.
+    """
+    try:
+        truth = truth_of(screen, split)
+    except DataError as error:
+        first, second = undefined(str(error))
+        return first.assign(model="ceiling"), second.assign(model="")
+    every: Mapping[str, Iterator[tuple[str, str, np.ndarray, Score]]] = {
+        **{name: scores(truth, predicted) for name, predicted in truth.baselines.items()},
+        "ceiling": ceilings(truth),
+    }
+    found = {name: tables(truth, each) for name, each in every.items()}
+    tables_of_scores = [table.assign(model=name) for name, (table, _) in found.items()]
+    if "seen" in truth.sets:
+        tables_of_scores.append(coverage_rows(yardstick(truth)).assign(model="train_mean"))
+    conditions = [table.assign(model=name) for name, (_, table) in found.items()]
+    return pd.concat(tables_of_scores, ignore_index=True), pd.concat(conditions, ignore_index=True)
+
+
+def model_tables(
+    model: Model, screen: Screen, split: np.ndarray, dosage: np.ndarray, *, draws: int = 100, cells: int = 6
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of a model, and the coverage of its intervals: both tables.
+
+    ``dosage`` (C, P): indices of the model's perturbations in every condition, padded with T. A model that draws no
+    latents of perturbations has no coverage, since its effects have no interval. A split without effects to score has
+    one row that says why.
+    """
+    try:
+        truth = truth_of(screen, split)
+    except DataError as error:
+        return undefined(str(error))
+    rows = truth.rows
+    predicted = np.full(truth.test.delta.shape, np.nan)
+    observed, se2 = (values[rows][:, truth.genes] for values in (truth.test.delta, truth.test.se2))
+    uncertain = model.draws_perturbations()
+
+    def use(i: int, effects_drawn: np.ndarray) -> Intervals | None:
+        predicted[rows[i]] = effects_drawn.mean(0)
+        at = slice(i, i + 1)
+        return posterior_intervals(effects_drawn[:, None, truth.genes], observed[at], se2[at]) if uncertain else None
+
+    intervals = effect_draws_at_depth(
+        model,
+        dosage[rows],
+        [truth.libraries[c] for c in rows],
+        control=dosage[truth.control],
+        control_libraries=truth.libraries[truth.control],
+        use=use,
+        draws=draws,
+        cells=cells,
+    )
+    table, each = tables(truth, scores(truth, predicted))
+    found = [part for part in intervals if part is not None]
+    return pd.concat([table, coverage_rows(join(found))] if found else [table], ignore_index=True), each

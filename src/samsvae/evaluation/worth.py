@@ -1,0 +1,90 @@
+"""What the scores of the honest protocol are worth: each compared with every baseline, and a verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from samsvae.evaluation.metrics.intervals import Interval, paired_difference
+from samsvae.evaluation.metrics.table import metric
+from samsvae.tables import read
+
+#: The metrics in front. They score centred effects, in which only differences between conditions count.
+HEADLINE = ("nmse_centred", "pearson_centred", "discrimination")
+
+#: The name of the ceiling among the models of a split's table.
+CEILING = "ceiling"
+
+#: What `compare` returns.
+VERDICT = ("against", "difference", "difference_low", "difference_high", "verdict")
+
+#: Columns that identify a row of a run's table and of its conditions.
+ROW, CONDITION = ("run", "metric", "set"), ("run", "metric", "set", "condition")
+
+
+def collect_worth(
+    grid: pd.DataFrame,
+    worth: Iterable[str],
+    conditions: Iterable[str],
+    baselines: Iterable[str],
+    baseline_conditions: Iterable[str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two tables of an experiment, with the columns run, model, dataset and split_name.
+
+    The first has the scores of runs, baselines and ceilings, and for runs ``against``, ``difference``, ``verdict`` (in
+    words); the second has the scores by condition. ``worth``, ``conditions``: paths of runs. ``baselines``,
+    ``baseline_conditions``: paths of splits (``.../DATASET/SPLIT/file``), whose model is also their run.
+    """
+    place = grid[["run", "model", "dataset", "split_name"]]
+    ours = pd.concat([read(path) for path in worth], ignore_index=True).merge(place, on="run", validate="many_to_one")
+    each = pd.concat([read(path) for path in conditions], ignore_index=True)
+    each = each.merge(place, on="run", validate="many_to_one")
+    theirs, their_each = (pd.concat([_of_split(path) for path in paths]) for paths in (baselines, baseline_conditions))
+    verdicts = []
+    for (run, name, where, dataset, split_name), rows in each.groupby([*ROW, "dataset", "split_name"], sort=False):
+        at = (their_each["metric"] == name) & (their_each["set"] == where) & (their_each["model"] != CEILING)
+        at &= (their_each["dataset"] == dataset) & (their_each["split_name"] == split_name)
+        verdicts.append({"run": run, "metric": name, "set": where, **compare(str(name), rows, their_each[at])})
+    ours = ours.merge(pd.DataFrame(verdicts, columns=[*ROW, *VERDICT]), on=list(ROW), how="left")
+    return pd.concat([ours, theirs], ignore_index=True), pd.concat([each, their_each], ignore_index=True)
+
+
+def compare(name: str, ours: pd.DataFrame, baselines: pd.DataFrame) -> dict[str, object]:
+    """Compare the scores of a model by condition with those of every baseline, on the conditions that both predict.
+
+    ``ours``: condition, value, weight; several rows of a condition (runs) are averaged. ``baselines``: the same with
+    the column model. Returns ``against`` (the baseline that the model beats by least, or loses to by most),
+    ``difference`` with its interval (positive: the model is better), and ``verdict``.
+    """
+    found: dict[str, Interval] = {}
+    mine = ours.groupby("condition", sort=False)[["value", "weight"]].mean()
+    sign = -1.0 if metric(name).better == "lower" else 1.0
+    for model, rows in baselines.groupby("model", sort=False):
+        both = mine.join(rows.set_index("condition")["value"].rename("theirs"), how="inner").dropna()
+        if len(both) >= 3:
+            weight = both["weight"].to_numpy() if name.startswith("nmse") else None
+            values = sign * both["value"].to_numpy(), sign * both["theirs"].to_numpy()
+            found[str(model)] = paired_difference(*values, over=weight)
+    known = {model: each for model, each in found.items() if np.isfinite(each.low)}
+    if not known:
+        return {"against": "", "verdict": "undecided: fewer than 3 conditions to compare"}
+    worst = min(known, key=lambda model: known[model].mean)
+    if known[worst].high < 0:
+        verdict = f"below {worst}"
+    elif known[worst].low > 0:
+        verdict = "better than every baseline"
+    else:
+        verdict = f"not distinguishable from {worst}"
+    each = known[worst]
+    numbers = {"difference": each.mean, "difference_low": each.low, "difference_high": each.high}
+    return {"against": worst, **numbers, "verdict": verdict}
+
+
+def _of_split(path: str) -> pd.DataFrame:
+    """A table of a split, with its place in columns; baselines are their own runs."""
+    folder = Path(path).parent
+    table = read(path)
+    return table.assign(run=table["model"], dataset=folder.parent.name, split_name=folder.name)

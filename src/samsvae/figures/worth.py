@@ -1,0 +1,188 @@
+"""What the scores are worth: between the mean effect and the ceiling, by condition, and the coverage of intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from samsvae.config.zoo import ROWS
+from samsvae.evaluation.metrics.constants import LEVELS
+from samsvae.evaluation.metrics.table import metric
+from samsvae.evaluation.worth import CEILING, HEADLINE, compare
+from samsvae.figures import style
+from samsvae.figures.runs import models_only, of_largest_amount, of_settings, restricted
+from samsvae.tables import read
+
+#: Sets of conditions, in words.
+SETS = {"seen": "with training cells", "unseen": "without training cells", "all": "of all kinds"}
+
+BASELINES = ("mean_of_perturbations", "train_mean", "shrunk", "ridge_pc", "additive", "matching_mean")
+
+SAVED = {"": "scores", "conditions": "conditions", "verdicts": "verdicts", "coverage": "coverage"}
+
+
+def tables(*, scores: str, worth: str, conditions: str, compared: Mapping[str, object]) -> dict[str, object]:
+    """Arguments of draw: the runs with each model's best settings, the baselines and the ceiling of their splits.
+
+    scores, worth, conditions: EXPERIMENT/scores.tsv, worth.tsv and worth_conditions.tsv. compared: values of axes of
+    the grid to which the models are restricted.
+    """
+    rows, amount = of_largest_amount(restricted(models_only(read(scores)), compared))
+    _, ours = of_settings(rows, ["model"])
+    every, each = read(worth), read(conditions)
+    runs = ours["run"].unique()
+    place = ["dataset", "split_name"]
+    places = every.loc[every["run"].isin(runs), place].drop_duplicates()
+    shown, each = (
+        table[table["run"].isin(runs) | ~table["model"].isin(ROWS)].merge(places, on=place) for table in (every, each)
+    )
+    reasons = shown["reason"].dropna()
+    return {
+        "scores": _means(shown),
+        "conditions": each,
+        "verdicts": _verdicts(each, set(ours["model"])),
+        "coverage": shown[shown["metric"].isin(_coverage_names())][["model", "run", "metric", "value"]],
+        "models": style.models_in(ours["model"]),
+        "reason": str(reasons.iloc[0]) if len(reasons) and not shown["value"].notna().any() else "",
+        "amount": amount,
+    }
+
+
+def _coverage_names() -> list[str]:
+    return [f"{name}{level}" for name in ("coverage", "coverage_top") for level in LEVELS]
+
+
+def _means(shown: pd.DataFrame) -> pd.DataFrame:
+    """The headline scores of models, baselines and ceiling: means over runs and splits, with the mean interval."""
+    table = shown[shown["metric"].isin(HEADLINE) & shown["value"].notna()]
+    numbers = ["value", "low", "high", "n_conditions"]
+    return table.groupby(["metric", "set", "model"], sort=False)[numbers].mean().reset_index()
+
+
+def _verdicts(each: pd.DataFrame, models: set[str]) -> pd.DataFrame:
+    """The verdict on every model, metric and set: each condition is the mean over the model's runs."""
+    rows = []
+    theirs = each[~each["model"].isin(models) & (each["model"] != CEILING)]
+    theirs = (
+        theirs.groupby(["metric", "set", "model", "condition"], sort=False)[["value", "weight"]].mean().reset_index()
+    )
+    mine = each[each["model"].isin(models) & each["metric"].isin(HEADLINE)]
+    for (name, where, model), found in mine.groupby(["metric", "set", "model"], sort=False):
+        at = (theirs["metric"] == name) & (theirs["set"] == where)
+        rows.append({"model": model, "metric": name, "set": where, **compare(str(name), found, theirs[at])})
+    return pd.DataFrame(rows)
+
+
+@style.styled
+def draw(
+    scores: pd.DataFrame,
+    conditions: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    coverage: pd.DataFrame,
+    *,
+    models: list[str],
+    reason: str = "",
+    amount: str = "",
+) -> Figure:
+    """Headline scores between baseline and ceiling (a), conditions against their ceilings (b), coverage (c).
+
+    scores: metric, set, model, value, low, high, n_conditions. conditions: metric, set, model, condition, value.
+    verdicts: model, metric, set, verdict. coverage: model, metric, value. models: those to draw, in order. reason: why
+    nothing is scored, in which case the figure says so. amount: how much of the data the runs saw.
+    """
+    if reason or not len(scores):
+        return _nothing(reason or "no score is defined")
+    style.need(scores, ["metric", "set", "model", "value", "low", "high"], "scores")
+    sets = [name for name in ("seen", "unseen") if (scores["set"] == name).any()] or ["all"]
+    there = set(zip(scores["metric"], scores["set"], strict=True))
+    lines = [(name, where) for where in sets for name in HEADLINE if (name, where) in there]
+    predictors = [m for m in (*models, *BASELINES) if m in set(scores["model"])]
+    fig = style.figure(10.6, max(4.8, 1.2 + len(lines) * (0.5 + 0.14 * len(predictors))))
+    only = f" Only runs with {amount}, the most data." if amount else ""
+    how = "effects of test cells against test controls, minus their mean over conditions; models at the depth of these "
+    style.note(fig, f"Honest protocol: {how}cells, baselines from training cells.{only} {_sentences(verdicts)}")
+    left, right = style.side_by_side(fig, [1.9, 1])
+    axes = np.ravel(left.subplots(len(lines), 1))
+    for i, (ax, (name, where)) in enumerate(zip(axes, lines, strict=True)):
+        _line(ax, scores[(scores["metric"] == name) & (scores["set"] == where)], name, where, models, first=i == 0)
+    _right(right, conditions, coverage, models, sets[0])
+    return fig
+
+
+def _nothing(reason: str) -> Figure:
+    fig = style.figure(7.4, 1.2)
+    style.note(fig, f"Honest protocol: no effect is scored, because {reason}")
+    ax = fig.subplots()
+    ax.set_axis_off()
+    ax.set_label("nothing to score")
+    return fig
+
+
+def _sentences(verdicts: pd.DataFrame) -> str:
+    """The verdict on each model for the first headline metric and set."""
+    if not len(verdicts):
+        return ""
+    first = verdicts[(verdicts["metric"] == HEADLINE[0])]
+    first = first if len(first) else verdicts
+    first = first[first["set"] == first["set"].iloc[0]]
+    words = (f"{style.label(row.model)}: {row.verdict.replace('_', ' ')}" for row in first.itertuples())
+    return f"By {metric(first['metric'].iloc[0]).label}: {'; '.join(words)}."
+
+
+def _line(ax: Axes, rows: pd.DataFrame, name: str, where: str, models: list[str], *, first: bool) -> None:
+    """One metric: the band from the mean effect to the ceiling, and a marker with its interval for every predictor."""
+    rows = rows.set_index("model")
+    ax.set_label(f"{name} {where}")
+    ends = [rows["value"].get(end, np.nan) for end in ("mean_of_perturbations", CEILING)]
+    if np.isfinite(ends).all():
+        ax.axvspan(min(ends), max(ends), color=style.PALE, lw=0, zorder=0)
+    shown = [model for model in (*models, *BASELINES) if model in rows.index]
+    for y, model in enumerate(reversed(shown)):
+        value, low, high = rows.loc[model, ["value", "low", "high"]].astype(float)
+        look = style.look(model)
+        ax.plot([low, high], [y, y], color=look.colour, lw=1.1)
+        ax.plot([value], [y], look.marker, color=look.colour, mec=style.INK, mew=0.4, ms=5)
+    ax.set(ylim=(-0.8, len(shown) - 0.2))
+    ax.set_yticks(range(len(shown)), [style.label(model) for model in reversed(shown)], fontsize=7)
+    ax.tick_params(axis="y", length=0)
+    number = int(rows["n_conditions"].max())
+    better = {"lower": "← better", "higher": "better →"}.get(metric(name).better, "")
+    text = f"{metric(name).label} ({better}), {number} conditions {SETS[where]}"
+    style.letter(ax, "a" if first else "", text)
+
+
+def _right(fig: SubFigure, conditions: pd.DataFrame, coverage: pd.DataFrame, models: list[str], where: str) -> None:
+    """Each condition's correlation against its ceiling for the best model (b), and coverage against nominal (c)."""
+    above, below = fig.subplots(2, 1)
+    above.set_label("conditions")
+    wide = conditions[(conditions["metric"] == "pearson_centred") & (conditions["set"] == where)]
+    wide = wide.pivot_table(index="condition", columns="model", values="value")
+    there = [model for model in models if model in wide]
+    if there and CEILING in wide:
+        best = wide[there].mean().idxmax()
+        look = style.look(str(best))
+        above.plot(wide[CEILING], wide[best], look.marker, color=look.colour, mec=style.INK, mew=0.3, ms=4)
+        if "shrunk" in wide:
+            above.plot(wide[CEILING], wide["shrunk"], ".", color=style.GREY, ms=4, zorder=1)
+        low = min(-0.05, float(np.nanmin(wide[[best]])) - 0.05)
+        above.plot([max(low, 0), 1], [max(low, 0), 1], color=style.INK, lw=0.8, ls=style.DASHED)
+        above.set(xlim=(-0.03, 1.03), ylim=(low, 1.03), xlabel="r of a perfect prediction (grey: shrunk training mean)")
+        above.set_ylabel("Pearson r, centred")
+        style.letter(above, "b", f"{look.label}, by condition")
+    else:
+        above.set_axis_off()
+    below.set_label("coverage")
+    levels = np.array(LEVELS)
+    below.plot([0, 1], [0, 1], color=style.INK, lw=0.8, ls=style.DASHED)
+    table = coverage.groupby(["model", "metric"])["value"].mean().unstack() if len(coverage) else pd.DataFrame()
+    for model in [*models, "train_mean"]:
+        if model in table.index:
+            look = style.look(model)
+            values = table.loc[model, [f"coverage{level}" for level in LEVELS]]
+            below.plot(levels, values, look.marker, ls="-", lw=0.9, color=look.colour, mec=style.INK, mew=0.3, ms=4)
+    below.set(xlim=(0.4, 1), ylim=(0, 1), xlabel="nominal coverage", ylabel="coverage")
+    style.letter(below, "c", "effects of test cells inside intervals")
