@@ -118,7 +118,7 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     sets = scored_sets(moments["train"].n, moments["test"].n, control=control)
     if not sets:
         raise DataError("fewer than 3 conditions have 10 test cells.")
-    if any(np.array_equal(rows, sets.get("all")) for name, rows in sets.items() if name != "all"):
+    if any((rows == sets["all"]).all() for name, rows in sets.items() if name != "all"):
         del sets["all"]  # the same rows under another name
     at_control = screen.condition == control
     controls = "test" if tested is moments["test"] else "val"
