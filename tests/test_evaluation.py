@@ -39,7 +39,7 @@ def run(folder, arrays, split, *, reference="control", screen_file=None, name="s
     write_h5ad(effects(made, read_split(split, made.cells), reference=reference), folder / "reference.h5ad")
     inputs = {"arrays": arrays, "split": split, "reference": folder / "reference.h5ad", "screen": screen_file}
     out = outputs(folder)
-    out |= {name: folder / f"{name}.tsv" for name in ("scores", "per_condition")}
+    out |= {name: folder / f"{name}.tsv" for name in ("scores", "per_condition", "worth", "worth_conditions")}
     out |= {name: folder / f"{name}.h5ad" for name in ("effects", "perturbations")}
     fit(settings(name, **changes), arrays, split, "cpu", out=out)
     evaluate(inputs | {"model": out["model"]}, out, settings=SMALL, simulated=screen_file is not None, device="cpu")

@@ -18,7 +18,8 @@ from samsvae.errors import DataError
 from samsvae.evaluation.baselines import baseline_tables
 from samsvae.evaluation.collect import collect_scores
 from samsvae.evaluation.data_effects import effects
-from samsvae.evaluation.metrics.constants import CLASSIFIERS, FIT, MATCHES, PROTOCOLS, TOP
+from samsvae.evaluation.honest import model_tables
+from samsvae.evaluation.metrics.constants import CLASSIFIERS, FIT, HONEST, LEVELS, MATCHES, PROTOCOLS, TOP
 from samsvae.evaluation.metrics.de import de_agreement, differential_expression
 from samsvae.evaluation.metrics.pathways import mask_pathways
 from samsvae.evaluation.metrics.table import METRICS, axis_label, metric
@@ -58,7 +59,16 @@ def scored(tmp_path_factory) -> pd.DataFrame:
     grid = pd.DataFrame([{"run": run, "model": "m", "method": "M", "inference": "", "dataset": "d", "split_name": "s"}])
     found = collect_scores(grid, paths[:1], paths[1:], [baselines])
     relative = relative_to(found[found["model"] == "m"], {"model": "m"}, [])
-    return pd.concat([found, relative], ignore_index=True)
+    return pd.concat([found, relative, honest_scores()], ignore_index=True)
+
+
+def honest_scores() -> pd.DataFrame:
+    """The scores of the honest protocol of a model, as those of a run."""
+    made = screen(900, 30)
+    split = np.resize(["train", "train", "val", "test"], 900)
+    dosage = encode(made, "sum").members
+    worth, _ = model_tables(model("sams_vae_corr", genes=30).eval(), made, split, dosage, draws=4, cells=2)
+    return worth.assign(split=worth["set"])
 
 
 def pathway_settings() -> dict:
@@ -114,13 +124,14 @@ def test_the_columns_of_scores_by_condition_are_metrics():
 
 def test_rows_are_complete():
     for name, row in METRICS.items():
-        assert row.name == name and row.label and set(row.protocols) <= {*PROTOCOLS, FIT}
+        assert row.name == name and row.label and set(row.protocols) <= {*PROTOCOLS, FIT, HONEST}
         assert row.sentence[0].isupper() and row.sentence.endswith(".")
         assert row.label.endswith(f" ({row.unit})") if row.unit else True
         assert row.better in ("higher", "lower", "")
         assert row.low is None or row.high is None or row.low < row.high
     assert {name for name, row in METRICS.items() if not row.better} == {
-        "levelled_off", "active_latents", "ate_library",
+        "levelled_off", "active_latents", "ate_library", "pit_mean", "posterior_share", "n", "n_top",
+        *(f"{name}{level}" for name in ("coverage", "coverage_top", "naive") for level in LEVELS),
         "mask_f1_all_ones", "mask_pathway_accuracy/majority", "mask_pathway_balanced_accuracy/majority",
     }  # fmt: skip
     for classifier in CLASSIFIERS:

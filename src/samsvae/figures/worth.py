@@ -129,7 +129,11 @@ def _sentences(verdicts: pd.DataFrame) -> str:
     first = verdicts[(verdicts["metric"] == HEADLINE[0])]
     first = first if len(first) else verdicts
     first = first[first["set"] == first["set"].iloc[0]]
-    words = (f"{style.label(row.model)}: {row.verdict.replace('_', ' ')}" for row in first.itertuples())
+    names = {name: style.label(name) for name in first["against"] if name}
+    words = (
+        f"{style.label(model)}: {verdict.replace(against, names.get(against, against))}"
+        for model, verdict, against in first[["model", "verdict", "against"]].itertuples(index=False)
+    )
     return f"By {metric(first['metric'].iloc[0]).label}: {'; '.join(words)}."
 
 
