@@ -71,7 +71,8 @@ def compare(name: str, ours: pd.DataFrame, baselines: pd.DataFrame) -> dict[str,
     known = {model: each for model, each in found.items() if np.isfinite(each.low)}
     if not known:
         return {"against": "", "verdict": "undecided: fewer than 3 conditions to compare"}
-    worst = min(known, key=lambda model: known[model].mean)
+    # a baseline that is better comes first, then one that may be as good
+    worst = min(known, key=lambda model: (known[model].high >= 0, known[model].low > 0, known[model].mean))
     if known[worst].high < 0:
         verdict = f"below {worst}"
     elif known[worst].low > 0:
