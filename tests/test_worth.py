@@ -73,7 +73,7 @@ def test_undecided_with_fewer_than_three_common_conditions():
     gaps = np.r_[0.4, 0.4, np.full(6, np.nan)]
     for theirs in (baselines(shrunk=gaps), baselines(shrunk=[0.4, 0.4]), baselines(shrunk=full(0.4)).iloc[:0]):
         found = compare("pearson_centred", rows(full(0.5)), theirs)
-        assert found == {"against": "", "verdict": "undecided: fewer than 3 conditions to compare"}
+        assert found == {"against": "", "verdict": "undecided: no interval of a difference is defined"}
     # a baseline that is silent does not hide the others
     found = compare("pearson_centred", rows(full(0.5)), baselines(additive=gaps, shrunk=full(0.4)))
     assert found["against"] == "shrunk" and found["verdict"] == "better than every baseline"
@@ -164,7 +164,7 @@ def test_a_run_without_baselines_of_its_split_is_undecided(folder):
     folder.run("r4", "s3", scored(0.5), rows(full(0.5)))
     worth, _ = folder.collect()
     (verdict,) = worth.loc[worth["run"] == "r4", "verdict"]
-    assert verdict == "undecided: fewer than 3 conditions to compare"
+    assert verdict == "undecided: no interval of a difference is defined"
 
 
 def nothing(**more) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -192,11 +192,12 @@ def everything(metric_values: dict[str, tuple[float, float, float, float]]) -> t
     )
     conditions = pd.concat([rows(v + NOISE, model=who) for who, v in zip(models, (0.4, 0.0, 0.3, 0.8), strict=True)])
     verdicts = pd.DataFrame(
-        {"model": MODEL, "metric": list(metric_values), "set": "seen", "verdict": "not distinguishable from ridge_pc"}
-    )
+        {"model": MODEL, "metric": list(metric_values), "set": "seen", "verdict": "not distinguishable from ridge_pc",
+         "against": "ridge_pc"}
+    )  # fmt: skip
     coverage = pd.DataFrame(
         [
-            {"model": who, "run": who, "metric": f"{name}{level}", "value": level - 0.05}
+            {"model": who, "run": who, "metric": f"{name}{level}", "set": "seen", "value": level - 0.05}
             for who in (MODEL, "train_mean")
             for name in ("coverage", "coverage_top")
             for level in LEVELS
@@ -235,7 +236,7 @@ def test_the_figure_has_a_line_for_each_metric_and_its_values():
     np.testing.assert_allclose(points.get_xdata(), 0.8 + NOISE)
     np.testing.assert_allclose(points.get_ydata(), 0.4 + NOISE)
     assert len(axes["coverage"].lines) == 3  # the diagonal, the model and its yardstick
-    assert "not distinguishable from ridge pc" in words(fig)
+    assert "not distinguishable from ridge on components" in words(fig)
 
 
 def test_a_model_without_intervals_has_no_curve():

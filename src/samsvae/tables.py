@@ -16,7 +16,7 @@ from samsvae.files import DIGITS, LINE_END, SEPARATOR, atomic, verify, write_fra
 from samsvae.screens.hdf5 import read_anndata
 
 #: Columns that are read as text, also if labels look like numbers or missing values ('000', 'NA').
-TEXT = ("condition", "cell", "gene", "run", "model")
+TEXT = ("condition", "cell", "gene", "run", "model", "dataset", "split_name")
 
 
 def read(path: str | Path) -> pd.DataFrame:

@@ -22,6 +22,7 @@ class EvaluationConfig:
     ate_samples: int = 2500
     ate_library: float | Literal["median"] | None = None
     ate_closed_form: bool = False
+    effect_draws: int = 100
     pathway_repeats: int = 10
     pathway_trees: int = 500
     pathway_permutations: int = 20
@@ -29,6 +30,8 @@ class EvaluationConfig:
     de_cells: int = 200
 
     def __post_init__(self):
+        if self.effect_draws < 2:
+            raise ConfigError(f"effect_draws: {self.effect_draws} is not allowed; it must be 2 or more.")
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:

@@ -46,10 +46,11 @@ SCORES = ("protocol", "metric", "set", "value", "low", "high", "n_conditions", "
 
 
 class Score(NamedTuple):
-    """A score by condition: values (S,), and weights (S,) where the mean is a ratio of sums."""
+    """A score by condition: values (S,), weights (S,) if the mean is a ratio of sums, and why it is undefined."""
 
     values: np.ndarray
     weights: np.ndarray | None = None
+    reason: str = ""
 
     def mean(self) -> Interval:
         return bootstrap(self.values, over=self.weights)
@@ -86,6 +87,8 @@ class Truth:
         """Effects (C, G) predicted from training cells alone (S4); NaN where a baseline is silent."""
         train = np.isfinite(self.train.delta).all(1)
         delta, shape = self.train.delta, self.train.delta.shape
+        if not train.any():
+            return {"no_change": baselines.no_change(shape)}
         found = {
             "no_change": baselines.no_change(shape),
             "mean_of_perturbations": baselines.mean_of_perturbations(delta, train),
@@ -154,22 +157,38 @@ def target_genes(screen: Screen) -> np.ndarray:
 def scores(truth: Truth, predicted: np.ndarray) -> Iterator[tuple[str, str, np.ndarray, Score]]:
     """Every score of predicted effects (C, G): metric, set, scored conditions (S,) as codes, and the score.
 
-    A set is scored on the conditions with a prediction, if there are at least 3.
+    A set is scored on the conditions with a prediction. A score that is undefined has a reason.
     """
     known = np.isfinite(predicted).all(1)
     for name, rows in truth.sets.items():
         at = np.flatnonzero(rows & known)
-        if len(at) < 3:
-            continue
+        few = "fewer than 3 conditions are predicted" if len(at) < 3 else ""
         for reference in REFERENCES:
+            if few:
+                for metric in (f"pearson_{reference}", f"nmse_{reference}"):
+                    yield metric, name, at, _undefined(at, few)
+                continue
             delta, se2 = at_reference(truth.test, at, reference)
             prediction = centred(predicted[at], reference)
             yield f"pearson_{reference}", name, at, Score(pearson(delta, prediction))
-            if reliability_pooled(delta, se2) >= LEAST_RELIABILITY:
-                yield f"nmse_{reference}", name, at, Score(*nmse_terms(delta, se2, prediction))
-            if reference == "centred" and len(truth.targets) < delta.shape[1]:
-                found = discrimination(delta, prediction, targets=truth.targets)
-                yield "discrimination", name, at, Score(found)
+            unreliable = _unreliable(delta, se2)
+            error = _undefined(at, unreliable) if unreliable else Score(*nmse_terms(delta, se2, prediction))
+            yield f"nmse_{reference}", name, at, error
+        every_gene = "every gene is a target" if len(truth.targets) == truth.test.delta.shape[1] else ""
+        if few or every_gene:
+            yield "discrimination", name, at, _undefined(at, few or every_gene)
+        else:  # the last reference is the centred one
+            yield "discrimination", name, at, Score(discrimination(delta, prediction, targets=truth.targets))
+
+
+def _undefined(at: np.ndarray, reason: str) -> Score:
+    return Score(np.full(len(at), np.nan), np.full(len(at), np.nan), reason)
+
+
+def _unreliable(delta: np.ndarray, se2: np.ndarray) -> str:
+    """Why errors relative to the size of effects are undefined, or ''."""
+    share = reliability_pooled(delta, se2)
+    return "" if share >= LEAST_RELIABILITY else f"the pooled reliability of the effects is {share:.2f}, below 0.1"
 
 
 def ceilings(truth: Truth) -> Iterator[tuple[str, str, np.ndarray, Score]]:
@@ -178,9 +197,10 @@ def ceilings(truth: Truth) -> Iterator[tuple[str, str, np.ndarray, Score]]:
         at = np.flatnonzero(rows)
         for reference in REFERENCES:
             every, error = at_reference(truth.every, at, reference)
-            _, test_error = at_reference(truth.test, at, reference)
+            delta, test_error = at_reference(truth.test, at, reference)
             yield f"pearson_{reference}", name, at, Score(ceiling_perfect(every, error, test_error))
-            yield f"nmse_{reference}", name, at, Score(np.zeros(len(at)))
+            unreliable = _unreliable(delta, test_error)
+            yield f"nmse_{reference}", name, at, _undefined(at, unreliable) if unreliable else Score(np.zeros(len(at)))
         yield "discrimination", name, at, Score(np.ones(len(at)))
 
 
@@ -189,7 +209,7 @@ def tables(truth: Truth, found: Iterator[tuple[str, str, np.ndarray, Score]]) ->
     rows: list[dict[str, object]] = []
     parts: list[pd.DataFrame] = []
     for metric, name, at, score in found:
-        rows.append(_row(metric, name, score.mean()))
+        rows.append(_row(metric, name, score.mean(), score.reason))
         weight = np.ones(len(at)) if score.weights is None else score.weights
         columns = {"metric": metric, "set": name, "condition": truth.names[at], "value": score.values, "weight": weight}
         parts.append(pd.DataFrame(columns))
@@ -197,15 +217,16 @@ def tables(truth: Truth, found: Iterator[tuple[str, str, np.ndarray, Score]]) ->
     return pd.DataFrame(rows, columns=list(SCORES)), each
 
 
-def _row(metric: str, name: str, mean: Interval) -> dict[str, object]:
-    reason = "" if np.isfinite(mean.mean) else "fewer than 3 conditions with a defined score"
+def _row(metric: str, name: str, mean: Interval, reason: str = "") -> dict[str, object]:
+    if not reason and not np.isfinite(mean.mean):
+        reason = "fewer than 3 conditions with a defined score"
     return dict(zip(SCORES, (HONEST, metric, name, mean.mean, mean.low, mean.high, mean.n, reason), strict=True))
 
 
-def coverage_rows(intervals: Intervals) -> pd.DataFrame:
-    """Coverage of the intervals of effects in all scored conditions (S8), as a table of SCORES."""
+def coverage_rows(intervals: Intervals, name: str) -> pd.DataFrame:
+    """Coverage of the intervals of effects in the conditions of a set (S8), as a table of SCORES."""
     rows = [
-        {**_row(f"{metric}", "all", Interval(value, np.nan, np.nan, len(intervals.u))), "reason": ""}
+        {**_row(f"{metric}", name, Interval(value, np.nan, np.nan, len(intervals.u))), "reason": ""}
         for metric, value in coverage(intervals).items()
     ]
     return pd.DataFrame(rows, columns=list(SCORES))
@@ -243,7 +264,7 @@ def honest_baselines(screen: Screen, split: np.ndarray) -> tuple[pd.DataFrame, p
     found = {name: tables(truth, each) for name, each in every.items()}
     tables_of_scores = [table.assign(model=name) for name, (table, _) in found.items()]
     if "seen" in truth.sets:
-        tables_of_scores.append(coverage_rows(yardstick(truth)).assign(model="train_mean"))
+        tables_of_scores.append(coverage_rows(yardstick(truth), "seen").assign(model="train_mean"))
     conditions = [table.assign(model=name) for name, (_, table) in found.items()]
     return pd.concat(tables_of_scores, ignore_index=True), pd.concat(conditions, ignore_index=True)
 
@@ -282,5 +303,10 @@ def model_tables(
         cells=cells,
     )
     table, each = tables(truth, scores(truth, predicted))
-    found = [part for part in intervals if part is not None]
-    return pd.concat([table, coverage_rows(join(found))] if found else [table], ignore_index=True), each
+    of_condition = {c: part for c, part in zip(rows, intervals, strict=True) if part is not None}
+    parts = [
+        coverage_rows(join([of_condition[c] for c in np.flatnonzero(at)]), name)
+        for name, at in truth.sets.items()
+        if of_condition
+    ]
+    return pd.concat([table, *parts], ignore_index=True), each

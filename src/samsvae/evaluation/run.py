@@ -171,6 +171,6 @@ def evaluate(
     write_h5ad(predicted, outputs["effects"])
     write_h5ad(perturbation_matrices(checkpoint), outputs["perturbations"])
     every = dosages(checkpoint, screen, screen.conditions.tolist())
-    worth, conditions = honest.model_tables(checkpoint.model, screen, split, every)
+    worth, conditions = honest.model_tables(checkpoint.model, screen, split, every, draws=config.effect_draws)
     write(worth.assign(run=run), outputs["worth"])
     write(conditions.assign(run=run), outputs["worth_conditions"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,17 +39,18 @@ def collect_worth(
     ``baseline_conditions``: paths of splits (``.../DATASET/SPLIT/file``), whose model is also their run.
     """
     place = grid[["run", "model", "dataset", "split_name"]]
-    ours = pd.concat([read(path) for path in worth], ignore_index=True).merge(place, on="run", validate="many_to_one")
-    each = pd.concat([read(path) for path in conditions], ignore_index=True)
-    each = each.merge(place, on="run", validate="many_to_one")
-    theirs, their_each = (pd.concat([_of_split(path) for path in paths]) for paths in (baselines, baseline_conditions))
+    ours, each = (
+        _joined([read(path) for path in paths]).merge(place, on="run", validate="many_to_one")
+        for paths in (worth, conditions)
+    )
+    theirs, their_each = (_joined([_of_split(path) for path in paths]) for paths in (baselines, baseline_conditions))
     verdicts = []
     for (run, name, where, dataset, split_name), rows in each.groupby([*ROW, "dataset", "split_name"], sort=False):
         at = (their_each["metric"] == name) & (their_each["set"] == where) & (their_each["model"] != CEILING)
         at &= (their_each["dataset"] == dataset) & (their_each["split_name"] == split_name)
         verdicts.append({"run": run, "metric": name, "set": where, **compare(str(name), rows, their_each[at])})
     ours = ours.merge(pd.DataFrame(verdicts, columns=[*ROW, *VERDICT]), on=list(ROW), how="left")
-    return pd.concat([ours, theirs], ignore_index=True), pd.concat([each, their_each], ignore_index=True)
+    return _joined([ours, theirs]), _joined([each, their_each])
 
 
 def compare(name: str, ours: pd.DataFrame, baselines: pd.DataFrame) -> dict[str, object]:
@@ -70,7 +71,7 @@ def compare(name: str, ours: pd.DataFrame, baselines: pd.DataFrame) -> dict[str,
             found[str(model)] = paired_difference(*values, over=weight)
     known = {model: each for model, each in found.items() if np.isfinite(each.low)}
     if not known:
-        return {"against": "", "verdict": "undecided: fewer than 3 conditions to compare"}
+        return {"against": "", "verdict": "undecided: no interval of a difference is defined"}
     # a baseline that is better comes first, then one that may be as good
     worst = min(known, key=lambda model: (known[model].high >= 0, known[model].low > 0, known[model].mean))
     if known[worst].high < 0:
@@ -82,6 +83,11 @@ def compare(name: str, ours: pd.DataFrame, baselines: pd.DataFrame) -> dict[str,
     each = known[worst]
     numbers = {"difference": each.mean, "difference_low": each.low, "difference_high": each.high}
     return {"against": worst, **numbers, "verdict": verdict}
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below each other; those without rows are left out, because their columns have no types."""
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
 def _of_split(path: str) -> pd.DataFrame:

@@ -90,7 +90,7 @@ below the grey line does not tell that condition apart from the others.""",
         "What the scores are worth",
         {"scores": "score_table", "worth": "worth_table", "conditions": "worth_conditions_table"},
         ("", "conditions", "verdicts", "coverage"),
-        needs=("control",),
+        needs=("counts", "control"),
         settings=("compared",),
         caption="""\
 *Honest protocol: effects of test cells against test controls. Models predict cells as deep as these; baselines read

@@ -45,7 +45,7 @@ def tables(*, scores: str, worth: str, conditions: str, compared: Mapping[str, o
         "scores": _means(shown),
         "conditions": each,
         "verdicts": _verdicts(each, set(ours["model"])),
-        "coverage": shown[shown["metric"].isin(_coverage_names())][["model", "run", "metric", "value"]],
+        "coverage": shown[shown["metric"].isin(_coverage_names())][["model", "run", "metric", "set", "value"]],
         "models": style.models_in(ours["model"]),
         "reason": str(reasons.iloc[0]) if len(reasons) and not shown["value"].notna().any() else "",
         "amount": amount,
@@ -91,8 +91,9 @@ def draw(
     """Headline scores between baseline and ceiling (a), conditions against their ceilings (b), coverage (c).
 
     scores: metric, set, model, value, low, high, n_conditions. conditions: metric, set, model, condition, value.
-    verdicts: model, metric, set, verdict. coverage: model, metric, value. models: those to draw, in order. reason: why
-    nothing is scored, in which case the figure says so. amount: how much of the data the runs saw.
+    verdicts: model, metric, set, verdict, against (the baseline that it names). coverage: model, metric, set, value.
+    models: those to draw, in order. reason: why nothing is scored, in which case the figure says so. amount: how much
+    of the data the runs saw.
     """
     if reason or not len(scores):
         return _nothing(reason or "no score is defined")
@@ -129,11 +130,12 @@ def _sentences(verdicts: pd.DataFrame) -> str:
     first = verdicts[(verdicts["metric"] == HEADLINE[0])]
     first = first if len(first) else verdicts
     first = first[first["set"] == first["set"].iloc[0]]
-    names = {name: style.label(name) for name in first["against"] if name}
-    words = (
-        f"{style.label(model)}: {verdict.replace(against, names.get(against, against))}"
-        for model, verdict, against in first[["model", "verdict", "against"]].itertuples(index=False)
-    )
+    words = []
+    for row in first.itertuples():
+        verdict = str(row.verdict)
+        if row.against:
+            verdict = verdict.replace(str(row.against), style.label(str(row.against)))
+        words.append(f"{style.label(str(row.model))}: {verdict}")
     return f"By {metric(first['metric'].iloc[0]).label}: {'; '.join(words)}."
 
 
@@ -182,6 +184,7 @@ def _right(fig: SubFigure, conditions: pd.DataFrame, coverage: pd.DataFrame, mod
     below.set_label("coverage")
     levels = np.array(LEVELS)
     below.plot([0, 1], [0, 1], color=style.INK, lw=0.8, ls=style.DASHED)
+    coverage = coverage[coverage["set"] == where]
     table = coverage.groupby(["model", "metric"])["value"].mean().unstack() if len(coverage) else pd.DataFrame()
     for model in [*models, "train_mean"]:
         if model in table.index:
