@@ -341,3 +341,15 @@ def test_the_worked_example(root):
         assert sentence.format(f"{value:.3f}".rstrip("0").rstrip(".")) in text, (sentence, value)
     inside = coverage(one)
     assert (inside["coverage0.5"], inside["coverage0.8"]) == (0, 1)
+
+
+def test_metrics_are_calibrated_on_halves_of_the_screen(truth):
+    """A screen with clear effects: a replicate beats the mean effect by every headline metric."""
+    found = honest.calibrations(MADE, truth)
+    assert set(found) == {"pearson_centred", "discrimination", "nmse_centred"}
+    for each in found.values():
+        assert each.ranks and each.bds > 0.9
+    scores, _ = honest.honest_baselines(MADE, SPLIT)
+    known = scores.drop_duplicates("metric").set_index("metric")
+    assert known.loc["nmse_centred", "drf"] == pytest.approx(found["nmse_centred"].drf)
+    assert np.isnan(known.loc["pearson_control", "bds"])

@@ -120,8 +120,10 @@ class Folder:
         self.add(0, f"runs/{run}/worth.tsv", scores.assign(run=run))
         self.add(1, f"runs/{run}/worth_conditions.tsv", conditions.assign(run=run))
 
-    def split(self, split: str, scores: pd.DataFrame, conditions: pd.DataFrame) -> None:
-        self.add(2, f"splits/d/{split}/worth.tsv", scores)
+    def split(
+        self, split: str, scores: pd.DataFrame, conditions: pd.DataFrame, drf: float = 0.5, bds: float = 0.9
+    ) -> None:
+        self.add(2, f"splits/d/{split}/worth.tsv", scores.assign(drf=drf, bds=bds))
         self.add(3, f"splits/d/{split}/worth_conditions.tsv", conditions)
 
     def collect(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -145,7 +147,7 @@ def folder(tmp_path) -> Folder:
 
 def test_every_run_is_compared_with_the_baselines_of_its_own_split(folder):
     worth, conditions = folder.collect()
-    assert list(worth.columns) == [*SCORES, "run", "model", "dataset", "split_name", *VERDICT]
+    assert list(worth.columns) == [*SCORES, "run", "model", "dataset", "split_name", *VERDICT, "drf", "bds"]
     headline = worth[worth["metric"] == "pearson_centred"].set_index("run")
     assert headline.loc[["r1", "r2", "r3"], "verdict"].tolist() == [
         "better than every baseline", "below shrunk", "below shrunk",
@@ -298,3 +300,25 @@ def test_tables_of_the_figure_with_a_reason(tmp_path):
     found = tables(**saved(folder), compared={})
     assert found["reason"] == "fewer than 3 conditions have 10 test cells."
     axes_of(draw(**found))
+
+
+@pytest.mark.parametrize(("drf", "bds", "decided"), [(0.1, 0.8, True), (0.09, 1.0, False), (0.5, 0.79, False)])
+def test_a_metric_that_cannot_tell_signal_from_noise_decides_nothing(folder, drf, bds, decided):
+    both = [scored(0.1, model="shrunk"), scored(0.95, model="ceiling")]
+    each = [rows(full(0.1), model="shrunk"), rows(full(0.95), model="ceiling")]
+    folder.run("r4", "s3", scored(0.5), rows(full(0.5) + NOISE))
+    folder.split("s3", pd.concat(both), pd.concat(each), drf, bds)
+    worth = folder.collect()[0].set_index("run")
+    verdict = worth.loc["r4", "verdict"]
+    if decided:
+        assert verdict == "better than every baseline"
+    else:
+        assert verdict == f"undecided: the metric does not tell signal from noise here (DRF {drf:.2f}, BDS {bds:.2f})"
+
+
+def test_an_undecided_metric_is_grey_and_named():
+    scores, conditions, verdicts, coverage = everything(VALUES)
+    verdicts["ranks"] = verdicts["metric"] != "discrimination"
+    axes = axes_of(draw(scores, conditions, verdicts, coverage, models=[MODEL]))
+    assert axes["discrimination seen"].get_title(loc="left").endswith("does not tell signal from noise here")
+    assert not axes["nmse_centred seen"].get_title(loc="left").endswith("here")

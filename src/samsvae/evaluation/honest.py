@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from samsvae.errors import DataError
 from samsvae.evaluation.effects_at_depth import effect_draws_at_depth
 from samsvae.evaluation.metrics import baselines
 from samsvae.evaluation.metrics.agreement import LEAST_RELIABILITY, nmse_terms, pearson
+from samsvae.evaluation.metrics.calibration import REPEATS, Calibration, calibrate, calibration
 from samsvae.evaluation.metrics.constants import HONEST
 from samsvae.evaluation.metrics.coverage import Intervals, coverage, join, normal_intervals, posterior_intervals
 from samsvae.evaluation.metrics.discrimination import discrimination
@@ -34,6 +35,7 @@ from samsvae.evaluation.metrics.estimates import (
     effects,
     scored_sets,
 )
+from samsvae.evaluation.metrics.halves import half_effects, halves
 from samsvae.evaluation.metrics.intervals import Interval, bootstrap
 from samsvae.evaluation.metrics.reliability import ceiling_perfect, reliability_pooled
 from samsvae.models.model import Model
@@ -250,13 +252,14 @@ def undefined(reason: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 def honest_baselines(screen: Screen, split: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of all baselines and of the ceiling (model ``ceiling``): both tables, with a column model.
 
-    A split without effects to score has one row that says why.
+    The columns ``drf`` and ``bds`` of the first say what a headline metric is worth on this screen (S9). A split
+    without effects to score has one row that says why.
     """
     try:
         truth = truth_of(screen, split)
     except DataError as error:
         first, second = undefined(str(error))
-        return first.assign(model="ceiling"), second.assign(model="")
+        return first.assign(model="ceiling", drf=np.nan, bds=np.nan), second.assign(model="")
     every: Mapping[str, Iterator[tuple[str, str, np.ndarray, Score]]] = {
         **{name: scores(truth, predicted) for name, predicted in truth.baselines.items()},
         "ceiling": ceilings(truth),
@@ -266,7 +269,48 @@ def honest_baselines(screen: Screen, split: np.ndarray) -> tuple[pd.DataFrame, p
     if "seen" in truth.sets:
         tables_of_scores.append(coverage_rows(yardstick(truth), "seen").assign(model="train_mean"))
     conditions = [table.assign(model=name) for name, (_, table) in found.items()]
-    return pd.concat(tables_of_scores, ignore_index=True), pd.concat(conditions, ignore_index=True)
+    table = pd.concat(tables_of_scores, ignore_index=True)
+    try:
+        known = calibrations(screen, truth)
+    except DataError:  # too few controls for halves
+        known = {}
+    for name in ("drf", "bds"):
+        table[name] = [getattr(known[m], name) if m in known else np.nan for m in table["metric"]]
+    return table, pd.concat(conditions, ignore_index=True)
+
+
+def calibrations(screen: Screen, truth: Truth) -> dict[str, Calibration]:
+    """Whether each headline metric tells a replicate from the mean effect on this screen (S9).
+
+    From halves of all cells: per condition, and for the pooled error per repeat. Conditions without two cells in each
+    half are left out. {} if fewer than 3 are left.
+    """
+    method = "log2" if screen.counts.dtype.kind in "iu" else "mean"
+    half = halves(screen.condition, screen.conditions, repeats=REPEATS)
+    pairs = list(
+        half_effects(
+            screen.counts, screen.condition, len(screen.conditions), half, control=truth.control, method=method
+        )
+    )
+    defined = np.all([np.isfinite(part.delta).all(1) for pair in pairs for part in pair], axis=0)
+    rows = np.flatnonzero(np.any(list(truth.sets.values()), axis=0) & defined)
+    if len(rows) < 3:
+        return {}
+    found = {
+        "pearson_centred": calibrate(pairs, rows, pearson, reference="centred", higher_is_better=True),
+    }
+    if len(truth.targets) < len(screen.genes):
+        measure = partial(discrimination, targets=truth.targets)
+        found["discrimination"] = calibrate(pairs, rows, measure, reference="centred", higher_is_better=True)
+    errors = []  # of a replicate, whose own error is subtracted too: it is no part of what it predicts
+    for a, b in pairs:
+        (delta, se2), (replicate, own) = (at_reference(half, rows, "centred") for half in (a, b))
+        error, size = (terms.sum() for terms in nmse_terms(delta, se2 + own, replicate))
+        errors.append((error / (size + own.sum()) if size + own.sum() > 0 else np.nan, 1.0))
+    positive, negative = (np.array(each)[:, None] for each in zip(*errors, strict=True))
+    if np.isfinite(positive).all():
+        found["nmse_centred"] = calibration(positive, negative, higher_is_better=False)
+    return found
 
 
 def model_tables(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from samsvae.evaluation.metrics.calibration import LEAST_BDS, LEAST_DRF
 from samsvae.evaluation.metrics.intervals import Interval, paired_difference
 from samsvae.evaluation.metrics.table import metric
 from samsvae.tables import read
@@ -48,17 +49,33 @@ def collect_worth(
     for (run, name, where, dataset, split_name), rows in each.groupby([*ROW, "dataset", "split_name"], sort=False):
         at = (their_each["metric"] == name) & (their_each["set"] == where) & (their_each["model"] != CEILING)
         at &= (their_each["dataset"] == dataset) & (their_each["split_name"] == split_name)
-        verdicts.append({"run": run, "metric": name, "set": where, **compare(str(name), rows, their_each[at])})
+        here = (theirs["metric"] == name) & (theirs["dataset"] == dataset) & (theirs["split_name"] == split_name)
+        found = compare(str(name), rows, their_each[at], calibrated=calibration_of(theirs[here]))
+        verdicts.append({"run": run, "metric": name, "set": where, **found})
     ours = ours.merge(pd.DataFrame(verdicts, columns=[*ROW, *VERDICT]), on=list(ROW), how="left")
     return _joined([ours, theirs]), _joined([each, their_each])
 
 
-def compare(name: str, ours: pd.DataFrame, baselines: pd.DataFrame) -> dict[str, object]:
+def calibration_of(rows: pd.DataFrame) -> tuple[float, float] | None:
+    """DRF and BDS of a metric on a screen, from rows of a split's table; None if they are unknown."""
+    known = rows[["drf", "bds"]].dropna()
+    return (float(known["drf"].iloc[0]), float(known["bds"].iloc[0])) if len(known) else None
+
+
+def tells_apart(calibrated: tuple[float, float] | None) -> bool:
+    """Whether a metric may rank models on this screen: DRF of .1 and BDS of .8 or more, or unknown (S9)."""
+    return calibrated is None or (calibrated[0] >= LEAST_DRF and calibrated[1] >= LEAST_BDS)
+
+
+def compare(
+    name: str, ours: pd.DataFrame, baselines: pd.DataFrame, *, calibrated: tuple[float, float] | None = None
+) -> dict[str, object]:
     """Compare the scores of a model by condition with those of every baseline, on the conditions that both predict.
 
     ``ours``: condition, value, weight; several rows of a condition (runs) are averaged. ``baselines``: the same with
     the column model. Returns ``against`` (the baseline that the model beats by least, or loses to by most),
-    ``difference`` with its interval (positive: the model is better), and ``verdict``.
+    ``difference`` with its interval (positive: the model is better), and ``verdict``. ``calibrated``: DRF and BDS of
+    the metric; nothing is decided by one that cannot tell signal from noise.
     """
     found: dict[str, Interval] = {}
     mine = ours.groupby("condition", sort=False)[["value", "weight"]].mean()
@@ -80,6 +97,9 @@ def compare(name: str, ours: pd.DataFrame, baselines: pd.DataFrame) -> dict[str,
         verdict = "better than every baseline"
     else:
         verdict = f"not distinguishable from {worst}"
+    if calibrated is not None and not tells_apart(calibrated):
+        drf, bds = calibrated
+        verdict = f"undecided: the metric does not tell signal from noise here (DRF {drf:.2f}, BDS {bds:.2f})"
     each = known[worst]
     numbers = {"difference": each.mean, "difference_low": each.low, "difference_high": each.high}
     return {"against": worst, **numbers, "verdict": verdict}

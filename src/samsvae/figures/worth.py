@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from samsvae.config.zoo import ROWS
 from samsvae.evaluation.metrics.constants import LEVELS
 from samsvae.evaluation.metrics.table import metric
-from samsvae.evaluation.worth import CEILING, HEADLINE, compare
+from samsvae.evaluation.worth import CEILING, HEADLINE, calibration_of, compare, tells_apart
 from samsvae.figures import style
 from samsvae.figures.runs import models_only, of_largest_amount, of_settings, restricted
 from samsvae.tables import read
@@ -44,7 +44,7 @@ def tables(*, scores: str, worth: str, conditions: str, compared: Mapping[str, o
     return {
         "scores": _means(shown),
         "conditions": each,
-        "verdicts": _verdicts(each, set(ours["model"])),
+        "verdicts": _verdicts(each, set(ours["model"]), shown),
         "coverage": shown[shown["metric"].isin(_coverage_names())][["model", "run", "metric", "set", "value"]],
         "models": style.models_in(ours["model"]),
         "reason": str(reasons.iloc[0]) if len(reasons) and not shown["value"].notna().any() else "",
@@ -63,7 +63,7 @@ def _means(shown: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(["metric", "set", "model"], sort=False)[numbers].mean().reset_index()
 
 
-def _verdicts(each: pd.DataFrame, models: set[str]) -> pd.DataFrame:
+def _verdicts(each: pd.DataFrame, models: set[str], shown: pd.DataFrame) -> pd.DataFrame:
     """The verdict on every model, metric and set: each condition is the mean over the model's runs."""
     rows = []
     theirs = each[~each["model"].isin(models) & (each["model"] != CEILING)]
@@ -73,7 +73,9 @@ def _verdicts(each: pd.DataFrame, models: set[str]) -> pd.DataFrame:
     mine = each[each["model"].isin(models) & each["metric"].isin(HEADLINE)]
     for (name, where, model), found in mine.groupby(["metric", "set", "model"], sort=False):
         at = (theirs["metric"] == name) & (theirs["set"] == where)
-        rows.append({"model": model, "metric": name, "set": where, **compare(str(name), found, theirs[at])})
+        known = calibration_of(shown[shown["metric"] == name])
+        verdict = compare(str(name), found, theirs[at], calibrated=known)
+        rows.append({"model": model, "metric": name, "set": where, **verdict, "ranks": tells_apart(known)})
     return pd.DataFrame(rows)
 
 
@@ -110,6 +112,8 @@ def draw(
     axes = np.ravel(left.subplots(len(lines), 1))
     for i, (ax, (name, where)) in enumerate(zip(axes, lines, strict=True)):
         _line(ax, scores[(scores["metric"] == name) & (scores["set"] == where)], name, where, models, first=i == 0)
+        if "ranks" in verdicts and not verdicts.loc[verdicts["metric"] == name, "ranks"].all():
+            _grey(ax)
     _right(right, conditions, coverage, models, sets[0])
     return fig
 
@@ -159,6 +163,15 @@ def _line(ax: Axes, rows: pd.DataFrame, name: str, where: str, models: list[str]
     better = {"lower": "← better", "higher": "better →"}.get(metric(name).better, "")
     text = f"{metric(name).label} ({better}), {number} conditions {SETS[where]}"
     style.letter(ax, "a" if first else "", text)
+
+
+def _grey(ax: Axes) -> None:
+    """Mark a metric that cannot tell signal from noise on this screen, so that it ranks nothing."""
+    for line in ax.lines:
+        line.set(color=style.GREY, alpha=0.4)
+    ax.set_title(
+        f"{ax.get_title(loc='left')}: does not tell signal from noise here", loc="left", color=style.GREY, pad=5
+    )
 
 
 def _right(fig: SubFigure, conditions: pd.DataFrame, coverage: pd.DataFrame, models: list[str], where: str) -> None:

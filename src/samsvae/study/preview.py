@@ -17,6 +17,7 @@ from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.errors import DataError, SamsvaeError
 from samsvae.evaluation.collect import collect_histories, collect_scores
+from samsvae.evaluation.worth import collect_worth
 from samsvae.figures.write import write_figure
 from samsvae.files import verify, write_json, write_table
 from samsvae.study.cost import collect_cost
@@ -84,6 +85,11 @@ def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Pat
     baselines = _existing(plan.split_files(found, "baselines.tsv"))
     write(collect_scores(grid, plan.run_files(found, "scores.tsv"), pathways, baselines), folder / "scores.tsv")
     write(collect_histories(grid, plan.run_files(found, "history.tsv")), folder / "histories.tsv")
+    files = [plan.run_files(found, name) for name in ("worth.tsv", "worth_conditions.tsv")]
+    files += [_existing(plan.split_files(found, name)) for name in ("worth.tsv", "worth_conditions.tsv")]
+    if all(files):  # a split has its tables before its runs, unless they come from an older version
+        for table, name in zip(collect_worth(grid, *files), ("worth", "worth_conditions"), strict=True):
+            write(table, folder / f"{name}.tsv")
     benchmarks = {run: _existing(paths) for run, paths in plan.benchmarks_of(experiment).items()}
     write(collect_cost(grid, plan.run_files(found, "run.json"), benchmarks), folder / "cost.tsv")
 

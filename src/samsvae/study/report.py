@@ -26,7 +26,7 @@ from markupsafe import Markup, escape
 from samsvae import tables
 from samsvae.errors import DataError, SamsvaeError, nearest
 from samsvae.files import atomic
-from samsvae.study.report_tables import Column, Table, key_table, score_table, whole_table
+from samsvae.study.report_tables import Column, Table, key_table, score_table, verdict_sentences, whole_table
 from samsvae.text import span
 from samsvae.version import VERSION
 
@@ -93,6 +93,7 @@ class Section:
     entry: ExperimentEntry
     id: str
     key: Table | None
+    verdicts: list[tuple[str, str]]
     pictures: list[Picture]
     scores: Table | None
     scores_link: Link | None
@@ -204,6 +205,7 @@ def _sections(experiments: Sequence[ExperimentEntry], folder: Path) -> list[Sect
                 entry,
                 id=_slug(entry.name),
                 key=None if scores is None else key_table(scores),
+                verdicts=_verdicts(entry),
                 pictures=pictures,
                 scores=None if scores is None else score_table(scores),
                 scores_link=None if entry.scores is None else _link(entry.scores, folder),
@@ -211,6 +213,15 @@ def _sections(experiments: Sequence[ExperimentEntry], folder: Path) -> list[Sect
             )
         )
     return sections
+
+
+def _verdicts(entry: ExperimentEntry) -> list[tuple[str, str]]:
+    """What each headline metric says of the models, from the table next to the figure worth: metric, sentence."""
+    paths = [path for figure in entry.figures for path in figure.tables if path.name == "worth.verdicts.tsv"]
+    if not paths or not paths[0].is_file():
+        return []
+    table = tables.read(paths[0])
+    return verdict_sentences(table) if len(table) else []
 
 
 def _picture(entry: FigureEntry, number: int, folder: Path) -> Picture:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from samsvae.config.vocabulary import SEED_AXES
+from samsvae.config.zoo import ROWS
 from samsvae.evaluation.metrics.table import metric
 from samsvae.evaluation.selection import DESCRIPTION, PLACE, of_best_settings
 
@@ -143,6 +144,19 @@ def _best_rows(rows: Sequence[KeyRow], means: Sequence[float]) -> list[int]:
         if row.runs and mean == mean:
             groups.setdefault(row.conditions, []).append(i)
     return [max(group, key=means.__getitem__) for group in groups.values() if len(group) > 1]
+
+
+def verdict_sentences(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
+    """For each metric and set of conditions, which models have which verdict: a heading and a sentence."""
+    found = []
+    for (name, where), rows in verdicts.groupby(["metric", "set"], sort=False):
+        by_verdict = rows.groupby("verdict", sort=False)["model"].agg(list)
+        parts = []
+        for verdict, models in by_verdict.items():
+            names = (f"{ROWS[model].method} ({ROWS[model].inference})" for model in models)
+            parts.append(f"{', '.join(names)}: {spaced(str(verdict))}")
+        found.append((f"{metric(str(name)).label}, {where} conditions", "; ".join(parts) + "."))
+    return found
 
 
 def score_table(scores: pd.DataFrame) -> Table:
