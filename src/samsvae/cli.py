@@ -1,4 +1,4 @@
-"""The command ``samsvae``: show progress, estimate the time of a study, preview its report, import checkpoints.
+"""The command ``samsvae``: progress, time and preview of a study, scores of any method, imported checkpoints.
 
     samsvae progress --configfile config/core.yaml
     samsvae estimate --configfile config/core.yaml --jobs 8
@@ -62,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
                          help="sum (default): a combination is the sum of its parts; unique: it is a perturbation of "
                               "its own")  # fmt: skip
 
+    score = command("score", _score, "score the effects that any method predicts, next to baselines and ceiling")
+    score.add_argument("predictions", help="an .h5ad of conditions x genes: effects in log2(1 + counts per 10,000)")
+    score.add_argument("--arrays", required=True, metavar="FILE", help="results/data/SCREEN/arrays.npz")
+    score.add_argument("--split", required=True, metavar="FILE",
+                       help="results/EXPERIMENT/splits/SCREEN/SPLIT/cells.tsv")  # fmt: skip
+    score.add_argument("--out", default="scored", metavar="DIR", help="folder of tables and figure (default: scored)")
+
     preview = command("preview", _preview, "draw the report from the runs of a study that have finished so far")
     _add_study(preview)
     return parser
@@ -108,6 +115,15 @@ def _import(given: argparse.Namespace) -> None:
     from samsvae.interop.runs import convert_checkpoint
 
     convert_checkpoint(given.checkpoint, given.arrays, given.out, encoding=given.encoding)
+
+
+def _score(given: argparse.Namespace) -> None:
+    from samsvae.study.score_predictions import score_predictions
+
+    verdicts = score_predictions(given.predictions, given.arrays, given.split, given.out)
+    for row in verdicts.itertuples():
+        print(f"{row.metric}, {row.set} conditions: {row.verdict}")
+    print(Path(given.out, "worth.png").absolute())
 
 
 def _preview(given: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ def collect_worth(
 
 def calibration_of(rows: pd.DataFrame) -> tuple[float, float] | None:
     """DRF and BDS of a metric on a screen, from rows of a split's table; None if they are unknown."""
-    known = rows[["drf", "bds"]].dropna()
+    known = rows.reindex(columns=["drf", "bds"]).dropna()  # tables of an older version lack them
     return (float(known["drf"].iloc[0]), float(known["bds"].iloc[0])) if len(known) else None
 
 

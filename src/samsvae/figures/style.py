@@ -97,6 +97,7 @@ LOOKS: dict[str, Look] = {
         ("ivae", "iVAE", "#C3AEE0", "h", "-", ""),
         ("svae", "sVAE", "#8257C2", "H", "-", ""),
         ("svae_plus_lopez", "SVAE+ (Lopez)", "#56165C", "8", "-", ""),
+        ("prediction", "prediction", "#C2185B", "*", "-", ""),  # of any other method
         # baselines, which need no model
         ("intercept_nb", "intercept only (NB)", INK, "_", (0, (1, 1)), ""),
         ("additive", "additive", INK, "_", (0, (5, 2)), ""),
@@ -130,7 +131,7 @@ def models_in(column: Iterable[str], *, baselines: bool = False) -> list[str]:
     found = set(column)
     for model in sorted(found):
         look(model)
-    return [m for m in ORDER if m in found and (m not in ROWS) == baselines]
+    return [m for m in ORDER if m in found and (m not in (*ROWS, "prediction")) == baselines]
 
 
 def need(table: pd.DataFrame, columns: Iterable[str], name: str) -> pd.DataFrame:

@@ -1,0 +1,81 @@
+"""Score the effects that any method predicts by the honest protocol, next to the baselines of the same split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from samsvae.data.arrays import Screen, read_screen, read_split
+from samsvae.errors import DataError, nearest, some
+from samsvae.evaluation.honest import Truth, honest_baselines, scores, tables, truth_of
+from samsvae.evaluation.worth import CEILING, HEADLINE, calibration_of, compare, tells_apart
+from samsvae.figures.style import save
+from samsvae.figures.worth import draw
+from samsvae.screens.hdf5 import read_anndata
+from samsvae.tables import write
+
+#: The name of the predictor in tables and figures, whatever made the predictions.
+NAME = "prediction"
+
+
+def score_predictions(path: str | Path, arrays: str | Path, split: str | Path, out: str | Path) -> pd.DataFrame:
+    """Score predicted effects, write the tables and the figure ``worth`` to the folder ``out``; return the verdicts.
+
+    ``path``: an h5ad of conditions x genes, whose X are effects against control in log2(1 + counts per 10,000). It must
+    have every gene of the screen, in any order; conditions that it lacks, or with a NaN, are not scored. ``arrays`` and
+    ``split``: arrays.npz of the screen and cells.tsv of the split (results/data/SCREEN, results/EXPERIMENT/splits).
+    DataError if the file does not fit the screen, or the split has no effects to score.
+    """
+    screen = read_screen(arrays)
+    cells = read_split(split, screen.cells)
+    truth = truth_of(screen, cells)
+    mine, each = tables(truth, scores(truth, read_predictions(path, screen, truth)))
+    theirs, their_each = honest_baselines(screen, cells)
+    worth = pd.concat([mine.assign(model=NAME), theirs], ignore_index=True)
+    conditions = pd.concat([each.assign(model=NAME), their_each], ignore_index=True)
+    rows = []
+    for (name, where), found in each.groupby(["metric", "set"], sort=False):
+        at = (their_each["metric"] == name) & (their_each["set"] == where) & (their_each["model"] != CEILING)
+        known = calibration_of(theirs[theirs["metric"] == name])
+        verdict = compare(str(name), found, their_each[at], calibrated=known)
+        rows.append({"model": NAME, "metric": name, "set": where, **verdict, "ranks": tells_apart(known)})
+    verdicts = pd.DataFrame(rows)
+    folder = Path(out)
+    write(worth, folder / "worth.tsv")
+    write(conditions, folder / "worth_conditions.tsv")
+    shown = worth[worth["metric"].isin(HEADLINE) & worth["value"].notna()]
+    covered = worth[worth["metric"].str.startswith("coverage")].assign(run=NAME)
+    headline = verdicts[verdicts["metric"].isin(HEADLINE)]
+    figure = draw(shown, conditions, headline, covered, models=[NAME])
+    save(figure, folder / "worth", {"verdicts": verdicts})
+    return verdicts
+
+
+def read_predictions(path: str | Path, screen: Screen, truth: Truth) -> np.ndarray:
+    """Predicted effects (C, G) in the order of the screen; NaN for conditions without a prediction.
+
+    DataError if a gene of the screen or every scored condition is missing, a name occurs twice, or a condition is
+    unknown.
+    """
+    found = read_anndata(path)
+    for kind, names in (("condition", found.obs_names), ("gene", found.var_names)):
+        if names.has_duplicates:
+            raise DataError(f"{path}: {kind} {some(names[names.duplicated()].unique())} occurs more than once.")
+    if missing := sorted(set(screen.genes.tolist()) - set(found.var_names)):
+        raise DataError(f"{path}: var lacks {len(missing)} genes of the screen: {some(missing)}.")
+    known = screen.conditions.tolist()
+    if unknown := sorted(set(found.obs_names) - set(known)):
+        raise DataError(
+            f"{path}: obs has conditions that the screen lacks: {some(unknown)}.{nearest(unknown[0], known)}"
+        )
+    x = found[:, screen.genes].X
+    values = np.asarray(x.toarray() if hasattr(x, "toarray") else x, float)
+    if np.isinf(values).any():
+        raise DataError(f"{path}: X has infinite values; effects must be finite, or NaN where nothing is predicted.")
+    predicted = np.full(truth.test.delta.shape, np.nan)
+    predicted[[known.index(name) for name in found.obs_names]] = values
+    if not np.isfinite(predicted[truth.rows]).all(1).any():
+        raise DataError(f"{path}: predicts none of the {len(truth.rows)} conditions that are scored.")
+    return predicted
