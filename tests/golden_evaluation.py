@@ -451,7 +451,7 @@ def compare(folder: Path, sections: set[str] | None = None) -> Comparison:
         case = Case(path)
         start = str(path).removesuffix(".input.npz")
         expected = read_expected(Path(f"{start}.expected.tsv"))
-        for section in sections or {key[0] for key in expected} | set(rows_of):
+        for section in sorted(sections or {key[0] for key in expected} | set(rows_of)):
             theirs = {key[1:]: value for key, value in expected.items() if key[0] == section}
             ours = rows(case, section, rows_of[section]) if section in rows_of else {}
             for key in theirs | ours:

@@ -15,7 +15,7 @@ from samsvae.study.jobs import SCORED, TRAINED, Data, Place
 from samsvae.tables import write_h5ad
 
 PLACE = Place("cpu", 1, 300.0)
-SCORES = asdict(EvaluationConfig(iwelbo_particles=3, ate_samples=20))
+SCORES = asdict(EvaluationConfig(iwelbo_particles=3, ate_samples=20, effect_draws=2))
 FILES = [*TRAINED.values(), *SCORED.values()]
 SAME = [name for name in FILES if name != "run.json"]  # run.json contains times
 
