@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.legend import Legend
 from matplotlib.text import Text
+from test_worth import MODEL, VALUES, everything
 
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
@@ -30,6 +31,7 @@ from samsvae.figures.masks import latent_order
 from samsvae.figures.recovery import draw as draw_recovery
 from samsvae.figures.score_table import build_table, settings_text
 from samsvae.figures.scores import draw as draw_scores
+from samsvae.figures.worth import draw as draw_worth
 
 SIMULATED = (*TABLE_1, "vae", "beta_vae", "ivae", "svae", "svae_plus_lopez")
 
@@ -64,6 +66,7 @@ def draw(name, table1):
         "recovery": lambda: draw_recovery(tables.simulation_scores(seeds=2)),
         "recovery_bars": lambda: draw_recovery(bars()),
         "curves": lambda: draw_curves(tables.histories(seeds=1), name="replogle"),
+        "worth": lambda: draw_worth(*everything(VALUES), models=[MODEL]),
     }
     return drawings[name]()
 
@@ -93,6 +96,7 @@ NAMES = {  # figure: number of panels (colour bars and pathway strips left out)
     "recovery": 6,
     "recovery_bars": 6,
     "curves": 1,
+    "worth": 5,
 }
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from samsvae.config.zoo import ROWS
 from samsvae.evaluation.metrics.constants import LEVELS
 from samsvae.evaluation.metrics.table import metric
-from samsvae.evaluation.worth import CEILING, HEADLINE, calibration_of, compare, tells_apart
+from samsvae.evaluation.worth import CEILING, HEADLINE, VERDICT, calibration_of, compare, tells_apart
 from samsvae.figures import style
 from samsvae.figures.runs import models_only, of_largest_amount, of_settings, restricted
 from samsvae.tables import read
@@ -76,7 +76,7 @@ def _verdicts(each: pd.DataFrame, models: set[str], shown: pd.DataFrame) -> pd.D
         known = calibration_of(shown[shown["metric"] == name])
         verdict = compare(str(name), found, theirs[at], calibrated=known)
         rows.append({"model": model, "metric": name, "set": where, **verdict, "ranks": tells_apart(known)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["model", "metric", "set", *VERDICT, "ranks"])
 
 
 @style.styled
