@@ -7,7 +7,6 @@ import pytest
 import torch
 from small_model import model, screen
 
-from samsvae.config.zoo import ROWS
 from samsvae.data.cells import encode
 from samsvae.errors import DataError
 from samsvae.evaluation.effects_at_depth import _quantiles, effect_draws_at_depth
@@ -99,4 +98,3 @@ def test_what_is_refused():
             effect_draws_at_depth(
                 net, np.array([[0]]), [bad], control=np.array([4]), control_libraries=LIBRARY[2], use=lambda *x: x
             )
-    assert ROWS["cond_vae"].model["effect"] == "decoder_input"

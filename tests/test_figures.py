@@ -784,7 +784,7 @@ def test_the_scores_say_how_deep_cells_are_and_which_fits_are_unsound():
     ]  # fmt: skip
     text = score_table.fit_sentences(pd.DataFrame(rows, columns=["model", "run", "metric", "value"]))
     assert text == (
-        "Sampled cells have 186 counts. Validation loss that had not levelled off (train longer), by model and number "
-        f"of runs: {style.label('sams_vae_corr')} (1 of 2). Validation loss that was no better than an intercept-only "
-        f"model, by model and number of runs: {style.label('cond_vae')} (1 of 1)."
+        "Sampled cells have 186 counts. The validation loss had not levelled off (train longer): "
+        f"{style.label('sams_vae_corr')} (1 of 2 runs). No better than an intercept-only model: "
+        f"{style.label('cond_vae')} (1 of 1 runs)."
     )

@@ -353,3 +353,10 @@ def test_metrics_are_calibrated_on_halves_of_the_screen(truth):
     known = scores.drop_duplicates("metric").set_index("metric")
     assert known.loc["nmse_centred", "drf"] == pytest.approx(found["nmse_centred"].drf)
     assert np.isnan(known.loc["pearson_control", "bds"])
+
+
+def test_a_coverage_that_is_undefined_has_a_reason():
+    nothing = np.full((2, 5), np.nan)
+    table = honest.coverage_rows(normal_intervals(nothing, nothing * 0 + 0.1, nothing, nothing), "seen")
+    assert (table["reason"] != "").equals(table["value"].isna())
+    assert set(table.loc[table["value"].isna(), "reason"]) == {"no gene has a standard error above 0"}

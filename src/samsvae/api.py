@@ -2,7 +2,7 @@
 
     from samsvae import fit
 
-    fitted = fit(adata, "sams_vae_corr", perturbation="guide", control="non-targeting", separator="+", steps=5000)
+    fitted = fit(adata, perturbation="guide", control="non-targeting", separator="+")
     fitted.effects(["A", "A+B"])
 
 Letters: n cells, G genes, T perturbations, L latents.

@@ -36,6 +36,11 @@ class Screen:
     controls: tuple[str, ...] = ()  # the labels that mean the control, its name first; () without a control
     separator: str = ""  # joins the labels of a combination
 
+    @property
+    def transform(self) -> str:
+        """The transform before effects are taken: ``log2`` for counts, ``mean`` (none) for real values."""
+        return "log2" if self.counts.dtype.kind in "iu" else "mean"
+
 
 #: The names of the arrays that a file must have.
 FIELDS = tuple(item.name for item in fields(Screen) if item.default is MISSING)

@@ -26,7 +26,6 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
     """
     counts = np.stack([np.bincount(screen.condition[split == s], minlength=len(screen.conditions)) for s in SPLITS])
     control = int(np.flatnonzero(screen.conditions == reference)[0]) if reference else None
-    transform = "log2" if screen.counts.dtype.kind in "iu" else "mean"
     in_split = counts.sum(0) > 0
     if control is not None:
         in_split[control] = False
@@ -35,7 +34,7 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
         """Effects in ``cells``; if they have no reference cell, against the first split in ``instead`` with one."""
         n_conditions = len(screen.conditions)
         if control is None:
-            means = condition_means(screen.counts, screen.condition, n_conditions, cells=cells, method=transform)
+            means = condition_means(screen.counts, screen.condition, n_conditions, cells=cells, method=screen.transform)
             return means - np.nanmean(means[in_split], axis=0)
         at_control = screen.condition == control
         control_cells = next((c for c in (cells, *(split == s for s in instead)) if (c & at_control).any()), None)
@@ -48,7 +47,7 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
             n_conditions=n_conditions,
             cells=cells,
             control_cells=control_cells,
-            method=transform,
+            method=screen.transform,
         )
 
     obs = pd.DataFrame(
@@ -68,5 +67,5 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
         obs,
         pd.DataFrame(index=screen.genes.astype(object)),
         layers=layers,
-        uns={"reference": reference, "transform": transform, "members": screen.members[in_split]},
+        uns={"reference": reference, "transform": screen.transform, "members": screen.members[in_split]},
     )

@@ -7,7 +7,6 @@ perturbations, G genes, S draws of the latents of perturbations, n observed cell
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from samsvae.config.vocabulary import FLOOR
 from samsvae.errors import DataError
 from samsvae.evaluation.log2_expectation import Log2Mean
-from samsvae.evaluation.model_effects import dosage_batch
+from samsvae.evaluation.model_effects import dosage_batch, transformed
 from samsvae.models.model import Model
 from samsvae.models.networks import Observed
 from samsvae.models.noise import Streams
@@ -118,7 +117,7 @@ def _expectation(
     if kind.startswith("normal"):
         return lambda likelihood, at, generator: likelihood.mean[:, 0]
     if kind != "nb":
-        return lambda likelihood, at, generator: _log2(likelihood.sample(generator)[:, 0])
+        return lambda likelihood, at, generator: transformed(likelihood.sample(generator)[:, 0], "log2")
     grid = np.unique(np.concatenate(depths))
     device, floor = model.input_mean.device, FLOOR * model.n_genes
     sizes = np.exp(grid)
@@ -137,7 +136,3 @@ def _expectation(
         return found
 
     return expected
-
-
-def _log2(x: Tensor) -> Tensor:
-    return torch.log1p(1e4 * x / x.sum(-1, keepdim=True).clamp(min=1.0)) / math.log(2.0)

@@ -1,6 +1,6 @@
 """The honest protocol: scores of predicted effects with baselines, ceilings and intervals (docs/evaluation.md).
 
-The truth are the effects in test cells, against test controls; a model's effects are at the depths of these cells, and
+The truth is the effect in test cells, against test controls; a model's effects are at the depths of these cells, and
 baselines read training cells alone. Scores are per condition, so that two predictors can be compared on the conditions
 that both predict. Letters: n cells, C conditions (rows by code, NaN where undefined), G genes.
 """
@@ -114,9 +114,8 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     if not len(untreated):
         raise DataError("the screen has no control cells, against which effects are measured.")
     control, n_conditions = int(untreated[0]), len(screen.conditions)
-    method = "log2" if screen.counts.dtype.kind in "iu" else "mean"
     moments = {
-        name: condition_moments(screen.counts, screen.condition, n_conditions, cells=cells, method=method)
+        name: condition_moments(screen.counts, screen.condition, n_conditions, cells=cells, method=screen.transform)
         for name, cells in {**{s: split == s for s in ("train", "val", "test")}, "every": split != ""}.items()
     }
     tested = moments["test"] if moments["test"].n[control] >= LEAST_FOR_VARIANCE else moments["val"]
@@ -129,9 +128,9 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     controls = "test" if tested is moments["test"] else "val"
     parts = {c: split == ("test" if c != control else controls) for c in range(n_conditions)}
     # real values have no depth
-    library = screen.library if method == "log2" else np.ones(len(split))
+    library = screen.library if screen.transform == "log2" else np.ones(len(split))
     libraries = [library[(screen.condition == c) & part] for c, part in parts.items()]
-    if method == "log2":
+    if screen.transform == "log2":
         genes = detected(screen.counts, at_control & (split == "train"))
     else:
         genes = np.ones(len(screen.genes), bool)
@@ -228,7 +227,12 @@ def _row(metric: str, name: str, mean: Interval, reason: str = "") -> dict[str, 
 def coverage_rows(intervals: Intervals, name: str) -> pd.DataFrame:
     """Coverage of the intervals of effects in the conditions of a set (S8), as a table of SCORES."""
     rows = [
-        {**_row(f"{metric}", name, Interval(value, np.nan, np.nan, len(intervals.u))), "reason": ""}
+        _row(
+            metric,
+            name,
+            Interval(value, np.nan, np.nan, len(intervals.u)),
+            "" if np.isfinite(value) else "no gene has a standard error above 0",
+        )
         for metric, value in coverage(intervals).items()
     ]
     return pd.DataFrame(rows, columns=list(SCORES))
@@ -260,6 +264,11 @@ def honest_baselines(screen: Screen, split: np.ndarray) -> tuple[pd.DataFrame, p
     except DataError as error:
         first, second = undefined(str(error))
         return first.assign(model="ceiling", drf=np.nan, bds=np.nan), second.assign(model="")
+    return baseline_tables(screen, truth)
+
+
+def baseline_tables(screen: Screen, truth: Truth) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`honest_baselines` of a split with effects to score."""
     every: Mapping[str, Iterator[tuple[str, str, np.ndarray, Score]]] = {
         **{name: scores(truth, predicted) for name, predicted in truth.baselines.items()},
         "ceiling": ceilings(truth),
@@ -285,11 +294,15 @@ def calibrations(screen: Screen, truth: Truth) -> dict[str, Calibration]:
     From halves of all cells: per condition, and for the pooled error per repeat. Conditions without two cells in each
     half are left out. {} if fewer than 3 are left.
     """
-    method = "log2" if screen.counts.dtype.kind in "iu" else "mean"
     half = halves(screen.condition, screen.conditions, repeats=REPEATS)
     pairs = list(
         half_effects(
-            screen.counts, screen.condition, len(screen.conditions), half, control=truth.control, method=method
+            screen.counts,
+            screen.condition,
+            len(screen.conditions),
+            half,
+            control=truth.control,
+            method=screen.transform,
         )
     )
     defined = np.all([np.isfinite(part.delta).all(1) for pair in pairs for part in pair], axis=0)

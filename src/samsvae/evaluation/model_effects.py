@@ -97,7 +97,7 @@ def condition_means(
     return torch.cat(out).cpu().numpy()
 
 
-def _transformed(x: Tensor, transform: str) -> Tensor:
+def transformed(x: Tensor, transform: str) -> Tensor:
     """The transformed counts; ``x`` may be overwritten."""
     if transform != "log2":
         return x
@@ -109,7 +109,7 @@ Value = Callable[[Observed, torch.Generator], Tensor]
 
 
 def _sampled(likelihood: Observed, generator: torch.Generator, *, transform: str) -> Tensor:
-    return _transformed(likelihood.sample(generator), transform)
+    return transformed(likelihood.sample(generator), transform)
 
 
 def _expected(model: Model, library: float, transform: str) -> Value:

@@ -19,7 +19,7 @@ def score(predicted: np.ndarray, data: ad.AnnData) -> Iterator[dict[str, object]
     """Scores of predicted effects (C, G) against ``data`` (``data_effects.effects``): protocol, metric, split, value.
 
     ``published`` compares with the effects in all cells, for all conditions (split ``all``) and for the conditions
-    that have cells in a split. If every condition has cells in every split, these would be four equal rows, of which
+    that have cells in a split. If every condition has cells in every split, these would be four equal rows, and
     readers might take one for held out; then only ``all`` is given. ``held-out`` compares with the effects in the test
     cells alone. Conditions with a NaN in their prediction are left out.
     """

@@ -22,8 +22,11 @@ CEILING = "ceiling"
 #: What `compare` returns.
 VERDICT = ("against", "difference", "difference_low", "difference_high", "verdict")
 
-#: Columns that identify a row of a run's table and of its conditions.
-ROW, CONDITION = ("run", "metric", "set"), ("run", "metric", "set", "condition")
+#: Columns that identify a row of a run's table.
+ROW = ("run", "metric", "set")
+
+#: Columns in which the scores of a model and of its baselines must agree, as far as tables have them.
+PLACE = ("metric", "set", "dataset", "split_name")
 
 
 def collect_worth(
@@ -45,15 +48,33 @@ def collect_worth(
         for paths in (worth, conditions)
     )
     theirs, their_each = (_joined([_of_split(path) for path in paths]) for paths in (baselines, baseline_conditions))
-    verdicts = []
-    for (run, name, where, dataset, split_name), rows in each.groupby([*ROW, "dataset", "split_name"], sort=False):
-        at = (their_each["metric"] == name) & (their_each["set"] == where) & (their_each["model"] != CEILING)
-        at &= (their_each["dataset"] == dataset) & (their_each["split_name"] == split_name)
-        here = (theirs["metric"] == name) & (theirs["dataset"] == dataset) & (theirs["split_name"] == split_name)
-        found = compare(str(name), rows, their_each[at], calibrated=calibration_of(theirs[here]))
-        verdicts.append({"run": run, "metric": name, "set": where, **found})
-    ours = ours.merge(pd.DataFrame(verdicts, columns=[*ROW, *VERDICT]), on=list(ROW), how="left")
+    found = verdicts(each, their_each, theirs, by=[*ROW, "dataset", "split_name"])
+    ours = ours.merge(found[[*ROW, *VERDICT]], on=list(ROW), how="left")
     return _joined([ours, theirs]), _joined([each, their_each])
+
+
+def verdicts(
+    each: pd.DataFrame, baselines: pd.DataFrame, calibrated: pd.DataFrame, *, by: Sequence[str]
+) -> pd.DataFrame:
+    """`compare` scores by condition; a row for each group of the columns ``by``: these, VERDICT and ``ranks``.
+
+    ``each``: scores of models by condition. ``baselines``: the same for baselines, with one row per model and condition
+    in each PLACE. ``calibrated``: rows of the tables of splits, with the DRF and BDS of metrics. ``ranks``: whether the
+    metric may rank models.
+    """
+    shared = [column for column in PLACE if column in by]
+    baselines = baselines[baselines["model"] != CEILING]
+    rows = []
+    for values, found in each.groupby(list(by), sort=False):
+        group = dict(zip(by, values, strict=True))
+        theirs, known = (
+            table[np.all([table[column] == group[column] for column in shared], axis=0)]
+            for table in (baselines, calibrated)
+        )
+        numbers = calibration_of(known)
+        verdict = compare(str(group["metric"]), found, theirs, calibrated=numbers)
+        rows.append({**group, **verdict, "ranks": tells_apart(numbers)})
+    return pd.DataFrame(rows, columns=[*by, *VERDICT, "ranks"])
 
 
 def calibration_of(rows: pd.DataFrame) -> tuple[float, float] | None:

@@ -149,17 +149,17 @@ def fit_sentences(fits: pd.DataFrame) -> str:
     depths = sorted(set(fits.loc[fits["metric"] == "ate_library", "value"]))
     found = [f"Sampled cells have {' or '.join(f'{depth:,.0f}' for depth in depths)} counts."] if depths else []
     for metric, bad, words in (
-        ("levelled_off", lambda value: value == 0, "had not levelled off (train longer)"),
-        ("gain_over_intercept_only", lambda value: value <= 0, "was no better than an intercept-only model"),
+        ("levelled_off", lambda value: value == 0, "The validation loss had not levelled off (train longer)"),
+        ("gain_over_intercept_only", lambda value: value <= 0, "No better than an intercept-only model"),
     ):
         rows = fits[fits["metric"] == metric]
         few = rows[bad(rows["value"])]
         if len(few):
             names = ", ".join(
-                f"{style.label(model)} ({(few['model'] == model).sum()} of {(rows['model'] == model).sum()})"
+                f"{style.label(model)} ({(few['model'] == model).sum()} of {(rows['model'] == model).sum()} runs)"
                 for model in style.models_in(few["model"])
             )
-            found.append(f"Validation loss that {words}, by model and number of runs: {names}.")
+            found.append(f"{words}: {names}.")
     return " ".join(found)
 
 

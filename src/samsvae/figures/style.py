@@ -67,6 +67,10 @@ Line = Any
 DASHED: Line = (0, (4, 2))
 
 
+#: The predictor of effects that were made outside the project, as tables name it.
+PREDICTION = "prediction"
+
+
 @dataclass(frozen=True)
 class Look:
     """How every figure draws one model: the colour shows the method, the rest the inference."""
@@ -97,7 +101,7 @@ LOOKS: dict[str, Look] = {
         ("ivae", "iVAE", "#C3AEE0", "h", "-", ""),
         ("svae", "sVAE", "#8257C2", "H", "-", ""),
         ("svae_plus_lopez", "SVAE+ (Lopez)", "#56165C", "8", "-", ""),
-        ("prediction", "prediction", "#C2185B", "*", "-", ""),  # of any other method
+        (PREDICTION, "prediction", "#C2185B", "*", "-", ""),
         # baselines, which need no model
         ("intercept_nb", "intercept only (NB)", INK, "_", (0, (1, 1)), ""),
         ("additive", "additive", INK, "_", (0, (5, 2)), ""),
@@ -131,7 +135,7 @@ def models_in(column: Iterable[str], *, baselines: bool = False) -> list[str]:
     found = set(column)
     for model in sorted(found):
         look(model)
-    return [m for m in ORDER if m in found and (m not in (*ROWS, "prediction")) == baselines]
+    return [m for m in ORDER if m in found and (m not in (*ROWS, PREDICTION)) == baselines]
 
 
 def need(table: pd.DataFrame, columns: Iterable[str], name: str) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from samsvae.config.zoo import ROWS
 from samsvae.evaluation.metrics.constants import LEVELS
 from samsvae.evaluation.metrics.table import metric
-from samsvae.evaluation.worth import CEILING, HEADLINE, VERDICT, calibration_of, compare, tells_apart
+from samsvae.evaluation.worth import CEILING, HEADLINE, verdicts
 from samsvae.figures import style
 from samsvae.figures.runs import models_only, of_largest_amount, of_settings, restricted
 from samsvae.tables import read
@@ -65,18 +65,11 @@ def _means(shown: pd.DataFrame) -> pd.DataFrame:
 
 def _verdicts(each: pd.DataFrame, models: set[str], shown: pd.DataFrame) -> pd.DataFrame:
     """The verdict on every model, metric and set: each condition is the mean over the model's runs."""
-    rows = []
-    theirs = each[~each["model"].isin(models) & (each["model"] != CEILING)]
-    theirs = (
-        theirs.groupby(["metric", "set", "model", "condition"], sort=False)[["value", "weight"]].mean().reset_index()
-    )
+    group = ["metric", "set", "model", "condition"]
+    theirs = each[~each["model"].isin(models)]
+    theirs = theirs.groupby(group, sort=False)[["value", "weight"]].mean().reset_index()
     mine = each[each["model"].isin(models) & each["metric"].isin(HEADLINE)]
-    for (name, where, model), found in mine.groupby(["metric", "set", "model"], sort=False):
-        at = (theirs["metric"] == name) & (theirs["set"] == where)
-        known = calibration_of(shown[shown["metric"] == name])
-        verdict = compare(str(name), found, theirs[at], calibrated=known)
-        rows.append({"model": model, "metric": name, "set": where, **verdict, "ranks": tells_apart(known)})
-    return pd.DataFrame(rows, columns=["model", "metric", "set", *VERDICT, "ranks"])
+    return verdicts(mine, theirs, shown, by=["model", "metric", "set"])
 
 
 @style.styled

@@ -18,7 +18,7 @@ import numpy as np
 from samsvae.errors import DataError, SamsvaeError
 from samsvae.files import no_room
 
-#: Most bytes that a stored byte may stand for (1,032 in gzip), and most bytes of which that is not asked.
+#: Most bytes that a stored byte may stand for (1,032 in gzip), and the size up to which this is not checked.
 RATIO, SMALL = 1100, 1 << 26
 
 #: Most groups and datasets of a file, and most groups in one another.

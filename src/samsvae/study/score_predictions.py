@@ -9,15 +9,12 @@ import pandas as pd
 
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.errors import DataError, nearest, some
-from samsvae.evaluation.honest import Truth, honest_baselines, scores, tables, truth_of
-from samsvae.evaluation.worth import CEILING, HEADLINE, calibration_of, compare, tells_apart
-from samsvae.figures.style import save
+from samsvae.evaluation.honest import Truth, baseline_tables, scores, tables, truth_of
+from samsvae.evaluation.worth import HEADLINE, verdicts
+from samsvae.figures.style import PREDICTION, save
 from samsvae.figures.worth import draw
 from samsvae.screens.hdf5 import read_anndata
 from samsvae.tables import write
-
-#: The name of the predictor in tables and figures, whatever made the predictions.
-NAME = "prediction"
 
 
 def score_predictions(path: str | Path, arrays: str | Path, split: str | Path, out: str | Path) -> pd.DataFrame:
@@ -32,25 +29,20 @@ def score_predictions(path: str | Path, arrays: str | Path, split: str | Path, o
     cells = read_split(split, screen.cells)
     truth = truth_of(screen, cells)
     mine, each = tables(truth, scores(truth, read_predictions(path, screen, truth)))
-    theirs, their_each = honest_baselines(screen, cells)
-    worth = pd.concat([mine.assign(model=NAME), theirs], ignore_index=True)
-    conditions = pd.concat([each.assign(model=NAME), their_each], ignore_index=True)
-    rows = []
-    for (name, where), found in each.groupby(["metric", "set"], sort=False):
-        at = (their_each["metric"] == name) & (their_each["set"] == where) & (their_each["model"] != CEILING)
-        known = calibration_of(theirs[theirs["metric"] == name])
-        verdict = compare(str(name), found, their_each[at], calibrated=known)
-        rows.append({"model": NAME, "metric": name, "set": where, **verdict, "ranks": tells_apart(known)})
-    verdicts = pd.DataFrame(rows)
+    theirs, their_each = baseline_tables(screen, truth)
+    worth = pd.concat([mine.assign(model=PREDICTION), theirs], ignore_index=True)
+    each = each.assign(model=PREDICTION)
+    conditions = pd.concat([each, their_each], ignore_index=True)
+    found = verdicts(each, their_each, theirs, by=["model", "metric", "set"])
     folder = Path(out)
     write(worth, folder / "worth.tsv")
     write(conditions, folder / "worth_conditions.tsv")
     shown = worth[worth["metric"].isin(HEADLINE) & worth["value"].notna()]
-    covered = worth[worth["metric"].str.startswith("coverage")].assign(run=NAME)
-    headline = verdicts[verdicts["metric"].isin(HEADLINE)]
-    figure = draw(shown, conditions, headline, covered, models=[NAME])
-    save(figure, folder / "worth", {"verdicts": verdicts})
-    return verdicts
+    covered = worth[worth["metric"].str.startswith("coverage")].assign(run=PREDICTION)
+    headline = found[found["metric"].isin(HEADLINE)]
+    figure = draw(shown, conditions, headline, covered, models=[PREDICTION])
+    save(figure, folder / "worth", {"verdicts": found})
+    return found
 
 
 def read_predictions(path: str | Path, screen: Screen, truth: Truth) -> np.ndarray:

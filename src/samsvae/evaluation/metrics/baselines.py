@@ -77,7 +77,7 @@ def ridge_pc(
 
     mu + phi W V': the SVD of the trained effects minus mu gives ``components`` scores (fewer if a singular value is
     below 1e-10 of the first), which are regressed on the multi-hot dosages phi without an intercept. Arguments and
-    errors as in matching_mean. NaN for a condition of which no perturbation was trained.
+    errors as in matching_mean. NaN for a condition without a trained perturbation.
     """
     trained = _trained(effects, train)
     given = members >= 0

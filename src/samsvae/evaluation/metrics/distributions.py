@@ -1,6 +1,6 @@
 """Predicted against observed cells as distributions (S7 of docs/evaluation.md).
 
-Letters: n cells, G genes, k components, C conditions, of which condition 0 is the control. Rows of results are the
+Letters: n cells, G genes, k components, C conditions (0 is the control). Rows of results are the
 conditions 1 to C - 1.
 """
 

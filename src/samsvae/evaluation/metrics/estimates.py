@@ -235,7 +235,7 @@ def detected(X: Counts, controls: np.ndarray) -> np.ndarray:
 def top_train(delta: np.ndarray, se2: np.ndarray, *, top: int = TOP) -> np.ndarray:
     """The ``top`` genes of largest |d| / e in the training cells, ties by gene order (S1): indices (S, top).
 
-    ``delta``, ``se2`` (S, G): training effects. An effect of 0 has the ratio 0, whatever its error. Genes that
+    ``delta``, ``se2`` (S, G): training effects. An effect of 0 has the ratio 0, even if its error is 0. Genes that
     one cell expresses, and no control cell, all have the ratio 1: rounding decides between them. All genes if there
     are fewer. DataError as in checked_effects.
     """

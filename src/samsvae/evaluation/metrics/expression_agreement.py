@@ -1,6 +1,6 @@
 """Differential expression by held-out cells, and how a prediction's cells agree with it (S6 of docs/evaluation.md).
 
-Letters: n cells, D tested genes, C conditions, of which condition 0 is the control. Rows of results are the conditions
+Letters: n cells, D tested genes, C conditions (0 is the control). Rows of results are the conditions
 1 to C - 1.
 """
 

@@ -118,7 +118,7 @@ class ImportanceWeights:
 
 
 def importance_weights(log_weights: np.ndarray, sizes: Sequence[int] = SIZES) -> WeightSummary:
-    """Bounds and diagnostics of log weights (K, n), of which the particles are the rows (S10).
+    """Bounds and diagnostics of log weights (K, n), one row per particle (S10).
 
     DataError as `ImportanceWeights.add`.
     """
@@ -169,7 +169,7 @@ def pareto_k(largest: np.ndarray) -> np.ndarray:
 
 
 def _shape(x: np.ndarray, grid: int) -> np.ndarray:
-    """Zhang and Stephens' k of sorted exceedances x (n, M), the largest of which is 1: (n,)."""
+    """Zhang and Stephens' k of sorted exceedances x (n, M), whose largest is 1: (n,)."""
     n_tail = x.shape[1]
     quarter = x[:, math.floor(n_tail / 4 + 0.5) - 1]
     j = np.arange(1, grid + 1)

@@ -29,7 +29,7 @@ def reliability_pooled(delta: np.ndarray, se2: np.ndarray, *, least: int = LEAST
 def share_of_signal(delta_all: np.ndarray, se2_all: np.ndarray, se2: np.ndarray) -> np.ndarray:
     """Reliability of effects with the error ``se2``, their signal taken from all cells (S2): (S,).
 
-    ``delta_all``, ``se2_all`` (S, G): effects of all cells, whatever their split. ``se2`` (S, G): of the test (or the
+    ``delta_all``, ``se2_all`` (S, G): effects of all cells, in any split or none. ``se2`` (S, G): of the test (or the
     training) cells. NaN if there is neither signal nor error.
     """
     checked_effects(delta_all, se2_all, se2, least=0)
