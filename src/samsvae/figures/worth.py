@@ -148,7 +148,8 @@ def _line(ax: Axes, rows: pd.DataFrame, name: str, where: str, models: list[str]
         value, low, high = rows.loc[model, ["value", "low", "high"]].astype(float)
         look = style.look(model)
         ax.plot([low, high], [y, y], color=look.colour, lw=1.1)
-        ax.plot([value], [y], look.marker, color=look.colour, mec=style.INK, mew=0.4, ms=5)
+        marker = "|" if look.marker == "_" else look.marker  # a dash would vanish in its interval
+        ax.plot([value], [y], marker, color=look.colour, mec=style.INK, mew=0.4 if look.marker != "_" else 1.1, ms=5)
     ax.set(ylim=(-0.8, len(shown) - 0.2))
     ax.set_yticks(range(len(shown)), [style.label(model) for model in reversed(shown)], fontsize=7)
     ax.tick_params(axis="y", length=0)
@@ -180,7 +181,7 @@ def _right(fig: SubFigure, conditions: pd.DataFrame, coverage: pd.DataFrame, mod
         above.plot(wide[CEILING], wide[best], look.marker, color=look.colour, mec=style.INK, mew=0.3, ms=4)
         if "shrunk" in wide:
             above.plot(wide[CEILING], wide["shrunk"], ".", color=style.GREY, ms=4, zorder=1)
-        low = min(-0.05, float(np.nanmin(wide[[best]])) - 0.05)
+        low = min(-0.05, float(np.nanmin(wide[[best, *({"shrunk"} & set(wide))]])) - 0.05)
         above.plot([max(low, 0), 1], [max(low, 0), 1], color=style.INK, lw=0.8, ls=style.DASHED)
         above.set(xlim=(-0.03, 1.03), ylim=(low, 1.03), xlabel="r of a perfect prediction (grey: shrunk training mean)")
         above.set_ylabel("Pearson r, centred")
@@ -197,5 +198,5 @@ def _right(fig: SubFigure, conditions: pd.DataFrame, coverage: pd.DataFrame, mod
             look = style.look(model)
             values = table.loc[model, [f"coverage{level}" for level in LEVELS]]
             below.plot(levels, values, look.marker, ls="-", lw=0.9, color=look.colour, mec=style.INK, mew=0.3, ms=4)
-    below.set(xlim=(0.4, 1), ylim=(0, 1), xlabel="nominal coverage", ylabel="coverage")
+    below.set(xlim=(0.4, 1), ylim=(0, 1), xlabel="nominal coverage (grey: training mean)", ylabel="coverage")
     style.letter(below, "c", "effects of test cells inside intervals")
