@@ -13,7 +13,9 @@ from small_model import model
 
 from samsvae.data.arrays import Screen
 from samsvae.data.cells import encode
-from samsvae.evaluation import honest
+from samsvae.evaluation import effect_scores, honest
+from samsvae.evaluation.calibrations import calibrations
+from samsvae.evaluation.effect_scores import coverage_rows
 from samsvae.evaluation.metrics.agreement import nmse, nmse_terms, pearson
 from samsvae.evaluation.metrics.constants import LEVELS
 from samsvae.evaluation.metrics.coverage import COVERAGE_SCORES, coverage, normal_intervals
@@ -21,6 +23,8 @@ from samsvae.evaluation.metrics.discrimination import discrimination
 from samsvae.evaluation.metrics.estimates import Effects, at_reference
 from samsvae.evaluation.metrics.reliability import ceiling_perfect
 from samsvae.evaluation.metrics.table import METRICS
+from samsvae.evaluation.score_tables import CONDITIONS, SCORES, tables
+from samsvae.evaluation.truth import Truth, target_genes, truth_of
 
 GENES = 40
 CONTROL = 7
@@ -64,8 +68,8 @@ SPLIT = split_of(MADE)
 
 
 @pytest.fixture(scope="module")
-def truth() -> honest.Truth:
-    return honest.truth_of(MADE, SPLIT)
+def truth() -> Truth:
+    return truth_of(MADE, SPLIT)
 
 
 def by_hand(cells: np.ndarray, controls: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,8 +87,8 @@ def plain_pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([stats.pearsonr(x, y).statistic for x, y in zip(a, b, strict=True)])
 
 
-def scores_of(truth: honest.Truth, predicted: np.ndarray) -> pd.DataFrame:
-    return honest.tables(truth, honest.scores(truth, predicted))[0].set_index(["metric", "set"])
+def scores_of(truth: Truth, predicted: np.ndarray) -> pd.DataFrame:
+    return tables(truth.names, effect_scores.scores(truth, predicted))[0].set_index(["metric", "set"])
 
 
 # ---- the truth
@@ -110,7 +114,7 @@ def test_validation_controls_stand_in_for_test_controls():
     at = (MADE.condition == CONTROL) & (split == "test")
     split[at] = "train"
     split[np.flatnonzero(at)[0]] = "test"  # a single one has no variance
-    truth = honest.truth_of(MADE, split)
+    truth = truth_of(MADE, split)
     expected = by_hand(split == "test", split == "val")
     for values, other in zip(truth.test, expected, strict=True):
         np.testing.assert_allclose(values[:CONTROL], other, rtol=0, atol=1e-9)
@@ -119,7 +123,7 @@ def test_validation_controls_stand_in_for_test_controls():
 
 def test_a_set_that_equals_all_is_not_repeated():
     singles = np.isin(MADE.condition, [*SEEN, CONTROL])
-    found = honest.truth_of(MADE, np.where(singles, SPLIT, "train"))
+    found = truth_of(MADE, np.where(singles, SPLIT, "train"))
     assert list(found.sets) == ["seen"]
 
 
@@ -165,13 +169,13 @@ def test_a_split_that_cannot_be_scored_has_one_row_with_its_reason(made, reason)
         row = scores.iloc[0]
         assert reason in row["reason"] and row["reason"].endswith(".") and "\n" not in row["reason"]
         assert np.isnan([row["value"], row["low"], row["high"]]).all() and row["n_conditions"] == 0
-        assert tuple(scores.columns)[:8] == honest.SCORES and tuple(conditions.columns)[:5] == honest.CONDITIONS
+        assert tuple(scores.columns)[:8] == SCORES and tuple(conditions.columns)[:5] == CONDITIONS
 
 
 def test_target_genes(truth):
     """gene3 by its name, gene7_2 and gene9_x_y by the part before the first '_'; 'elsewhere' is no gene."""
     assert truth.targets.tolist() == [3, 7, 9]
-    assert honest.target_genes(replace(MADE, genes=np.char.add("g", MADE.genes))).dtype.kind == "i"
+    assert target_genes(replace(MADE, genes=np.char.add("g", MADE.genes))).dtype.kind == "i"
 
 
 # ---- scores
@@ -345,7 +349,7 @@ def test_the_worked_example(root):
 
 def test_metrics_are_calibrated_on_halves_of_the_screen(truth):
     """A screen with clear effects: a replicate beats the mean effect by every headline metric."""
-    found = honest.calibrations(MADE, truth)
+    found = calibrations(MADE, truth)
     assert set(found) == {"pearson_centred", "discrimination", "nmse_centred"}
     for each in found.values():
         assert each.ranks and each.bds > 0.9
@@ -357,6 +361,6 @@ def test_metrics_are_calibrated_on_halves_of_the_screen(truth):
 
 def test_a_coverage_that_is_undefined_has_a_reason():
     nothing = np.full((2, 5), np.nan)
-    table = honest.coverage_rows(normal_intervals(nothing, nothing * 0 + 0.1, nothing, nothing), "seen")
+    table = coverage_rows(normal_intervals(nothing, nothing * 0 + 0.1, nothing, nothing), "seen")
     assert (table["reason"] != "").equals(table["value"].isna())
     assert set(table.loc[table["value"].isna(), "reason"]) == {"no gene has a standard error above 0"}

@@ -11,7 +11,7 @@ from test_honest import MADE, SPLIT
 
 from samsvae.cli import main
 from samsvae.errors import DataError
-from samsvae.evaluation import honest
+from samsvae.evaluation.truth import truth_of
 from samsvae.study.score_predictions import read_predictions
 from samsvae.tables import read
 
@@ -28,7 +28,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def truth():
-    return honest.truth_of(MADE, SPLIT)
+    return truth_of(MADE, SPLIT)
 
 
 def predictions(path, values: np.ndarray, genes=None, conditions=None) -> str:

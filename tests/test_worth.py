@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from samsvae.evaluation.honest import CONDITIONS, SCORES
 from samsvae.evaluation.metrics.constants import LEVELS
+from samsvae.evaluation.score_tables import CONDITIONS, SCORES
 from samsvae.evaluation.worth import HEADLINE, VERDICT, collect_worth, compare
 from samsvae.figures.worth import draw, tables
 from samsvae.tables import read, write
