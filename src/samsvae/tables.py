@@ -18,6 +18,9 @@ from samsvae.screens.hdf5 import read_anndata
 #: Columns that are read as text, also if labels look like numbers or missing values ('000', 'NA').
 TEXT = ("condition", "cell", "gene", "run", "model", "dataset", "split_name")
 
+#: Digits of the tables of the honest protocol, whose scores can be recalculated to 1e-9.
+PRECISE = 12
+
 
 def read(path: str | Path) -> pd.DataFrame:
     """Read a TSV. Columns in TEXT are text; elsewhere an empty field is NaN.

@@ -6,7 +6,7 @@ with job(snakemake):
     from samsvae.evaluation.collect import collect_histories, collect_scores
     from samsvae.evaluation.worth import collect_worth
     from samsvae.study.cost import collect_cost
-    from samsvae.tables import read, write
+    from samsvae.tables import PRECISE, read, write
 
     grid = read(snakemake.input.grid)
     found = snakemake.input
@@ -14,7 +14,7 @@ with job(snakemake):
     worth, conditions = collect_worth(
         grid, found.worth, found.worth_conditions, found.baseline_worth, found.baseline_conditions
     )
-    write(worth, snakemake.output.worth)
-    write(conditions, snakemake.output.worth_conditions)
+    write(worth, snakemake.output.worth, digits=PRECISE)
+    write(conditions, snakemake.output.worth_conditions, digits=PRECISE)
     write(collect_histories(grid, found.histories), snakemake.output.histories)
     write(collect_cost(grid, found.records, snakemake.params.benchmarks), snakemake.output.cost)

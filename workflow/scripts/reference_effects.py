@@ -8,7 +8,7 @@ with job(snakemake):
     from samsvae.evaluation.data_effects import effects
     from samsvae.evaluation.honest import honest_baselines
     from samsvae.screens.screen import reference_of
-    from samsvae.tables import write, write_h5ad
+    from samsvae.tables import PRECISE, write, write_h5ad
 
     screen = read_screen(snakemake.input.arrays)
     split = read_split(snakemake.input.split, screen.cells)
@@ -18,5 +18,5 @@ with job(snakemake):
     write(scores, snakemake.output.scores)
     write(per_condition, snakemake.output.per_condition)
     worth, conditions = honest_baselines(screen, split)
-    write(worth, snakemake.output.worth)
-    write(conditions, snakemake.output.worth_conditions)
+    write(worth, snakemake.output.worth, digits=PRECISE)
+    write(conditions, snakemake.output.worth_conditions, digits=PRECISE)

@@ -24,7 +24,7 @@ from samsvae.evaluation.model_effects import condition_means
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.files import write_table
 from samsvae.models.model import Model
-from samsvae.tables import read_h5ad, write, write_h5ad
+from samsvae.tables import PRECISE, read_h5ad, write, write_h5ad
 from samsvae.training.checkpoint import Checkpoint, load
 
 log = logging.getLogger(__name__)
@@ -172,5 +172,5 @@ def evaluate(
     write_h5ad(perturbation_matrices(checkpoint), outputs["perturbations"])
     every = dosages(checkpoint, screen, screen.conditions.tolist())
     worth, conditions = honest.model_tables(checkpoint.model, screen, split, every, draws=config.effect_draws)
-    write(worth.assign(run=run), outputs["worth"])
-    write(conditions.assign(run=run), outputs["worth_conditions"])
+    write(worth.assign(run=run), outputs["worth"], digits=PRECISE)
+    write(conditions.assign(run=run), outputs["worth_conditions"], digits=PRECISE)

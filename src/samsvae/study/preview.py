@@ -25,7 +25,7 @@ from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.plan import RUN_FILES, Plan
 from samsvae.study.records import seconds_of
 from samsvae.study.report_contents import report_of
-from samsvae.tables import of_experiments, read, write
+from samsvae.tables import PRECISE, of_experiments, read, write
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Pat
     files += [_existing(plan.split_files(found, name)) for name in ("worth.tsv", "worth_conditions.tsv")]
     if all(files):  # a split has its tables before its runs, unless they come from an older version
         for table, name in zip(collect_worth(grid, *files), ("worth", "worth_conditions"), strict=True):
-            write(table, folder / f"{name}.tsv")
+            write(table, folder / f"{name}.tsv", digits=PRECISE)
     benchmarks = {run: _existing(paths) for run, paths in plan.benchmarks_of(experiment).items()}
     write(collect_cost(grid, plan.run_files(found, "run.json"), benchmarks), folder / "cost.tsv")
 
