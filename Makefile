@@ -31,7 +31,7 @@ demo: $(VENV)
 	@echo "Report: $(CURDIR)/$(REPORT)"
 
 test: $(VENV)
-	python -m pytest $(PYTEST_ARGS)
+	python -m pytest --numprocesses $(CORES) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)
 	ruff check .
