@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy import sparse, stats
 
+from samsvae.evaluation.metrics.average_precision import average_precision
 from samsvae.evaluation.metrics.coverage import coverage, posterior_intervals
 from samsvae.evaluation.metrics.distributions import components, energies, median_bandwidth, mmd2, variance_ratio
 from samsvae.evaluation.metrics.expression_agreement import (
     ExpressionTests,
-    average_precision,
     expression_agreement,
     expression_tests,
 )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import sparse, stats
-from sklearn.metrics import matthews_corrcoef
+from sklearn.metrics import average_precision_score, matthews_corrcoef
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics import expression_agreement as module
+from samsvae.evaluation.metrics.average_precision import average_precision
 from samsvae.evaluation.metrics.expression_agreement import (
     EXPRESSION_SCORES,
     ExpressionTests,
-    average_precision,
     expression_agreement,
     expression_tests,
 )
@@ -147,3 +147,7 @@ def test_average_precision_counts_distinct_thresholds():
     assert average_precision(np.array([1, 0, 1, 0], bool), np.array([2, 2, 1, 0])) == pytest.approx(0.5 / 2 + 1 / 3)
     assert np.isnan(average_precision(np.zeros(3, bool), np.arange(3)))
     assert np.isnan(average_precision(np.ones(3, bool), np.arange(3)))
+    rng = np.random.default_rng(0)
+    for size in (2, 30, 300):
+        label, score = rng.permutation(size) < max(1, size // 4), rng.integers(0, 20, size)
+        assert average_precision(label, score) == pytest.approx(average_precision_score(label, score), abs=1e-14)

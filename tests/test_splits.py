@@ -7,8 +7,10 @@ from math import ceil, floor
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import train_test_split
 
 from samsvae import tables
+from samsvae.config.vocabulary import SPLIT_LABELS
 from samsvae.data.arrays import read_split
 from samsvae.errors import ConfigError, DataError
 from samsvae.screens import splits
@@ -29,6 +31,15 @@ def test_the_published_replogle_split():
         np.testing.assert_array_equal(np.flatnonzero(table["split"] == name), np.sort(rows))
 
 
+@pytest.mark.parametrize(("n", "fraction"), [(2, 0.5), (11, 0.2), (100, 0.2), (997, 0.37)])
+def test_random_cuts_are_those_of_scikit_learn(n, fraction):
+    train, val, test = splits.three_ways(np.arange(n), fraction, 0, seed=n)
+    kept, cut = train_test_split(np.arange(n), train_size=floor(round((1 - fraction) * n, 9)), random_state=n)
+    np.testing.assert_array_equal(test, cut)
+    np.testing.assert_array_equal(train, kept)
+    assert not len(val)
+
+
 @pytest.fixture(scope="module")
 def norman():
     """Thirteen pairs of 20 to 40 cells, nine single genes, controls, and some cells with three targets."""
@@ -46,7 +57,7 @@ def norman():
 
 
 def sets(table):
-    return {name: set(table["cell"][table["split"] == name]) for name in splits.LABELS}
+    return {name: set(table["cell"][table["split"] == name]) for name in SPLIT_LABELS}
 
 
 FRACTIONS = (0, 0.25, 0.5, 0.75, 1)
@@ -80,7 +91,7 @@ def test_ood_follows_the_description_of_the_task(norman, seed):
     for f in FRACTIONS:
         table = splits.norman_ood(norman, fraction=f, seed=seed)
         double = table[norman["n_targets"].to_numpy() == 2]
-        of = {name: set(double["condition"][double["split"] == name]) for name in splits.LABELS}
+        of = {name: set(double["condition"][double["split"] == name]) for name in SPLIT_LABELS}
         assert of["train"] == {condition_of.loc[[p]].iloc[0] for p in pairs[: floor(f * 13)]}
         assert of["test"] == {condition_of.loc[[p]].iloc[0] for p in pairs[13 - ceil(0.25 * 13) :]}
         assert not (of["train"] & of["test"]) or f == 1
@@ -310,7 +321,7 @@ def test_every_cell_is_listed_once_and_the_table_can_be_read_again(norman, tmp_p
     pd.testing.assert_frame_equal(written, table, check_dtype=False)
     pd.testing.assert_frame_equal(splits.from_file(norman, tmp_path / "split.tsv"), table)
     counted = splits.summary(table).set_index("split")
-    assert list(counted.index) == list(splits.LABELS)
+    assert list(counted.index) == list(SPLIT_LABELS)
     assert counted["cells"].to_dict() == {name: len(part) for name, part in sets(table).items()}
     assert counted["cells"].sum() == len(norman)
     assert counted.loc["test", "conditions"] == ceil(0.25 * 13)

@@ -28,7 +28,7 @@ from samsvae.config.model import ModelConfig
 from samsvae.config.screens import CustomOptions
 from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import checked_fields
-from samsvae.config.vocabulary import ENCODINGS, LIBRARY
+from samsvae.config.vocabulary import ENCODINGS, LIBRARY, SPLIT_LABELS
 from samsvae.config.zoo import Row, row
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError, nearest, some
@@ -39,7 +39,6 @@ from samsvae.models.start import initialise
 from samsvae.ops.device import usable
 from samsvae.screens.custom import check_adata, screen_of
 from samsvae.screens.pack import arrays_of
-from samsvae.screens.splits import LABELS as SPLIT_LABELS
 from samsvae.screens.splits import three_ways
 from samsvae.training import checkpoint
 from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, screen_facts

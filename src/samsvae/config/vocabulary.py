@@ -4,6 +4,9 @@ from __future__ import annotations
 
 SPLITS = ("train", "val", "test")
 
+#: The values of the column split of a table of cells; cells with the last are unused.
+SPLIT_LABELS = (*SPLITS, "none")
+
 ENCODINGS = ("sum", "unique")
 
 #: Values of a model's setting ``mask`` under which masks are inferred: these models have masks to show.

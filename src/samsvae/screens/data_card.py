@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from samsvae.config.vocabulary import SPLIT_LABELS
 from samsvae.data.arrays import read_split
 from samsvae.errors import some
 from samsvae.screens.counts import count_blocks, matrix_shape, real_blocks
 from samsvae.screens.hdf5 import open_h5ad
 from samsvae.screens.screen import members, read_tables, require, text_of
-from samsvae.screens.splits import LABELS
 
 KINDS = ("control", "single", "combination")
 
@@ -144,7 +144,7 @@ def _conditions(tables: ad.AnnData) -> pd.DataFrame:
 def _splits(tables: ad.AnnData, conditions: pd.DataFrame, split: np.ndarray) -> pd.DataFrame:
     """Number of cells of each split and kind of condition."""
     kind = conditions.set_index("condition")["kind"].loc[text_of(tables.obs["condition"])].to_numpy()
-    sizes = pd.crosstab(split, kind).reindex(index=list(LABELS), columns=list(KINDS), fill_value=0)
+    sizes = pd.crosstab(split, kind).reindex(index=list(SPLIT_LABELS), columns=list(KINDS), fill_value=0)
     return sizes.rename_axis(index="split", columns="kind").stack().rename("cells").reset_index()
 
 

@@ -1,7 +1,7 @@
 """Splits cells into training, validation and test cells: a table (cell, condition, split), rows in screen order.
 
-split is 'train', 'val', 'test' or 'none' (an unused cell). Random cuts apply scikit-learn's train_test_split to row
-positions in file order, which reproduces the published splits cell by cell.
+split is 'train', 'val', 'test' or 'none' (an unused cell). Random cuts of row positions in file order are those of
+scikit-learn's train_test_split, which reproduces the published splits cell by cell.
 
 obs.attrs['controls'], which reading a screen sets, lists the labels that mean the control, its name first.
 """
@@ -15,17 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
-from samsvae.config.vocabulary import SPLITS
+from samsvae.config.vocabulary import SPLIT_LABELS, SPLITS
 from samsvae.errors import ConfigError, DataError, nearest, quoted, some
 from samsvae.files import write_frame
 from samsvae.screens.screen import text_of
 from samsvae.screens.user_tables import read_user_table
 
 log = logging.getLogger(__name__)
-
-LABELS = (*SPLITS, "none")  # allowed values of the column split
 
 KINDS = ("random", "norman_ood", "norman_efficiency", "held_out", "given", "file")
 
@@ -145,8 +142,8 @@ def given(obs: pd.DataFrame) -> pd.DataFrame:
     if "split" not in obs:
         raise DataError(f"the screen's obs has no column 'split'.{nearest('split', obs.columns)}")
     split = text_of(obs["split"]).to_numpy(object)
-    if wrong := sorted(set(split) - set(LABELS)):
-        raise DataError(f"obs column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
+    if wrong := sorted(set(split) - set(SPLIT_LABELS)):
+        raise DataError(f"obs column 'split' has the values {some(wrong)}; allowed: {', '.join(SPLIT_LABELS)}.")
     return _table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
 
 
@@ -228,7 +225,7 @@ def summary(split: pd.DataFrame) -> pd.DataFrame:
     """Number of cells and conditions of each split, including 'none' (columns: split, cells, conditions)."""
     groups = split.groupby("split")
     table = pd.DataFrame({"cells": groups.size(), "conditions": groups["condition"].nunique()})
-    return table.reindex(list(LABELS), fill_value=0).rename_axis("split").reset_index()
+    return table.reindex(list(SPLIT_LABELS), fill_value=0).rename_axis("split").reset_index()
 
 
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
@@ -253,8 +250,8 @@ def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd
             found = f"it has {some(table.columns)}"
             raise DataError(f"{path}: the columns 'split' and 'cell' (or 'condition') are needed, but {found}.")
     names, labels = table[key].str.strip(), table["split"].str.strip()
-    if wrong := sorted(set(labels) - set(LABELS)):
-        raise DataError(f"{path}: column 'split' has the values {some(wrong)}; allowed: {', '.join(LABELS)}.")
+    if wrong := sorted(set(labels) - set(SPLIT_LABELS)):
+        raise DataError(f"{path}: column 'split' has the values {some(wrong)}; allowed: {', '.join(SPLIT_LABELS)}.")
     if key == "condition":
         known, controls = sorted(set(text_of(obs["condition"]))), obs.attrs.get("controls", ())
         try:
@@ -294,10 +291,11 @@ def three_ways(
 def _cut(cells: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(`fraction` of the cells, the rest); the size of the rest is rounded down, as with train_size = 1 - fraction."""
     rest = floor(_exact((1 - fraction) * len(cells)))
-    if rest in (0, len(cells)):  # scikit-learn refuses an empty part
+    if rest in (0, len(cells)):
         return (cells, cells[:0]) if rest == 0 else (cells[:0], cells)
-    kept, cut = train_test_split(cells, train_size=rest, random_state=seed)
-    return cut, kept
+    # what train_test_split does; importing it takes longer than most splits
+    order = np.random.RandomState(seed).permutation(len(cells))
+    return cells[order[: len(cells) - rest]], cells[order[len(cells) - rest :]]
 
 
 def _exact(product: float) -> float:

@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 from scipy import sparse, special, stats
-from sklearn.metrics import average_precision_score
 
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError, nearest, quoted, some
+from samsvae.evaluation.metrics.average_precision import average_precision
 from samsvae.evaluation.metrics.constants import OVERLAPS
 from samsvae.evaluation.metrics.rank_sums import rank_scores
 
@@ -158,7 +158,6 @@ def de_agreement(
         significant = (table["padj"] < alpha).to_numpy()
         signs = np.sign(table["log_fold_change"]) == np.sign(table["log_fold_change_model"])
         found["de_sign_accuracy"] = signs[significant].mean() if significant.any() else np.nan
-        mixed = significant.any() and not significant.all()
-        found["de_auprc"] = average_precision_score(significant, size_model) if mixed else np.nan
+        found["de_auprc"] = average_precision(significant, size_model)
         rows += [(condition, method, metric, value) for metric, value in found.items()]
     return pd.DataFrame(rows, columns=["condition", "method", "metric", "value"])

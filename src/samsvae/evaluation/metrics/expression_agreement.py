@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse, special, stats
-from sklearn.metrics import average_precision_score
 
 from samsvae.errors import DataError
+from samsvae.evaluation.metrics.average_precision import average_precision
 from samsvae.evaluation.metrics.checked import checked, checked_cells, checked_codes
 from samsvae.evaluation.metrics.constants import OVERLAPS
 from samsvae.evaluation.metrics.rank_sums import rank_scores
@@ -134,12 +134,3 @@ def _scores(truth: ExpressionTests, prediction: ExpressionTests) -> dict[str, fl
         "jaccard": hits / union if union else 1.0,
         "mcc": (hits * n_genes - n_true * n_found) / np.sqrt(spread) if spread else np.nan,
     }
-
-
-def average_precision(label: np.ndarray, score: np.ndarray) -> float:
-    """Average precision of scores (D,) for labels (D,) bool, summed over distinct thresholds (S6).
-
-    NaN if no label or every label is true, or if there is none.
-    """
-    label = np.asarray(label, bool)
-    return float(average_precision_score(label, score)) if 0 < label.sum() < len(label) else np.nan
