@@ -11,8 +11,8 @@ from small_model import screen
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen, read_split
 from samsvae.evaluation.data_effects import effects
+from samsvae.matrices import write_h5ad
 from samsvae.study.jobs import SCORED, TRAINED, Data, Place
-from samsvae.tables import write_h5ad
 
 PLACE = Place("cpu", 1, 300.0)
 SCORES = asdict(EvaluationConfig(iwelbo_particles=3, ate_samples=20, effect_draws=2))

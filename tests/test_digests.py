@@ -21,9 +21,10 @@ from samsvae.data.arrays import read_screen, read_split
 from samsvae.errors import DataError
 from samsvae.evaluation.collect import collect_histories, collect_scores
 from samsvae.files import DIGESTS, digest_of, forget, record, verify, write_json, write_table
+from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.screens.pack import write_arrays
 from samsvae.study.cost import COST, collect_cost
-from samsvae.tables import read, read_h5ad, read_json, write_h5ad
+from samsvae.tables import read, read_json
 
 RUNS = ("vae-seed0", "vae-seed1")
 

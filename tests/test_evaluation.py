@@ -21,13 +21,14 @@ from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.expression import model_expression
 from samsvae.evaluation.metrics.de import differential_expression
 from samsvae.evaluation.run import check_names, evaluate
+from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.models.noise import Streams
 from samsvae.screens.pack import write_arrays
 from samsvae.screens.screen import reference_of, write_screen
 from samsvae.screens.simulate import sams, sparse_shift
 from samsvae.screens.splits import make_split, write_split
 from samsvae.study.train_run import fit
-from samsvae.tables import read, read_h5ad, write_h5ad
+from samsvae.tables import read
 from samsvae.training.checkpoint import load, save
 
 SMALL = asdict(EvaluationConfig(iwelbo_particles=7, ate_samples=20, de_conditions=2, de_cells=25))

@@ -20,8 +20,9 @@ from samsvae.figures import recovery as recovery_figure
 from samsvae.figures import runs as panels
 from samsvae.figures import scores as scores_figure
 from samsvae.figures.interactions import interaction_table, list_tested_conditions
+from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.screens.screen import assemble, write_screen
-from samsvae.tables import of_experiments, read_h5ad, write, write_h5ad
+from samsvae.tables import of_experiments, write
 
 METHODS = {"sams_vae_corr": "SAMS-VAE", "cpa_vae_corr": "CPA-VAE", "cond_vae": "Conditional VAE", "svae_plus": "SVAE+"}
 

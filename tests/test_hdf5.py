@@ -11,12 +11,13 @@ import scipy.sparse as sp
 from anndata.io import write_elem
 
 from samsvae.errors import DataError
+from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.screens import norman, replogle
 from samsvae.screens.custom import filter_screen, screen_of
 from samsvae.screens.data_card import data_card
 from samsvae.screens.pack import write_arrays
 from samsvae.screens.screen import read_perturbations, read_screen, read_tables
-from samsvae.tables import read_h5ad, write, write_h5ad
+from samsvae.tables import write
 
 OPTIONS = {"perturbation_column": "guide", "control": "ctrl"}
 COUNTS = np.random.default_rng(0).poisson(2, (24, 8)) + 1

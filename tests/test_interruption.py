@@ -130,7 +130,7 @@ def write_big(kind: str, path: str, log: str) -> None:
         elif kind == "h5ad":
             import anndata as ad
 
-            from samsvae.tables import write_h5ad
+            from samsvae.matrices import write_h5ad
 
             write_h5ad(ad.AnnData(noise, layers={"a": noise, "b": noise}), path)
         elif kind == "figure":

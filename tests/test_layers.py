@@ -14,7 +14,8 @@ import pytest
 #: The layers in order: what stands further down may import what stands above, never the other way round.
 LAYERS = (
     *("errors", "version", "text", "signals", "files"),
-    *("ops", "config", "models", "data", "screens", "training", "tables", "evaluation", "figures", "study", "interop"),
+    *("ops", "config", "models", "data", "screens", "training"),
+    *("tables", "matrices", "evaluation", "figures", "study", "interop"),
     *("api", "cli"),
 )
 

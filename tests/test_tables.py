@@ -14,8 +14,9 @@ from samsvae.errors import DataError
 from samsvae.evaluation.collect import collect_histories, collect_scores
 from samsvae.evaluation.metrics.pathways import mask_pathways
 from samsvae.files import atomic, write_json, write_table
+from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.study.cost import collect_cost
-from samsvae.tables import read, read_h5ad, write, write_h5ad
+from samsvae.tables import read, write
 
 # ---- reading and writing -------------------------------------------------------------------------------------------
 

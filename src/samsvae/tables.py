@@ -1,4 +1,4 @@
-"""Read and write the tables and matrices that rules exchange."""
+"""Read and write the tables that rules exchange."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import pandas as pd
 
 from samsvae.errors import DataError, some
-from samsvae.files import DIGITS, LINE_END, SEPARATOR, atomic, verify, write_frame
-from samsvae.screens.hdf5 import read_anndata
+from samsvae.files import DIGITS, LINE_END, SEPARATOR, verify, write_frame
 
 #: Columns that are read as text, also if labels look like numbers or missing values ('000', 'NA').
 TEXT = ("condition", "cell", "gene", "run", "model", "dataset", "split_name")
@@ -35,7 +33,7 @@ def read(path: str | Path) -> pd.DataFrame:
         types = dict.fromkeys(TEXT, str)
         return pd.read_csv(io.BytesIO(content), sep=SEPARATOR, dtype=types, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise _damaged(path, f"not a readable table ({error})") from None
+        raise damaged(path, f"not a readable table ({error})") from None
 
 
 def read_rows(path: str | Path, key: Sequence[str], number: str) -> pd.DataFrame:
@@ -45,15 +43,15 @@ def read_rows(path: str | Path, key: Sequence[str], number: str) -> pd.DataFrame
     """
     table = read(path)
     if missing := [name for name in (*key, number) if name not in table]:
-        raise _damaged(path, f"no column {missing[0]!r} (its columns are {some(table.columns, 20)})")
+        raise damaged(path, f"no column {missing[0]!r} (its columns are {some(table.columns, 20)})")
     if gaps := [name for name in key if table[name].isna().any()]:
-        raise _damaged(path, f"column {gaps[0]!r} has empty fields")
+        raise damaged(path, f"column {gaps[0]!r} has empty fields")
     if (twice := table.duplicated(list(key))).any():
         row = table.loc[twice, list(key)].iloc[0]
-        raise _damaged(path, f"two rows have {', '.join(f'{name} {value!r}' for name, value in row.items())}")
+        raise damaged(path, f"two rows have {', '.join(f'{name} {value!r}' for name, value in row.items())}")
     values = pd.to_numeric(table[number], errors="coerce")
     if (wrong := values.isna() & table[number].notna()).any():
-        raise _damaged(path, f"column {number!r} must hold numbers, not {some(table.loc[wrong, number])}")
+        raise damaged(path, f"column {number!r} must hold numbers, not {some(table.loc[wrong, number])}")
     return table
 
 
@@ -63,35 +61,20 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(path, f"not a readable JSON file ({error})") from None
+        raise damaged(path, f"not a readable JSON file ({error})") from None
     if not isinstance(content, dict):
-        raise _damaged(path, f"it must hold an object, not {type(content).__name__!r}")
+        raise damaged(path, f"it must hold an object, not {type(content).__name__!r}")
     return content
 
 
-def _damaged(path: str | Path, what: str) -> DataError:
+def damaged(path: str | Path, what: str) -> DataError:
+    """The error for a file that a rule wrote, and that no longer holds what it should."""
     return DataError(f"{path}: {what}; delete it and rerun the rule that writes it.")
 
 
 def write(table: pd.DataFrame, path: str | Path, *, digits: int = DIGITS, index_label: str | None = None) -> None:
     """Write a TSV in the one format of all tables (`files.write_frame`); by default floats have 9 digits."""
     write_frame(table, path, digits=digits, index_label=index_label)
-
-
-def read_h5ad(path: str | Path) -> ad.AnnData:
-    """Read a matrix with named rows and columns; DataError if the file is missing or damaged (`files.verify`)."""
-    verify([path])
-    try:
-        return read_anndata(path)
-    except DataError as error:
-        reason = str(error).removeprefix(f"{path}: ").rstrip(".")
-        raise _damaged(path, f"not a readable h5ad file ({reason})") from None
-
-
-def write_h5ad(matrix: ad.AnnData, path: str | Path) -> None:
-    """Write a matrix with named rows and columns; the same content gives the same bytes."""
-    with atomic(path) as aside:
-        matrix.write_h5ad(aside, compression="gzip")
 
 
 def of_experiments(paths: Iterable[str]) -> pd.DataFrame:

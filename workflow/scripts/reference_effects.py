@@ -7,8 +7,9 @@ with job(snakemake):
     from samsvae.evaluation.baselines import baseline_tables
     from samsvae.evaluation.data_effects import effects
     from samsvae.evaluation.honest import honest_baselines
+    from samsvae.matrices import write_h5ad
     from samsvae.screens.screen import reference_of
-    from samsvae.tables import PRECISE, write, write_h5ad
+    from samsvae.tables import PRECISE, write
 
     screen = read_screen(snakemake.input.arrays)
     split = read_split(snakemake.input.split, screen.cells)

@@ -23,8 +23,9 @@ from samsvae.evaluation.metrics.recovery import all_ones_f1, latent_recovery, ma
 from samsvae.evaluation.model_effects import condition_means
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.files import write_table
+from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.models.model import Model
-from samsvae.tables import PRECISE, read_h5ad, write, write_h5ad
+from samsvae.tables import PRECISE, write
 from samsvae.training.checkpoint import Checkpoint, load
 
 log = logging.getLogger(__name__)

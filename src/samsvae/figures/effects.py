@@ -12,8 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from samsvae.evaluation.collect import collect_scores
 from samsvae.figures import heatmaps, style
 from samsvae.figures.runs import ate_unit, frame, models_only, of_run, of_split, short_names, shown_run
+from samsvae.matrices import read_h5ad
 from samsvae.screens.screen import read_perturbations
-from samsvae.tables import read, read_h5ad
+from samsvae.tables import read
 
 NOTE = "Published protocol: effects of the data from all cells of every split."
 

@@ -16,8 +16,9 @@ from samsvae.errors import DataError, nearest
 from samsvae.evaluation.collect import collect_scores
 from samsvae.figures import style
 from samsvae.figures.runs import ate_unit, frame, models_only, of_run, of_split, short_names, shown_run, shown_runs
+from samsvae.matrices import read_h5ad
 from samsvae.screens.screen import read_perturbations
-from samsvae.tables import read, read_h5ad
+from samsvae.tables import read
 
 ALPHA = 0.05  # a gene is significant if its adjusted p-value is below
 

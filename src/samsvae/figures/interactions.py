@@ -12,8 +12,8 @@ from samsvae.evaluation.metrics.effects import interactions
 from samsvae.evaluation.selection import shown
 from samsvae.figures.pair_scores import best_rows, core
 from samsvae.figures.runs import frame, of_run, of_split
+from samsvae.matrices import read_h5ad
 from samsvae.screens.screen import read_uns
-from samsvae.tables import read_h5ad
 
 
 def list_tested_conditions(references: Sequence[str]) -> pd.DataFrame:

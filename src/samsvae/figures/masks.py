@@ -20,8 +20,9 @@ from samsvae.evaluation.metrics.table import axis_label
 from samsvae.evaluation.selection import of_best_settings
 from samsvae.figures import heatmaps, style
 from samsvae.figures.runs import models_only, of_run, short_names, shown_run
+from samsvae.matrices import read_h5ad
 from samsvae.screens.screen import read_perturbations
-from samsvae.tables import read, read_h5ad
+from samsvae.tables import read
 
 ACTIVE = 0.5  # a latent is active if the mask probability of some perturbation is above
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 
@@ -14,6 +13,9 @@ from samsvae.config.vocabulary import AMOUNT_AXES, SEED_AXES
 from samsvae.errors import DataError, nearest
 from samsvae.evaluation.selection import PLACE, best_settings, chosen, of_best_settings, shown
 from samsvae.figures import style
+
+if TYPE_CHECKING:  # most figures read no matrix, and importing anndata takes as long as drawing one of them
+    import anndata as ad
 
 #: Axes of a grid that set how much data a run sees, with the words for one of their values.
 AMOUNTS = dict(zip(AMOUNT_AXES, ("fraction {:g}", "{:g} cells per perturbation"), strict=True))
