@@ -30,7 +30,9 @@ GENES = 40
 CONTROL = 7
 SEEN, UNSEEN = [0, 1, 2, 3], [4, 5, 6]
 NAMES = ["gene3", "gene7_2", "elsewhere", "gene9_x_y", "gene3+gene7_2", "gene7_2+elsewhere", "gene3+gene9_x_y"]
-EFFECTS = ("pearson_control", "nmse_control", "pearson_centred", "nmse_centred", "discrimination")
+AGREEMENT = ("pearson", "nmse", "cosine", "r2", "mse", "pearson_pooled")
+EFFECTS = (*(f"{name}_{reference}" for name in AGREEMENT for reference in ("control", "centred")), "discrimination")
+TOP = ("pearson_top20_control", "pearson_top20_centred")
 
 
 def screen(*, n: int = 40, seed: int = 0) -> Screen:
@@ -200,7 +202,8 @@ def test_known_predictions_have_known_scores(truth):
         assert perfect.loc[("discrimination", where), "value"] == 1
         for table in (nothing, constant):
             assert table.loc[("discrimination", where), "value"] == pytest.approx(0.5, abs=1e-12)
-    assert set(perfect.index) == {(metric, where) for metric in EFFECTS for where in names}
+    listed = {(metric, where) for metric in EFFECTS for where in names} | {(metric, "seen") for metric in TOP}
+    assert set(perfect.index) == listed
 
 
 def test_scores_equal_plain_numpy(truth):
@@ -216,10 +219,34 @@ def test_scores_equal_plain_numpy(truth):
                                np.percentile(drawn, (2.5, 97.5)), atol=1e-9)  # fmt: skip
     expected = (((b - a) ** 2) - se2).sum() / (a**2 - se2).sum()
     assert found.loc["nmse_centred", "value"] == pytest.approx(expected, abs=1e-9)
+    each = (b * a).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    assert found.loc["cosine_centred", "value"] == pytest.approx(each.mean(), abs=1e-9)
+    assert found.loc["mse_centred", "value"] == pytest.approx(((a - b) ** 2).mean(), abs=1e-9)
+    residual, total = ((a - b) ** 2).sum(1), ((a - a.mean(1)[:, None]) ** 2).sum(1)
+    assert found.loc["r2_centred", "value"] == pytest.approx(1 - (residual / total).mean(), abs=1e-9)
+    pooled = found.loc["pearson_pooled_control"]
+    assert pooled["value"] == pytest.approx(np.corrcoef(delta.ravel(), predicted[UNSEEN].ravel())[0, 1], abs=1e-9)
+    assert np.isnan([pooled["low"], pooled["high"]]).all() and pooled["n_conditions"] == 3
     keep = np.setdiff1d(np.arange(GENES), [3, 7, 9])
     cosine = np.array([[x @ y / np.sqrt((x @ x) * (y @ y)) for y in a[:, keep]] for x in b[:, keep]])
     rank = (cosine > np.diag(cosine)[:, None]).sum(1)
     assert found.loc["discrimination", "value"] == pytest.approx(1 - rank.mean() / 2, abs=1e-9)
+
+
+def test_the_top_genes_are_chosen_by_training_cells(truth):
+    """Only for seen conditions: by the size of the training effect over its error, whatever the test cells show."""
+    predicted = np.random.default_rng(4).normal(size=(8, GENES))
+    (delta, _, _), (train, se2, _) = by_hand(SPLIT == "test"), by_hand(SPLIT == "train")
+    found = scores_of(truth, predicted)
+    for name, a, b in (
+        ("pearson_top20_control", delta[SEEN], predicted[SEEN]),
+        ("pearson_top20_centred", delta[SEEN] - delta[SEEN].mean(0), predicted[SEEN] - predicted[SEEN].mean(0)),
+    ):
+        ratio = [abs(d) / np.sqrt(np.where(e > 0, e, 1)) for d, e in zip(train[SEEN], se2[SEEN], strict=True)]
+        top = [sorted(range(GENES), key=lambda g, z=z: (-z[g], g))[:20] for z in ratio]
+        r = [np.corrcoef(x[g], y[g])[0, 1] for x, y, g in zip(a, b, top, strict=True)]
+        assert found.loc[(name, "seen"), "value"] == pytest.approx(np.mean(r), abs=1e-9)
+        assert (name, "unseen") not in found.index and (name, "all") not in found.index
 
 
 def test_a_set_is_scored_on_the_conditions_with_a_prediction(truth):
@@ -228,8 +255,10 @@ def test_a_set_is_scored_on_the_conditions_with_a_prediction(truth):
     found = scores_of(truth, predicted)
     assert found.loc[("pearson_control", "seen"), "n_conditions"] == 3
     predicted[1] = np.nan
-    found = scores_of(truth, predicted).loc[("pearson_control", "seen")]
-    assert np.isnan(found["value"]) and found["reason"] == "fewer than 3 conditions are predicted"
+    found = scores_of(truth, predicted)
+    assert len(found) == 3 * len(EFFECTS) + len(TOP)
+    assert (found.xs("seen", level="set")["reason"] == "fewer than 3 conditions are predicted").all()
+    assert found.xs("seen", level="set")["value"].isna().all()
 
 
 def test_baselines_and_ceilings(truth):
@@ -348,15 +377,16 @@ def test_the_worked_example(root):
 
 
 def test_metrics_are_calibrated_on_halves_of_the_screen(truth):
-    """A screen with clear effects: a replicate beats the mean effect by every headline metric."""
+    """A screen with clear effects: a replicate beats the mean effect by every metric."""
     found = calibrations(MADE, truth)
-    assert set(found) == {"pearson_centred", "discrimination", "nmse_centred"}
-    for each in found.values():
-        assert each.ranks and each.bds > 0.9
+    each = {f"{m}_{r}" for m in ("pearson", "cosine", "r2", "mse") for r in ("control", "centred")}
+    assert set(found) == {*each, "discrimination", "nmse_centred"}
+    for name, one in found.items():
+        assert one.ranks and one.bds > 0.9, name
     scores, _ = honest.honest_baselines(MADE, SPLIT)
     known = scores.drop_duplicates("metric").set_index("metric")
     assert known.loc["nmse_centred", "drf"] == pytest.approx(found["nmse_centred"].drf)
-    assert np.isnan(known.loc["pearson_control", "bds"])
+    assert np.isnan(known.loc["nmse_control", "bds"])
 
 
 def test_a_coverage_that_is_undefined_has_a_reason():

@@ -1,4 +1,4 @@
-"""Which headline metrics tell a replicate from the mean effect on a screen (S9)."""
+"""Which metrics tell a replicate from the mean effect on a screen (S9)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from functools import partial
 import numpy as np
 
 from samsvae.data.arrays import Screen
-from samsvae.evaluation.metrics.agreement import nmse_terms, pearson
+from samsvae.evaluation.metrics.agreement import PER_CONDITION, nmse_terms
 from samsvae.evaluation.metrics.calibration import REPEATS, Calibration, calibrate, calibration
 from samsvae.evaluation.metrics.discrimination import discrimination
-from samsvae.evaluation.metrics.estimates import at_reference
+from samsvae.evaluation.metrics.estimates import REFERENCES, at_reference
 from samsvae.evaluation.metrics.halves import half_effects, halves
 from samsvae.evaluation.truth import Truth
 
 
 def calibrations(screen: Screen, truth: Truth) -> dict[str, Calibration]:
-    """Whether each headline metric tells a replicate from the mean effect on this screen (S9).
+    """Whether each metric of effects tells a replicate from the mean effect on this screen (S9).
 
     From halves of all cells: per condition, and for the pooled error per repeat. Conditions without two cells in each
     half are left out. {} if fewer than 3 are left.
@@ -37,7 +37,9 @@ def calibrations(screen: Screen, truth: Truth) -> dict[str, Calibration]:
     if len(rows) < 3:
         return {}
     found = {
-        "pearson_centred": calibrate(pairs, rows, pearson, reference="centred", higher_is_better=True),
+        f"{name}_{reference}": calibrate(pairs, rows, measure, reference=reference, higher_is_better=name != "mse")
+        for reference in REFERENCES
+        for name, measure in PER_CONDITION.items()
     }
     if len(truth.targets) < len(screen.genes):
         measure = partial(discrimination, targets=truth.targets)

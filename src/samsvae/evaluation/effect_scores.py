@@ -10,14 +10,25 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from samsvae.evaluation.metrics.agreement import LEAST_RELIABILITY, nmse_terms, pearson
+from samsvae.evaluation.metrics.agreement import (
+    LEAST_RELIABILITY,
+    PER_CONDITION,
+    nmse_terms,
+    pearson,
+    pearson_pooled,
+)
+from samsvae.evaluation.metrics.constants import TOP
 from samsvae.evaluation.metrics.coverage import Intervals, coverage, normal_intervals
 from samsvae.evaluation.metrics.discrimination import discrimination
-from samsvae.evaluation.metrics.estimates import REFERENCES, at_reference, centred
+from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS, REFERENCES, at_reference, centred, top_train
 from samsvae.evaluation.metrics.intervals import Interval
 from samsvae.evaluation.metrics.reliability import ceiling_perfect, reliability_pooled
-from samsvae.evaluation.score_tables import SCORES, Score, Scored, row, undefined_score
+from samsvae.evaluation.score_tables import SCORES, Score, Scored, pooled_score, row, undefined_score
 from samsvae.evaluation.truth import Truth
+
+#: Scores at each reference, and those over the top genes of the training cells, which only seen conditions have.
+AGREEMENT = ("pearson", "nmse", "cosine", "r2", "mse", "pearson_pooled")
+TOP_GENES = f"pearson_top{TOP}"
 
 
 def scores(truth: Truth, predicted: np.ndarray) -> Iterator[Scored]:
@@ -28,23 +39,34 @@ def scores(truth: Truth, predicted: np.ndarray) -> Iterator[Scored]:
     known = np.isfinite(predicted).all(1)
     for name, rows in truth.sets.items():
         at = np.flatnonzero(rows & known)
-        few = "fewer than 3 conditions are predicted" if len(at) < 3 else ""
+        if len(at) < LEAST_CONDITIONS:
+            metrics = (*AGREEMENT, TOP_GENES) if name == "seen" else AGREEMENT
+            few = undefined_score(at, f"fewer than {LEAST_CONDITIONS} conditions are predicted")
+            for metric in (*(f"{m}_{reference}" for reference in REFERENCES for m in metrics), "discrimination"):
+                yield metric, name, at, few
+            continue
         for reference in REFERENCES:
-            if few:
-                for metric in (f"pearson_{reference}", f"nmse_{reference}"):
-                    yield metric, name, at, undefined_score(at, few)
-                continue
             delta, se2 = at_reference(truth.test, at, reference)
             prediction = centred(predicted[at], reference)
-            yield f"pearson_{reference}", name, at, Score(pearson(delta, prediction))
-            unreliable = _unreliable(delta, se2)
-            error = undefined_score(at, unreliable) if unreliable else Score(*nmse_terms(delta, se2, prediction))
-            yield f"nmse_{reference}", name, at, error
-        every_gene = "every gene is a target" if len(truth.targets) == truth.test.delta.shape[1] else ""
-        if few or every_gene:
-            yield "discrimination", name, at, undefined_score(at, few or every_gene)
+            for metric, score in _agreement(delta, se2, prediction).items():
+                yield f"{metric}_{reference}", name, at, score
+            if name == "seen":
+                genes = top_train(truth.train.delta[at], truth.train.se2[at])
+                both = (np.take_along_axis(effect, genes, 1) for effect in (delta, prediction))
+                yield f"{TOP_GENES}_{reference}", name, at, Score(pearson(*both))
+        if len(truth.targets) == delta.shape[1]:
+            yield "discrimination", name, at, undefined_score(at, "every gene is a target")
         else:  # the last reference is the centred one
             yield "discrimination", name, at, Score(discrimination(delta, prediction, targets=truth.targets))
+
+
+def _agreement(delta: np.ndarray, se2: np.ndarray, prediction: np.ndarray) -> dict[str, Score]:
+    """The scores AGREEMENT of a prediction (S, G) at one reference."""
+    at, unreliable = np.arange(len(delta)), _unreliable(delta, se2)
+    found = {name: Score(score(delta, prediction)) for name, score in PER_CONDITION.items()}
+    error = undefined_score(at, unreliable) if unreliable else Score(*nmse_terms(delta, se2, prediction))
+    found |= {"nmse": error, "pearson_pooled": pooled_score(at, pearson_pooled(delta, prediction))}
+    return {name: found[name] for name in AGREEMENT}
 
 
 def _unreliable(delta: np.ndarray, se2: np.ndarray) -> str:

@@ -22,18 +22,29 @@ SCORES = ("protocol", "metric", "set", "value", "low", "high", "n_conditions", "
 
 
 class Score(NamedTuple):
-    """A score by condition: values (S,), weights (S,) if the mean is a ratio of sums, and why it is undefined."""
+    """A score by condition: values (S,), weights (S,) if the mean is a ratio of sums, and why it is undefined.
+
+    ``pooled``: one number over all conditions, for a score that no single condition has.
+    """
 
     values: np.ndarray
     weights: np.ndarray | None = None
     reason: str = ""
+    pooled: float | None = None
 
     def mean(self) -> Interval:
+        if self.pooled is not None:
+            return Interval(self.pooled, np.nan, np.nan, len(self.values))
         return bootstrap(self.values, over=self.weights)
 
 
 #: A score with its place: metric, set, scored conditions (S,) as codes.
 Scored = tuple[str, str, np.ndarray, Score]
+
+
+def pooled_score(at: np.ndarray, value: float) -> Score:
+    """A score of the conditions ``at`` (S,) together."""
+    return Score(np.full(len(at), np.nan), pooled=value)
 
 
 def undefined_score(at: np.ndarray, reason: str) -> Score:
@@ -47,6 +58,8 @@ def tables(names: np.ndarray, found: Iterable[Scored]) -> tuple[pd.DataFrame, pd
     parts: list[pd.DataFrame] = []
     for metric, where, at, score in found:
         rows.append(row(metric, where, score.mean(), score.reason))
+        if score.pooled is not None:
+            continue
         weight = np.ones(len(at)) if score.weights is None else score.weights
         columns = {"metric": metric, "set": where, "condition": names[at], "value": score.values, "weight": weight}
         parts.append(pd.DataFrame(columns))

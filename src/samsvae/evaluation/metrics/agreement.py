@@ -46,7 +46,7 @@ def agreement(
     prediction = np.asarray(predicted, float)[rows]
     checked_effects(delta, prediction)
     prediction = centred(prediction, reference)
-    each = {score.__name__: score(delta, prediction) for score in (pearson, cosine, r2, mse)}
+    each = {name: score(delta, prediction) for name, score in PER_CONDITION.items()}
     pooled = {
         "pearson_pooled": pearson_pooled(delta, prediction),
         "nmse": nmse(delta, se2, prediction, least_reliability=least_reliability),
@@ -121,6 +121,10 @@ def nmse_terms(truth: np.ndarray, se2: np.ndarray, predicted: np.ndarray) -> tup
     """Numerator and denominator of nmse for each condition, (S,) each: intervals.bootstrap takes their ratio (S3)."""
     checked_effects(truth, se2, predicted, least=0)
     return ((predicted - truth) ** 2 - se2).sum(1), (truth**2 - se2).sum(1)
+
+
+#: The scores of each condition: truth and prediction (S, G) at one reference -> (S,).
+PER_CONDITION = {"pearson": pearson, "cosine": cosine, "r2": r2, "mse": mse}
 
 
 def _scored(product: np.ndarray, size: np.ndarray, no_truth: np.ndarray, no_prediction: np.ndarray) -> np.ndarray:

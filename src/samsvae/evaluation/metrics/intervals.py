@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ def bootstrap(
     values, below, n = values[keep], below[keep], int(keep.sum())
     if n < least or below.sum() <= 0:
         return Interval(np.nan, np.nan, np.nan, n)
-    drawn = np.random.default_rng(seed).integers(0, n, (draws, n))
+    drawn = _resampled(n, draws, seed)
     if over is None:
         mean, means = values.mean(), values[drawn].mean(1)
     else:
@@ -54,6 +55,12 @@ def bootstrap(
         means = np.divide(values[drawn].sum(1), bottom, out=np.full(draws, np.nan), where=bottom > 0)
     low, high = np.percentile(means, (2.5, 97.5))  # NaN if one draw is undefined
     return Interval(float(mean), float(low), float(high), n)
+
+
+@lru_cache(maxsize=8)
+def _resampled(n: int, draws: int, seed: int) -> np.ndarray:
+    """Positions of the resampled conditions (draws, n); do not write to them. Drawing them takes most of the time."""
+    return np.random.default_rng(seed).integers(0, n, (draws, n))
 
 
 def paired_difference(

@@ -189,6 +189,19 @@ def _honest() -> list[Metric]:
                    "their own size: 0 is perfect, 1 is no better than no effect."),
             Metric(f"pearson_{reference}", f"Pearson r of effects, {reference}", (HONEST,), "higher", "", -1.0, 1.0,
                    f"Mean over conditions of the Pearson correlation over genes of effects of test cells, {words}."),
+            Metric(f"pearson_top{TOP}_{reference}", f"Pearson r, top {TOP} genes, {reference}", (HONEST,), "higher", "",
+                   -1.0, 1.0, f"The same over the {TOP} genes of each condition with the clearest effects in training "
+                   "cells."),
+            Metric(f"pearson_pooled_{reference}", f"pooled Pearson r, {reference}", (HONEST,), "higher", "", -1.0, 1.0,
+                   f"Pearson correlation over all conditions and genes of effects of test cells, {words}."),
+            Metric(f"cosine_{reference}", f"cosine of effects, {reference}", (HONEST,), "higher", "", -1.0, 1.0,
+                   f"Mean over conditions of the cosine over genes of effects of test cells, {words}."),
+            Metric(f"r2_{reference}", f"R² of effects, {reference}", (HONEST,), "higher", "", None, 1.0,
+                   f"Mean over conditions of R² over genes of effects of test cells, {words}; their sampling error "
+                   "lowers it."),
+            Metric(f"mse_{reference}", f"mean squared error of effects, {reference}", (HONEST,), "lower", "", 0.0, None,
+                   f"Mean squared error over conditions and genes of effects of test cells, {words}; their sampling "
+                   "error is part of it."),
         )
     ]  # fmt: skip
     levels = [
