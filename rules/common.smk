@@ -45,7 +45,7 @@ RUN_CODES = {
 }
 
 #: The files that a run reads and writes, and its parameters.
-RUN_INPUT = {name: one_sentence(getattr(PLAN, name)) for name in ("arrays", "split", "screen", "reference")}
+RUN_INPUT = {name: one_sentence(getattr(PLAN, name)) for name in ("arrays", "split", "screen", "reference", "truth")}
 RUN_OUTPUT = {name: f"<results>/{{experiment}}/runs/{{run}}/{file}" for name, file in RUN_FILES.items()}
 RUN_PARAMS = {"evaluation": PLAN.evaluation, "simulated": PLAN.is_simulated}
 SPLIT_OUTPUT = {

@@ -11,6 +11,8 @@ from small_model import screen
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen, read_split
 from samsvae.evaluation.data_effects import effects
+from samsvae.evaluation.truth import truth_or_reason
+from samsvae.evaluation.truth_file import write_truth
 from samsvae.matrices import write_h5ad
 from samsvae.study.jobs import SCORED, TRAINED, Data, Place
 
@@ -24,6 +26,9 @@ def data(folder: Path, cells_of_screen=None, split=None, **changes) -> Data:
     """The files of a synthetic screen, and how its runs are scored."""
     arrays, cells = write_files(folder, screen() if cells_of_screen is None else cells_of_screen, split)
     found = read_screen(arrays)
-    write_h5ad(effects(found, read_split(cells, found.cells), reference="control"), folder / "reference.h5ad")
+    of_cell = read_split(cells, found.cells)
+    write_h5ad(effects(found, of_cell, reference="control"), folder / "reference.h5ad")
+    write_truth(truth_or_reason(found, of_cell), folder / "truth.npz")
     files = {"arrays": str(arrays), "split": str(cells), "screen": "", "reference": str(folder / "reference.h5ad")}
+    files["truth"] = str(folder / "truth.npz")
     return Data(**files, evaluation=SCORES, simulated=False, codes={"training": "t", "scoring": "s"}, **changes)

@@ -21,6 +21,8 @@ from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.expression import model_expression
 from samsvae.evaluation.metrics.de import differential_expression
 from samsvae.evaluation.run import check_names, evaluate
+from samsvae.evaluation.truth import truth_or_reason
+from samsvae.evaluation.truth_file import write_truth
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.models.noise import Streams
 from samsvae.screens.pack import write_arrays
@@ -37,8 +39,11 @@ SMALL = asdict(EvaluationConfig(iwelbo_particles=7, ate_samples=20, de_condition
 def run(folder, arrays, split, *, reference="control", screen_file=None, name="sams_vae_corr", **changes) -> dict:
     """Train a run and score it; returns the paths of its inputs and outputs."""
     made = read_screen(arrays)
-    write_h5ad(effects(made, read_split(split, made.cells), reference=reference), folder / "reference.h5ad")
+    of_cell = read_split(split, made.cells)
+    write_h5ad(effects(made, of_cell, reference=reference), folder / "reference.h5ad")
+    write_truth(truth_or_reason(made, of_cell), folder / "truth.npz")
     inputs = {"arrays": arrays, "split": split, "reference": folder / "reference.h5ad", "screen": screen_file}
+    inputs["truth"] = folder / "truth.npz"
     out = outputs(folder)
     out |= {name: folder / f"{name}.tsv" for name in ("scores", "per_condition", "worth", "worth_conditions")}
     out |= {name: folder / f"{name}.h5ad" for name in ("effects", "perturbations")}

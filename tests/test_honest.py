@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from small_model import model
 
 from samsvae.data.arrays import Screen
 from samsvae.data.cells import encode
+from samsvae.errors import DataError
 from samsvae.evaluation import effect_scores, honest
 from samsvae.evaluation.calibrations import calibrations
 from samsvae.evaluation.effect_scores import coverage_rows
@@ -24,7 +25,8 @@ from samsvae.evaluation.metrics.estimates import Effects, at_reference
 from samsvae.evaluation.metrics.reliability import ceiling_perfect
 from samsvae.evaluation.metrics.table import METRICS
 from samsvae.evaluation.score_tables import CONDITIONS, SCORES, tables
-from samsvae.evaluation.truth import Truth, target_genes, truth_of
+from samsvae.evaluation.truth import Truth, target_genes, truth_of, truth_or_reason
+from samsvae.evaluation.truth_file import read_truth, write_truth
 
 GENES = 40
 CONTROL = 7
@@ -163,9 +165,10 @@ def no_control() -> tuple[Screen, np.ndarray]:
 def test_a_split_that_cannot_be_scored_has_one_row_with_its_reason(made, reason):
     data, split = made
     net = model("sams_vae_mf", GENES)
+    why = truth_or_reason(data, split)
     for scores, conditions in (
-        honest.honest_baselines(data, split),
-        honest.model_tables(net, data, split, encode(data, "sum").members, draws=2, cells=2),
+        honest.split_tables(data, why),
+        honest.model_tables(net, why, encode(data, "sum").members, draws=2, cells=2),
     ):
         assert len(scores) == 1 and len(conditions) == 0
         row = scores.iloc[0]
@@ -178,6 +181,34 @@ def test_target_genes(truth):
     """gene3 by its name, gene7_2 and gene9_x_y by the part before the first '_'; 'elsewhere' is no gene."""
     assert truth.targets.tolist() == [3, 7, 9]
     assert target_genes(replace(MADE, genes=np.char.add("g", MADE.genes))).dtype.kind == "i"
+
+
+@pytest.mark.parametrize("kind", ["effects", "reason"])
+def test_the_truth_of_a_split_is_read_as_it_was_written(tmp_path, truth, kind):
+    written = truth if kind == "effects" else truth_or_reason(*no_control())
+    for name in ("one.npz", "other.npz"):
+        write_truth(written, tmp_path / name)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
+    found = read_truth(tmp_path / "one.npz")
+    if isinstance(written, str):
+        assert found == written and "no control cells" in written
+    else:
+        assert repr(found) == repr(written)  # the types too, and the order of sets
+        np.testing.assert_equal(asdict(found), asdict(written))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "another"])
+def test_a_damaged_truth_is_named(tmp_path, truth, damage):
+    path = tmp_path / "truth.npz"
+    write_truth(truth, path)
+    content = {"cut": path.read_bytes()[:-300], "empty": b""}
+    path.unlink()
+    if damage in content:
+        path.write_bytes(content[damage])
+    elif damage == "another":
+        np.savez(path, delta=np.zeros(3))
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: not a file with the truth of a split"):
+        read_truth(path)
 
 
 # ---- scores
@@ -262,7 +293,7 @@ def test_a_set_is_scored_on_the_conditions_with_a_prediction(truth):
 
 
 def test_baselines_and_ceilings(truth):
-    scores, conditions = honest.honest_baselines(MADE, SPLIT)
+    scores, conditions = honest.split_tables(MADE, truth)
     assert set(scores["model"]) == {
         *("no_change", "mean_of_perturbations", "train_mean", "shrunk", "ridge_pc", "additive", "matching_mean"),
         "ceiling",
@@ -296,7 +327,7 @@ def test_baselines_and_ceilings(truth):
 
 
 def test_the_yardstick_is_the_training_effect_with_its_error(truth):
-    scores, _ = honest.honest_baselines(MADE, SPLIT)
+    scores, _ = honest.split_tables(MADE, truth)
     rows = scores[scores["metric"].isin(COVERAGE_SCORES)]
     assert set(rows["model"]) == {"train_mean"} and set(rows["metric"]) == set(COVERAGE_SCORES)
     (a, e, _), (b, f, _) = by_hand(SPLIT == "test"), by_hand(SPLIT == "train")
@@ -315,11 +346,11 @@ def test_the_yardstick_is_the_training_effect_with_its_error(truth):
     ("name", "encoding", "intervals"),
     [("sams_vae_corr", "sum", True), ("svae_plus", "unique", True), ("cond_vae", "sum", False)],
 )
-def test_the_tables_of_a_model_are_those_of_the_baselines(name, encoding, intervals):
+def test_the_tables_of_a_model_are_those_of_the_baselines(truth, name, encoding, intervals):
     dosage = encode(MADE, encoding)
     net = model(name, GENES, len(dosage.names)).eval()
-    scores, conditions = honest.model_tables(net, MADE, SPLIT, dosage.members, draws=6, cells=2)
-    theirs, their_conditions = (table[table["model"] == "no_change"] for table in honest.honest_baselines(MADE, SPLIT))
+    scores, conditions = honest.model_tables(net, truth, dosage.members, draws=6, cells=2)
+    theirs, their_conditions = (table[table["model"] == "no_change"] for table in honest.split_tables(MADE, truth))
     ours = scores[~scores["metric"].isin(COVERAGE_SCORES)]
     assert ours[["metric", "set", "n_conditions"]].values.tolist() == (
         theirs[["metric", "set", "n_conditions"]].values.tolist()
@@ -334,7 +365,7 @@ def test_the_tables_of_a_model_are_those_of_the_baselines(name, encoding, interv
     if intervals:
         number = found.drop_duplicates("set").set_index("set")["n_conditions"].to_dict()
         assert number == {"seen": 4, "unseen": 3, "all": 7}
-    again = honest.model_tables(net, MADE, SPLIT, dosage.members, draws=6, cells=2)
+    again = honest.model_tables(net, truth, dosage.members, draws=6, cells=2)
     for one, other in zip((scores, conditions), again, strict=True):
         assert one.to_csv().encode() == other.to_csv().encode()
 
@@ -383,7 +414,7 @@ def test_metrics_are_calibrated_on_halves_of_the_screen(truth):
     assert set(found) == {*each, "discrimination", "nmse_centred"}
     for name, one in found.items():
         assert one.ranks and one.bds > 0.9, name
-    scores, _ = honest.honest_baselines(MADE, SPLIT)
+    scores, _ = honest.split_tables(MADE, truth)
     known = scores.drop_duplicates("metric").set_index("metric")
     assert known.loc["nmse_centred", "drf"] == pytest.approx(found["nmse_centred"].drf)
     assert np.isnan(known.loc["nmse_control", "bds"])

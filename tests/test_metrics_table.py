@@ -26,6 +26,7 @@ from samsvae.evaluation.metrics.table import METRICS, axis_label, metric
 from samsvae.evaluation.run import fit_scores, likelihood_scores, recovery_scores
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.evaluation.selection import relative_to
+from samsvae.evaluation.truth import truth_of
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.simulate import sams
 from samsvae.tables import write
@@ -67,7 +68,8 @@ def honest_scores() -> pd.DataFrame:
     made = screen(900, 30)
     split = np.resize(["train", "train", "val", "test"], 900)
     dosage = encode(made, "sum").members
-    worth, _ = model_tables(model("sams_vae_corr", genes=30).eval(), made, split, dosage, draws=4, cells=2)
+    truth = truth_of(made, split)
+    worth, _ = model_tables(model("sams_vae_corr", genes=30).eval(), truth, dosage, draws=4, cells=2)
     return worth.assign(split=worth["set"])
 
 

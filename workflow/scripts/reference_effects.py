@@ -6,7 +6,9 @@ with job(snakemake):
     from samsvae.data.arrays import read_screen, read_split
     from samsvae.evaluation.baselines import baseline_tables
     from samsvae.evaluation.data_effects import effects
-    from samsvae.evaluation.honest import honest_baselines
+    from samsvae.evaluation.honest import split_tables
+    from samsvae.evaluation.truth import truth_or_reason
+    from samsvae.evaluation.truth_file import write_truth
     from samsvae.matrices import write_h5ad
     from samsvae.screens.screen import reference_of
     from samsvae.tables import PRECISE, write
@@ -18,6 +20,8 @@ with job(snakemake):
     write_h5ad(data, snakemake.output.effects)
     write(scores, snakemake.output.scores)
     write(per_condition, snakemake.output.per_condition)
-    worth, conditions = honest_baselines(screen, split)
+    truth = truth_or_reason(screen, split)
+    write_truth(truth, snakemake.output.truth)
+    worth, conditions = split_tables(screen, truth)
     write(worth, snakemake.output.worth, digits=PRECISE)
     write(conditions, snakemake.output.worth_conditions, digits=PRECISE)

@@ -6,7 +6,8 @@ from samsvae.study.jobs import Data, take_one
 from samsvae.study.script import job
 
 found, params = snakemake.input, snakemake.params
-data = Data(found.arrays, found.split, found.screen, found.reference, params.evaluation, params.simulated, params.codes)
+files = (found.arrays, found.split, found.screen, found.reference, found.truth)
+data = Data(*files, params.evaluation, params.simulated, params.codes)
 
 with job(snakemake):
     take_one(params.settings, data, Path(snakemake.output.model).parent, found.together[0])

@@ -19,26 +19,19 @@ from samsvae.evaluation.effect_scores import ceilings, coverage_rows, scores, ya
 from samsvae.evaluation.effects_at_depth import effect_draws_at_depth
 from samsvae.evaluation.metrics.coverage import Intervals, join, posterior_intervals
 from samsvae.evaluation.score_tables import Scored, tables, undefined
-from samsvae.evaluation.truth import Truth, truth_of
+from samsvae.evaluation.truth import Truth
 from samsvae.models.model import Model
 
 
-def honest_baselines(screen: Screen, split: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+def split_tables(screen: Screen, truth: Truth | str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of all baselines and of the ceiling (model ``ceiling``): both tables, with a column model.
 
     The columns ``drf`` and ``bds`` of the first say what a headline metric is worth on this screen (S9). A split
-    without effects to score has one row that says why.
+    without effects to score (``truth`` is the reason) has one row that says why.
     """
-    try:
-        truth = truth_of(screen, split)
-    except DataError as error:
-        first, second = undefined(str(error))
+    if isinstance(truth, str):
+        first, second = undefined(truth)
         return first.assign(model="ceiling", drf=np.nan, bds=np.nan), second.assign(model="")
-    return baseline_tables(screen, truth)
-
-
-def baseline_tables(screen: Screen, truth: Truth) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`honest_baselines` of a split with effects to score."""
     every: Mapping[str, Iterator[Scored]] = {
         **{name: scores(truth, predicted) for name, predicted in truth.baselines.items()},
         "ceiling": ceilings(truth),
@@ -59,18 +52,16 @@ def baseline_tables(screen: Screen, truth: Truth) -> tuple[pd.DataFrame, pd.Data
 
 
 def model_tables(
-    model: Model, screen: Screen, split: np.ndarray, dosage: np.ndarray, *, draws: int = 100, cells: int = 6
+    model: Model, truth: Truth | str, dosage: np.ndarray, *, draws: int = 100, cells: int = 6
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of a model, and the coverage of its intervals: both tables.
 
     ``dosage`` (C, P): indices of the model's perturbations in every condition, padded with T. A model that draws no
-    latents of perturbations has no coverage, since its effects have no interval. A split without effects to score has
-    one row that says why.
+    latents of perturbations has no coverage, since its effects have no interval. A split without effects to score
+    (``truth`` is the reason) has one row that says why.
     """
-    try:
-        truth = truth_of(screen, split)
-    except DataError as error:
-        return undefined(str(error))
+    if isinstance(truth, str):
+        return undefined(truth)
     rows = truth.rows
     predicted = np.full(truth.test.delta.shape, np.nan)
     observed, se2 = (values[rows][:, truth.genes] for values in (truth.test.delta, truth.test.se2))

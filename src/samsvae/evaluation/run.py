@@ -22,6 +22,7 @@ from samsvae.evaluation.metrics.constants import FIT
 from samsvae.evaluation.metrics.recovery import all_ones_f1, latent_recovery, mask_recovery
 from samsvae.evaluation.model_effects import condition_means
 from samsvae.evaluation.scores import per_condition, score
+from samsvae.evaluation.truth_file import read_truth
 from samsvae.files import write_table
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.models.model import Model
@@ -148,7 +149,8 @@ def evaluate(
 ) -> None:
     """Score one run, from files to files.
 
-    ``inputs``: model, arrays, split, reference (observed effects) and, if ``simulated``, screen (with the truth).
+    ``inputs``: model, arrays, split, reference (observed effects), truth (of the honest protocol) and, if
+    ``simulated``, screen (with true masks and latents).
     ``outputs``: scores (TSV: run, protocol, metric, split, value), per_condition (TSV), effects and perturbations
     (h5ad), and the scores of the honest protocol, worth and worth_conditions (TSV). ``settings``: an EvaluationConfig
     as a dict. CheckpointError if the checkpoint does not fit the screen.
@@ -172,6 +174,7 @@ def evaluate(
     write_h5ad(predicted, outputs["effects"])
     write_h5ad(perturbation_matrices(checkpoint), outputs["perturbations"])
     every = dosages(checkpoint, screen, screen.conditions.tolist())
-    worth, conditions = honest.model_tables(checkpoint.model, screen, split, every, draws=config.effect_draws)
+    truth = read_truth(inputs["truth"])
+    worth, conditions = honest.model_tables(checkpoint.model, truth, every, draws=config.effect_draws)
     write(worth.assign(run=run), outputs["worth"], digits=PRECISE)
     write(conditions.assign(run=run), outputs["worth_conditions"], digits=PRECISE)

@@ -113,6 +113,14 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     )
 
 
+def truth_or_reason(screen: Screen, split: np.ndarray) -> Truth | str:
+    """`truth_of`, or one sentence that says why the split has no effects to score."""
+    try:
+        return truth_of(screen, split)
+    except DataError as error:
+        return str(error)
+
+
 def target_genes(screen: Screen) -> np.ndarray:
     """Indices of the genes that perturbations target: those with the name of one, or with its part before a '_'."""
     position = {name: g for g, name in enumerate(screen.genes.tolist())}

@@ -47,6 +47,7 @@ class Data:
     split: str
     screen: str
     reference: str
+    truth: str
     evaluation: Mapping
     simulated: bool
     codes: Mapping[str, str]
@@ -91,12 +92,12 @@ def cached_run(settings: Mapping, data: Data, folder: str | Path) -> CachedRun:
     """A run with its caches in ``folder``, next to the outputs. Their stamps cover everything that a run reads."""
     folder = Path(folder)
     stamp = stamp_of([data.codes["training"], settings, version("torch")], data.arrays, data.split)
-    truth = [data.screen] if data.simulated else []
+    simulation = [data.screen] if data.simulated else []
     values = [data.codes["scoring"], dict(data.evaluation), data.simulated, stamp]
     return CachedRun(
         settings,
         Cache(folder / ".trained", stamp),
-        Cache(folder / ".scored", stamp_of(values, data.reference, *truth)),
+        Cache(folder / ".scored", stamp_of(values, data.reference, data.truth, *simulation)),
         {name: folder / file for name, file in TRAINED.items()},
         {name: folder / file for name, file in SCORED.items()},
     )
@@ -211,7 +212,7 @@ def train_and_score(run: CachedRun, data: Data, device: str, save_every: float) 
             lambda out: fit(run.settings, data.arrays, data.split, device, out=out, keep=state),
         )
         _remove_state(run.trained)
-    inputs: dict = {name: getattr(data, name) for name in ("arrays", "split", "screen", "reference")}
+    inputs: dict = {name: getattr(data, name) for name in ("arrays", "split", "screen", "reference", "truth")}
     inputs["model"] = run.trained.folder / TRAINED["model"]
     settings = dict(data.evaluation)
     run.scored.fill(

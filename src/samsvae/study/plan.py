@@ -25,7 +25,7 @@ from samsvae.study.jobs import SCORED, TRAINED, failed_in
 #: Files of a run and of a split, by the names that rules give them.
 RUN_FILES = TRAINED | SCORED
 SPLIT_FILES = {"effects": "effects.h5ad", "scores": "baselines.tsv", "per_condition": "per_condition.tsv"}
-SPLIT_FILES |= {"worth": "worth.tsv", "worth_conditions": "worth_conditions.tsv"}
+SPLIT_FILES |= {"truth": "truth.npz", "worth": "worth.tsv", "worth_conditions": "worth_conditions.tsv"}
 
 #: A run whose weights come from a checkpoint of the release; its id says so.
 IMPORTED = r".*-from_.*"
@@ -200,6 +200,9 @@ class Plan:
 
     def reference(self, wildcards: Any) -> str:
         return self.split_file(self.run(wildcards), SPLIT_FILES["effects"])
+
+    def truth(self, wildcards: Any) -> str:
+        return self.split_file(self.run(wildcards), SPLIT_FILES["truth"])
 
     def data_tests(self, wildcards: Any) -> str:
         """Differential expression in the data that a run is trained on."""

@@ -10,7 +10,7 @@ import pandas as pd
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.errors import DataError, nearest, some
 from samsvae.evaluation.effect_scores import scores
-from samsvae.evaluation.honest import baseline_tables
+from samsvae.evaluation.honest import split_tables
 from samsvae.evaluation.score_tables import tables
 from samsvae.evaluation.truth import Truth, truth_of
 from samsvae.evaluation.worth import HEADLINE, verdicts
@@ -32,7 +32,7 @@ def score_predictions(path: str | Path, arrays: str | Path, split: str | Path, o
     cells = read_split(split, screen.cells)
     truth = truth_of(screen, cells)
     mine, each = tables(truth.names, scores(truth, read_predictions(path, screen, truth)))
-    theirs, their_each = baseline_tables(screen, truth)
+    theirs, their_each = split_tables(screen, truth)
     worth = pd.concat([mine.assign(model=PREDICTION), theirs], ignore_index=True)
     each = each.assign(model=PREDICTION)
     conditions = pd.concat([each, their_each], ignore_index=True)
