@@ -7,6 +7,9 @@ SPLITS = ("train", "val", "test")
 #: The values of the column split of a table of cells; cells with the last are unused.
 SPLIT_LABELS = (*SPLITS, "none")
 
+#: The values of the column transfer: cells of new interventions, to adapt to and to test on.
+NEW_ADAPT, NEW_TEST = "new_adapt", "new_test"
+
 ENCODINGS = ("sum", "unique")
 
 #: Values of a model's setting ``mask`` under which masks are inferred: these models have masks to show.

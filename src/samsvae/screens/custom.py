@@ -165,8 +165,9 @@ def _check_selection(options: CustomOptions) -> str | int | list[str]:
 
 def _split_for_genes(labelled: pd.DataFrame, options: CustomOptions) -> pd.DataFrame:
     """The split on whose training cells genes are selected, of the cells with a label."""
+    assert options.genes_split is not None  # the caller has checked
     labelled.attrs["controls"] = list(options.control)
-    return make_split(labelled, separator=options.separator, **vars(options.genes_split))
+    return make_split(labelled, separator=options.separator, **options.genes_split.of_cells())
 
 
 def _add_split(obs: pd.DataFrame, rows: np.ndarray, split: pd.DataFrame) -> pd.DataFrame:

@@ -35,8 +35,7 @@ def random_split(
     The published Replogle split is test_fraction 0.2, val_fraction 0.2, seed 0. ConfigError for a fraction outside 0
     to 1.
     """
-    train, val, test = three_ways(np.arange(len(obs)), test_fraction, val_fraction, seed)
-    return _table(obs, train=train, val=val, test=test)
+    return split_old(obs, np.ones(len(obs), bool), test_fraction, val_fraction, seed)
 
 
 def norman_ood(
@@ -104,7 +103,7 @@ def held_out(
     known = sorted(set(text_of(obs["condition"])))
     controls = obs.attrs.get("controls", ())
     perturbed = [name for name in known if name not in controls]  # the control is no suggestion of what to hold out
-    out = [_find_condition(name, known, separator, controls, perturbed) for name in conditions]
+    out = [find_condition(name, known, separator, controls, perturbed) for name in conditions]
     parts = {name: name.split(separator) for name in known if separator and separator in name}
     if combinations_of and not parts:
         raise ConfigError("combinations_of: not allowed, because the screen has no combinations.")
@@ -115,11 +114,17 @@ def held_out(
             raise ConfigError(f"combinations_of: no combination contains {quoted(name)}.{nearest(name, combined)}")
         out += combinations
     is_out = text_of(obs["condition"]).isin(out).to_numpy()
-    train, val, test = three_ways(np.flatnonzero(~is_out), test_fraction, val_fraction, seed)
-    return _table(obs, train=train, val=val, test=np.concatenate([test, np.flatnonzero(is_out)]))
+    split = split_old(obs, ~is_out, test_fraction, val_fraction, seed)
+    return split.assign(split=split["split"].mask(is_out, "test"))
 
 
-def _find_condition(
+def split_old(obs: pd.DataFrame, old: np.ndarray, test_fraction: float, val_fraction: float, seed: int) -> pd.DataFrame:
+    """A random split of the cells ``old`` (n,) bool; the others are 'none'."""
+    train, val, test = three_ways(np.flatnonzero(old), test_fraction, val_fraction, seed)
+    return _table(obs, train=train, val=val, test=test)
+
+
+def find_condition(
     condition: str, known: Sequence[str], separator: str, controls: Sequence[str], suggested: Sequence[str]
 ) -> str:
     """The condition in `known` that a user names; its parts may be in any order, with control labels among them.
@@ -192,14 +197,19 @@ def make_split(
         split = from_file(obs, path, separator=separator)
     else:
         raise ConfigError(f"split.kind: {kind!r} is not known.{nearest(kind, KINDS)}")
-    for name in SPLITS:
+    check_split(obs, split, kind, SPLITS)
+    if never := untrained(split, separator):
+        log.warning("the split %r has no training cells for %s; no model can learn their effects", kind, some(never))
+    return split
+
+
+def check_split(obs: pd.DataFrame, split: pd.DataFrame, kind: str, needed: Sequence[str]) -> None:
+    """DataError if one of the ``needed`` splits has no cells, or the control neither train nor val cells."""
+    for name in needed:
         if not (split["split"] == name).any():
             hint = {"given": "change the column", "file": "add some to the table"}.get(kind, "change its fractions")
             raise DataError(f"the split {kind!r} of {len(obs)} cells leaves no {name!r} cell; {hint}.")
     _check_control(obs, split, kind)
-    if never := untrained(split, separator):
-        log.warning("the split %r has no training cells for %s; no model can learn their effects", kind, some(never))
-    return split
 
 
 def _check_control(obs: pd.DataFrame, split: pd.DataFrame, kind: str) -> None:
@@ -229,7 +239,7 @@ def summary(split: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
-    """Write a split as a TSV: cell, condition, split."""
+    """Write a split as a TSV: cell, condition, split, and further columns if it has them."""
     write_frame(split, path)
 
 
@@ -255,7 +265,7 @@ def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd
     if key == "condition":
         known, controls = sorted(set(text_of(obs["condition"]))), obs.attrs.get("controls", ())
         try:
-            names = names.map(lambda name: _find_condition(name, known, separator, controls, known))
+            names = names.map(lambda name: find_condition(name, known, separator, controls, known))
         except ConfigError as error:
             raise DataError(f"{path}: column 'condition': {error}") from None
     if names.duplicated().any():

@@ -94,7 +94,7 @@ def size_of(run: Run, results: Path) -> Size | None:
         try:
             # the filter may have made the split
             how = getattr(run.screen.options, "genes_split", None) or run.split_config
-            cells = summary(make_split(obs, separator=separator, **vars(how))).set_index("split")["cells"]
+            cells = summary(make_split(obs, separator=separator, **how.of_cells())).set_index("split")["cells"]
         except (ConfigError, DataError):  # the split names conditions or cells that are unknown without the screen
             return None
     return Size(*(int(cells[name]) for name in SPLITS), *sizes)
