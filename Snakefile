@@ -51,4 +51,5 @@ rule all:
     input:
         PLAN.tables(),
         PICTURES.files(),
+        PICTURES.published(),
         "<results>/cost.tsv",

@@ -57,6 +57,24 @@ rule cost_table:
         "../workflow/scripts/cost_table.py"
 
 
+rule published:
+    """Compare every number that the papers published with ours: the difference, and a verdict in words."""
+    input:
+        PICTURES.reproduction_files(),
+    output:
+        "<results>/published.tsv",
+    log:
+        "<logs>/published.log",
+    localrule: True
+    conda:
+        "../envs/samsvae.yaml"
+    params:
+        sources=PICTURES.reproductions(),
+        code=code_of("published"),
+    script:
+        "../workflow/scripts/published.py"
+
+
 rule write_config:
     """Write the complete configuration, after merging, to one file."""
     output:
@@ -100,6 +118,7 @@ rule report:
         provenance="<results>/provenance.html",
         figures=PICTURES.files(),
         tables=PLAN.tables(),
+        published=PICTURES.published(),
         template=ROOT / "src/samsvae/study/report.html.j2",
     output:
         "<results>/report.html",

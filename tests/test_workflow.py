@@ -39,7 +39,17 @@ JOBS = [f"{experiment}_{figure}" for experiment, figures in FIGURES.items() for 
 
 
 #: Rules that run where Snakemake runs.
-LOCAL = ("all", "take", "write_grid", "write_config", "cost_table", "report", "provenance", "download_source")
+LOCAL = (
+    "all",
+    "take",
+    "write_grid",
+    "write_config",
+    "cost_table",
+    "published",
+    "report",
+    "provenance",
+    "download_source",
+)
 
 
 def snakemake(root: Path, where: Path, *arguments: str, config: Path | None = None, ok: bool = True) -> str:
@@ -262,6 +272,14 @@ def test_tables_are_complete_and_finite(study):
     metrics = set(read(study / "results" / "simulation_sams" / "scores.tsv")["metric"])
     assert {"mask_f1/true-positives", "mask_f1/correlation", "mcc_pearson", "latent_r2", "ate_pearson"} <= metrics
     assert "mask_pathway_accuracy/logistic" in set(read(study / "results" / "replogle" / "scores.tsv")["metric"])
+
+
+@pytest.mark.slow
+def test_published_numbers_are_not_compared_with_a_miniature(study):
+    table = read(study / "results" / "published.tsv")
+    assert set(table["verdict"]) == {"not comparable: miniature screen"} and table["difference"].isna().all()
+    assert len(table) == 21 + 2 * 270 and {"replogle", "norman_ood", "norman_efficiency"} == set(table["experiment"])
+    assert table["mean"].notna().any()
 
 
 @pytest.mark.slow

@@ -13,4 +13,5 @@ with job(snakemake):
         cost=found.cost,
         config=found.config,
         provenance=found.provenance,
+        published=[*found.published],
     )

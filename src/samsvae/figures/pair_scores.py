@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from samsvae.evaluation.collect import collect_scores
@@ -17,6 +18,8 @@ PLAIN = "sum"  # the encoding in which a combination is the sum of its perturbat
 #: The reference of the published tables: a SAMS-VAE that saw no combination.
 REFERENCE: dict[str, object] = {"model": "sams_vae_corr", "encoding": PLAIN, "fraction": 0}
 
+EFFECTS = ("ate_pearson", "ate_pearson_top20")
+
 OVER = ("seed", "split_seed", "fraction")  # settings are chosen over all of these
 
 
@@ -25,8 +28,14 @@ def read_all_scores(grid: str, scores: Iterable[str], baselines: Sequence[str]) 
 
     A grid without fractions has NaN, one without split seeds 0.
     """
-    found = collect_scores(read(grid), scores, [], baselines)
-    return found.assign(**{c: value for c, value in (("fraction", float("nan")), ("split_seed", 0)) if c not in found})
+    return with_axes(collect_scores(read(grid), scores, [], baselines))
+
+
+def with_axes(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores with the columns fraction (NaN) and split_seed (0), if their grid does not have these axes."""
+    return scores.assign(
+        **{c: value for c, value in (("fraction", float("nan")), ("split_seed", 0)) if c not in scores}
+    )
 
 
 def best_rows(scores: pd.DataFrame) -> pd.DataFrame:
@@ -64,19 +73,33 @@ def summarise(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return summary(table, ["model", "encoding", "fraction", "metric"]), reference
 
 
+def every_number(scores: pd.DataFrame) -> pd.DataFrame:
+    """What the published tables hold, of our runs: model, encoding, fraction, metric, split, mean, sd, n over runs.
+
+    Settings are chosen as in `summarise`. The relative IWELBO is over the split seeds for which REFERENCE has run.
+    """
+    rows = best_rows(scores)
+    known = rows[rows["split_seed"].isin(rows.loc[_is_reference(rows), "split_seed"])]
+    relative = relative_to(known, REFERENCE, ["split_seed"])
+    effects = _of_test_conditions(rows[rows["metric"].isin(EFFECTS)]).assign(split="test")
+    table = pd.concat([rows[rows["metric"] == "iwelbo"], relative, effects], ignore_index=True)
+    return summary(table, ["model", "encoding", "fraction", "metric", "split"])
+
+
+def _is_reference(rows: pd.DataFrame) -> pd.Series:
+    return pd.Series(np.all([rows[column] == value for column, value in REFERENCE.items()], axis=0), rows.index)
+
+
 def _of_test_conditions(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of conditions with test cells; where all conditions have some, there is just one row, for ``all``."""
-    place = rows[["run", *PLACE]].astype(str).agg("/".join, axis=1)
+    place = rows.reindex(columns=["run", *PLACE]).astype(str).agg("/".join, axis=1)
     is_test = rows["split"] == "test"
     return rows[is_test | ((rows["split"] == "all") & ~place.isin(place[is_test]))]
 
 
 def _relative(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """IWELBO minus that of the reference, and the name of the reference."""
-    fits = pd.Series(True, rows.index)
-    for column, value in REFERENCE.items():
-        fits &= rows[column] == value
-    if fits.any():
+    if _is_reference(rows).any():
         name = f"{style.label(str(REFERENCE['model']))} at fraction {REFERENCE['fraction']}"
         return relative_to(rows, REFERENCE, ["split_seed"]), name
     val = rows[(rows["metric"] == "iwelbo") & (rows["split"] == "val")]

@@ -40,6 +40,9 @@ _NORMAN_FILES = {  # task: file, its column of the fraction
     "efficiency": ("norman_data_efficiency.csv", "frac_combination_cells_train"),
 }
 
+#: The columns of `numbers`; the first five identify a number.
+NUMBERS = ("model", "encoding", "fraction", "metric", "split", "mean", "sd", "n")
+
 # Table 1: five training seeds; the ATE column is that of one checkpoint, the one with the best test IWELBO
 _TABLE1_METRICS = {
     "test_iwelbo": ("iwelbo", "test", 5),
@@ -65,6 +68,21 @@ def replogle_table1(folder: str | Path) -> pd.DataFrame:
     ]
     tidy = pd.DataFrame(rows, columns=["model", "metric", "split", "mean", "sd", "n"])
     return _ordered(tidy.dropna(subset="mean"), ["model"])
+
+
+def numbers(path: str | Path) -> pd.DataFrame:
+    """Every number of one published table, by its path: the columns of `norman`, which Table 1 fills in.
+
+    Table 1 has one perturbation per cell, so its encoding is ``sum``, and no fraction. DataError for an unknown file.
+    """
+    path = Path(path)
+    if path.name == "replogle_table1.tsv":
+        table = replogle_table1(path.parent)
+        return table.assign(encoding="sum", fraction=float("nan"))[list(NUMBERS)]
+    tasks = {name: task for task, (name, _) in _NORMAN_FILES.items()}
+    if path.name not in tasks:
+        raise DataError(f"{path}: not a table of published numbers.{nearest(path.name, tasks)}")
+    return norman(path.parent, tasks[path.name])[list(NUMBERS)]
 
 
 def norman(folder: str | Path, task: str) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from samsvae.errors import ConfigError, some
 from samsvae.evaluation.selection import shown
 from samsvae.figures.registry import FIGURES
 from samsvae.study.plan import Plan
+from samsvae.study.published_plan import not_comparable, published_files, reproductions
 
 #: The methods compared in figures that have no room for every row of the zoo.
 COMPARED = ("sams_vae_corr", "cpa_vae_corr", "cond_vae", "svae_plus")
@@ -31,19 +32,12 @@ ACROSS = {
 
 #: Rules, targets and folders of results, whose names no experiment and no figure of an experiment may have.
 RESERVED = (
-    *("all", "report", "provenance", "cost_table", "write_config", "write_grid", "collect", *ACROSS),
+    *("all", "report", "published", "provenance", "cost_table", "write_config", "write_grid", "collect", *ACROSS),
     *("download_source", "verify_source", "make_miniature_replogle", "make_miniature_norman"),
     *("filter_replogle", "filter_norman", "filter_custom", "simulate_sams", "simulate_sparse_shift", "pack_arrays"),
     *("split_cells", "reference_effects", "data_expression", "pathway_accuracy", "model_expression"),
     *("train", "train_together", "take", "import_checkpoint"),
     *("data", "sources", "figures", "logs", "benchmarks", "preview"),
-)
-
-#: Published tables: figure, screen (a name that is also its kind), kind of split (None: any), file.
-PUBLISHED = (
-    ("scores", "replogle", None, "replogle_table1.tsv"),
-    ("combinations", "norman", "norman_ood", "norman_ood.csv"),
-    ("combinations", "norman", "norman_efficiency", "norman_data_efficiency.csv"),
 )
 
 
@@ -120,6 +114,21 @@ class FigurePlan:
             }
             for experiment, found in self.experiments.items()
         ]
+
+    def reproductions(self) -> list[dict[str, object]]:
+        """Each published table with an experiment that repeats it (`published_plan.reproductions`)."""
+        return reproductions(self.plan, self.resources, self.out)
+
+    def reproduction_files(self) -> list[str]:
+        """The files that the table of published numbers next to ours is made from."""
+        return [
+            str(source[kind]) for source in self.reproductions() for kind in ("published", "scores") if source[kind]
+        ]
+
+    def published(self) -> list[str]:
+        """The table of published numbers next to ours; none if no experiment repeats a published table."""
+        repeated = any(source["experiment"] for source in self.reproductions())
+        return [f"{self.out}/published.tsv"] if repeated else []
 
     def targets(self) -> dict[str, list[str]]:
         """Every target that stands for figures, and the files behind it."""
@@ -253,25 +262,6 @@ class FigurePlan:
         by_id = {run.id: run for run in found}
         return [by_id[run] for run in shown(pd.DataFrame(grid_table(found)))["run"]]
 
-    def published(self, experiment: str, figure: str) -> list[str]:
-        """The table of published numbers for a figure of this experiment, if there is one."""
-        run = self.experiments[experiment][0]
-        screen = self.plan.screens[run.dataset]
-        return [
-            str(self.resources / "published" / file)
-            for of_figure, of_screen, split, file in PUBLISHED
-            if (of_figure, of_screen) == (figure, screen)
-            and run.screen.kind == screen
-            and split in (None, run.split_config.kind)
-        ]
-
-    def is_published(self, experiment: str) -> bool:
-        """Whether the screen is the papers' own, so that its numbers may be compared with theirs."""
-        name = self.plan.study.settings[experiment].screen
-        screen = self.plan.study.screens[name]
-        own = name in {row[1] for row in PUBLISHED} and screen.kind == name
-        return own and screen.source is not None and screen.source.sort != "miniature"
-
     def one_of(self, kind: str, experiment: str) -> str:
         """The name of the first data set or split of an experiment, and how many there are."""
         first = getattr(self.pinned(experiment)[0], kind)
@@ -298,6 +288,10 @@ def _splits(select: Callable[[FigurePlan, str], Iterable[Run]], file: str) -> Ca
 
 def _data(file: str) -> Callable[[FigurePlan, str], str]:
     return lambda figures, experiment: figures.plan.data_file(figures.pinned(experiment)[0].dataset, file)
+
+
+def _published(figure: str) -> Callable[[FigurePlan, str], list[str]]:
+    return lambda figures, experiment: published_files(figures.plan, figures.resources, experiment, figure)
 
 
 def _masked_to_show(figures: FigurePlan, experiment: str) -> list[Run]:
@@ -346,15 +340,15 @@ FILES: dict[str, Callable[[FigurePlan, str], str | list[str]]] = {
     "every_compared_effects": _runs(_every_compared, "effects.h5ad"),
     "every_baselines": _splits(_every_compared, "baselines.tsv"),
     "every_reference": _splits(_every_compared, "effects.h5ad"),
-    "published_scores": lambda figures, experiment: figures.published(experiment, "scores"),
-    "published_combinations": lambda figures, experiment: figures.published(experiment, "combinations"),
+    "published_scores": _published("scores"),
+    "published_combinations": _published("combinations"),
 }
 
 #: Values by the names of the arguments.
 SETTINGS: dict[str, Callable[[FigurePlan, str], object]] = {
     "shown": lambda figures, experiment: figures.plan.study.settings[experiment].shown or "",
     "compared": lambda figures, experiment: dict(figures.plan.study.settings[experiment].compared),
-    "comparable": lambda figures, experiment: figures.is_published(experiment),
+    "comparable": lambda figures, experiment: not_comparable(figures.plan, experiment) == "",
     "dataset": lambda figures, experiment: figures.one_of("dataset", experiment),
     "split_name": lambda figures, experiment: figures.one_of("split", experiment),
 }

@@ -25,6 +25,7 @@ from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.plan import RUN_FILES, Plan
 from samsvae.study.records import seconds_of
 from samsvae.study.report_contents import report_of
+from samsvae.study.reproduction import reproduction
 from samsvae.tables import PRECISE, of_experiments, read, write
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
     for experiment, figure in tqdm(pictures.every(), "drawing", unit="figure", disable=None):  # on a terminal alone
         _draw(pictures, experiment, figure)
     write(of_experiments(str(out / name / "cost.tsv") for name in plan.runs), out / "cost.tsv")
+    if published := pictures.published():
+        write(reproduction(pictures.reproductions()), published[0])
     write_json(json.loads(plan.config_in_force()), out / "config.json")
     page = out / "report.html"
     report_of(
@@ -65,6 +68,7 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
         title=plan.study.title,
         cost=out / "cost.tsv",
         config=out / "config.json",
+        published=published,
         notice=f"PREVIEW: {n:,} of {every:,} trainings have finished.",
     )
     return page

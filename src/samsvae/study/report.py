@@ -26,7 +26,15 @@ from markupsafe import Markup, escape
 from samsvae import tables
 from samsvae.errors import DataError, SamsvaeError, nearest
 from samsvae.files import atomic
-from samsvae.study.report_tables import Column, Table, key_table, score_table, verdict_sentences, whole_table
+from samsvae.study.report_tables import (
+    Column,
+    Table,
+    key_table,
+    reproductions,
+    score_table,
+    verdict_sentences,
+    whole_table,
+)
 from samsvae.text import span
 from samsvae.version import VERSION
 
@@ -108,6 +116,7 @@ def write_report(
     cost: Path | None,
     config: Path | None,
     provenance: Path | None,
+    published: Path | None = None,
     notice: str = "",
 ) -> None:
     """Write the report of some experiments as one HTML page that needs no other file.
@@ -126,6 +135,8 @@ def write_report(
         The complete configuration, JSON.
     provenance
         Snakemake's own report, for a link.
+    published
+        Published numbers next to ours (study.reproduction).
     notice
         Text of a banner at the top, such as how much of the study has finished.
 
@@ -135,7 +146,7 @@ def write_report(
         If an input is missing or damaged: one sentence with its name.
     """
     out = Path(out)
-    others = {"cost": cost, "config": config, "provenance": provenance}
+    others = {"cost": cost, "config": config, "provenance": provenance, "published": published}
     for path in (*others.values(), *(path for entry in experiments for path in _files(entry))):
         if path is not None and not path.is_file():
             raise DataError(f"{path}: no such file (an input of the report {out}).")
@@ -146,6 +157,7 @@ def write_report(
         "facts": _key_numbers(experiments, costs, cost),
         "sections": _sections(experiments, out.parent),
         "costs": None if costs is None else _cost_table(costs),
+        "reproduction": None if published is None else reproductions(tables.read(published)),
         "data": _data_sets(experiments),
         "config": None if config is None else _pretty_json(config),
         "links": {name: path and _link(path, out.parent) for name, path in others.items()},

@@ -21,12 +21,17 @@ def report_of(
     cost: str | Path | None = None,
     config: str | Path | None = None,
     provenance: str | Path | None = None,
+    published: Sequence[str | Path] = (),
     notice: str = "",
 ) -> None:
-    """Write the report page. ``experiments``: ``FigurePlan.contents``; figures without a picture are left out."""
+    """Write the report page. ``experiments``: ``FigurePlan.contents``; figures without a picture are left out.
+
+    ``published``: ``FigurePlan.published``.
+    """
     entries = [_experiment(each) for each in experiments]
     files = {name: Path(path) if path else None for name, path in
              {"cost": cost, "config": config, "provenance": provenance}.items()}  # fmt: skip
+    files["published"] = next(map(Path, published), None)
     write_report(Path(out), title=title, experiments=entries, notice=notice, **files)
 
 

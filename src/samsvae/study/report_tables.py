@@ -55,6 +55,14 @@ class Table:
     best: frozenset[tuple[int, int]] = frozenset()
 
 
+#: Verdicts on published numbers without a comparison, and what they say about the study.
+_NOT_COMPARED = {
+    "not comparable: miniature screen": "its screens are synthetic miniatures",
+    "not comparable: other data": "its screens are not the published ones",
+    "not run": "none of these runs has finished",
+}
+
+
 class KeyRow(NamedTuple):
     """A row of the key scores: model, inference and its conditions as text; its scores; the settings it chose."""
 
@@ -133,8 +141,16 @@ def _values(scores: pd.DataFrame, name: str, split: str) -> pd.Series:
 
 
 def _mean_sd(values: pd.Series, decimals: int) -> str:
-    text = f"{values.mean():z.{decimals}f}".replace("-", "−") if len(values) else ""
-    return f"{text} ± {values.std():.{decimals}f}" if len(values) > 1 else text
+    return _plus_minus(values.mean(), values.std(), decimals)
+
+
+def _plus_minus(mean: float, sd: float, decimals: int) -> str:
+    """A mean and its sd as text; nothing for NaN."""
+    return _signed(mean, decimals, "") + (f" ± {sd:.{decimals}f}" if mean == mean and sd == sd else "")
+
+
+def _signed(value: float, decimals: int, plus: str = "+") -> str:
+    return f"{value:{plus}z.{decimals}f}".replace("-", "−") if value == value else ""
 
 
 def _best_rows(rows: Sequence[KeyRow], means: Sequence[float]) -> list[int]:
@@ -157,6 +173,52 @@ def verdict_sentences(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
             parts.append(f"{', '.join(names)}: {spaced(str(verdict))}")
         found.append((f"{metric(str(name)).label}, {where} conditions", "; ".join(parts) + "."))
     return found
+
+
+def reproductions(table: pd.DataFrame) -> tuple[str, list[tuple[str, str, Table]]]:
+    """Published numbers next to ours: for each published table its name, how many have which verdict, and the numbers.
+
+    If no score of the study may be compared with them, there is only the first value, a sentence that says why.
+    ``table``: published.tsv.
+    """
+    kinds = table["verdict"].str.replace(r" by .*", "", regex=True)
+    if kinds.str.match("not (run|comparable)").all():
+        reason = next(why for verdict, why in _NOT_COMPARED.items() if (kinds == verdict).any())
+        return f"No score of this study is compared with the {len(table)} published numbers, because {reason}.", []
+    found = []
+    for task, rows in table.groupby("task", sort=False):
+        higher = rows.loc[kinds == "differs", "difference"] > 0
+        sides = {"differs": f" (ours is higher: {higher.sum()}, lower: {(~higher).sum()})"}
+        counts = kinds[rows.index].value_counts().items()
+        words = (f"{str(kind).capitalize()}: {n}{sides.get(str(kind), '')}." for kind, n in counts)
+        found.append((str(task), " ".join([f"{len(rows)} numbers.", *words]), _reproduction(rows)))
+    return "", found
+
+
+def _reproduction(table: pd.DataFrame) -> Table:
+    """The rows of one published table, as text."""
+    rows = []
+    for row in table.to_dict("records"):
+        decimals = 2 if row["metric"].startswith("iwelbo") else 3
+        theirs, ours = (_plus_minus(row[f"{end}mean"], row[f"{end}sd"], decimals) for end in ("published_", ""))
+        model, label = ROWS[row["model"]], metric(row["metric"]).label.partition(" (")[0]
+        rows.append(
+            {
+                Column("Model", "", False): f"{model.method}, {model.inference}",
+                Column("Encoding", "", False): row["encoding"],
+                Column("Fraction", "", True): cell_text(row["fraction"]),
+                Column("Metric", "", False): f"{label}, {row['split']}",
+                Column("Published", "mean ± sd", True): theirs,
+                Column("Ours", "mean ± sd", True): ours,
+                Column("Verdict", "", False): row["verdict"].replace(" -", " −"),
+                Column("Difference", "", True): _signed(row["difference"], decimals),
+                Column("Difference", "in sd", True): _signed(row["difference_in_sd"], 1),
+                Column("Runs", "", True): cell_text(row["n"]),
+            }
+        )
+    has_fractions = table["fraction"].notna().any()  # else there are no combinations, and so one encoding
+    columns = [column for column in rows[0] if has_fractions or column.name not in ("Encoding", "Fraction")]
+    return Table(columns, [[row[column] for column in columns] for row in rows[:MOST_ROWS]], len(rows), [])
 
 
 def score_table(scores: pd.DataFrame) -> Table:
