@@ -152,6 +152,9 @@ RECOVERY = {
 }
 
 
+DENSITIES = {"svae": 0.004}  # others: 0.3
+
+
 def simulation_scores(models=TABLE_1, cells=(10, 30, 100, 300, 500), seeds=5, seed=0):
     rng = np.random.default_rng(seed)
     rows = []
@@ -167,6 +170,8 @@ def simulation_scores(models=TABLE_1, cells=(10, 30, 100, 300, 500), seeds=5, se
                     split = {"iwelbo": "test", "ate_r2": "all"}.get(metric, "all")
                     rule = ("/true-positives", "/correlation") if metric.startswith("mask") else ("",)
                     rows += [(model, n, s, metric + r, split, value) for r in rule]
+                if masked:
+                    rows.append((model, n, s, "mask_density", "test", DENSITIES.get(model, 0.3)))
                 rows.append((model, n, s, "mask_f1_all_ones", "test", 2 * (2 / 15) / (1 + 2 / 15)))
     return pd.DataFrame(rows, columns=["model", "cells", "data_seed", "metric", "split", "value"])
 

@@ -56,6 +56,17 @@ def test_a_round_trip_changes_nothing(name, tmp_path):
     assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "model.pt").read_bytes()
 
 
+def test_files_without_a_floor_of_the_mean_were_trained_with_the_usual_one(tmp_path):
+    made = checkpoint("svae_plus_lopez")
+    save(made, tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt")
+    assert content["config"].pop("mean_floor") == made.model.config.mean_floor == 1e-8
+    torch.save(content, tmp_path / "old.pt")
+    old = load(tmp_path / "old.pt").model
+    assert old.config.mean_floor == old.likelihood.floor == 1e-4
+    assert old.decode({"z": torch.zeros(1, 1, 4)}, old.no_cells()).floor == 1e-4
+
+
 def test_the_same_content_gives_the_same_bytes_from_any_source(tmp_path):
     """Equal strings give the same bytes, whether they are one object (a literal) or several (read from a file)."""
     made = checkpoint("cond_vae")  # embedding: none, mask: none

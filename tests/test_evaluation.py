@@ -11,7 +11,7 @@ import pytest
 from scipy.special import expit, logsumexp
 from scipy.stats import nbinom, norm
 from small_files import outputs, settings, write_files
-from small_model import screen
+from small_model import model, screen
 
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen, read_split
@@ -20,12 +20,12 @@ from samsvae.errors import CheckpointError
 from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.expression import model_expression
 from samsvae.evaluation.metrics.de import differential_expression
-from samsvae.evaluation.run import check_names, evaluate
+from samsvae.evaluation.run import check_names, evaluate, recovery_scores
 from samsvae.evaluation.truth import truth_or_reason
 from samsvae.evaluation.truth_file import write_truth
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.models.noise import Streams
-from samsvae.screens.pack import write_arrays
+from samsvae.screens.pack import arrays_of, write_arrays
 from samsvae.screens.screen import reference_of, write_screen
 from samsvae.screens.simulate import sams, sparse_shift
 from samsvae.screens.splits import make_split, write_split
@@ -261,6 +261,21 @@ def test_interventions_held_out_from_all_splits(tmp_path):
     learned = np.asarray(read_h5ad(files["perturbations"]).obsm["mask_probability"])[:4] > 0.5
     most = max((true & learned[:, list(order)]).sum() for order in itertools.permutations(range(4), 3))
     assert found["published", "mask_recall/true-positives", "test"] == pytest.approx(most / true.sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"), [("ivae", 2), ("ivae_drawn", 4), ("vae", None), ("cpa_vae_mf", None), ("svae_plus", 0)]
+)
+def test_what_is_read_as_targets(name, targets, caplog):
+    """iVAE: the two largest embeddings. A drawn mask: as it is. A mask without ones is called empty in the log."""
+    made = sparse_shift(seed=0, n_latent=3, n_perturbations=6, n_genes=10, cells=(10, 4, 6), n_held_out=0)
+    stored = arrays_of(made)
+    net = model(name, 10, 6, **({"mask_logit_init": -9.0} if name == "svae_plus" else {})).eval()
+    split = made.obs["split"].to_numpy(str)
+    found = {row["metric"]: row["value"] for row in recovery_scores(net, stored, split, made, "sum", "cpu")}
+    assert ("mask_f1/correlation" in found) == (targets is not None)
+    assert found.get("mask_density") == (None if targets is None else targets / 4)
+    assert ("the inferred mask is empty: 0 of 24 entries are on" in caplog.text) == (targets == 0)
 
 
 # ---- differential expression of the model --------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def test_the_expansion_is_summed_over_counts(depth, error, mean):
     """f + f' (x - m) + f'' ((x - m)^2 + Var rest) / 2, with the derivatives of log2(1 + 1e4 x / S) by S at S = L."""
     mean = FLOOR * np.exp((np.floor(np.log(mean / FLOOR) / STEP) + 0.5) * STEP)  # halfway between two points
     cells = np.full((2, len(THETA)), mean)
-    found = Log2Mean(torch.from_numpy(THETA), [1e3, depth], 1e4)(torch.from_numpy(cells), torch.tensor([1, 1]))
+    found = Log2Mean(torch.from_numpy(THETA), [1e3, depth], 1e4, FLOOR)(torch.from_numpy(cells), torch.tensor([1, 1]))
     variance = mean + mean**2 / THETA
     for gene, (theta, value, other) in enumerate(zip(THETA, *found.tolist(), strict=True)):
         counts = stats.nbinom(theta, theta / (theta + mean))
@@ -44,7 +44,7 @@ def test_sampled_cells_have_this_mean(depth, genes, heavy):
     share = rng.dirichlet(np.full(genes, 0.3)) * (1 - heavy)
     share[0] += heavy
     theta, mean = np.exp(rng.normal(size=genes)), depth * share + FLOOR
-    found = Log2Mean(torch.from_numpy(theta), [mean.sum()], depth)(torch.from_numpy(mean)[None])[0].numpy()
+    found = Log2Mean(torch.from_numpy(theta), [mean.sum()], depth, FLOOR)(torch.from_numpy(mean)[None])[0].numpy()
     x = rng.negative_binomial(theta, theta / (theta + mean), size=(40_000, genes))
     y = np.log2(1 + 1e4 * x / np.maximum(x.sum(1, keepdims=True), 1))
     bias = ((found - y.mean(0)) ** 2 - y.var(0) / len(y)).sum()
@@ -55,10 +55,10 @@ def test_sampled_cells_have_this_mean(depth, genes, heavy):
 
 def test_each_gene_has_its_concentration_and_each_cell_its_depth():
     theta = torch.tensor([0.2, 50.0])
-    curve = Log2Mean(theta, [100.0, 400.0], 300.0)
+    curve = Log2Mean(theta, [100.0, 400.0], 300.0, FLOOR)
     mean = torch.tensor([[20.0, 80.0], [80.0, 320.0], [20.0, 80.0]])
     both = curve(mean, torch.tensor([0, 1, 0]))
-    torch.testing.assert_close(both[[0, 2]], Log2Mean(theta, [100.0], 300.0)(mean[[0, 2]]))
-    torch.testing.assert_close(both[[1]], Log2Mean(theta, [400.0], 300.0)(mean[[1]]))
+    torch.testing.assert_close(both[[0, 2]], Log2Mean(theta, [100.0], 300.0, FLOOR)(mean[[0, 2]]))
+    torch.testing.assert_close(both[[1]], Log2Mean(theta, [400.0], 300.0, FLOOR)(mean[[1]]))
     assert both.dtype == torch.float32
     assert (curve(torch.tensor([[0.0, 1e-9]])) == curve(torch.full((1, 2), 1e-4))).all()

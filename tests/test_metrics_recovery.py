@@ -1,5 +1,6 @@
 """Recovery of masks and latents, compared with brute force, scikit-learn and scipy."""
 
+import json
 from itertools import permutations
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from samsvae.evaluation.metrics.recovery import (
     absolute_correlation,
     all_ones_f1,
+    largest_entries,
     latent_recovery,
     mask_recovery,
     match_by_correlation,
@@ -25,6 +27,7 @@ def test_matching_by_true_positives_against_all_permutations():
     best = max(permutations(range(4)), key=lambda p: (TRUE & FOUND[:, p]).sum())
     expected = precision_recall_fscore_support(TRUE.ravel(), FOUND[:, best].ravel(), average="binary")[:3]
     got = mask_recovery(TRUE, FOUND.astype(float))
+    assert got.pop("mask_density") == pytest.approx(FOUND.mean())
     assert list(got) == [f"mask_{name}/true-positives" for name in ("precision", "recall", "f1")]
     np.testing.assert_allclose(list(got.values()), expected)
 
@@ -36,6 +39,33 @@ def test_matching_by_correlation_ignores_signs_and_order():
     assert list(columns[rows.argsort()]) == [2, 0, 3, 1]
     got = mask_recovery(TRUE, 0.9 * TRUE[:, [1, 3, 0, 2]], z_true=z, z_learned=learned)
     assert got["mask_f1/correlation"] == got["mask_f1/true-positives"] == 1
+
+
+def test_the_two_largest_entries_of_every_row():
+    embedding = RNG.standard_normal((20, 5))
+    embedding[3] = 0.0  # a tie
+    found = largest_entries(embedding)
+    for row, size in zip(found, np.abs(embedding), strict=True):
+        assert row.sum() == 2 and size[row == 1].min() >= size[row == 0].max()
+    assert found[3].tolist() == [1, 1, 0, 0, 0] and largest_entries(embedding[:, :1]).tolist() == [[1]] * 20
+
+
+def test_targets_of_ivae_on_the_reference_fit(shared):
+    """The published numbers of this fit, after its second stage (32 interventions that were trained)."""
+    folder = shared / "data" / "golden_svae"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} (golden files of the SVAE+ paper)")
+    fit, sim = np.load(folder / "transfer_small.npz"), np.load(folder / "sim_small_1.npz")
+    (row,) = [
+        row
+        for row in json.loads((folder / "reference_small_1.json").read_text())["rows"]
+        if (row["name"], row["seed"]) == ("ivae", 0)
+    ]
+    seen = sim["seen"]
+    got = mask_recovery(sim["shift"][seen] != 0, largest_entries(fit["ivae/param/mu"][seen]))
+    scores = [got[f"mask_{name}/true-positives"] for name in ("precision", "recall", "f1")]
+    assert scores == pytest.approx(row["stage2"]["top2_tp_seen"], abs=1e-4)
+    assert got["mask_density"] == row["stage2"]["top2_density_seen"]
 
 
 def test_the_two_rules_can_differ():

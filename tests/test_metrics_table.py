@@ -134,7 +134,8 @@ def test_rows_are_complete():
     assert {name for name, row in METRICS.items() if not row.better} == {
         "levelled_off", "active_latents", "ate_library", "pit_mean", "posterior_share", "n", "n_top",
         *(f"{name}{level}" for name in ("coverage", "coverage_top", "naive") for level in LEVELS),
-        "mask_f1_all_ones", "mask_pathway_accuracy/majority", "mask_pathway_balanced_accuracy/majority",
+        "mask_density", "mask_f1_all_ones", "mask_pathway_accuracy/majority",
+        "mask_pathway_balanced_accuracy/majority",
     }  # fmt: skip
     for classifier in CLASSIFIERS:
         assert f"mask_pathway_accuracy/{classifier}" in METRICS

@@ -17,31 +17,31 @@ from samsvae.ops.softmax_nb import softmax_nb
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
-# particles, cells, genes, dtypes of logits and counts; one, two and several blocks of genes
+# particles, cells, genes, dtypes of logits and counts, floor of the mean; one, two and several blocks of genes
 CASES = {
-    "one block": (3, 5, 9, torch.float32, torch.int16),
-    "several blocks": (2, 3, 1187, torch.float32, torch.float32),
-    "one cell": (5, 1, 256, torch.float32, torch.int32),
-    "many genes": (1, 3, 2100, torch.float32, torch.int16),
-    "bf16": (2, 4, 300, torch.bfloat16, torch.int16),
+    "one block": (3, 5, 9, torch.float32, torch.int16, 1e-4),
+    "several blocks": (2, 3, 1187, torch.float32, torch.float32, 1e-4),
+    "one cell": (5, 1, 256, torch.float32, torch.int32, 1e-8),
+    "many genes": (1, 3, 2100, torch.float32, torch.int16, 0.5),
+    "bf16": (2, 4, 300, torch.bfloat16, torch.int16, 1e-4),
 }
 
 
-def made(particles, cells, genes, kind, counts):
-    """logits, library, theta (from 1e-2 to 1e6), x (0 to a few hundred) and the weights of a sum."""
+def made(particles, cells, genes, kind, counts, floor=1e-4):
+    """logits, library, theta (from 1e-2 to 1e6), x (0 to a few hundred), the weights of a sum, and the floor."""
     stream = torch.Generator().manual_seed(genes)
     logits = (3.0 * torch.randn(particles, cells, genes, generator=stream)).to(kind)
     library = 100.0 + 1e4 * torch.rand(cells, generator=stream)
     theta = 10.0 ** (8.0 * torch.rand(genes, generator=stream) - 2.0)
     x = torch.poisson(10.0 ** (4.0 * torch.rand(cells, genes, generator=stream) - 2.0), generator=stream)
-    return logits, library, theta, x.to(counts), torch.rand(particles, cells, generator=stream) + 0.5
+    return logits, library, theta, x.to(counts), torch.rand(particles, cells, generator=stream) + 0.5, floor
 
 
-def truth(logits, library, theta, x, weight):
+def truth(logits, library, theta, x, weight, floor):
     """Value and gradients in float64 from torch.distributions, without the terms that do not contain the mean."""
     logits, theta = (value.double().requires_grad_() for value in (logits, theta))
     x = x.double()
-    mean = library.double()[:, None] * torch.softmax(logits, -1) + 1e-4
+    mean = library.double()[:, None] * torch.softmax(logits, -1) + floor
     whole = torch.distributions.NegativeBinomial(theta, logits=torch.log(mean) - torch.log(theta)).log_prob(x)
     gammas = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1.0) - x * torch.log(theta)
     value = (whole - gammas).sum(-1)
@@ -90,13 +90,13 @@ def test_the_kernel_against_torch_distributions(interpreted, name):
 def test_torch_is_used_without_triton(name):
     case = made(*CASES[name])
     logits, theta = case[0].requires_grad_(), case[2].requires_grad_()
-    value = softmax_nb(logits, case[1], theta, case[3], 1e-4)
+    value = softmax_nb(logits, case[1], theta, case[3], case[5])
     found = value.detach(), *torch.autograd.grad((value * case[4]).sum(), (logits, theta))
-    check(found, tuple(part.detach() for part in case))
+    check(found, (*(part.detach() for part in case[:5]), case[5]))
 
 
 def test_gradients_equal_finite_differences():
-    logits, library, theta, x, _ = made(2, 3, 5, torch.float64, torch.int16)
+    logits, library, theta, x, *_ = made(2, 3, 5, torch.float64, torch.int16)
     theta = (theta.double() % 10 + 0.5).requires_grad_()
     assert torch.autograd.gradcheck(
         lambda a, b: softmax_nb(a, library.double(), b, x, 1e-4), (logits.requires_grad_(), theta)
@@ -163,7 +163,7 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(fake):
     """Triton launches on the current GPU, which is the first one unless torch is told otherwise."""
     kernels.try_out(torch.device("cpu"))
     assert fake.launched == [("forward", torch.device("cpu")), ("backward", torch.device("cpu"))]
-    logits, library, theta, x, _ = made(2, 3, 5, torch.float32, torch.int16)
+    logits, library, theta, x, *_ = made(2, 3, 5, torch.float32, torch.int16)
     logits.requires_grad_()
     softmax_nb(logits, library, theta, x, 1e-4).sum().backward()
     assert fake.launched[2:] == fake.launched[:2]

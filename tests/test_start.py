@@ -9,6 +9,7 @@ from scipy import stats
 from small_model import model, screen
 
 from samsvae.config.model import ModelConfig
+from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.data.cells import cells_of, encode
 from samsvae.models import start
 from samsvae.models.start import initialise, intercept_only
@@ -53,6 +54,14 @@ def test_published_start_leaves_the_likelihood_alone(cells):
     assert not torch.equal(net.input_mean, again.input_mean)
 
 
+def test_only_the_methods_of_the_svae_plus_paper_start_at_random_and_have_their_floor():
+    found = {name: ModelConfig(**row.model) for name, row in ROWS.items()}
+    theirs = {name for name, row in ROWS.items() if row.inference == "SVAE+ paper"}
+    assert {"vae", "beta_vae", "ivae", "svae", "svae_plus_lopez"} <= theirs and not theirs & {*TABLE_1, "sams_vae_bb"}
+    for name, config in found.items():
+        assert (config.start, config.mean_floor) == (("random", 1e-8) if name in theirs else ("published", 1e-4)), name
+
+
 def test_random_start_draws_log_theta_from_a_standard_normal(cells):
     drawn = []
     for seed in (1, 1, 2):
@@ -84,15 +93,16 @@ def test_other_likelihoods_start_at_the_mean_and_the_variance(made, cells, kind)
         np.testing.assert_allclose(found.scale.detach().numpy().ravel() ** 2, x.var(0).clip(1e-4) + 1e-4, rtol=1e-4)
 
 
-def test_intercept_only_is_the_likelihood_of_the_mean_profile(made, cells):
+@pytest.mark.parametrize("floor", [1e-4, 0.5])
+def test_intercept_only_is_the_likelihood_of_the_mean_profile(made, cells, floor):
     rest = cells_of(made, np.arange(200, 300), encode(made, "sum"))
     net = model("sams_vae_corr", start="data")
     initialise(net, cells)
     theta = np.exp(net.likelihood.log_concentration.detach().numpy().astype(float))
     _, _, p = moments(made)
-    mean = made.library[200:, None] * (p / p.sum()) + 1e-4
+    mean = made.library[200:, None] * (p / p.sum()) + floor
     expected = stats.nbinom.logpmf(made.counts[200:], theta, theta / (theta + mean)).sum(1).mean()
-    assert intercept_only("nb", cells, rest) == pytest.approx(expected, rel=1e-5)
+    assert intercept_only("nb", cells, rest, floor=floor) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_short_training_from_the_data_beats_a_longer_one_from_the_published_start(made, cells):

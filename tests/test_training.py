@@ -165,6 +165,26 @@ def step_without_gradient(**changes):
     return {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
 
 
+@pytest.mark.parametrize("name", ["beta_vae", "svae", "svae_plus_lopez"])
+def test_validation_of_the_terms_of_cells_by_hand(name):
+    """No penalty, no prior of pi and no beta: the mean of the Gaussian KL minus log p(x | z)."""
+    parts, net = halves(pairs=False), model(name).eval()
+    batch = parts[1].batch(slice(None))
+    draw = net.draw(batch, Streams(3), 1)
+    q, x, mean = draw.guides["z"], batch.x, 0.0
+    if name != "beta_vae":
+        treated = parts[1].index < 4  # a control has no offset
+        mean = draw.values["cell_mask"][0, :, 0] * draw.values["embedding"][parts[1].index[:, 0] % 4] * treated
+    kl = 0.5 * (q.scale**2 + (q.loc - mean) ** 2 - 1) - torch.log(q.scale)
+    theta, m = torch.exp(net.likelihood.log_concentration), net.decode(draw.values, batch).mean[0]
+    nb = torch.distributions.NegativeBinomial(theta, logits=torch.log(m) - torch.log(theta))
+    expected = (kl.sum(-1) - nb.log_prob(x).sum(-1)).mean().item()
+    config = TrainingConfig(**ROWS[name].training)
+    assert validation_loss(net, parts[1], config, Streams(3)) == pytest.approx(expected, rel=1e-5)
+    every = validation_loss(net, parts[1], replace(config, validation_terms="all"), Streams(3))
+    assert abs(every - expected) > 0.1
+
+
 def test_weight_decay_on_all_or_on_networks():
     names = {name for name, _ in model("sams_vae_mf").named_parameters()}
     free = {"latents.0.logits", "latents.1.loc", "latents.1.log_scale"}

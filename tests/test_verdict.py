@@ -36,14 +36,14 @@ def test_improvement_of_the_last_fifth(losses, expected):
 def test_the_numbers_of_a_verdict():
     made = screen(120)
     cells = [cells_of(made, part, encode(made, "sum")) for part in (np.arange(80), np.arange(80, 120))]
-    net = model("sams_vae_corr")
+    net = model("sams_vae_corr", mean_floor=0.5)
     initialise(net, cells[0])
     net.eval()
     result = Trained(5, 50.0, 10, 1.0, [{"val_loss": loss} for loss in [60.0, *[50.0] * 11]])
     number = {"a": 15, "b": 30, "c": 0, "d": 25}
     found = verdict(net, result, *cells, number)
     assert found.levelled_off is True and found.improvement == 0.0 and found.validation_loss == 50.0
-    assert found.intercept_only == -intercept_only("nb", *cells)
+    assert found.intercept_only == -intercept_only("nb", *cells, floor=0.5)
     assert found.masks_undecided == 1.0  # an untrained mask has the probability 1/2
     z = net.posterior_mean(cells[1]).numpy()
     assert found.active_latents == (z.var(0) > 0.01).sum() and found.latents == 4

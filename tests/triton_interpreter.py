@@ -9,14 +9,14 @@ from samsvae.ops.softmax_nb import _forward, has_triton, softmax_nb
 cases = torch.load(sys.argv[1])
 assert has_triton("cpu")
 found = []
-for logits, library, theta, x, weight in cases:
+for logits, library, theta, x, weight, floor in cases:
     logits.requires_grad_(), theta.requires_grad_()
-    value = softmax_nb(logits, library, theta, x, 1e-4)
+    value = softmax_nb(logits, library, theta, x, floor)
     found.append((value.detach(), *torch.autograd.grad((value * weight).sum(), (logits, theta))))
 torch.save(found, sys.argv[2])
 
 # the operators declare what torch.compile needs, and a compiled function calls them
-logits, library, theta, x, weight = cases[0]
+logits, library, theta, x, weight, _ = cases[0]
 logits, theta = (part.detach().requires_grad_() for part in (logits, theta))
 torch.library.opcheck(_forward, (logits[None], library[None], theta[None], x[None], 1e-4))
 value = torch.compile(softmax_nb, backend="aot_eager", fullgraph=True)(logits, library, theta, x, 1e-4)
@@ -29,7 +29,7 @@ def floored(*parts):
 
 
 # several runs in one launch, by torch.func.vmap, equal each run alone
-logits, library, theta, x, weight = cases[1]
+logits, library, theta, x, weight, _ = cases[1]
 stack = torch.stack([logits.detach(), logits.detach().flip(0)]).requires_grad_()
 thetas = torch.stack([theta.detach(), theta.detach() + 1.0]).requires_grad_()
 libraries, counts = torch.stack([library, library.flip(0)]), torch.stack([x, x.flip(0)], -1)

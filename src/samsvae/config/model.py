@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samsvae.config.validate import at_least
-from samsvae.config.vocabulary import MASKED
+from samsvae.config.vocabulary import FLOOR, MASKED
 from samsvae.errors import ConfigError
 
 
@@ -21,6 +21,7 @@ class ModelConfig:
     guide_embedding: Literal["mean_field", "given_mask"] = "mean_field"
     encoder_reads: Literal["x", "x_offset", "x_dosage"] = "x"
     likelihood: Literal["nb", "normal", "normal_fixed", "poisson"] = "nb"
+    mean_floor: float = FLOOR
     n_latent: int = 100
     n_layers: int = 1
     width: int = 400
@@ -45,7 +46,7 @@ class ModelConfig:
     def __post_init__(self):
         at_least(1, self, "n_latent", "n_layers", "width", "embedding_layers", "embedding_width")
         at_least(0, self, "embedding_init")
-        for name in ("embedding_scale", "beta_a", "beta_b", "temperature"):
+        for name in ("mean_floor", "embedding_scale", "beta_a", "beta_b", "temperature"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
         if not 0.0 < self.mask_prior < 1.0:

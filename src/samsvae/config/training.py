@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from samsvae.config.validate import at_least
@@ -31,6 +31,7 @@ class TrainingConfig:
     particles: int = 5
     validation_particles: int = 5
     validation_every: int = 1
+    validation_terms: Literal["all", "cells"] = "all"
     objective: Literal["elbo", "iwelbo"] = "elbo"
     analytic_kl: bool = False
     kl_weight: float = 1.0
@@ -58,6 +59,17 @@ class TrainingConfig:
         size = min(self.batch_size, n)
         last = n % size
         return n - last if self.last_batch == "drop" and last < (self.drop_below or size) else n
+
+    def in_validation(self) -> TrainingConfig:
+        """The settings with the weights that terms have in a validation loss.
+
+        With ``validation_terms: cells`` only the reconstruction and the term of the cells' state are left, each with
+        weight 1, so that validation losses do not depend on a penalty or a prior.
+        """
+        if self.validation_terms == "all":
+            return self
+        none = dict.fromkeys(("weight_embedding", "weight_mask", "weight_mask_prob", "mask_penalty"), 0.0)
+        return replace(self, kl_weight=1.0, weight_z=1.0, **none)
 
     def __post_init__(self):
         at_least(1, self, "steps", "batch_size", "particles", "validation_particles", "validation_every")

@@ -18,7 +18,7 @@ MASKED = ("bernoulli", "beta_bernoulli")
 #: Counts per cell to which counts are scaled, as in log2(1 + LIBRARY x / l); also the default library of sampled cells.
 LIBRARY = 1e4
 
-#: Added to every variance and to the mean of the negative binomial.
+#: Added to every variance, and by default to the mean of the negative binomial (`ModelConfig.mean_floor`).
 FLOOR = 1e-4
 
 #: Axes of a grid that set how much data a run sees, and axes whose values are replicates.

@@ -37,6 +37,7 @@ _LOPEZ_MODEL = {
     "embedding_init": 1.0,
     "mask_logit_init": 5.0,
     "start": "random",
+    "mean_floor": 1e-8,
 }
 
 _LOPEZ_TRAINING = {
@@ -45,6 +46,7 @@ _LOPEZ_TRAINING = {
     "validation_particles": 1,
     "analytic_kl": True,
     "warmup_epochs": 50,
+    "validation_terms": "cells",
     "learning_rate": 1e-3,
     "adam_eps": 0.01,
     "patience": 45,
@@ -55,6 +57,9 @@ _LOPEZ_TRAINING = {
 _NO_EFFECT = {"embedding": "none", "mask": "none", "effect": "none"}
 
 _MASKED = {**_SVAE_PLUS, "mask_per_cell": True}
+
+#: A flat prior of mask probabilities: sparsity comes from a penalty alone, or from nothing.
+_FLAT = {"beta_a": 1.0, "beta_b": 1.0}
 
 
 def _lopez(name: str, model: dict, **training) -> Row:
@@ -84,8 +89,8 @@ ROWS: dict[str, Row] = {
     "vae": _lopez("VAE", _NO_EFFECT),
     "beta_vae": _lopez("beta-VAE", _NO_EFFECT, kl_weight=2.0),
     "ivae": _lopez("iVAE", {"embedding": "learned", "mask": "ones", "effect": "prior_mean"}),
-    # a Beta(1, 1) prior is flat, so sparsity comes from the penalty alone
-    "svae": _lopez("sVAE", {**_MASKED, "beta_a": 1.0, "beta_b": 1.0}, mask_penalty=100.0),
+    "ivae_drawn": _lopez("iVAE, drawn mask", {**_MASKED, **_FLAT}),
+    "svae": _lopez("sVAE", {**_MASKED, **_FLAT}, mask_penalty=100.0),
     "svae_plus_lopez": _lopez("SVAE+ (Lopez)", {**_MASKED, "beta_b": 10.0}, plate="every_step", loss_scale="n_cells"),
 }
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samsvae.config.vocabulary import FLOOR
 from samsvae.errors import DataError
 from samsvae.evaluation.log2_expectation import Log2Mean
 from samsvae.evaluation.model_effects import dosage_batch, transformed
@@ -119,9 +118,10 @@ def _expectation(
     if kind != "nb":
         return lambda likelihood, at, generator: transformed(likelihood.sample(generator)[:, 0], "log2")
     grid = np.unique(np.concatenate(depths))
-    device, floor = model.input_mean.device, FLOOR * model.n_genes
+    device, floor = model.input_mean.device, model.likelihood.floor
     sizes = np.exp(grid)
-    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), (sizes + floor).tolist(), float(sizes.max() + floor))
+    totals = sizes + floor * model.n_genes
+    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), totals.tolist(), float(totals.max()), floor)
 
     def expected(likelihood: Observed, at: np.ndarray, generator: torch.Generator) -> Tensor:
         assert isinstance(likelihood, SoftmaxNegativeBinomial)
@@ -130,7 +130,7 @@ def _expectation(
         depth = torch.from_numpy(np.searchsorted(grid, at[order])).to(device)
         size = torch.from_numpy(sizes).to(likelihood.logits)[depth]
         rows = torch.from_numpy(order).to(device)
-        mean = torch.softmax(likelihood.logits[rows, 0], -1).mul_(size[:, None]).add_(FLOOR)
+        mean = torch.softmax(likelihood.logits[rows, 0], -1).mul_(size[:, None]).add_(floor)
         found = torch.empty_like(mean)
         found[rows] = log2(mean, depth)
         return found

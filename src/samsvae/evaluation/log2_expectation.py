@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samsvae.config.vocabulary import FLOOR, LIBRARY
+from samsvae.config.vocabulary import LIBRARY
 
 #: Distance between points of a curve, in the log of a mean or rate. The error of a curve is below 3e-4 for depths of
 #: 10,000, and below 1e-3 for depths of 185.
@@ -41,13 +41,13 @@ LAST_SUM, LAST_COUNT = 200.0, 400
 class Log2Mean:
     """E log2(1 + 1e4 x_g / S) of the counts of cells (..., G) with concentrations theta (G,), from their means.
 
-    ``depths`` (K,): the sums of the means of a cell that will be needed. ``largest``: the largest mean of a gene; means
-    below the likelihood's floor count as the floor.
+    ``depths`` (K,): the sums of the means of a cell that will be needed. ``largest``: the largest mean of a gene.
+    ``floor``: of the means of the likelihood; smaller means count as the floor.
     """
 
-    def __init__(self, theta: Tensor, depths: Sequence[float], largest: float):
-        self.low = math.log(FLOOR)
-        self.points = math.ceil((math.log(max(largest, 2 * FLOOR)) - self.low) / STEP) + 2
+    def __init__(self, theta: Tensor, depths: Sequence[float], largest: float, floor: float):
+        self.low = math.log(floor)
+        self.points = math.ceil((math.log(max(largest, 2 * floor)) - self.low) / STEP) + 2
         concentration = theta.double().cpu().numpy()[:, None]
         mix = _Mixture(concentration, self.low, self.points)
         mean = np.exp(self.low + STEP * np.arange(self.points))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samsvae.config.vocabulary import FLOOR, LIBRARY
+from samsvae.config.vocabulary import LIBRARY
 from samsvae.evaluation.log2_expectation import Log2Mean
 from samsvae.models.batch import Batch, MultiHot
 from samsvae.models.model import Model
@@ -118,8 +118,9 @@ def _expected(model: Model, library: float, transform: str) -> Value:
         return lambda likelihood, generator: likelihood.mean
     if model.config.likelihood != "nb":
         return partial(_sampled, transform=transform)
-    total = library + FLOOR * model.n_genes
-    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), [total], total)
+    floor = model.likelihood.floor
+    total = library + floor * model.n_genes
+    log2 = Log2Mean(torch.exp(model.likelihood.log_concentration), [total], total, floor)
     return lambda likelihood, generator: log2(likelihood.mean)
 
 

@@ -18,8 +18,8 @@ from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, some
 from samsvae.evaluation import honest
 from samsvae.evaluation.iwelbo import iwelbo
-from samsvae.evaluation.metrics.constants import FIT
-from samsvae.evaluation.metrics.recovery import all_ones_f1, latent_recovery, mask_recovery
+from samsvae.evaluation.metrics.constants import EMPTY_MASK, FIT
+from samsvae.evaluation.metrics.recovery import all_ones_f1, largest_entries, latent_recovery, mask_recovery
 from samsvae.evaluation.model_effects import condition_means
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.evaluation.truth_file import read_truth
@@ -116,24 +116,37 @@ def perturbation_matrices(checkpoint: Checkpoint) -> ad.AnnData:
     return ad.AnnData(obs=obs, obsm=tables)
 
 
+def inferred_mask(model: Model) -> np.ndarray | None:
+    """Mask probabilities (T, L), or for iVAE a mask of its largest embeddings; None for a model that has no targets."""
+    tables = {name: table.cpu().numpy() for name, table in model.perturbation_tables().items()}
+    if "mask_probability" in tables:
+        return tables["mask_probability"]
+    is_ivae = (model.config.embedding, model.config.mask, model.config.effect) == ("learned", "ones", "prior_mean")
+    return largest_entries(tables["embedding"]) if is_ivae else None
+
+
 def recovery_scores(
     model: Model, screen: Screen, split: np.ndarray, truth: ad.AnnData, encoding: str, device: str
 ) -> Iterator[dict[str, object]]:
     """Recovery of a simulation's true masks and latents, which its screen ``truth`` holds.
 
-    Latents are compared in the test cells. Masks are compared for the perturbations that have training cells.
+    Latents are compared in the test cells. Masks are compared for the perturbations that have training cells; those of
+    iVAE are its largest embeddings (`inferred_mask`). A warning is logged if a mask is empty.
     """
     test = split == "test"
     z_true = np.asarray(truth.obsm["z_true"])[test]
     z_learned = model.posterior_mean(cells_of(screen, test, encode(screen, encoding), device)).cpu().numpy()
     found = latent_recovery(z_true, z_learned)
-    tables = model.perturbation_tables()
     mask = np.asarray(truth.uns["truth"]["mask"])
     in_training = np.bincount(screen.condition[split == "train"], minlength=len(screen.conditions)) > 0
     trained = in_training[[list(screen.conditions).index(name) for name in screen.perturbations]]
-    if "mask_probability" in tables:
-        probability = tables["mask_probability"].cpu().numpy()
-        found |= mask_recovery(mask[trained], probability[trained], z_true=z_true, z_learned=z_learned)
+    if (inferred := inferred_mask(model)) is not None:
+        found |= mask_recovery(mask[trained], inferred[trained], z_true=z_true, z_learned=z_learned)
+        if found["mask_density"] < EMPTY_MASK:
+            log.warning(
+                "the inferred mask is empty: %d of %d entries are on, so its precision, recall and F1 mean little",
+                (inferred[trained] > 0.5).sum(), inferred[trained].size,
+            )  # fmt: skip
     found["mask_f1_all_ones"] = all_ones_f1(mask[trained])
     for metric, value in found.items():
         yield {"protocol": "published", "metric": metric, "split": "test", "value": value}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from samsvae.evaluation.metrics.constants import MATCHES
+from samsvae.evaluation.metrics.constants import EMPTY_MASK, MATCHES
 from samsvae.evaluation.metrics.table import axis_label
 from samsvae.evaluation.selection import of_best_settings
 from samsvae.figures import style
@@ -33,7 +33,7 @@ METRICS = {
     "iwelbo": ("held-out likelihood", f"test {axis_label('iwelbo')}", "test"),
 }
 
-ALL_ONES = "mask_f1_all_ones"
+ALL_ONES, DENSITY = "mask_f1_all_ones", "mask_density"
 
 SAVED = {"": "scores"}
 
@@ -55,13 +55,15 @@ def draw(scores: pd.DataFrame, *, unit: str = "data seed") -> Figure:
 
     scores: model, metric, split, value of one setting per model, one row per run, and cells if it differs between runs.
     Metrics without a value have no panel. The dashed line is a mask of ones: F1 is the mean of ``mask_f1_all_ones``,
-    which determines its density d = F1 / (2 - F1), equal to its precision; its recall is 1.
+    which determines its density d = F1 / (2 - F1), equal to its precision; its recall is 1. The mean of
+    ``mask_density`` stands beside the bars of F1; empty masks (a density below 1 %) are listed above the panels.
     """
     by = ["model", *(["cells"] if "cells" in scores else [])]
     table = summarise(scores, by)
     models = style.models_in(table["model"])
     metrics = [metric for metric in METRICS if (table["metric"] == metric).any()]
     f1 = scores.loc[scores["metric"] == ALL_ONES, "value"].mean()
+    density = scores[scores["metric"] == DENSITY].groupby(by)["value"].mean()
     curves = "cells" in by
     rows = -(-len(metrics) // 3) if curves else 1
     fig = (
@@ -72,7 +74,7 @@ def draw(scores: pd.DataFrame, *, unit: str = "data seed") -> Figure:
     style.note(
         fig,
         f"Published protocol: effects of the data from all cells. {'Points' if curves else 'Bars'}: "
-        f"{style.spread(table['n'], unit)}; settings chosen on validation data.",
+        f"{style.spread(table['n'], unit)}; settings chosen on validation data.{_empty(density)}",
     )
     columns = min(len(metrics), 3 if curves else 6)
     axes = fig.subplots(rows, columns, squeeze=False, sharey=False if curves else "row").ravel()
@@ -88,6 +90,8 @@ def draw(scores: pd.DataFrame, *, unit: str = "data seed") -> Figure:
         else:
             ax.set_xlabel(label)
             _bars(ax, of, models)
+            if metric.startswith("mask_f1"):
+                _densities(ax, of, models, density)
         lines |= _ones(ax, metric, f1, vertical=not curves)
     for ax in axes[len(metrics) :]:
         ax.remove()
@@ -167,6 +171,31 @@ def _bars(ax: Axes, table: pd.DataFrame, models: Sequence[str]) -> None:
     if not zero:
         ax.margins(x=0.12)
     ax.locator_params(axis="x", nbins=3)
+
+
+def _densities(ax: Axes, table: pd.DataFrame, models: Sequence[str], density: pd.Series) -> None:
+    """The share of ones in each model's mask, behind its bar; the word 'empty' for an empty mask."""
+    table = table.set_index("model").reindex(models)
+    for i, model in enumerate(models):
+        if model in density.index and np.isfinite(table["mean"].iloc[i]):
+            end = table["mean"].iloc[i] + np.nan_to_num(table["sd"].iloc[i])
+            words = "empty" if density[model] < EMPTY_MASK else f"{100 * density[model]:.0f} % on"
+            ax.annotate(words, (end, i), (3, 0), textcoords="offset points", va="center", fontsize=7, color=style.INK)
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, low + 1.35 * (high - low))
+
+
+def _empty(density: pd.Series) -> str:
+    """A sentence that names the models with an empty mask, and at how many cells."""
+    found: dict[str, list[str]] = {}
+    for at in density.index[density < EMPTY_MASK]:
+        model, *cells = at if isinstance(at, tuple) else (at,)
+        found.setdefault(model, []).extend(f"{value:g}" for value in cells)
+    if not found:
+        return ""
+    names = [style.label(model) + (f" at {', '.join(cells)} cells" if cells else "") for model, cells in found.items()]
+    empty = f"Empty masks (under {100 * EMPTY_MASK:g} % of the entries are on), whose scores mean little"
+    return f" {empty}: {'; '.join(names)}."
 
 
 def _ones(ax: Axes, metric: str, f1: float, *, vertical: bool) -> bool:

@@ -99,6 +99,7 @@ LOOKS: dict[str, Look] = {
         ("vae", "VAE", "#ABABAB", "<", "-", ""),
         ("beta_vae", "β-VAE", "#6E6E6E", ">", "-", ""),
         ("ivae", "iVAE", "#C3AEE0", "h", "-", ""),
+        ("ivae_drawn", "iVAE, drawn mask", "#A48FD2", "h", _DASH["z"], "////"),
         ("svae", "sVAE", "#8257C2", "H", "-", ""),
         ("svae_plus_lopez", "SVAE+ (Lopez)", "#56165C", "8", "-", ""),
         (PREDICTION, "prediction", "#C2185B", "*", "-", ""),

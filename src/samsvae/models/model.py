@@ -63,7 +63,7 @@ class Model(nn.Module):
             network = _network(config, config.width, config.n_layers)
             second = (n_perturbations,) if config.effect == "decoder_input" else ()
             self.decoder = MLP((config.n_latent, *second), **network | {"dropout": 0.0})
-            self.likelihood = Likelihood(config.likelihood, config.width, n_genes)
+            self.likelihood = Likelihood(config.likelihood, config.width, n_genes, floor=config.mean_floor)
         self.register_buffer("input_mean", torch.zeros(n_genes, dtype=torch.float32))
         self.register_buffer("input_sd", torch.ones(n_genes, dtype=torch.float32))
 

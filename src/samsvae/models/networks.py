@@ -101,17 +101,18 @@ class GaussianHead(nn.Module):
 class Likelihood(nn.Module):
     """p(x | h) for one of four likelihoods (eq. 2).
 
-    ``nb``: mean l softmax(W h + c) + 1e-4, one concentration exp(r_g) per gene. ``poisson``: rate softplus(W h + c).
+    ``nb``: mean l softmax(W h + c) + floor, one concentration exp(r_g) per gene. ``poisson``: rate softplus(W h + c).
     ``normal``: mean W h + c, variance exp(W' h + c') + 1e-4. ``normal_fixed``: variance exp(v_g) + 1e-4.
-    Only ``nb`` uses the library size l (n,).
+    Only ``nb`` uses the library size l (n,) and the floor of the mean.
     """
 
     KINDS = ("nb", "normal", "normal_fixed", "poisson")
     log_var: nn.Linear | nn.Parameter
 
-    def __init__(self, kind: str, width: int, n_genes: int):
+    def __init__(self, kind: str, width: int, n_genes: int, *, floor: float = FLOOR):
         super().__init__()
         self.kind = kind
+        self.floor = floor
         self.mean = nn.Linear(width, n_genes, dtype=torch.float32)
         if kind == "nb":
             self.log_concentration = nn.Parameter(torch.zeros(n_genes, dtype=torch.float32))
@@ -123,7 +124,7 @@ class Likelihood(nn.Module):
     def forward(self, h: Tensor, library: Tensor) -> Observed:
         out = self.mean(h)  # (..., n, G)
         if self.kind == "nb":
-            return SoftmaxNegativeBinomial(out, library, torch.exp(self.log_concentration))
+            return SoftmaxNegativeBinomial(out, library, torch.exp(self.log_concentration), self.floor)
         if self.kind == "poisson":
             return Poisson(F.softplus(out))
         log_var = self.log_var(h) if isinstance(self.log_var, nn.Linear) else self.log_var

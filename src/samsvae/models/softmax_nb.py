@@ -23,7 +23,7 @@ TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class SoftmaxNegativeBinomial:
-    """Negative binomial counts with mean l softmax(logits) + 1e-4 (eq. 2).
+    """Negative binomial counts with mean l softmax(logits) + ``floor`` (eq. 2).
 
     Shapes: ``logits`` (..., n, G), ``library`` l (n,), ``concentration`` (G,), value (n, G). ``log_likelihood``, which
     training uses, never holds the complete mean in memory.
@@ -32,10 +32,11 @@ class SoftmaxNegativeBinomial:
     logits: Tensor
     library: Tensor
     concentration: Tensor
+    floor: float = FLOOR
 
     @property
     def mean(self) -> Tensor:
-        return (self.library[:, None] * torch.softmax(self.logits, dim=-1)).add_(FLOOR)
+        return (self.library[:, None] * torch.softmax(self.logits, dim=-1)).add_(self.floor)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return NegativeBinomial(self.mean, self.concentration).log_prob(value)
@@ -49,10 +50,10 @@ class SoftmaxNegativeBinomial:
             from samsvae.ops.softmax_nb import softmax_nb
 
             gammas = _gammas(self.concentration, value).sum(-1)
-            return softmax_nb(self.logits, self.library, self.concentration, value, FLOOR) + gammas
+            return softmax_nb(self.logits, self.library, self.concentration, value, self.floor) + gammas
         logits = self.logits if self.logits.ndim == 3 else self.logits.reshape(-1, *self.logits.shape[-2:])
-        rest = _MeanTerms.apply(logits, self.library, self.concentration, value).view(self.logits.shape[:-1])
-        return rest + _GammaTerms.apply(self.concentration, value)
+        rest = _MeanTerms.apply(logits, self.library, self.concentration, value, self.floor)
+        return rest.view(self.logits.shape[:-1]) + _GammaTerms.apply(self.concentration, value)
 
 
 class _GammaTerms(torch.autograd.Function):
@@ -116,7 +117,7 @@ def _d_gammas(theta: Tensor, x: Tensor) -> Tensor:
 
 
 class _MeanTerms(torch.autograd.Function):
-    """On a CPU: sum_g x log(m) - (x + theta) log(1 + m / theta) (K, n), m = l softmax(logits) + 1e-4.
+    """On a CPU: sum_g x log(m) - (x + theta) log(1 + m / theta) (K, n), m = l softmax(logits) + floor.
 
     The gradients are explicit:
     d/dm = x / m - (x + theta) / (m + theta); d/dtheta = (1 + x / theta) m / (m + theta) - log(1 + m / theta).
@@ -126,7 +127,7 @@ class _MeanTerms(torch.autograd.Function):
     BLOCK = 2**17  # logits per block
 
     @staticmethod
-    def forward(ctx, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: float) -> Tensor:
         particles, n, genes = logits.shape
         cells = max(1, _MeanTerms.BLOCK // (particles * genes))
         out = logits.new_empty(particles, n)
@@ -137,7 +138,7 @@ class _MeanTerms(torch.autograd.Function):
             size, count = library[at, None], x[at]
             count_theta = count + theta
             share = torch.softmax(logits[:, at], -1).mul_(size)
-            mean = share + FLOOR
+            mean = share + floor
             spread = torch.log1p(mean / theta)
             out[:, at] = torch.log(mean).mul_(count).addcmul_(count_theta, spread, value=-1.0).sum(-1)
             if slopes is None and spreads is None:
@@ -158,4 +159,4 @@ class _MeanTerms(torch.autograd.Function):
         slopes, spreads = ctx.saved_tensors
         d_logits = None if slopes is None else slopes * grad[..., None]
         d_theta = None if spreads is None else torch.mv(spreads.flatten(0, 1).T, grad.flatten())
-        return d_logits, None, d_theta, None
+        return d_logits, None, d_theta, None, None

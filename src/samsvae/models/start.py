@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from samsvae.config.vocabulary import FLOOR
 from samsvae.models.batch import Batch, CellTable
 from samsvae.models.model import Model
 from samsvae.models.networks import Likelihood
@@ -74,14 +75,15 @@ def start_from_data(likelihood: Likelihood, cells: CellTable) -> None:
 
 
 @torch.no_grad()
-def intercept_only(kind: str, train_cells: CellTable, cells: CellTable) -> float:
+def intercept_only(kind: str, train_cells: CellTable, cells: CellTable, *, floor: float = FLOOR) -> float:
     """Mean log-likelihood per cell, in nats, if every cell has the mean profile of the training cells.
 
     ``kind``: the likelihood, whose parameters `start_from_data` sets on ``train_cells``; ``cells`` are scored.
+    ``floor``: of the mean of ``nb``.
     It is cheap enough for every training and needs torch alone; `samsvae.evaluation` fits the same model by scipy.
     """
     first = train_cells.batch(slice(0, 1))
-    head = Likelihood(kind, 1, first.x.shape[1]).to(first.x.device)
+    head = Likelihood(kind, 1, first.x.shape[1], floor=floor).to(first.x.device)
     for parameter in head.parameters():
         parameter.zero_()
     start_from_data(head, train_cells)

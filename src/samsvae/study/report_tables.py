@@ -18,7 +18,7 @@ from samsvae.evaluation.selection import DESCRIPTION, PLACE, of_best_settings
 MOST_ROWS = 3000
 
 #: Scores in an experiment's first table, if it has them: metric, split, second line of the heading, decimals. The first
-#: line is the metric's label. Higher is better in all of them.
+#: line is the metric's label. Higher is better, save for the density, which has no better direction.
 KEY_SCORES = (
     ("iwelbo", "test", "test cells", 2),
     ("ate_pearson", "all", "all conditions", 3),
@@ -27,6 +27,7 @@ KEY_SCORES = (
     ("mcc_pearson", "test", "test cells", 3),
     ("latent_r2", "test", "test cells", 3),
     ("mask_f1/correlation", "test", "trained perturbations", 3),
+    ("mask_density", "test", "trained perturbations; no score", 3),
 )
 
 #: Axes of a grid that are conditions of the experiment, not settings to choose: each value has its own rows.
@@ -99,7 +100,8 @@ def key_table(scores: pd.DataFrame) -> Table | None:
         previous.append(exact)
         for line, value in zip(cells, values, strict=True):
             line.append(_mean_sd(value, decimals))
-        best |= {(i, len(columns)) for i in _best_rows(rows, [value.mean() for value in values])}
+        if metric(name).better:
+            best |= {(i, len(columns)) for i in _best_rows(rows, [value.mean() for value in values])}
         columns.append(Column(metric(name).label, note, True))
     if any(row.settings for row in rows):
         columns.append(Column("Settings chosen", "on validation data", False))

@@ -25,8 +25,8 @@ def validation_step(
     model: Model, cells: Cells, config: TrainingConfig, noise: Streams, n_cells: int
 ) -> Callable[..., Tensor]:
     """A function from the positions of validation cells to their loss; call it without gradients."""
-    size = min(_validation_size(config), len(cells))
-    return batch_loss(model, cells, config, noise, particles=config.validation_particles, size=size, n_cells=n_cells)
+    sizes = {"size": min(_validation_size(config), len(cells)), "n_cells": n_cells}
+    return batch_loss(model, cells, config.in_validation(), noise, particles=config.validation_particles, **sizes)
 
 
 def _validation_size(config: TrainingConfig) -> int:
@@ -44,7 +44,7 @@ def validation_loss(
     between: Callable[[], None] = lambda: None,
     steps: Steps | None = None,
 ) -> float:
-    """Mean over cells of the training objective, with fresh noise, in evaluation mode and at full weight of the terms.
+    """Mean over cells of the training objective, with fresh noise, in evaluation mode and without warm-up.
 
     ``n_cells``: number of training cells, used by ``plate: every_step`` (default: the number of ``cells``).
     ``between`` is called after every batch. ``steps``: computes the loss of a batch with this noise, if steps are
@@ -67,7 +67,7 @@ def validation_loss(
     for number, (at, loss) in enumerate(zip(parts, torch.stack(losses).tolist(), strict=True)):
         if not math.isfinite(loss):
             set_stream_states(noise, before)
-            config = replace(config, particles=config.validation_particles)
+            config = replace(config.in_validation(), particles=config.validation_particles)
             cause = culprit(model, cells, parts[: number + 1], config, noise, None, n_cells=n_cells)
             raise NumericalError(f"In validation: {cause}")
         total += loss * len(at)

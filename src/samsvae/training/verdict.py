@@ -118,12 +118,13 @@ def verdict(
         inside = (probability > UNDECIDED[0]) & (probability < UNDECIDED[1])
         trained = torch.tensor([training_cells[name] > 0 for name in training_cells], device=inside.device)
         undecided = inside[trained].double().mean().item() if trained.any() else None
+    config = model.config
     return Verdict(
         levelled_off=None if improvement is None else improvement < LEVEL,
         improvement=improvement,
         validation_loss=result.best_loss,
-        intercept_only=-intercept_only(model.config.likelihood, train_cells, val_cells),
-        latents=model.config.n_latent,
+        intercept_only=-intercept_only(config.likelihood, train_cells, val_cells, floor=config.mean_floor),
+        latents=config.n_latent,
         active_latents=active,
         masks_undecided=undecided,
         few_cells={name: n for name, n in training_cells.items() if 0 < n < FEW_CELLS},

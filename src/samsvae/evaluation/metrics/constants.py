@@ -23,6 +23,12 @@ OVERLAPS = (TOP, 50, 100)
 #: Rules that match learned latents to true ones.
 MATCHES = ("true-positives", "correlation")
 
+#: Targets that are read from each embedding of a model that infers no mask (iVAE): its largest absolute values.
+TARGETS = 2
+
+#: An inferred mask with a smaller density counts as empty: there is nothing whose precision and recall would matter.
+EMPTY_MASK = 0.01
+
 #: Classifiers that predict pathways from masks.
 CLASSIFIERS = ("logistic", "forest", "knn")
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from samsvae.evaluation.metrics.constants import MATCHES
+from samsvae.evaluation.metrics.constants import MATCHES, TARGETS
 
 #: Indices of min(L, L') true latents, and of the learned latents matched to them.
 Match = tuple[np.ndarray, np.ndarray]
@@ -53,6 +53,18 @@ def all_ones_f1(true_mask: np.ndarray) -> float:
     return float(2 * density / (1 + density))
 
 
+def largest_entries(embedding: np.ndarray, targets: int = TARGETS) -> np.ndarray:
+    """A mask (T, L') that is 1 at the ``targets`` largest absolute values of each row of an embedding (T, L').
+
+    This is how the SVAE+ paper reads the targets of iVAE, which infers no mask. On a tie, the first latents count.
+    """
+    size = np.abs(np.asarray(embedding, float))
+    order = np.argsort(-size, axis=1, kind="stable")
+    mask = np.zeros(size.shape)
+    np.put_along_axis(mask, order[:, :targets], 1.0, axis=1)
+    return mask
+
+
 def mask_recovery(
     true_mask: np.ndarray,
     prob: np.ndarray,
@@ -60,7 +72,8 @@ def mask_recovery(
     z_true: np.ndarray | None = None,
     z_learned: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Precision, recall and F1 of the mask (probability > 0.5), with keys such as ``mask_f1/true-positives``.
+    """Precision, recall and F1 of the mask (probability > 0.5), with keys such as ``mask_f1/true-positives``, and its
+    ``mask_density``. An empty mask has the scores 0.
 
     ``true_mask`` (T, L); ``prob`` (T, L'); ``z_true`` (n, L) and ``z_learned`` (n, L'), true values and posterior means
     in the same cells. Without both, there are no scores for the rule ``correlation``. ValueError if the shapes do not
@@ -77,11 +90,12 @@ def mask_recovery(
         if z_true.shape[1] != true_mask.shape[1] or z_learned.shape[1] != found.shape[1]:
             raise ValueError("The masks and the values have different numbers of latents; they must be equal.")
         matches[by_latents] = match_by_correlation(z_true, z_learned)
-    return {
+    scores = {
         f"mask_{name}/{rule}": value
         for rule, match in matches.items()
         for name, value in zip(("precision", "recall", "f1"), mask_scores(true_mask, found, match), strict=True)
     }
+    return scores | {"mask_density": float(found.mean())}
 
 
 def latent_recovery(z_true: np.ndarray, z_learned: np.ndarray) -> dict[str, float]:

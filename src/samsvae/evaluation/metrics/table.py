@@ -115,6 +115,12 @@ def _recovery() -> list[Metric]:
         row("latent_r2", "latent R²", "Mean R² of linear regressions of each true latent on all learned ones."),
         *masks,
         row(
+            "mask_density",
+            "mask density",
+            "Share of ones in the inferred mask; a mask below 1 % is called empty, because its scores mean little.",
+            "",
+        ),
+        row(
             "mask_f1_all_ones",
             "mask F1, all ones",
             "F1 of a mask of ones: the line that an inferred mask must beat.",
