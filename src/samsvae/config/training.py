@@ -68,8 +68,8 @@ class TrainingConfig:
         """
         if self.validation_terms == "all":
             return self
-        none = dict.fromkeys(("weight_embedding", "weight_mask", "weight_mask_prob", "mask_penalty"), 0.0)
-        return replace(self, kl_weight=1.0, weight_z=1.0, **none)
+        one = replace(self, kl_weight=1.0, weight_z=1.0)
+        return replace(one, weight_embedding=0.0, weight_mask=0.0, weight_mask_prob=0.0, mask_penalty=0.0)
 
     def __post_init__(self):
         at_least(1, self, "steps", "batch_size", "particles", "validation_particles", "validation_every")
