@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -35,6 +36,7 @@ NAMES = ["gene3", "gene7_2", "elsewhere", "gene9_x_y", "gene3+gene7_2", "gene7_2
 AGREEMENT = ("pearson", "nmse", "cosine", "r2", "mse", "pearson_pooled")
 EFFECTS = (*(f"{name}_{reference}" for name in AGREEMENT for reference in ("control", "centred")), "discrimination")
 TOP = ("pearson_top20_control", "pearson_top20_centred")
+INTERACTIONS = ("interaction_pearson", "interaction_nmse")
 
 
 def screen(*, n: int = 40, seed: int = 0) -> Screen:
@@ -220,7 +222,7 @@ def test_known_predictions_have_known_scores(truth):
     constant = scores_of(truth, np.full((8, GENES), 0.7))
     for where, n in names.items():
         for table in (perfect, nothing, constant):
-            assert (table.xs(where, level="set")["n_conditions"] == n).all()
+            assert (table.loc[list(EFFECTS)].xs(where, level="set")["n_conditions"] == n).all()
         for reference in ("control", "centred"):
             assert perfect.loc[(f"pearson_{reference}", where), "value"] == pytest.approx(1, abs=1e-12)
             # the truth is no perfect prediction: the error of the test cells is in it, and is taken off
@@ -234,6 +236,7 @@ def test_known_predictions_have_known_scores(truth):
         for table in (nothing, constant):
             assert table.loc[("discrimination", where), "value"] == pytest.approx(0.5, abs=1e-12)
     listed = {(metric, where) for metric in EFFECTS for where in names} | {(metric, "seen") for metric in TOP}
+    listed |= {(metric, where) for metric in INTERACTIONS for where in ("unseen", "all")}
     assert set(perfect.index) == listed
 
 
@@ -287,7 +290,7 @@ def test_a_set_is_scored_on_the_conditions_with_a_prediction(truth):
     assert found.loc[("pearson_control", "seen"), "n_conditions"] == 3
     predicted[1] = np.nan
     found = scores_of(truth, predicted)
-    assert len(found) == 3 * len(EFFECTS) + len(TOP)
+    assert len(found) == 3 * len(EFFECTS) + len(TOP) + 2 * len(INTERACTIONS)
     assert (found.xs("seen", level="set")["reason"] == "fewer than 3 conditions are predicted").all()
     assert found.xs("seen", level="set")["value"].isna().all()
 
@@ -339,6 +342,82 @@ def test_the_yardstick_is_the_training_effect_with_its_error(truth):
         assert level - 0.15 < value < level + 0.12
 
 
+# ---- interactions of pairs
+
+
+def interacting() -> Screen:
+    """MADE, whose pairs have effects of their own besides those of their singles."""
+    rng = np.random.default_rng(5)
+    shift = np.zeros((8, GENES))
+    shift[UNSEEN] = rng.normal(0, 0.9, (3, GENES))
+    counts = rng.poisson(MADE.counts * np.exp(shift)[MADE.condition])
+    return replace(MADE, counts=counts, library=counts.sum(1).astype(np.float32))
+
+
+def by_hand_interactions(made: Screen, of: dict[int, np.ndarray], triples: list) -> tuple[np.ndarray, np.ndarray]:
+    """m_ab - m_a - m_b + m_0 and its squared error; ``of``: the cells of each condition."""
+    x = made.counts.astype(float)
+    y = np.log2(1 + 1e4 * x / x.sum(1, keepdims=True))
+    mean = {c: y[cells & (made.condition == c)].mean(0) for c, cells in of.items()}
+    own = {c: y[cells & (made.condition == c)].var(0, ddof=1) / (cells & (made.condition == c)).sum() for c, cells in
+           of.items()}  # fmt: skip
+    value = [mean[c] - mean[a] - mean[b] + mean[CONTROL] for c, a, b in triples]
+    return np.array(value), np.array([own[c] + own[a] + own[b] + own[CONTROL] for c, a, b in triples])
+
+
+@pytest.mark.parametrize("tested", [True, False], ids=["tested singles", "singles of validation cells"])
+def test_interactions_have_their_own_singles(tested):
+    made, split = interacting(), SPLIT.copy()
+    if not tested:  # as in Norman's split, in which only pairs have test cells
+        split[(split == "test") & (MADE.condition < 4)] = "train"
+    triples = [(4, 0, 1), (5, 1, 2), (6, 0, 3)]
+    of = {c: split == "test" for c in range(8)}
+    for c in () if tested else range(4):
+        cells = np.flatnonzero((split == "val") & (made.condition == c))
+        order = np.random.default_rng([0, 0, zlib.crc32(NAMES[c].encode())]).permutation(len(cells))
+        of[c] = np.isin(np.arange(len(split)), cells[order[: len(cells) // 2]])
+    value, se2 = by_hand_interactions(made, of, triples)
+    truth = truth_of(made, split)
+    assert truth.pairs.observed.rows.tolist() == UNSEEN and truth.needed.tolist() == SEEN + UNSEEN
+    assert truth.pairs.observed.singles.tolist() == [[0, 1], [1, 2], [0, 3]]
+    np.testing.assert_allclose(truth.pairs.observed.value, value, atol=1e-9)
+    np.testing.assert_allclose(truth.pairs.observed.se2, se2, atol=1e-9)
+    for c, cells in of.items():
+        assert truth.libraries[c].tolist() == made.counts[cells & (made.condition == c)].sum(1).tolist()
+
+    predicted = np.random.default_rng(1).normal(size=(8, GENES))
+    ours = np.array([predicted[c] - predicted[a] - predicted[b] for c, a, b in triples])
+    found = scores_of(truth, predicted).xs("unseen", level="set")
+    assert found.loc["interaction_pearson", "value"] == pytest.approx(plain_pearson(value, ours).mean(), abs=1e-9)
+    error = ((ours - value) ** 2 - se2).sum() / (value**2 - se2).sum()
+    assert found.loc["interaction_nmse", "value"] == pytest.approx(error, abs=1e-9)
+    assert found.loc["interaction_nmse", "n_conditions"] == 3
+
+    values = honest.split_tables(made, truth)[0].set_index(["model", "metric", "set"])["value"]
+    for name in ("no_change", "additive"):  # no interaction
+        assert values[(name, "interaction_nmse", "unseen")] == pytest.approx(1, abs=1e-12)
+        assert values[(name, "interaction_pearson", "unseen")] == 0
+    assert values[("ceiling", "interaction_nmse", "unseen")] == 0
+    assert 0.5 < values[("ceiling", "interaction_pearson", "unseen")] < 1
+    assert "seen" not in values.xs("interaction_nmse", level="metric").index.get_level_values("set")
+
+    dosage = encode(made, "sum")
+    net = model("sams_vae_corr", GENES, len(dosage.names)).eval()
+    scores, each = honest.model_tables(net, truth, dosage.members, draws=4, cells=2)
+    rows = scores[scores["metric"].str.startswith("interaction")]
+    assert np.isfinite(rows["value"]).all() and set(rows["set"]) == ({"unseen", "all"} if tested else {"unseen"})
+    assert set(each.loc[each["metric"] == "interaction_nmse", "condition"]) == set(NAMES[4:])
+
+
+def test_undefined_interactions_have_their_reason(truth):
+    found = scores_of(truth, np.zeros((8, GENES))).loc["interaction_nmse"]
+    assert truth.pairs.observed.rows.tolist() == UNSEEN and found["value"].isna().all()
+    assert found["reason"].str.fullmatch(r"the pooled reliability of the interactions is -?0\.\d\d, below 0\.1").all()
+    few = truth_of(interacting(), np.where(np.isin(MADE.condition, [3, 6]) & (SPLIT != "train"), "none", SPLIT))
+    found = scores_of(few, np.zeros((8, GENES))).loc[("interaction_pearson", "all"), "reason"]
+    assert found.startswith("fewer than 3 pairs are observed and predicted")
+
+
 # ---- models
 
 
@@ -361,7 +440,8 @@ def test_the_tables_of_a_model_are_those_of_the_baselines(truth, name, encoding,
     np.testing.assert_allclose(conditions["weight"], their_conditions["weight"], atol=1e-9)
     found = scores[scores["metric"].isin(COVERAGE_SCORES)]
     assert found["metric"].tolist() == (3 * list(COVERAGE_SCORES) if intervals else [])
-    assert np.isfinite(scores["value"]).all() and set(scores["metric"]) <= set(METRICS)
+    undefined = scores["metric"].isin(INTERACTIONS)  # these pairs have none
+    assert scores["value"].isna().equals(undefined) and set(scores["metric"]) <= set(METRICS)
     if intervals:
         number = found.drop_duplicates("set").set_index("set")["n_conditions"].to_dict()
         assert number == {"seen": 4, "unseen": 3, "all": 7}

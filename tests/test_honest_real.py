@@ -1,4 +1,4 @@
-"""The workflow's worth tables of two real screens, against plain numpy written from the equations S1 to S9.
+"""The workflow's worth tables of two real screens, against plain numpy written from the equations S1 to S12.
 
 Only files are read through the package. Everything else is computed here: no function of the package has a part in
 the expected values.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -260,7 +261,38 @@ def expected_rows(cells: Cells) -> tuple[Expected, dict[tuple[str, str, str, str
             if "nmse" in scores(d, e2, d):
                 add("ceiling", f"nmse_{reference}", where, scored, np.zeros(len(scored)))
         add("ceiling", "discrimination", where, scored, np.ones(len(scored)))
+        for model, pairs, d, e2, p, best in interactions(cells, scored, train):
+            r = best if model == "ceiling" else pearson(d, p)
+            error = np.zeros(len(d)) if model == "ceiling" else ((p - d) ** 2 - e2).sum(1)
+            add(model, "interaction_pearson", where, pairs, r)
+            over = None if model == "ceiling" else (d**2 - e2).sum(1)
+            add(model, "interaction_nmse", where, pairs, error, over)
     return rows, each
+
+
+def interactions(cells: Cells, scored: np.ndarray, train: Moments) -> Iterator[tuple]:
+    """S12: model, pairs, observed, e^2 and predicted interactions and their ceilings, where they are reliable.
+
+    Each side has its own singles and control. Here every single has test cells.
+    """
+    test, every = cells.moments(cells.split == "test"), cells.moments(cells.split != "")
+    single = {parts[0]: c for c, parts in enumerate(cells.parts) if len(parts) == 1}
+    triples = [(c, *(single.get(part, -1) for part in cells.parts[c])) for c in scored if len(cells.parts[c]) == 2]
+    triples = [(c, a, b) for c, a, b in triples if min(a, b) >= 0]
+
+    def of(m: Moments, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        c, a, b = rows.T
+        return m.mean[c] - m.mean[a] - m.mean[b] + m.mean[0], m.q[c] + m.q[a] + m.q[b] + m.q[0]
+
+    for model, predicted in {**baselines(cells, train), "ceiling": np.zeros(test.mean.shape)}.items():
+        rows = np.array([t for t in triples if all(np.isfinite(predicted[c]).all() for c in t)], int).reshape(-1, 3)
+        d, e2 = of(test, rows)
+        if len(rows) < 3 or 1 - e2.sum() / ((d - d.mean()) ** 2).sum() < 0.1:
+            continue
+        c, a, b = rows.T
+        whole, error = of(every, rows)
+        signal = np.maximum(0, ((whole - whole.mean(1)[:, None]) ** 2).sum(1) - error.sum(1))
+        yield model, c, d, e2, predicted[c] - predicted[a] - predicted[b], np.sqrt(signal / (signal + e2.sum(1)))
 
 
 def yardstick(cells: Cells) -> dict[str, float]:
@@ -349,7 +381,8 @@ def test_the_workflow_agrees_with_plain_numpy_on_a_real_screen(written, shared, 
     cells = cells_of(shared / "data" / "real" / source, options, split)
     rows, each = expected_rows(cells)
     metrics = {metric for _, metric, _ in rows}
-    assert metrics == {"discrimination", *(f"{m}_{r}" for m in MEASURES for r in ("control", "centred"))}
+    pairs = {"interaction_pearson", "interaction_nmse"} if name == "norman_subset" else set()
+    assert metrics == {"discrimination", *(f"{m}_{r}" for m in MEASURES for r in ("control", "centred")), *pairs}
     assert {where for _, _, where in rows} == ({"seen"} if name == "papalexi" else {"seen", "unseen", "all"})
 
     ours = table[table["metric"].isin(metrics)].set_index(["model", "metric", "set"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -64,8 +65,13 @@ def scored(tmp_path_factory) -> pd.DataFrame:
 
 
 def honest_scores() -> pd.DataFrame:
-    """The scores of the honest protocol of a model, as those of a run."""
+    """The scores of the honest protocol of a model, as those of a run, on a screen with three pairs."""
     made = screen(900, 30)
+    codes = made.condition.copy()
+    codes[np.flatnonzero(codes == 3)[::2]] = 6
+    members = np.array([[0, -1], [1, -1], [2, -1], [0, 1], [0, 2], [-1, -1], [1, 2]])
+    names = np.array(["a", "b", "c", "a+b", "a+c", "control", "b+c"])
+    made = replace(made, condition=codes, members=members, conditions=names)
     split = np.resize(["train", "train", "val", "test"], 900)
     dosage = encode(made, "sum").members
     truth = truth_of(made, split)

@@ -30,6 +30,9 @@ from samsvae.evaluation.truth import Truth
 AGREEMENT = ("pearson", "nmse", "cosine", "r2", "mse", "pearson_pooled")
 TOP_GENES = f"pearson_top{TOP}"
 
+#: Scores of the interactions of pairs.
+INTERACTIONS = ("interaction_pearson", "interaction_nmse")
+
 
 def scores(truth: Truth, predicted: np.ndarray) -> Iterator[Scored]:
     """Every score of predicted effects (C, G): metric, set, scored conditions (S,) as codes, and the score.
@@ -58,6 +61,7 @@ def scores(truth: Truth, predicted: np.ndarray) -> Iterator[Scored]:
             yield "discrimination", name, at, undefined_score(at, "every gene is a target")
         else:  # the last reference is the centred one
             yield "discrimination", name, at, Score(discrimination(delta, prediction, targets=truth.targets))
+    yield from interaction_scores(truth, predicted)
 
 
 def _agreement(delta: np.ndarray, se2: np.ndarray, prediction: np.ndarray) -> dict[str, Score]:
@@ -69,10 +73,10 @@ def _agreement(delta: np.ndarray, se2: np.ndarray, prediction: np.ndarray) -> di
     return {name: found[name] for name in AGREEMENT}
 
 
-def _unreliable(delta: np.ndarray, se2: np.ndarray) -> str:
-    """Why errors relative to the size of effects are undefined, or ''."""
+def _unreliable(delta: np.ndarray, se2: np.ndarray, what: str = "effects") -> str:
+    """Why scores relative to the size of effects are undefined, or ''."""
     share = reliability_pooled(delta, se2)
-    return "" if share >= LEAST_RELIABILITY else f"the pooled reliability of the effects is {share:.2f}, below 0.1"
+    return "" if share >= LEAST_RELIABILITY else f"the pooled reliability of the {what} is {share:.2f}, below 0.1"
 
 
 def ceilings(truth: Truth) -> Iterator[Scored]:
@@ -91,6 +95,39 @@ def ceilings(truth: Truth) -> Iterator[Scored]:
                 undefined_score(at, unreliable) if unreliable else Score(np.zeros(len(at))),
             )
         yield "discrimination", name, at, Score(np.ones(len(at)))
+    found, whole = truth.pairs
+    for name, at, reason in _sets_of_pairs(truth, np.ones(len(found.rows), bool)):
+        best = ceiling_perfect(whole.value[at], whole.se2[at], found.se2[at])
+        for metric, values in zip(INTERACTIONS, (best, np.zeros(len(at))), strict=True):
+            yield metric, name, found.rows[at], undefined_score(at, reason) if reason else Score(values)
+
+
+def interaction_scores(truth: Truth, predicted: np.ndarray) -> Iterator[Scored]:
+    """Scores of the interactions of pairs (S12), each side with its own singles, in every set with pairs.
+
+    As `scores`, but of pairs. They are undefined if fewer than 3 pairs are observed and predicted together with their
+    singles, or if the pooled reliability of their interactions is below .1.
+    """
+    found = truth.pairs.observed
+    a, b = found.singles.T
+    ours = predicted[found.rows] - predicted[a] - predicted[b]
+    for name, at, reason in _sets_of_pairs(truth, np.isfinite(ours).all(1)):
+        rows, value, se2 = found.rows[at], found.value[at], found.se2[at]
+        r, error = INTERACTIONS
+        yield r, name, rows, undefined_score(rows, reason) if reason else Score(pearson(value, ours[at]))
+        yield error, name, rows, undefined_score(rows, reason) if reason else Score(*nmse_terms(value, se2, ours[at]))
+
+
+def _sets_of_pairs(truth: Truth, known: np.ndarray) -> Iterator[tuple[str, np.ndarray, str]]:
+    """The sets that have pairs: name, known pairs (indices of `Pairs`), and why their scores are undefined, or ''."""
+    found = truth.pairs.observed
+    is_pair = (truth.members >= 0).sum(1) == 2
+    for name, rows in truth.sets.items():
+        if (rows & is_pair).any():
+            at = np.flatnonzero(rows[found.rows] & known)
+            few = f"fewer than {LEAST_CONDITIONS} pairs are observed and predicted together with both of their singles"
+            enough = len(at) >= LEAST_CONDITIONS
+            yield name, at, _unreliable(found.value[at], found.se2[at], "interactions") if enough else few
 
 
 def coverage_rows(intervals: Intervals, name: str) -> pd.DataFrame:

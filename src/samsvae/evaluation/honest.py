@@ -62,15 +62,17 @@ def model_tables(
     """
     if isinstance(truth, str):
         return undefined(truth)
-    rows = truth.rows
+    rows, scored = truth.needed, set(truth.rows)
     predicted = np.full(truth.test.delta.shape, np.nan)
     observed, se2 = (values[rows][:, truth.genes] for values in (truth.test.delta, truth.test.se2))
     uncertain = model.draws_perturbations()
 
     def use(i: int, effects_drawn: np.ndarray) -> Intervals | None:
         predicted[rows[i]] = effects_drawn.mean(0)
+        if not uncertain or rows[i] not in scored:
+            return None
         at = slice(i, i + 1)
-        return posterior_intervals(effects_drawn[:, None, truth.genes], observed[at], se2[at]) if uncertain else None
+        return posterior_intervals(effects_drawn[:, None, truth.genes], observed[at], se2[at])
 
     intervals = effect_draws_at_depth(
         model,

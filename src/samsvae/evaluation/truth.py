@@ -21,6 +21,7 @@ from samsvae.evaluation.metrics.estimates import (
     effects,
     scored_sets,
 )
+from samsvae.evaluation.pairs import Pairs, cells_of_untested_singles, observed_pairs
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Truth:
 
     ``test``, ``train`` and ``every``: effects from these cells, each against its own controls. ``sets``: the scored
     conditions of ``seen``, ``unseen`` and ``all``, (C,) bool; a set of fewer than 3 conditions is missing. ``genes``
-    (G,) bool: detected in training controls. ``targets``: genes that the panel targets. ``libraries``: the library
-    sizes of every condition's test cells, and of the control's.
+    (G,) bool: detected in training controls. ``targets``: genes that the panel targets. ``pairs``: interactions of
+    scored pairs. ``libraries``: the library sizes of the cells in which every condition, and the control, is observed;
+    these are test cells, or for some singles and controls validation cells.
     """
 
     names: np.ndarray
@@ -41,6 +43,7 @@ class Truth:
     sets: dict[str, np.ndarray]
     genes: np.ndarray
     targets: np.ndarray
+    pairs: Pairs
     libraries: list[np.ndarray]
     control: int
 
@@ -48,6 +51,11 @@ class Truth:
     def rows(self) -> np.ndarray:
         """The conditions that some set scores, as codes."""
         return np.flatnonzero(np.any(list(self.sets.values()), axis=0))
+
+    @property
+    def needed(self) -> np.ndarray:
+        """The conditions whose effects scores need, as codes: the scored ones, and the singles of scored pairs."""
+        return np.union1d(self.rows, self.pairs.observed.singles)
 
     @cached_property
     def baselines(self) -> dict[str, np.ndarray]:
@@ -79,9 +87,11 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     if not len(untreated):
         raise DataError("the screen has no control cells, against which effects are measured.")
     control, n_conditions = int(untreated[0]), len(screen.conditions)
+    parts = {**{s: split == s for s in ("train", "val", "test")}, "every": split != ""}
+    parts["instead"] = cells_of_untested_singles(screen.condition, screen.conditions, screen.members, split)
     moments = {
         name: condition_moments(screen.counts, screen.condition, n_conditions, cells=cells, method=screen.transform)
-        for name, cells in {**{s: split == s for s in ("train", "val", "test")}, "every": split != ""}.items()
+        for name, cells in parts.items()
     }
     tested = moments["test"] if moments["test"].n[control] >= LEAST_FOR_VARIANCE else moments["val"]
     sets = scored_sets(moments["train"].n, moments["test"].n, control=control)
@@ -89,12 +99,13 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
         raise DataError("fewer than 3 conditions have 10 test cells.")
     if any((rows == sets["all"]).all() for name, rows in sets.items() if name != "all"):
         del sets["all"]  # the same rows under another name
+    every_set = np.any(list(sets.values()), axis=0)
     at_control = screen.condition == control
-    controls = "test" if tested is moments["test"] else "val"
-    parts = {c: split == ("test" if c != control else controls) for c in range(n_conditions)}
+    observed_in = {c: parts["instead" if moments["instead"].n[c] else "test"] for c in range(n_conditions)}
+    observed_in[control] = parts["test" if tested is moments["test"] else "val"]
     # real values have no depth
     library = screen.library if screen.transform == "log2" else np.ones(len(split))
-    libraries = [library[(screen.condition == c) & part] for c, part in parts.items()]
+    libraries = [library[(screen.condition == c) & cells] for c, cells in observed_in.items()]
     if screen.transform == "log2":
         genes = detected(screen.counts, at_control & (split == "train"))
     else:
@@ -108,6 +119,7 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
         sets=sets,
         genes=genes,
         targets=target_genes(screen),
+        pairs=observed_pairs(moments, screen.members, np.flatnonzero(every_set), control=control, controls=tested),
         libraries=libraries,
         control=control,
     )

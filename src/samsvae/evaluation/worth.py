@@ -104,9 +104,10 @@ def compare(
     for model, rows in baselines.groupby("model", sort=False):
         both = mine.join(rows.set_index("condition")["value"].rename("theirs"), how="inner").dropna()
         if len(both) >= 3:
-            weight = both["weight"].to_numpy() if name.startswith("nmse") else None
+            weight = both["weight"].to_numpy()
             values = sign * both["value"].to_numpy(), sign * both["theirs"].to_numpy()
-            found[str(model)] = paired_difference(*values, over=weight)
+            ratio = (weight != 1).any()  # a ratio of sums, not a mean
+            found[str(model)] = paired_difference(*values, over=weight if ratio else None)
     known = {model: each for model, each in found.items() if np.isfinite(each.low)}
     if not known:
         return {"against": "", "verdict": "undecided: no interval of a difference is defined"}

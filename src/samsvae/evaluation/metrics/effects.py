@@ -116,15 +116,15 @@ def condition_scores(data: np.ndarray, model: np.ndarray) -> dict[str, np.ndarra
     return {"ate_pearson": pearson(data, model), "ate_r2": r2(data, model)}
 
 
-def interactions(effects: np.ndarray, members: np.ndarray, *, singles: np.ndarray | None = None) -> np.ndarray:
-    """Effect of each combination minus the sum of its single effects, (C, G); NaN for other conditions.
+def interactions(effects: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Effect of each combination minus the sum of its own single effects, (C, G); NaN for other conditions.
 
-    ``members`` (C, P): perturbations of each condition, padded with -1. ``singles`` (C, G): effects whose rows of
-    single perturbations are summed, by default ``effects``. Do not subtract the observed singles on both sides of a
-    comparison: both then hold the same noise, and even "no change" correlates with the data (r = .73 on Norman pairs
-    whose interactions have no reliability). Each side takes its own singles, as ``metrics.interactions`` does.
+    ``effects`` (C, G): of data or of a model, never singles of the one under combinations of the other. If both sides
+    of a comparison subtract the same observed singles, they hold the same noise, and even "no change" correlates with
+    the data (r = .73 on Norman pairs whose interactions have no reliability). ``members`` (C, P): perturbations of each
+    condition, padded with -1.
     """
-    excess = effects - additive(effects if singles is None else singles, members)
+    excess = effects - additive(effects, members)
     excess[(members >= 0).sum(1) < 2] = np.nan
     return excess
 

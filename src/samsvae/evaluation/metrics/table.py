@@ -226,6 +226,12 @@ def _honest() -> list[Metric]:
         Metric("discrimination", "discrimination", (HONEST,), "higher", "", 0.0, 1.0,
                "Rank of the right condition by cosine distance to each prediction, target genes left out: 1 is the "
                "closest, 0.5 says nothing."),
+        Metric("interaction_pearson", "Pearson r of interactions", (HONEST,), "higher", "", -1.0, 1.0,
+               "Mean over pairs of the Pearson correlation over genes of their interactions, each side with its own "
+               "single effects."),
+        Metric("interaction_nmse", "error of interactions", (HONEST,), "lower", "", None, None,
+               "Squared error of the interactions of pairs, without their sampling error, relative to their own size: "
+               "0 is perfect, 1 is no better than adding the single effects."),
         *levels,
         Metric("pit_mean", "mean of the predictive CDF", (HONEST,), "", "", 0.0, 1.0,
                "Mean of the predictive distribution function at the effects of test cells; 0.5 without bias."),
