@@ -4,6 +4,7 @@ import functools
 from samsvae.errors import SamsvaeError
 from samsvae.figures.registry import FIGURES
 from samsvae.study.code_digest import code_of as digest_of
+from samsvae.study.code_digest import scoring_rules
 from samsvae.study.configuration import read_config
 from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.gpus import notice
@@ -38,10 +39,14 @@ LOCK = StudyLock(RESULTS)
 if PICTURES.old_layout():
     logger.warning(PICTURES.old_layout())
 
-#: Digests of the code that trains a run and of the code that scores it.
+#: The digest that tables of scores name, so that scores by different rules are not compared.
+RULES = scoring_rules()
+
+#: Digests of the code that trains a run and of the code that scores it (which contains the rules).
 RUN_CODES = {
     "training": digest_of("src/samsvae/study/train_run.py", ROOT),
     "scoring": digest_of("src/samsvae/evaluation/run.py", ROOT),
+    "rules": RULES,
 }
 
 #: The files that a run reads and writes, and its parameters.

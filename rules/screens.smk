@@ -219,6 +219,7 @@ rule reference_effects:
     resources:
         mem_mb=8000,
     params:
+        rules=RULES,
         code=code_of("reference_effects"),
     script:
         "../workflow/scripts/reference_effects.py"

@@ -133,6 +133,7 @@ rule import_checkpoint:
     params:
         **RUN_PARAMS,
         settings=one_sentence(PLAN.training),
+        rules=RULES,
         code=code_of("import_checkpoint"),
     script:
         "../workflow/scripts/import_checkpoint.py"

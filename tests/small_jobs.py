@@ -31,4 +31,5 @@ def data(folder: Path, cells_of_screen=None, split=None, **changes) -> Data:
     write_truth(truth_or_reason(found, of_cell), folder / "truth.npz")
     files = {"arrays": str(arrays), "split": str(cells), "screen": "", "reference": str(folder / "reference.h5ad")}
     files["truth"] = str(folder / "truth.npz")
-    return Data(**files, evaluation=SCORES, simulated=False, codes={"training": "t", "scoring": "s"}, **changes)
+    codes = {"training": "t", "scoring": "s", "rules": "0123456789ab"}
+    return Data(**files, evaluation=SCORES, simulated=False, codes=codes, **changes)

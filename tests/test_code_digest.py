@@ -1,6 +1,8 @@
 """Code digests: an edit counts if and only if the script imports the edited code."""
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import textwrap
 
 import pytest
 
-from samsvae.study.code_digest import code_of
+from samsvae.study.code_digest import code_of, scoring_rules
 
 FILES = {
     "workflow/scripts/train.py": "from samsvae.training import fit\n\nfit(1)\n",
@@ -105,6 +107,30 @@ def test_a_digest_is_the_same_under_other_pythons(root, python):
     env = {**os.environ, "PYTHONPATH": str(root / "src")}
     out = subprocess.run([found, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
     assert out.strip() == code_of(script, root), f"{found} and {sys.version}"
+
+
+def rules_of(package) -> str:
+    """`scoring_rules` of a copy of the package."""
+    spec = importlib.util.spec_from_file_location("copied", package / "study" / "code_digest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.scoring_rules()
+
+
+def test_rules_of_scoring_are_those_of_any_copy_of_the_package(root, tmp_path):
+    package = shutil.copytree(root / "src" / "samsvae", tmp_path / "site-packages" / "samsvae")
+    first = scoring_rules()
+    assert re.fullmatch("[0-9a-f]{12}", first) and rules_of(package) == first
+    for name, edit, changes in (
+        ("evaluation/metrics/discrimination.py", "# a comment", False),
+        ("evaluation/metrics/discrimination.py", "CHANGED = True", True),
+        ("evaluation/worth.py", "CHANGED = True", False),  # verdicts are made from scores
+        ("models/model.py", "CHANGED = True", False),
+    ):
+        text = (package / name).read_text()
+        (package / name).write_text(f"{text}\n{edit}\n")
+        assert (rules_of(package) != first) == changes, name
+        (package / name).write_text(text)
 
 
 def test_a_missing_script_is_an_error(checkout):

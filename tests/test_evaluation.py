@@ -33,6 +33,8 @@ from samsvae.study.train_run import fit
 from samsvae.tables import read
 from samsvae.training.checkpoint import load, save
 
+RULES = "000000012345"  # all digits: read as text
+
 SMALL = asdict(EvaluationConfig(iwelbo_particles=7, ate_samples=20, de_conditions=2, de_cells=25))
 
 
@@ -48,7 +50,8 @@ def run(folder, arrays, split, *, reference="control", screen_file=None, name="s
     out |= {name: folder / f"{name}.tsv" for name in ("scores", "per_condition", "worth", "worth_conditions")}
     out |= {name: folder / f"{name}.h5ad" for name in ("effects", "perturbations")}
     fit(settings(name, **changes), arrays, split, "cpu", out=out)
-    evaluate(inputs | {"model": out["model"]}, out, settings=SMALL, simulated=screen_file is not None, device="cpu")
+    how = {"settings": SMALL, "simulated": screen_file is not None, "rules": RULES, "device": "cpu"}
+    evaluate(inputs | {"model": out["model"]}, out, **how)
     return inputs | out
 
 
@@ -65,6 +68,14 @@ def scores_of(files) -> dict:
     found = table.set_index(["protocol", "metric", "split"])["value"]
     assert found.index.is_unique
     return found.to_dict()
+
+
+def test_tables_name_the_rules_that_made_them(counted):
+    """By condition the rows are many, and the table next to them names the rules."""
+    for name in ("scores", "worth"):
+        assert set(read(counted[name])["rules"]) == {RULES}
+    for name in ("per_condition", "worth_conditions"):
+        assert "rules" not in read(counted[name])
 
 
 # ---- an independent forward pass: SAMS-VAE with correlated z_basal and E (docs/model.md) --------------------------

@@ -51,10 +51,10 @@ def test_a_job_recomputes_what_has_changed_and_reuses_the_rest(tmp_path, caplog)
         assert job(asked, found, folder, caplog) == (False, False)
         return recomputed
 
-    assert twice(asked, replace(found, codes={"training": "t2", "scoring": "s"})) == (True, True)
+    assert twice(asked, replace(found, codes={**found.codes, "training": "t2"})) == (True, True)
     assert twice(settings(seed=1), found) == (True, True)
     assert (folder / "model.pt").read_bytes() != first["model.pt"]
-    assert twice(settings(seed=1), replace(found, codes={"training": "t", "scoring": "s2"})) == (False, True)
+    assert twice(settings(seed=1), replace(found, codes={**found.codes, "scoring": "s2"})) == (False, True)
     assert twice(settings(seed=1), replace(found, evaluation={**SCORES, "ate_samples": 30})) == (False, True)
     assert twice(asked, data(tmp_path, replace(synthetic, counts=synthetic.counts + 1))) == (True, True)
     assert twice(asked, data(tmp_path, synthetic, np.resize(["train", "val"], 120))) == (True, True)

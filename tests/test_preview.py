@@ -12,9 +12,11 @@ from samsvae.cli import main
 from samsvae.config.grid import run_settings
 from samsvae.errors import DataError
 from samsvae.files import write_table
+from samsvae.study.code_digest import scoring_rules
 from samsvae.study.cost import COST
 from samsvae.study.plan import RUN_FILES, Plan
 from samsvae.study.preview import write_preview
+from samsvae.tables import read, write
 
 CONFIG = {
     "experiments": ["thp1"],
@@ -87,6 +89,19 @@ def test_runs_that_are_outdated_or_lack_a_file_are_not_shown(plan):
     finish(plan, "cond_vae-latents3")
     (plan.results / "thp1/runs/cond_vae-latents3/history.tsv").unlink()
     assert "1 of 2 trainings" in write_preview(CONFIG, resources="resources").read_text()
+
+
+def test_runs_that_older_code_scored_wait_for_the_current_code(plan, caplog):
+    """After an update the workflow scores runs one after the other; scores by different rules are not compared."""
+    caplog.set_level(logging.INFO, "samsvae")
+    for run_id, rules in (("cond_vae-latents3", scoring_rules()), ("cond_vae-latents4", "older0000000")):
+        finish(plan, run_id)
+        path = Path(plan.run_file(plan.runs["thp1"][run_id], "scores.tsv"))
+        write(read(path).assign(rules=rules), path)
+    assert "1 of 2 trainings" in write_preview(CONFIG, resources="resources").read_text()
+    assert "thp1: 1 runs are left out until the current code has scored them" in caplog.text
+    write(read(path).assign(rules=scoring_rules()), path)
+    assert "2 of 2 trainings" in write_preview(CONFIG, resources="resources").read_text()
 
 
 def test_from_another_folder_the_command_prints_where_the_page_is(plan, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from test_honest import MADE, SPLIT
 from samsvae.cli import main
 from samsvae.errors import DataError
 from samsvae.evaluation.truth import truth_of
+from samsvae.study.code_digest import scoring_rules
 from samsvae.study.score_predictions import read_predictions
 from samsvae.tables import read
 
@@ -53,6 +54,7 @@ def test_a_perfect_and_a_useless_prediction(files, truth, tmp_path, capsys):
         worth = read(out / "worth.tsv").set_index(["model", "metric", "set"])["value"]
         assert worth[("prediction", "discrimination", "seen")] == (1.0 if name == "perfect" else 0.5)
         assert np.isfinite(worth[("shrunk", "nmse_centred", "seen")])
+        assert set(read(out / "worth.tsv")["rules"]) == {scoring_rules()}
 
 
 @pytest.mark.parametrize(

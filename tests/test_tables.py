@@ -163,6 +163,18 @@ def test_scores_get_the_columns_of_the_grid(grid, tmp_path):
     assert found["value"].dtype == float  # a NaN in the file does not turn the column into text
 
 
+def test_scores_by_different_rules_are_not_put_together(grid, tmp_path):
+    files = [score_file(tmp_path, run, 1.0, rules="00000000001e") for run in ("cpa-2", "000")]
+    found = collect_scores(grid, files, [], [])
+    assert list(found.columns)[-2:] == ["value", "rules"] and set(found["rules"]) == {"00000000001e"}  # no number
+    for other, said in (("00000000002e", "00000000002e"), ("", "unknown")):
+        score_file(tmp_path, "000", 1.0, rules=other)
+        with pytest.raises(
+            DataError, match=rf"'cpa-2' and '000' were made by different rules \(00000000001e and {said}"
+        ):
+            collect_scores(grid, files, [], [])
+
+
 def test_pathway_accuracies_become_scores_of_their_run(grid, tmp_path):
     path = tmp_path / "e" / "runs" / "000" / "pathways.tsv"
     write_table(

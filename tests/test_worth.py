@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from samsvae.errors import DataError
 from samsvae.evaluation.metrics.constants import LEVELS
 from samsvae.evaluation.score_tables import CONDITIONS, SCORES
 from samsvae.evaluation.worth import HEADLINE, VERDICT, collect_worth, compare
@@ -160,6 +161,16 @@ def test_every_run_is_compared_with_the_baselines_of_its_own_split(folder):
     assert headline.loc["shrunk", "split_name"].tolist() == ["s1", "s2"]
     assert set(conditions.columns) == {*CONDITIONS, "run", "model", "dataset", "split_name"}
     assert len(conditions) == 7 * 8 and worth["run"].notna().all()
+
+
+def test_scores_by_different_rules_are_not_compared(tmp_path):
+    same = Folder(tmp_path / "same")
+    same.run("r1", "s1", scored(0.5, rules="a"), rows(full(0.5)))
+    same.split("s1", scored(0.4, model="shrunk", rules="a"), rows(full(0.4), model="shrunk"))
+    assert set(same.collect()[0]["rules"]) == {"a"}
+    same.add(2, "splits/d/s2/worth.tsv", scored(0.4, model="ridge_pc", rules="b"))
+    with pytest.raises(DataError, match=r"'r1' and 'ridge_pc' were made by different rules \(a and b\)"):
+        same.collect()
 
 
 def test_a_run_without_baselines_of_its_split_is_undecided(folder):

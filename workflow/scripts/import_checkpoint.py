@@ -17,5 +17,6 @@ with job(snakemake), hold_device(device, jobs_per_gpu) as device:
         outputs,
         settings=params.evaluation,
         simulated=params.simulated,
+        rules=params.rules,
         device=device,
     )

@@ -10,6 +10,9 @@ import pandas as pd
 from samsvae.errors import DataError
 from samsvae.tables import read_rows
 
+#: The column with the digest of the code that scored (study.code_digest.scoring_rules).
+RULES = "rules"
+
 #: Columns that identify a row: of scores, of the scores of a baseline, of pathways and of a history.
 SCORE = ("run", "protocol", "metric", "split")
 BASELINE = ("model", "protocol", "metric", "split")
@@ -25,9 +28,11 @@ def collect_scores(
     ``scores``, ``pathways``, ``baselines``: paths. The path of a pathways file names its run (``.../runs/RUN/file``),
     the path of a baseline its data set and split (``.../DATASET/SPLIT/file``). A baseline gets the values of those
     columns of the grid in which all runs of its split agree. DataError if a table is damaged, has no rows or is that of
-    another run.
+    another run, or if the rules differ (`same_rules`).
     """
     rows = [_of_runs(grid, scores, SCORE, "value")]
+    no_model = {path: read_rows(path, BASELINE, "value") for path in baselines}
+    same_rules([*rows, *(table.assign(run=table["model"]) for table in no_model.values())])
     for path in pathways:
         table = read_rows(path, PATHWAY, "mean")
         metric = "mask_pathway_" + table["metric"] + "/" + table["classifier"]
@@ -40,13 +45,31 @@ def collect_scores(
     found = grid.merge(pd.concat(rows, ignore_index=True), on="run", how="right", validate="one_to_many")
     axes = [c for c in grid.columns if c not in ("run", "model", "method", "inference")]
     parts = [found]
-    for path in baselines:
+    for path, table in no_model.items():
         folder = Path(path).parent
         at = (grid["dataset"] == folder.parent.name) & (grid["split_name"] == folder.name)
         known = {c: grid.loc[at, c].iloc[0] for c in axes if grid.loc[at, c].nunique(dropna=False) == 1}
-        table = read_rows(path, BASELINE, "value")
         parts.append(table.assign(method="baseline", inference="", run=table["model"], **known))
-    return pd.concat(parts, ignore_index=True)[[*grid.columns, "protocol", "metric", "split", "value"]]
+    table = pd.concat(parts, ignore_index=True)
+    return table[[*grid.columns, "protocol", "metric", "split", "value", *([RULES] if RULES in table else [])]]
+
+
+def same_rules(tables: Iterable[pd.DataFrame]) -> None:
+    """DataError unless all tables (with the column run) name the same rules of scoring.
+
+    Tables of versions without that column have unknown rules.
+    """
+    first: dict[str, str] = {}
+    for table in tables:
+        given = table[RULES].fillna("unknown") if RULES in table else ["unknown"] * len(table)
+        for rules, run in zip(given, table["run"], strict=True):
+            first.setdefault(rules, run)
+    if len(first) > 1:
+        (one, run), (other, second) = list(first.items())[:2]
+        raise DataError(
+            f"{RULES}: the scores of {run!r} and {second!r} were made by different rules ({one} and {other}), so they "
+            "cannot be compared. Run the workflow again, which replaces the older ones."
+        )
 
 
 def collect_histories(grid: pd.DataFrame, histories: Iterable[str]) -> pd.DataFrame:

@@ -158,15 +158,17 @@ def evaluate(
     *,
     settings: Mapping[str, Any],
     simulated: bool,
+    rules: str,
     device: str,
 ) -> None:
     """Score one run, from files to files.
 
     ``inputs``: model, arrays, split, reference (observed effects), truth (of the honest protocol) and, if
     ``simulated``, screen (with true masks and latents).
-    ``outputs``: scores (TSV: run, protocol, metric, split, value), per_condition (TSV), effects and perturbations
-    (h5ad), and the scores of the honest protocol, worth and worth_conditions (TSV). ``settings``: an EvaluationConfig
-    as a dict. CheckpointError if the checkpoint does not fit the screen.
+    ``outputs``: scores (TSV: run, protocol, metric, split, value, rules), per_condition (TSV), effects and
+    perturbations (h5ad), and the scores of the honest protocol, worth and worth_conditions (TSV). ``settings``: an
+    EvaluationConfig as a dict. ``rules``: the digest of the scoring code that scores and worth name. CheckpointError if
+    the checkpoint does not fit the screen.
     """
     config = EvaluationConfig(**settings)
     checkpoint, screen = load(inputs["model"], device), read_screen(inputs["arrays"])
@@ -182,12 +184,12 @@ def evaluate(
         truth, encoding = read_h5ad(inputs["screen"]), checkpoint.facts["encoding"]
         rows += recovery_scores(checkpoint.model, screen, split, truth, encoding, device)
     run = checkpoint.facts["run"]
-    write_table([{"run": run, **row} for row in rows], outputs["scores"])
+    write_table([{"run": run, **row, "rules": rules} for row in rows], outputs["scores"])
     write(per_condition(predicted.X, data).assign(run=run), outputs["per_condition"])
     write_h5ad(predicted, outputs["effects"])
     write_h5ad(perturbation_matrices(checkpoint), outputs["perturbations"])
     every = dosages(checkpoint, screen, screen.conditions.tolist())
     truth = read_truth(inputs["truth"])
     worth, conditions = honest.model_tables(checkpoint.model, truth, every, draws=config.effect_draws)
-    write(worth.assign(run=run), outputs["worth"], digits=PRECISE)
+    write(worth.assign(run=run, rules=rules), outputs["worth"], digits=PRECISE)
     write(conditions.assign(run=run), outputs["worth_conditions"], digits=PRECISE)

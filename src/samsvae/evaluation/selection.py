@@ -9,7 +9,18 @@ import pandas as pd
 from samsvae.errors import DataError, nearest, some
 
 #: Columns of a score table that describe a row and are never hyper-parameters.
-DESCRIPTION = ("experiment", "run", "checkpoint", "method", "inference", "protocol", "metric", "split", "value")
+DESCRIPTION = (
+    "experiment",
+    "run",
+    "checkpoint",
+    "method",
+    "inference",
+    "protocol",
+    "metric",
+    "split",
+    "value",
+    "rules",
+)
 
 #: Columns of a grid that name files; the settings in which files differ have separate columns.
 PLACE = ("dataset", "split_name")

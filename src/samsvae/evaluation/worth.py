@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from samsvae.evaluation.collect import same_rules
 from samsvae.evaluation.metrics.calibration import LEAST_BDS, LEAST_DRF
 from samsvae.evaluation.metrics.intervals import Interval, paired_difference
 from samsvae.evaluation.metrics.table import metric
@@ -40,7 +41,8 @@ def collect_worth(
 
     The first has the scores of runs, baselines and ceilings, and for runs ``against``, ``difference``, ``verdict`` (in
     words); the second has the scores by condition. ``worth``, ``conditions``: paths of runs. ``baselines``,
-    ``baseline_conditions``: paths of splits (``.../DATASET/SPLIT/file``), whose model is also their run.
+    ``baseline_conditions``: paths of splits (``.../DATASET/SPLIT/file``), whose model is also their run. DataError if
+    ``worth`` and ``baselines`` were scored by different rules.
     """
     place = grid[["run", "model", "dataset", "split_name"]]
     ours, each = (
@@ -48,6 +50,7 @@ def collect_worth(
         for paths in (worth, conditions)
     )
     theirs, their_each = (_joined([_of_split(path) for path in paths]) for paths in (baselines, baseline_conditions))
+    same_rules([ours, theirs])
     found = verdicts(each, their_each, theirs, by=[*ROW, "dataset", "split_name"])
     ours = ours.merge(found[[*ROW, *VERDICT]], on=list(ROW), how="left")
     return _joined([ours, theirs]), _joined([each, their_each])

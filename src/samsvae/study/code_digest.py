@@ -16,6 +16,9 @@ from pathlib import Path
 
 PACKAGE = "samsvae"
 
+#: The package with the rules by which predictions are scored.
+SCORING = "samsvae.evaluation"
+
 #: Modules that hold messages and compute nothing: an edit here reruns nothing.
 IGNORED = ("samsvae.errors",)
 
@@ -36,16 +39,35 @@ def code_of(script: str | Path, root: str | Path) -> str:
     newer).
     """
     root = Path(root).resolve()
-    first = (root / script).resolve()
+    return _digest_of((root / script).resolve(), root / "src", root)[:16]
+
+
+def scoring_rules() -> str:
+    """Digest of the code in SCORING that scores a run: the column ``rules`` of tables of scores.
+
+    Tables whose rules differ must not be compared. Only the code that scores counts, not the models, the settings or
+    the data. Returns 12 hexadecimal characters, the same for the workflow, ``samsvae score`` and an installed package.
+    """
+    src = Path(__file__).resolve().parents[2]
+    package = src.joinpath(*SCORING.split("."))
+    return _digest_of(package / "run.py", src, src, below=package)[:12]
+
+
+def _digest_of(first: Path, src: Path, root: Path, below: Path | None = None) -> str:
+    """Digest of a file and of the modules in the folder ``below`` (or anywhere in ``src``) that it imports.
+
+    Files are named from ``root``.
+    """
     found: dict[str, str] = {}
     todo = [first]
     while todo:
         path = todo.pop()
         name = path.relative_to(root).as_posix()
         if name not in found:
-            found[name], imports = _read(path.read_text(encoding="utf-8"), _module(path, root / "src"))
-            todo += [file for module in imports for file in _files(module, root / "src")]
-    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
+            found[name], imports = _read(path.read_text(encoding="utf-8"), _module(path, src))
+            files = (file for module in imports for file in _files(module, src))
+            todo += [file for file in files if file.is_relative_to(below or src)]
+    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
 
 
 @cache

@@ -40,7 +40,8 @@ SCORED = {
 class Data:
     """The files that a run reads and how it is scored.
 
-    ``codes``: digests of the code that trains (``training``) and of the code that scores (``scoring``).
+    ``codes``: digests of the code that trains (``training``) and of the code that scores (``scoring``), and the one
+    that tables name (``rules``).
     """
 
     arrays: str
@@ -217,7 +218,9 @@ def train_and_score(run: CachedRun, data: Data, device: str, save_every: float) 
     settings = dict(data.evaluation)
     run.scored.fill(
         run.scored_files,
-        lambda out: evaluate(inputs, out, settings=settings, simulated=data.simulated, device=device),
+        lambda out: evaluate(
+            inputs, out, settings=settings, simulated=data.simulated, rules=data.codes["rules"], device=device
+        ),
     )
 
 

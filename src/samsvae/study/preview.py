@@ -16,10 +16,11 @@ from samsvae.config.grid import Run, grid_table, run_settings
 from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.errors import DataError, SamsvaeError
-from samsvae.evaluation.collect import collect_histories, collect_scores
+from samsvae.evaluation.collect import RULES, collect_histories, collect_scores
 from samsvae.evaluation.worth import collect_worth
 from samsvae.figures.write import write_figure
 from samsvae.files import verify, write_json, write_table
+from samsvae.study.code_digest import scoring_rules
 from samsvae.study.cost import collect_cost
 from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.plan import RUN_FILES, Plan
@@ -43,6 +44,7 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
     plan = Plan(config, results=results, benchmarks=folders.folder("benchmarks"))
     every = sum(map(len, plan.runs.values()))
     finished = {name: [run for run in found.values() if _is_finished(plan, run)] for name, found in plan.runs.items()}
+    finished = {name: _of_same_rules(plan, name, found) for name, found in finished.items()}
     n = sum(map(len, finished.values()))
     if not n:
         raise DataError(f"{results}: none of the {every:,} runs has finished, so there is nothing to preview yet.")
@@ -78,6 +80,26 @@ def _is_finished(plan: Plan, run: Run) -> bool:
     """Whether all files of a run exist, made with the current settings."""
     exist = all(Path(plan.run_file(run, file)).is_file() for file in RUN_FILES.values())
     return exist and seconds_of(Path(plan.run_file(run, RUN_FILES["run"])), run_settings(run)) is not None
+
+
+def _of_same_rules(plan: Plan, experiment: str, found: list[Run]) -> list[Run]:
+    """The runs, without those that older code scored while others have been scored again by the current code."""
+    rules = {}
+    for run in found:
+        tables = _existing([plan.run_file(run, "scores.tsv"), plan.split_file(run, "baselines.tsv")])
+        rules[run.id] = {_rules(path) for path in tables}
+    if len({each for pair in rules.values() for each in pair}) <= 1:
+        return found
+    kept = [run for run in found if rules[run.id] == {scoring_rules()}]
+    log.info("%s: %d runs are left out until the current code has scored them", experiment, len(found) - len(kept))
+    return kept
+
+
+def _rules(path: str) -> str:
+    """The rules that the first row of a table of scores names; '' if it names none."""
+    with open(path, encoding="utf-8") as lines:
+        head, row = (lines.readline().rstrip("\n").split("\t") for _ in range(2))
+    return dict(zip(head, row, strict=False)).get(RULES, "")
 
 
 def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Path) -> None:

@@ -225,7 +225,7 @@ def _reproduction(table: pd.DataFrame) -> Table:
 
 def score_table(scores: pd.DataFrame) -> Table:
     """All scores: a row per run (and baseline), a column per metric, split and protocol."""
-    labels = [c for c in scores if c not in {"protocol", "metric", "split", "value"}]
+    labels = [c for c in scores if c not in {"protocol", "metric", "split", "value", "rules"}]
     kinds = list(dict.fromkeys(zip(scores["metric"], scores["split"], scores["protocol"], strict=True)))
     wide: dict[tuple[str, ...], dict[tuple, str]] = {}
     keys = zip(*(map(cell_text, scores[c]) for c in labels), strict=True)

@@ -17,6 +17,7 @@ from samsvae.evaluation.worth import HEADLINE, verdicts
 from samsvae.figures.style import PREDICTION, save
 from samsvae.figures.worth import draw
 from samsvae.screens.hdf5 import read_anndata
+from samsvae.study.code_digest import scoring_rules
 from samsvae.tables import PRECISE, write
 
 
@@ -38,7 +39,7 @@ def score_predictions(path: str | Path, arrays: str | Path, split: str | Path, o
     conditions = pd.concat([each, their_each], ignore_index=True)
     found = verdicts(each, their_each, theirs, by=["model", "metric", "set"])
     folder = Path(out)
-    write(worth, folder / "worth.tsv", digits=PRECISE)
+    write(worth.assign(rules=scoring_rules()), folder / "worth.tsv", digits=PRECISE)
     write(conditions, folder / "worth_conditions.tsv", digits=PRECISE)
     shown = worth[worth["metric"].isin(HEADLINE) & worth["value"].notna()]
     covered = worth[worth["metric"].str.startswith("coverage")].assign(run=PREDICTION)
