@@ -16,7 +16,7 @@ class ModelConfig:
     """The four switches of the model family and the sizes; the defaults are those of the SAMS-VAE paper."""
 
     embedding: Literal["none", "random", "learned"] = "random"
-    mask: Literal["none", "ones", "bernoulli", "beta_bernoulli"] = "bernoulli"
+    mask: Literal["none", "ones", "fixed", "bernoulli", "beta_bernoulli"] = "bernoulli"
     effect: Literal["none", "additive", "prior_mean", "decoder_input"] = "additive"
     guide_embedding: Literal["mean_field", "given_mask"] = "mean_field"
     encoder_reads: Literal["x", "x_offset", "x_dosage"] = "x"

@@ -45,6 +45,7 @@ class TrainingConfig:
     plate: Literal["epoch", "every_step"] = "epoch"
     loss_scale: Literal["one", "n_cells"] = "one"
     patience: int | None = None
+    keep_weights: Literal["best", "last"] = "best"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     capture: Literal["auto", "never"] = "auto"
     compile: bool = False

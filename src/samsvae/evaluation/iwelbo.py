@@ -1,4 +1,4 @@
-"""Importance-weighted bounds (IWELBO) of held-out cells, in blocks of particles and cells.
+"""Bounds of the log-likelihood of held-out cells (IWELBO and ELBO), in blocks of particles and cells.
 
 Letters: K particles, n cells, T perturbations (R of them in a block), L latents, G genes. Equation numbers refer to
 docs/model.md.
@@ -7,6 +7,7 @@ docs/model.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from samsvae.data.cells import Cells
-from samsvae.models.model import Draw, Model
+from samsvae.models.batch import Batch
+from samsvae.models.model import Draw, Model, add_up
 from samsvae.models.noise import Streams
 from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu
@@ -51,13 +53,43 @@ def iwelbo(
     The shared latents are drawn once per particle, the same for all cells. Memory does not grow with K.
     ``cells_at_once``: cells in a block; by default as many as `BUDGET` allows.
     """
-    device = cells.device
-    noise = Streams(f"{seed}/iwelbo", device)
+    noise = Streams(f"{seed}/iwelbo", cells.device)
+    out = torch.full((len(cells),), -math.inf, device=cells.device, dtype=torch.float32)
+    for at, batch, k, shared in _blocks(model, cells, noise, particles, cells_at_once):
+        weights = model.log_weights(batch, noise, k, shared, joint=joint)
+        out[at] = torch.logaddexp(out[at], torch.logsumexp(weights, dim=0))
+    return out - math.log(particles)
+
+
+@torch.no_grad()
+@memory_for("NELBO", "It needs little and no more for more draws, so other work fills the memory: end it.")
+@fast_cpu
+def nelbo(model: Model, cells: Cells, *, draws: int = 10, seed: int = 0) -> Tensor:
+    """Negative ELBO of every cell (n,), in nats: -log p(x | z) plus the KL of z in closed form (eq. 12).
+
+    A mean over ``draws`` of one z per cell. Like those of `iwelbo`, the draws of the shared latents are the same for
+    all cells and not scored against their prior.
+    """
+    noise = Streams(f"{seed}/nelbo", cells.device)
+    out = torch.zeros(len(cells), device=cells.device, dtype=torch.float32)
+    for at, batch, k, shared in _blocks(model, cells, noise, draws, None):
+        terms = model.terms(batch, model.draw(batch, noise, k, shared=shared), analytic_kl=True)
+        out[at] -= add_up(terms.values()).sum(0)
+    return out / draws
+
+
+def _blocks(
+    model: Model, cells: Cells, noise: Streams, particles: int, cells_at_once: int | None
+) -> Iterator[tuple[slice, Batch, int, Draw]]:
+    """Blocks of particles and cells: positions of the cells, their batch, particles, and draws of the shared latents.
+
+    The shared latents are drawn once per particle, the same for all cells.
+    """
+    kind = cells.device.type
     size = max(1, model.n_perturbations) * model.config.n_latent
-    most = min(PARTICLES, BUDGET[device.type] // model.n_genes, SHARED // size)
+    most = min(PARTICLES, BUDGET[kind] // model.n_genes, SHARED // size)
     at_once = max(1, min(particles, most))
-    n_cells = cells_at_once or max(1, BUDGET[device.type] // (at_once * model.n_genes))
-    out = torch.full((len(cells),), -math.inf, device=device, dtype=torch.float32)
+    n_cells = cells_at_once or max(1, BUDGET[kind] // (at_once * model.n_genes))
     for first in range(0, particles, at_once):
         k = min(at_once, particles - first)
         shared = model.draw_shared(noise, k)
@@ -65,9 +97,7 @@ def iwelbo(
             at = slice(start, start + n_cells)
             batch = cells.batch(at, own=True)
             assert batch.rows is not None  # ``own`` lists them
-            weights = model.log_weights(batch, noise, k, _select_rows(shared, batch.rows), joint=joint)
-            out[at] = torch.logaddexp(out[at], torch.logsumexp(weights, dim=0))
-    return out - math.log(particles)
+            yield at, batch, k, _select_rows(shared, batch.rows)
 
 
 def _select_rows(shared: Draw, rows: Tensor) -> Draw:

@@ -137,6 +137,28 @@ class Mask(nn.Module):
         return None if "mask_prob" in values else Bernoulli(self.prior_logit)
 
 
+class FixedMask(nn.Module):
+    """A mask that is not inferred: ``values`` (T, L), ones until others are set. It has no term in the loss.
+
+    The transfer to new perturbations fixes inferred masks in this way (`samsvae.training.transfer`).
+    """
+
+    name = "mask"
+    plate: Plate = "perturbation"
+    per_cell = False
+    values: Tensor
+
+    def __init__(self, n_perturbations: int, n_latent: int):
+        super().__init__()
+        self.register_buffer("values", torch.ones(n_perturbations, n_latent, dtype=torch.float32))
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point:
+        return Point(_rows(self.values, batch))
+
+    def prior(self, values: Values, batch: Batch) -> None:
+        return None
+
+
 class Embedding(nn.Module):
     """E ~ N(0, beta^2). The guide is N(mu, (exp(u) + 1e-4)^2) with free mu and u (``mean_field``; eq. 7), or a network
     of [M_t, onehot(t)] with a mean and a log-variance head (``given_mask``; eq. 8)."""

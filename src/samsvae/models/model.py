@@ -22,8 +22,17 @@ from samsvae.config.vocabulary import MASKED
 from samsvae.models.batch import Batch, CellTable, MultiHot
 from samsvae.models.distributions import Bernoulli, Distribution
 from samsvae.models.kl_terms import kl_terms
-from samsvae.models.latents import CellState, Embedding, Latent, LearnedEmbedding, Mask, MaskProbability, offset
-from samsvae.models.networks import MLP, Likelihood, Observed
+from samsvae.models.latents import (
+    CellState,
+    Embedding,
+    FixedMask,
+    Latent,
+    LearnedEmbedding,
+    Mask,
+    MaskProbability,
+    offset,
+)
+from samsvae.models.networks import MLP, Dropout, Likelihood, Observed
 from samsvae.models.noise import Noise, given
 
 #: Number of input values whose moments are computed at once: few enough for a CPU's cache, or to keep a GPU busy.
@@ -289,16 +298,16 @@ class Model(nn.Module):
 
 
 @contextlib.contextmanager
-def dropout_from(model: Model, generator: torch.Generator | None) -> Iterator[None]:
-    """Within the block, the dropout of a model draws from a generator; None: from torch's own."""
+def dropout_from(model: Model, source: Dropout) -> Iterator[None]:
+    """Within the block, the dropout of a model draws from a generator, or is given; None: from torch's own."""
     networks = [module for module in model.modules() if isinstance(module, MLP)]
     for network in networks:
-        network.generator = generator
+        network.dropout_from = source
     try:
         yield
     finally:
         for network in networks:
-            network.generator = None
+            network.dropout_from = None
 
 
 def add_up(terms: Iterable[Tensor]) -> Tensor:
@@ -345,6 +354,8 @@ def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[La
                 per_cell=config.mask_per_cell,
             )
         )
+    elif config.mask == "fixed":
+        latents.append(FixedMask(*size))
     if config.embedding == "random":
         given_mask = config.guide_embedding == "given_mask"
         network = _network(config, config.embedding_width, config.embedding_layers)

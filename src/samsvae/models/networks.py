@@ -5,7 +5,7 @@ Letters: K particles, n cells, T perturbations, L latents, G genes, H hidden uni
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,11 @@ Observed = SoftmaxNegativeBinomial | Normal | Poisson
 
 #: Functions of a module, because a lambda cannot be pickled. The leaky ReLU has torch's default slope, 0.01.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"leaky_relu": F.leaky_relu, "relu": F.relu}
+
+
+#: What dropout draws from: a generator, the kept units (0 or 1, as large as the hidden layer) of one layer after
+#: another, or None: torch's own generator.
+Dropout = torch.Generator | Iterator[Tensor] | None
 
 
 class MLP(nn.Module):
@@ -47,7 +52,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.residual = residual
         self.dropout = dropout
-        self.generator: torch.Generator | None = None  # what dropout draws from; None: torch's own generator
+        self.dropout_from: Dropout = None
         layers = [
             nn.Linear(sum(sizes), width, dtype=torch.float32),
             *(nn.Linear(width, width, dtype=torch.float32) for _ in range(n_layers - 1)),
@@ -79,11 +84,15 @@ class MLP(nn.Module):
         return self._drop(h) if self.dropout and self.training else h
 
     def _drop(self, h: Tensor) -> Tensor:
-        """Dropout; on a CPU the generator gives the same bits as F.dropout with torch's own in the same state."""
-        if self.generator is None:
+        """Dropout; on a CPU a generator gives the same bits as F.dropout with torch's own in the same state."""
+        if self.dropout_from is None:
             return F.dropout(h, self.dropout)
-        kept = 1.0 - self.dropout
-        return h * torch.empty_like(h).bernoulli_(kept, generator=self.generator).div_(kept)
+        share = 1.0 - self.dropout
+        if isinstance(self.dropout_from, torch.Generator):
+            kept = torch.empty_like(h).bernoulli_(share, generator=self.dropout_from)
+        else:
+            kept = next(self.dropout_from).to(h, copy=True)
+        return h * kept.div_(share)
 
 
 class GaussianHead(nn.Module):

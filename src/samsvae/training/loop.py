@@ -44,7 +44,8 @@ def train(
     report_every: float = 10.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Trained:
-    """Train a model in place; afterwards it has the weights with the best validation loss.
+    """Train a model in place; afterwards it has the weights with the best validation loss, or the last ones
+    (``keep_weights: last``). Parameters that need no gradient are frozen.
 
     The same seed, CPU and number of threads give the same bytes, also if the training was resumed from ``keep``.
     Torch's own generator is neither read nor changed; with ``compile`` and dropout it is used and then set back.
@@ -131,7 +132,8 @@ def _train(
                 continue
             loss = run.validate(between=monitor.stop_after_signal)
             run.end_epoch(loss, full=full)
-    model.load_state_dict(run.best)
+    if config.keep_weights == "best":
+        model.load_state_dict(run.best)
     model.zero_grad(set_to_none=True)
     model.eval()
     monitor.finish()

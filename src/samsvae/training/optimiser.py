@@ -65,7 +65,10 @@ class Adam:
 
 
 def parameter_groups(model: Model, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Groups of parameters: networks, and the free parameters of masks and embeddings, which may have other rates."""
+    """Groups of parameters: networks, and the free parameters of masks and embeddings, which may have other rates.
+
+    Frozen parameters, which need no gradient, are in none of them.
+    """
     kinds: dict[str, list[Tensor]] = {"mask": [], "embedding": []}
     for latent in model.latents:
         if isinstance(latent, MaskProbability | Mask):
@@ -73,11 +76,15 @@ def parameter_groups(model: Model, config: TrainingConfig) -> list[dict[str, Any
         elif isinstance(latent, Embedding | LearnedEmbedding):
             kinds["embedding"].extend(latent.parameters(recurse=False))
     free = {id(p) for group in kinds.values() for p in group}
-    networks = [p for p in model.parameters() if id(p) not in free]
+    networks: list[Tensor] = [p for p in model.parameters() if id(p) not in free]
     decay = config.weight_decay if config.weight_decay_on == "all" else 0.0
     rates = {"mask": config.rate_mask, "embedding": config.rate_embedding}
-    groups = [{"params": networks, "lr": config.learning_rate, "weight_decay": config.weight_decay}]
+    every = [(networks, config.learning_rate, config.weight_decay)]
     for kind, parameters in kinds.items():
-        rate = config.learning_rate if rates[kind] is None else rates[kind]
-        groups += [{"params": parameters, "lr": rate, "weight_decay": decay}] if parameters else []
-    return groups
+        rate = rates[kind]
+        every.append((parameters, config.learning_rate if rate is None else rate, decay))
+    groups = [
+        {"params": [p for p in parameters if p.requires_grad], "lr": rate, "weight_decay": weight}
+        for parameters, rate, weight in every
+    ]
+    return [group for group in groups if group["params"]]

@@ -51,7 +51,10 @@ def torch_generator(device: torch.device) -> torch.Generator:
 
 @dataclass
 class Trained:
-    """The result of a training, besides the best weights in the model; ``history`` has one row per validation."""
+    """The result of a training, besides the weights in the model; ``history`` has one row per validation.
+
+    ``best_step``, ``best_loss``: of the best validation, also if the model keeps its last weights.
+    """
 
     best_step: int
     best_loss: float

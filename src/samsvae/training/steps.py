@@ -11,7 +11,7 @@ from samsvae.config.training import TrainingConfig
 from samsvae.data.cells import Cells
 from samsvae.models.batch import Batch
 from samsvae.models.model import Model
-from samsvae.models.noise import Noise, Streams, given
+from samsvae.models.noise import Noise, given
 from samsvae.training.objective import objective, only_own_perturbations
 from samsvae.training.optimiser import Adam
 
@@ -20,7 +20,7 @@ def batch_loss(
     model: Model,
     cells: Cells,
     config: TrainingConfig,
-    noise: Streams,
+    noise: Noise,
     *,
     particles: int,
     size: int,
@@ -60,7 +60,7 @@ def training_step(
     cells: Cells,
     config: TrainingConfig,
     optimiser: Adam,
-    noise: Streams,
+    noise: Noise,
     bad: Tensor,
     warmup: float | Tensor,
 ) -> Callable[..., Tensor]:

@@ -28,24 +28,47 @@ class InterceptNB(NamedTuple):
     theta: np.ndarray
 
 
-def fit_intercept_nb(X: np.ndarray | sparse.spmatrix, library: np.ndarray) -> InterceptNB:
-    """Fit counts X (n, G) with library (n,): p_g = counts / library sizes, theta_g by maximum likelihood given p_g."""
+def fit_intercept_nb(
+    X: np.ndarray | sparse.spmatrix, library: np.ndarray, *, group: np.ndarray | None = None
+) -> InterceptNB:
+    """Fit counts X (n, G) with library (n,): p_g = counts / library sizes, theta_g by maximum likelihood given p_g.
+
+    ``group`` (n,) codes from 0: theta is fitted given the profile of each cell's own group; p_g stays that of all.
+    """
     X, library = sparse.csc_matrix(X, dtype=float), np.asarray(library, float)
     proportion = np.asarray(X.sum(0)).ravel() / library.sum()
+    profiles, group = proportion[None], np.zeros(len(library), int) if group is None else np.asarray(group)
+    if group.any():
+        member = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))))
+        profiles = (member @ X).toarray() / np.maximum(member @ library, 1.0)[:, None]  # a code may have no cell
     blocks = [slice(start, start + _GENES) for start in range(0, X.shape[1], _GENES)]
-    theta = [_concentration(X[:, genes], library, proportion[genes]) for genes in blocks]
+    theta = [_concentration(X[:, genes], library, profiles[:, genes], group) for genes in blocks]
     return InterceptNB(proportion, np.concatenate(theta))
 
 
-def _concentration(X: sparse.csc_matrix, library: np.ndarray, proportion: np.ndarray) -> np.ndarray:
+def own_profile(
+    X: np.ndarray | sparse.spmatrix, library: np.ndarray, fit: InterceptNB, *, mean_library: float
+) -> InterceptNB:
+    """The profile of a few cells X (k, G) with library (k,), shrunk towards that of ``fit``, whose theta it keeps.
+
+    The profile of ``fit`` counts as one more cell, with the ``mean_library`` of the training cells.
+    """
+    counts = np.asarray(X.sum(0), float).ravel() + mean_library * fit.proportion
+    return fit._replace(proportion=counts / (np.sum(library, dtype=float) + mean_library))
+
+
+def _concentration(X: sparse.csc_matrix, library: np.ndarray, profiles: np.ndarray, profile: np.ndarray) -> np.ndarray:
     """Maximum likelihood theta (g,) of a block of genes (n, g), by bisection of the score in log theta.
 
-    The score depends on a cell only through its library size and, in a separate term, through the gene's count. So
-    cells with equal library sizes, and equal counts of a gene, are grouped first: exact, with far fewer terms.
+    ``profiles`` (p, g), and which of them each cell has: ``profile`` (n,). The score depends on a cell only through its
+    library size, its profile and, in a separate term, the gene's count. So cells with equal library sizes and profiles,
+    and equal counts of a gene, are grouped first: exact, with far fewer terms.
     """
-    sizes, group, number = np.unique(library, return_inverse=True, return_counts=True)
+    codes, rank = np.unique(library, return_inverse=True)
+    pairs, group, number = np.unique(profile * len(codes) + rank, return_inverse=True, return_counts=True)
+    which, sizes = pairs // len(codes), codes[pairs % len(codes)]
     indicator = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (len(sizes), len(group)))
-    mean = sizes[:, None] * proportion + FLOOR  # (sizes, g)
+    mean = sizes[:, None] * profiles[which] + FLOOR  # (sizes, g)
     excess = number[:, None] * mean - (indicator @ X).toarray()
 
     gene = np.repeat(np.arange(X.shape[1]), np.diff(X.indptr))

@@ -1,0 +1,292 @@
+"""The transfer of a model to new perturbations: stages 2 and 3 of the SVAE+ paper (docs/model.md, "Transfer").
+
+Stage 1 is a training that saw no cell of the new perturbations. Stage 2 fixes the masks and trains the rest again.
+Stage 3 freezes everything but the embeddings mu of the new perturbations. Letters: n cells, T perturbations, L latents,
+K particles, G genes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from samsvae.config.training import TrainingConfig
+from samsvae.config.vocabulary import MASKED
+from samsvae.data.cells import Cells
+from samsvae.errors import ConfigError, DataError, nearest, some
+from samsvae.models.latents import CellState, FixedMask, LearnedEmbedding
+from samsvae.models.model import Model
+from samsvae.models.noise import Streams
+from samsvae.training.diagnosis import check_inputs
+from samsvae.training.loop import train
+from samsvae.training.state import Keep, Trained
+
+#: Learning rate and, if the settings give none, epochs of stage 3 as released.
+RATE, EPOCHS = 5e-3, 300
+
+#: Entries of mu below so many standard errors are 0 under `sparse`.
+STANDARD_ERRORS = 2.0
+
+#: Particles and rounds of `by_iwelbo`.
+PARTICLES, ROUNDS = 50, 15
+
+#: Most floats in an array (K, n', G).
+BUDGET = 2**20
+
+
+# ---- stage 2 -------------------------------------------------------------------------------------------------------
+
+
+def harden(model: Model, new: Sequence[int]) -> Model:
+    """A copy of a model with fixed masks, at the start of stage 2.
+
+    The mask of an old perturbation is [pi > 1/2], also if that leaves it empty. The ``new`` ones (positions in 0 to
+    T - 1) have a mask of ones and mu = 0. A mask of ones stays (iVAE); a model without effects has no masks (VAE).
+    ConfigError for a model of another kind, and for a position outside 0 to T - 1.
+    """
+    _check_kind(model)
+    if wrong := [t for t in new if not 0 <= t < model.n_perturbations]:
+        raise ConfigError(f"new: {some(wrong)} is no perturbation; allowed: 0 to {model.n_perturbations - 1}.")
+    hard, rows = copy.deepcopy(model), list(new)
+    if model.config.effect == "none":
+        return hard
+    if model.config.mask in MASKED:
+        fixed = FixedMask(model.n_perturbations, model.config.n_latent).to(model.input_mean)
+        fixed.values.copy_(model.perturbation_tables()["mask_probability"] > 0.5)
+        hard.config = replace(model.config, mask="fixed", mask_per_cell=False, guide_mask_prob="point")
+        others = [latent for latent in hard.latents if latent.name not in ("mask_prob", "mask", "cell_mask")]
+        hard.latents = nn.ModuleList([fixed, *others])  # type: ignore[assignment, list-item]
+    with torch.no_grad():
+        for latent in hard.latents:
+            if isinstance(latent, FixedMask):
+                latent.values[rows] = 1.0
+        embedding_of(hard).loc[rows] = 0.0
+    return hard
+
+
+def refit_settings(config: TrainingConfig, *, released: bool = False) -> TrainingConfig:
+    """The settings of stage 2 from those of stage 1: no penalty, and no warm-up of the KL.
+
+    ``released``: as in the authors' code, beta is 1, the KL of the first epoch has the weight 0 (but for SVAE+), and
+    the weights of the last step are kept.
+    """
+    config = replace(config, mask_penalty=0.0, warmup_epochs=0)
+    return _as_released(config) if released else config
+
+
+def refit(
+    model: Model,
+    new: Sequence[int],
+    train_cells: Cells,
+    val_cells: Cells,
+    config: TrainingConfig,
+    *,
+    released: bool = False,
+    keep: Keep | None = None,
+) -> tuple[Model, Trained]:
+    """Stage 2: a hardened copy of a model, trained again with a new optimiser, and how that training went.
+
+    ``config``: the settings of stage 1. The new perturbations keep mu = 0 to the bit: no cell received them, and the
+    weight decay of 0 is 0. DataError if a cell of theirs is among the cells; otherwise the errors of `harden` and of
+    ``train``.
+    """
+    for name, cells in (("training", train_cells), ("validation", val_cells)):
+        if seen := sorted(set(new) & set(cells.index.flatten().tolist())):
+            raise DataError(
+                f"new: {some(seen)} must have no {name} cell, but has; a transfer needs perturbations that no stage "
+                "before the last one saw."
+            )
+    hard = harden(model, new)
+    return hard, train(hard, train_cells, val_cells, refit_settings(config, released=released), keep=keep)
+
+
+# ---- stage 3 -------------------------------------------------------------------------------------------------------
+
+
+def closed_form(model: Model, cells: Cells) -> Tensor:
+    """mu (T, L) where the KL of z is smallest: the mean of the encoder's mean over the cells of each perturbation.
+
+    In evaluation mode q(z | x) does not depend on mu, so this is where gradient descent on the ELBO ends. Rows of
+    perturbations without cells, and entries whose mask is 0, stay as they are.
+    """
+    return _replaced(model, cells, _means(model.posterior_mean(cells), cells))
+
+
+def sparse(model: Model, cells: Cells, *, standard_errors: float = STANDARD_ERRORS) -> Tensor:
+    """The closed form, with 0 for entries whose absolute value is below ``standard_errors`` standard errors (T, L).
+
+    The standard error is the sd (n - 1) of the encoder's mean over the k cells of a perturbation, over the root of k;
+    with one cell it is not known, and every entry is 0.
+    """
+    encoded = model.posterior_mean(cells).double()
+    mean, number = _means(encoded, cells), _number(cells)[:, None]
+    variance = (_means(encoded**2, cells) - mean**2).clamp(min=0.0) * number / (number - 1.0)
+    certain = mean.abs() >= standard_errors * torch.sqrt(variance / number)  # false for the NaN of a single cell
+    return _replaced(model, cells, torch.where(certain, mean, 0.0))
+
+
+@torch.no_grad()
+def by_iwelbo(model: Model, cells: Cells, *, particles: int = PARTICLES, rounds: int = ROUNDS, seed: int = 0) -> Tensor:
+    """mu (T, L) that maximises the importance-weighted bound of the cells, by EM from the closed form.
+
+    z_k is drawn from q(z | x) once. A round weights it by softmax_k(log p(x | z_k) + log p(z_k | mu) - log q(z_k | x))
+    and sets mu to the mean of the weighted z over the cells. Unlike the closed form, this can correct the encoder.
+    """
+    z, weight = _weighted_draws(model, cells, particles, Streams(f"{seed}/adapt", cells.device))
+    at = _received(cells).clamp(max=cells.n_perturbations - 1)  # a cell without perturbation counts for none
+    mask, mu = _mask(model)[at], closed_form(model, cells)
+    for _ in range(rounds):
+        prior = -0.5 * (z - mask * mu[at]).square().sum(-1)
+        share = torch.softmax(weight + prior, 0)
+        mu = _replaced(model, cells, _means((share[..., None] * z).sum(0), cells))
+    return mu
+
+
+#: How mu of new perturbations is found in `adapt`.
+WAYS: dict[str, Callable[..., Tensor]] = {"closed_form": closed_form, "iwelbo": by_iwelbo, "sparse": sparse}
+
+
+@torch.no_grad()
+def adapt(model: Model, cells: Cells, how: str = "closed_form", **options: float) -> Model:
+    """Stage 3: a copy of a hardened model whose mu is fitted to the perturbations of ``cells``; all else is the same.
+
+    ``how``: a name in `WAYS`; ``options`` are those of its function. A model without effects is returned as it is.
+    ConfigError for an unknown way or a model of another kind; DataError without cells.
+    """
+    if how not in WAYS:
+        raise ConfigError(f"adapt: {how!r} is not known.{nearest(how, WAYS)}")
+    fitted = _prepared(model, cells)
+    if model.config.effect != "none":
+        loc = embedding_of(fitted).loc
+        loc.copy_(WAYS[how](fitted, cells, **options))
+    return fitted
+
+
+class Released(NamedTuple):
+    """Two models with the same mu: with the running statistics of batch norm after stage 3, and those before it."""
+
+    model: Model
+    statistics_kept: Model
+
+
+def adapt_settings(config: TrainingConfig) -> TrainingConfig:
+    """The settings of stage 3 as released, from those of stage 1: the last weights, validated once at the end."""
+    epochs = config.epochs or EPOCHS
+    config = replace(config, mask_penalty=0.0, epochs=epochs, validation_every=epochs, patience=None)
+    return _as_released(replace(config, learning_rate=RATE, rate_mask=None, rate_embedding=None))
+
+
+def adapt_as_released(model: Model, cells: Cells, config: TrainingConfig) -> Released:
+    """Stage 3 as in the authors' code: mu by Adam, in training mode, for the perturbations of ``cells``.
+
+    So mu is fitted to a posterior under dropout and the batch statistics of these cells alone, which is not the one
+    that is scored. Batch norm's running statistics of the encoder follow these cells, but for SVAE+; those of the
+    decoder stay. ``config``: the settings of stage 1. Errors: those of `adapt` and ``train``.
+    """
+    kept = _prepared(model, cells)
+    if model.config.effect == "none":
+        return Released(copy.deepcopy(kept), kept)
+    trained = copy.deepcopy(kept)
+    for parameter in trained.parameters():
+        parameter.requires_grad_(parameter is embedding_of(trained).loc)
+    train(trained, cells, cells, adapt_settings(config))
+    with torch.no_grad():
+        # the decay moved the rows of the others too
+        embedding_of(kept).loc.copy_(_replaced(kept, cells, embedding_of(trained).loc.double()))
+    drifted = copy.deepcopy(kept)
+    if not _is_scaled(config):
+        _encoder(drifted).network.norms.load_state_dict(_encoder(trained).network.norms.state_dict())
+    return Released(drifted, kept)
+
+
+# ---- parts ---------------------------------------------------------------------------------------------------------
+
+
+def embedding_of(model: Model) -> LearnedEmbedding:
+    """The learned embedding of a model; ConfigError if it has none."""
+    for latent in model.latents:
+        if isinstance(latent, LearnedEmbedding):
+            return latent
+    raise ConfigError(f"embedding: {model.config.embedding!r} cannot be transferred. Allowed: 'learned'.")
+
+
+def _encoder(model: Model) -> CellState:
+    return next(latent for latent in model.latents if isinstance(latent, CellState))
+
+
+def _mask(model: Model) -> Tensor:
+    """The fixed mask (T, L); ones for a model that has no other."""
+    ones = torch.ones_like(embedding_of(model).loc)
+    return next((latent.values for latent in model.latents if isinstance(latent, FixedMask)), ones)
+
+
+def _is_scaled(config: TrainingConfig) -> bool:
+    """Whether the loss is multiplied by the number of cells: in the authors' code this is SVAE+ alone."""
+    return config.loss_scale == "n_cells"
+
+
+def _as_released(config: TrainingConfig) -> TrainingConfig:
+    warmup = 0 if _is_scaled(config) else 1  # the weight is 0 in the first epoch
+    return replace(config, kl_weight=1.0, warmup_epochs=warmup, keep_weights="last")
+
+
+def _check_kind(model: Model) -> None:
+    """ConfigError unless z has the prior N(M E, 1) with a learned E, or N(0, 1) and no effects."""
+    config = model.config
+    if config.effect != "none" and (config.effect, config.embedding) != ("prior_mean", "learned"):
+        raise ConfigError(
+            f"effect: {config.effect!r} with embedding: {config.embedding!r} cannot be transferred. Allowed: "
+            "'prior_mean' with 'learned' (SVAE+, sVAE, iVAE), or 'none' (VAE)."
+        )
+
+
+def _prepared(model: Model, cells: Cells) -> Model:
+    """A copy of a hardened model in evaluation mode; errors of `adapt` for the model and the cells."""
+    _check_kind(model)
+    if model.config.mask in MASKED:
+        raise ConfigError(f"mask: {model.config.mask!r} is still inferred. Fix it first (harden, refit).")
+    if not len(cells):
+        raise DataError("new perturbations need at least one cell, but there are none.")
+    check_inputs(model, cells)
+    return copy.deepcopy(model).eval()
+
+
+def _received(cells: Cells) -> Tensor:
+    """The perturbation of each cell (n,), T for none."""
+    return cells.index.amin(1)
+
+
+def _number(cells: Cells) -> Tensor:
+    """How many of the cells received each perturbation: float64 (T,)."""
+    return torch.bincount(_received(cells), minlength=cells.n_perturbations + 1)[:-1].double()
+
+
+def _means(values: Tensor, cells: Cells) -> Tensor:
+    """Means of values (n, L) over the cells of each perturbation: float64 (T, L), NaN without cells."""
+    total = values.new_zeros(cells.n_perturbations + 1, values.shape[1], dtype=torch.float64)
+    return total.index_add_(0, _received(cells), values.double())[:-1] / _number(cells)[:, None]
+
+
+def _replaced(model: Model, cells: Cells, mu: Tensor) -> Tensor:
+    """mu of the model (T, L), with new values for the perturbations of the cells, where their mask is not 0."""
+    old = embedding_of(model).loc.detach()
+    return torch.where((_number(cells) > 0)[:, None] & (_mask(model) != 0), mu.to(old), old)
+
+
+def _weighted_draws(model: Model, cells: Cells, particles: int, noise: Streams) -> tuple[Tensor, Tensor]:
+    """z (K, n, L) from q(z | x), and log p(x | z) - log q(z | x) (K, n)."""
+    chunk = max(1, BUDGET // (particles * model.n_genes))
+    draws, weights = [], []
+    for start in range(0, len(cells), chunk):
+        batch = cells.batch(slice(start, start + chunk))
+        draw = model.draw(batch, noise, particles)
+        z = draw.values["z"]
+        log_q = draw.guides["z"].log_prob(z).sum(-1)
+        draws.append(z)
+        weights.append(model.decode(draw.values, batch).log_likelihood(batch.x) - log_q)
+    return torch.cat(draws, 1), torch.cat(weights, 1)
