@@ -36,7 +36,7 @@ def trained(name: str, config: TrainingConfig = FAST, **options) -> dict[str, by
     parts, net = halves(name), model(name, seed=config.seed)
     net.fit_inputs(parts[0])
     train(net, *parts, config, **options)
-    assert all(module.generator is None for module in net.modules() if isinstance(module, MLP))
+    assert all(module.dropout_from is None for module in net.modules() if isinstance(module, MLP))
     return {key: value.numpy().tobytes() for key, value in net.state_dict().items()}
 
 
@@ -83,7 +83,7 @@ def test_also_after_an_error(monkeypatch):
         with pytest.raises(NumericalError, match="cell17"):
             train(net, replace(parts[0], counts=counts), parts[1], config)
         assert states() == before
-        assert all(module.generator is None for module in net.modules() if isinstance(module, MLP))
+        assert all(module.dropout_from is None for module in net.modules() if isinstance(module, MLP))
 
 
 def test_trainings_in_threads_do_not_change_each_other():
@@ -100,7 +100,7 @@ def test_dropout_draws_the_bits_of_torch():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         expected = [functional.dropout(h, 0.3), functional.dropout(h[0], 0.3)]
-    net.generator = torch.Generator().manual_seed(11)
+    net.dropout_from = torch.Generator().manual_seed(11)
     for ours, true in zip([net._drop(h), net._drop(h[0])], expected, strict=True):
         assert ours.numpy().tobytes() == true.numpy().tobytes()
     assert 0.6 < (expected[0] != 0).double().mean() < 0.8
