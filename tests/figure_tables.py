@@ -127,6 +127,10 @@ def norman_summary(fractions=(0, 0.25, 0.5, 0.75, 1), seed=0):
     for f in fractions:
         rows.append(("additive", "sum", f, "ate_pearson", 0.74, 0.01, 5))
         rows.append(("mean_of_perturbations", "sum", f, "ate_pearson", 0.5 + 0.02 * f, 0.01, 5))
+        for i, (model, encoding) in enumerate(NORMAN):
+            rows.append((model, encoding, f, "pearson_centred", 0.4 - 0.06 * i + 0.1 * f, 0.02, 5))
+        for model, value in (("additive", 0.5), ("shrunk", 0.3 + 0.2 * f), ("ridge_pc", 0.45), ("ceiling", 0.7)):
+            rows.append((model, "sum", f, "pearson_centred", value if f or model != "shrunk" else np.nan, 0.01, 5))
     return pd.DataFrame(rows, columns=["model", "encoding", "fraction", "metric", "mean", "sd", "n"])
 
 
@@ -206,12 +210,14 @@ def per_condition(conditions, models=("sams_vae_corr", "cpa_vae_corr", "cond_vae
     rng = np.random.default_rng(seed)
     base = rng.uniform(0.2, 0.8, len(conditions))
     parts = [
-        ("mean_of_perturbations", base * 0.7),
+        ("shrunk", base * 0.7),
+        ("ridge_pc", base * 0.8),
+        ("ceiling", base + 0.15),
         *((m, np.clip(base + 0.1 - 0.05 * i, -1, 1)) for i, m in enumerate(models)),
     ]
     return pd.concat(
         [
-            pd.DataFrame({"model": m, "condition": list(conditions), "metric": "ate_pearson"}).assign(
+            pd.DataFrame({"model": m, "condition": list(conditions), "metric": "pearson_centred"}).assign(
                 value=v + rng.normal(0, 0.04, len(v))
             )
             for m, v in parts

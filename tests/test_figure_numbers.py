@@ -388,13 +388,32 @@ def test_combinations_figure_from_files(pairs):
         base = {"model": "additive", "protocol": "published", "metric": "ate_pearson", "split": "test", "value": 0.4}
         baselines.append(str(folder / "splits" / "d" / name / "baselines.tsv"))
         write(pd.DataFrame([base]), baselines[-1])
+        reason = "the pooled reliability of the interactions is -0.23, below 0.1"
+        worth = [("additive", "pearson_centred", "all", 0.5, ""), ("ceiling", "pearson_centred", "all", 0.8, ""),
+                 ("additive", "pearson_centred", "unseen", 0.1, ""), ("train_mean", "pearson_centred", "all", 0.2, ""),
+                 ("ceiling", "interaction_nmse", "all", np.nan, reason)]  # fmt: skip
+        table_of_split = pd.DataFrame(worth, columns=["model", "metric", "set", "value", "reason"])
+        write(table_of_split, folder / "splits" / "d" / name / "worth.tsv")
+    honest = []
+    for i, path in enumerate(paths):
+        run = path.split("/")[-2]
+        row = {"run": run, "metric": "pearson_centred", "set": "unseen", "value": 0.1 * i}
+        honest.append(str(folder / "runs" / run / "worth.tsv"))
+        write(pd.DataFrame([row, {**row, "metric": "nmse_centred"}]), honest[-1])
     inputs = {"grid": grid, "scores": paths, "effects": files, "screen": str(folder / "screen.h5ad"),
-              "baselines": baselines, "published": [], "comparable": False}  # fmt: skip
+              "baselines": baselines, "published": [], "comparable": False, "worth": honest,
+              "baseline_worth": [path.replace("baselines.tsv", "worth.tsv") for path in baselines]}  # fmt: skip
     found = combinations_figure.tables(**inputs, references=moved)
     assert (found["kind"], found["unit"], found["targets"]) == ("norman_ood", "split seed", "combinations")
     assert found["reference"] == "SAMS-VAE, corr. $z_b$, $E$ at fraction 0" and found["published"] is None
     additive = found["scores"][found["scores"]["model"] == "additive"]
-    assert additive["mean"].tolist() == [0.4] and len(found["interactions"]) == 4
+    assert additive[additive["metric"] == "ate_pearson"]["mean"].tolist() == [0.4] and len(found["interactions"]) == 4
+    ours = found["scores"][found["scores"]["metric"] == "pearson_centred"]
+    lines = ours[ours["model"].isin(["additive", "ceiling"])].groupby("model")["mean"].unique()
+    assert lines["additive"].tolist() == [0.5] and lines["ceiling"].tolist() == [0.8]  # of all conditions
+    assert "train_mean" not in set(ours["model"]) and found["reason"] == (
+        "The honest protocol scores no interactions: the pooled reliability of the interactions is -0.23, below 0.1."
+    )
     combinations_figure.draw(**found)
     for path in moved:
         data = read_h5ad(path)
@@ -485,8 +504,18 @@ def test_effects_of_the_run_shown_in_the_order_of_the_data(tmp_path):
     reference = str(tmp_path / "d" / "s0" / "effects.h5ad")
     write_h5ad(ad.AnnData(np.zeros((3, 2)), obs, pd.DataFrame(index=genes)), reference)
     grid, scores = write_inputs(SCORES, tmp_path)
-    files = []
-    for run in SCORES["run"].unique():
+    files, per_condition = [], []
+    parts = [
+        worth_conditions([(value, "unseen")]).assign(model=model)
+        for model, value in (("no_change", 0.0), ("ridge_pc", 0.2), ("ceiling", 0.6))
+    ]
+    write(pd.concat(parts), tmp_path / "d" / "s0" / "worth_conditions.tsv")
+    for i, run in enumerate(SCORES["run"].unique()):
+        per_condition.append(str(tmp_path / "runs" / run / "worth_conditions.tsv"))
+        write(
+            worth_conditions([(0.3 if run == "sams_vae_corr-0.1-0" else i, "unseen")]).assign(run=run),
+            per_condition[-1],
+        )
         values = np.arange(6.0).reshape(3, 2) + (0 if run == "sams_vae_corr-0.1-0" else 100)
         matrix = ad.AnnData(values, obs.copy(), pd.DataFrame(index=genes))
         files.append(str(tmp_path / run / "effects.h5ad"))
@@ -503,18 +532,21 @@ def test_effects_of_the_run_shown_in_the_order_of_the_data(tmp_path):
         pathway_of={"G1": "one", "G3": "two"},
     )
     write_screen(screen, tmp_path / "screen.h5ad")
-    shown = effects_figure.tables(
-        grid=grid,
-        scores=scores,
-        effects=files,
-        references=[reference],
-        screen=str(tmp_path / "screen.h5ad"),
-        shown="sams_vae_corr",
-    )
+    asked = {
+        "grid": grid, "scores": scores, "effects": files, "references": [reference], "per_condition": per_condition,
+        "baseline_conditions": [str(tmp_path / "d" / "s0" / "worth_conditions.tsv")],
+        "screen": str(tmp_path / "screen.h5ad"), "shown": "sams_vae_corr",
+    }  # fmt: skip
+    shown = effects_figure.tables(**asked)
+    assert shown["each"].to_numpy().tolist() == [
+        ["sams_vae_corr", "sams_vae_corr-0.1-0", "A", 0.3], ["ridge_pc", "ridge_pc", "A", 0.2],
+        ["ceiling", "ceiling", "A", 0.6],
+    ]  # fmt: skip
+    assert effects_figure.tables(**{**asked, "per_condition": []})["each"] is None
     assert shown["model"].to_numpy().tolist() == [[0, 1], [2, 3], [4, 5]]
     assert shown["data"].index.tolist() == shown["model"].index.tolist() == names
     assert shown["pathway"].to_dict() == {"p1": "one", "p2": "", "p3": "two"}
-    assert (shown["name"], shown["kind"]) == ("SAMS-VAE, corr. $z_b$, $E$", "perturbations")
+    assert (shown["shown"], shown["kind"]) == ("sams_vae_corr", "perturbations")
     assert shown["names"] == {"p1": "G1", "p2": "G2", "p3": "G3"}
 
 
@@ -572,6 +604,16 @@ def test_masks_of_the_model_shown_or_of_the_best_masked_one(tmp_path):
 # ---- scores --------------------------------------------------------------------------------------------------------
 
 
+def worth_conditions(values: list[tuple[float, str]]) -> pd.DataFrame:
+    """Scores of the condition A in some sets by the honest protocol: the correlation, and another metric."""
+    rows = [
+        {"metric": metric, "set": where, "condition": "A", "value": value + other, "weight": 1.0}
+        for value, where in values
+        for metric, other in (("pearson_centred", 0), ("discrimination", 0.5))
+    ]
+    return pd.DataFrame(rows)
+
+
 @pytest.fixture
 def experiment(tmp_path):
     """Three runs of two models; 'bad' has the worse validation score of its model. One condition has test cells."""
@@ -582,9 +624,8 @@ def experiment(tmp_path):
     ):  # fmt: skip
         of = {("iwelbo", "val"): val, ("iwelbo", "test"): test, ("ate_pearson", "all"): 0.5}
         parts.append(rows(model, run, of=of, mask_prior=prior, seed=0))
-        each = {"condition": ["A", "A"], "protocol": ["published", "held-out"], "ate_pearson": [0.9, val], "ate_r2": 0}
-        per_condition.append(str(tmp_path / "runs" / run / "per_condition.tsv"))
-        write(pd.DataFrame(each).assign(run=run), per_condition[-1])
+        per_condition.append(str(tmp_path / "runs" / run / "worth_conditions.tsv"))
+        write(worth_conditions([(val - 1, "seen"), (val, "all")]).assign(run=run), per_condition[-1])
     base = [
         {"model": "intercept_nb", "protocol": "held-out", "metric": "log_likelihood", "split": "test", "value": -12.0},
         {"model": "mean_of_perturbations", "protocol": "published", "metric": "ate_pearson", "split": "all",
@@ -593,9 +634,12 @@ def experiment(tmp_path):
     names = {"method": "baseline", "dataset": "d", "split_name": "s0"}
     scores = pd.concat([table(*parts), pd.DataFrame(base).assign(**names, run=lambda t: t["model"])])
     write(scores, tmp_path / "scores.tsv")
-    each = {"condition": "A", "protocol": "held-out", "ate_pearson": [0.1, 0.2], "ate_r2": 0.0}
-    of_split = str(tmp_path / "splits" / "d" / "s0" / "per_condition.tsv")
-    write(pd.DataFrame(each).assign(model=["train_mean", "mean_of_perturbations"]), of_split)
+    parts = [
+        worth_conditions([(value, "seen")]).assign(model=model)
+        for model, value in (("train_mean", 0.1), ("shrunk", 0.2), ("ridge_pc", 0.3), ("ceiling", 0.4))
+    ]
+    of_split = str(tmp_path / "splits" / "d" / "s0" / "worth_conditions.tsv")
+    write(pd.concat(parts), of_split)
     return {
         "scores": str(tmp_path / "scores.tsv"), "per_condition": per_condition, "baseline_conditions": [of_split],
         "published": [], "comparable": False, "compared": {},
@@ -603,14 +647,14 @@ def experiment(tmp_path):
 
 
 def test_scores_show_the_settings_of_best_validation(experiment):
-    """Only held-out effects, next to the mean of perturbations; no run of a setting that was not chosen."""
+    """Honest scores of all conditions, next to baselines and the ceiling; no run of a setting that was not chosen."""
     shown = scores_figure.tables(**experiment)
     found = shown["table"].set_index("model")
     assert found["test_iwelbo"].to_dict() == {"cond_vae": -1.0, "sams_vae_corr": -99.0}
     assert found["settings"].to_dict() == {"cond_vae": "", "sams_vae_corr": "α = 0.1"}
     assert not [c for c in found if "published" in c or "mask_pathway" in c]  # nothing is published, no run has masks
     assert shown["per_condition"].set_index("model")["value"].to_dict() == {
-        "cond_vae": -7.0, "sams_vae_corr": -8.0, "mean_of_perturbations": 0.2,
+        "cond_vae": -7.0, "sams_vae_corr": -8.0, "shrunk": 0.2, "ridge_pc": 0.3, "ceiling": 0.4,
     }  # fmt: skip
     assert shown["per_condition"]["run"].tolist()[:2] == ["one", "two"]
     assert set(shown["runs"]["run"]) == {"one", "two"}
@@ -627,7 +671,7 @@ def test_scores_without_held_out_conditions_have_no_lower_panel(experiment):
     assert "conditions" not in {ax.get_label() for ax in scores_figure.draw(**shown).axes}
 
 
-def test_held_out_effects_are_read_for_the_runs_and_splits_drawn(experiment):
+def test_scores_by_condition_are_read_for_the_runs_and_splits_drawn(experiment):
     paths = experiment["per_condition"], experiment["baseline_conditions"]
     other = conditions.table(*paths, {"bad": "sams_vae_corr"}, {("d", "s1")})
     assert other[["model", "run", "value"]].to_numpy().tolist() == [["sams_vae_corr", "bad", -20.0]]

@@ -59,7 +59,7 @@ def draw(name, table1):
         "scores_plain": lambda: plain_scores(table1, data.index),
         "masks": lambda: draw_masks(mask, embedding, pathway, tables.accuracy()),
         "masks_plain": lambda: draw_masks(mask, embedding, None, None),
-        "effects": lambda: draw_effects(data, model, pathway, name="SAMS-VAE"),
+        "effects": lambda: draw_effects(data, model, pathway, tables.per_condition(data.index), shown="sams_vae_corr"),
         "expression": lambda: draw_expression(de, data, model, tables.overlap(data.index), model_de=model_de),
         "combinations": lambda: draw_combinations(tables.norman_summary(), tables.interactions()),
         "combinations_efficiency": lambda: draw_combinations(tables.norman_summary((0, 1)), kind="norman_efficiency"),
@@ -91,8 +91,8 @@ NAMES = {  # figure: number of panels (colour bars and pathway strips left out)
     "masks_plain": 2,
     "effects": 4,
     "expression": 7,
-    "combinations": 6,
-    "combinations_efficiency": 2,
+    "combinations": 7,
+    "combinations_efficiency": 3,
     "recovery": 6,
     "recovery_bars": 6,
     "curves": 1,
@@ -189,10 +189,25 @@ def test_effects_of_data_and_model_share_order_and_limits():
 
 def test_effects_say_how_many_perturbations_each_panel_shows():
     *_, pathway, data, model = tables.screen(unannotated=5)
-    found = panels(draw_effects(data, model, pathway))
+    found = panels(draw_effects(data, model, pathway, tables.per_condition(data.index), shown="cond_vae"))
     assert found["effects data"].get_xlabel() == "45 with a pathway × 120 genes"
     assert "all 50 perturbations" in found["agreement"].get_title(loc="left")
-    assert "50 perturbations (median" in found["per perturbation"].get_title(loc="left")
+    assert "50 perturbations (honest protocol)" in found["per condition"].get_title(loc="left")
+    assert "per condition" not in panels(draw_effects(data, model, pathway))
+
+
+def test_effects_lie_between_the_baseline_and_the_ceiling():
+    """Lines of the histogram are means over conditions."""
+    *_, data, model = tables.screen()
+    each = tables.per_condition(data.index, ("cond_vae",))
+    ax = panels(draw_effects(data, model, each=each, shown="cond_vae"))["per condition"]
+    (legend,) = ax.findobj(Legend)
+    means = each.groupby("model")["value"].mean()
+    order = ["cond_vae", "shrunk", "ridge_pc", "ceiling"]
+    said = [t.get_text() for t in legend.get_texts()]
+    assert said == [f"{style.label(name)} (mean {means[name]:.2f})" for name in order]
+    assert [line.get_xdata()[0] for line in ax.lines] == pytest.approx([means[name] for name in order])
+    assert sum(bar.get_height() for bar in ax.patches) == len(data)
 
 
 def test_agreement_prints_pearson():
@@ -200,9 +215,6 @@ def test_agreement_prints_pearson():
     fig = draw_effects(data, model)
     r = np.corrcoef(data.to_numpy().ravel(), model.to_numpy().ravel())[0, 1]
     assert f"r = {r:.3f}" in [t.get_text() for t in panels(fig)["agreement"].texts]
-    each = [np.corrcoef(data.loc[c], model.loc[c])[0, 1] for c in data.index]
-    assert np.allclose(heatmaps.correlations(data, model), each)
-    assert heatmaps.correlations(data, model * 0).isna().all()
 
 
 # the table of Replogle
@@ -288,6 +300,23 @@ def test_norman_draws_one_encoding_baselines_and_published_values(numbers):
     assert len(panels(shown)["ate_pearson"].patches) == 10  # CPA-VAE and SVAE+ have that encoding
 
 
+def test_combinations_have_an_honest_panel_with_its_own_lines():
+    """Published and honest scores are in panels of their own; without honest ones, interactions are panel c."""
+    summary, pairs = tables.norman_summary(), tables.interactions()
+    found = panels(draw_combinations(summary, pairs))
+    for metric in ("ate_pearson", "pearson_centred"):
+        base = summary[
+            (summary["metric"] == metric) & summary["model"].isin(style.models_in(summary["model"], baselines=True))
+        ]
+        drawn = sorted(float(line.get_ydata()[0]) for line in found[metric].lines if len(line.get_xdata()) == 2)
+        expected = sorted([*base["mean"].dropna(), 0.0])  # and the axis
+        np.testing.assert_allclose(drawn, expected)
+    assert found["interaction cond_vae"].get_title(loc="left").startswith("$\\bf{d}$")
+    without = panels(draw_combinations(summary[summary["metric"] != "pearson_centred"], pairs))
+    assert "pearson_centred" not in without
+    assert without["interaction cond_vae"].get_title(loc="left").startswith("$\\bf{c}$")
+
+
 def test_norman_interaction_correlations():
     pairs = tables.interactions()
     fig = draw_combinations(tables.norman_summary(), pairs)
@@ -315,7 +344,7 @@ def test_combinations_without_fractions_are_one_group_of_bars_and_name_the_refer
     summary = tables.norman_summary((1,)).replace({"metric": {"iwelbo_relative": "iwelbo_relative_to_best"}})
     fig = draw_combinations(summary.assign(fraction=np.nan), kind="random", reference="CPA-VAE on the same split")
     found = panels(fig)
-    assert list(found) == ["iwelbo_relative_to_best", "ate_pearson"]
+    assert list(found) == ["iwelbo_relative_to_best", "ate_pearson", "pearson_centred"]
     ax = found["iwelbo_relative_to_best"]
     assert ax.get_ylabel() == "test IWELBO relative to\nCPA-VAE on the same split (nats per cell)"
     assert len(ax.patches) == 4 and ax.get_xlabel() == "model" and not ax.get_xticklabels()
@@ -343,7 +372,8 @@ def test_every_figure_says_which_protocol_it_follows(name, table1):
     said = said.replace("\n", " ")
     protocol = {"curves": "protocol", "worth": "honest protocol"}.get(name, "published protocol")
     assert protocol in said
-    assert ("held-out protocol" in said) == (name == "scores_plain")
+    also = {"scores_plain", "effects", "combinations", "combinations_efficiency"}
+    assert ("honest protocol" in said) == (name in also or name == "worth")
 
 
 def test_mask_of_ones_line():
@@ -498,14 +528,21 @@ def test_overlap_table_of_agreement():
     assert table.to_dict("list") == {"model": ["m"] * 2, "condition": ["a"] * 2, "k": [20, 100], "overlap": [0.5, 0.8]}
 
 
-def test_conditions_are_sorted_by_the_best_model(table1):
+def test_conditions_are_sorted_by_the_ceiling(table1):
     *_, data, _ = tables.screen()
     scores = tables.per_condition(data.index)
-    ax = panels(draw_scores(table1, per_condition=scores))["conditions"]
-    means = scores[scores["model"] != "mean_of_perturbations"].groupby("model")["value"].mean()
-    best = scores[scores["model"] == means.idxmax()].set_index("condition")["value"]
-    shown = [t.get_text() for t in ax.get_xticklabels()]
-    assert shown == list(best.sort_values(ascending=False).index)
+    fig = draw_scores(table1, per_condition=scores)
+    ax = panels(fig)["conditions"]
+    best = scores[scores["model"] == "ceiling"].set_index("condition")["value"].sort_values(ascending=False)
+    assert [t.get_text() for t in ax.get_xticklabels()] == list(best.index)
+    shrunk, ridge, ceiling = (ln.get_ydata() for ln in ax.lines if ln.get_drawstyle() == "steps-mid")
+    np.testing.assert_array_equal(ceiling, best)
+    theirs = scores[scores["model"] == "shrunk"].set_index("condition")["value"]
+    np.testing.assert_array_equal(shrunk, theirs[best.index])
+    assert np.isnan(ridge).sum() == 0
+    labels = [t.get_text() for legend in fig.findobj(Legend) for t in legend.get_texts()]
+    assert f"shrunk training mean (mean {theirs.mean():.2f})" in labels
+    assert f"ceiling (mean {best.mean():.2f})" in labels
 
 
 def test_many_conditions_have_no_names(table1):

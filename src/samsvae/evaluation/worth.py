@@ -49,7 +49,9 @@ def collect_worth(
         _joined([read(path) for path in paths]).merge(place, on="run", validate="many_to_one")
         for paths in (worth, conditions)
     )
-    theirs, their_each = (_joined([_of_split(path) for path in paths]) for paths in (baselines, baseline_conditions))
+    theirs, their_each = (
+        _joined([read_of_split(path) for path in paths]) for paths in (baselines, baseline_conditions)
+    )
     same_rules([ours, theirs])
     found = verdicts(each, their_each, theirs, by=[*ROW, "dataset", "split_name"])
     ours = ours.merge(found[[*ROW, *VERDICT]], on=list(ROW), how="left")
@@ -135,8 +137,8 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
-def _of_split(path: str) -> pd.DataFrame:
-    """A table of a split, with its place in columns; baselines are their own runs."""
+def read_of_split(path: str) -> pd.DataFrame:
+    """A table of a split (``.../DATASET/SPLIT/file``), with its place in columns; baselines are their own runs."""
     folder = Path(path).parent
     table = read(path)
     return table.assign(run=table["model"], dataset=folder.parent.name, split_name=folder.name)

@@ -16,7 +16,15 @@ from matplotlib.ticker import MaxNLocator
 from samsvae.evaluation.metrics.table import METRICS, axis_label
 from samsvae.figures import heatmaps, style
 from samsvae.figures.interactions import interaction_table, list_tested_conditions
-from samsvae.figures.pair_scores import PLAIN, core, read_all_scores, summarise
+from samsvae.figures.pair_scores import (
+    HONEST,
+    PLAIN,
+    core,
+    read_all_scores,
+    summarise,
+    summarise_honest,
+    unscored,
+)
 from samsvae.figures.published import norman
 from samsvae.figures.runs import models_only, replicates
 
@@ -26,7 +34,11 @@ KINDS = {
     "norman_efficiency": ("efficiency", "fraction of the combinations' training cells seen"),
 }
 
-LOWER = "Lower panels: combinations with test cells, unseen or seen in training; one run of each model."
+CENTRED = (
+    " Panel c, honest protocol: effects of test cells minus their mean over conditions, at the depth of these cells."
+)
+
+LOWER = " Lower panels: combinations with test cells, unseen or seen in training; one run of each model."
 
 MOST = 4  # interaction panels in a row
 
@@ -40,15 +52,17 @@ def tables(
     baselines: Sequence[str],
     effects: Sequence[str],
     references: Sequence[str],
+    worth: Sequence[str],
+    baseline_worth: Sequence[str],
     screen: str,
     published: Sequence[str],
     comparable: bool,
 ) -> dict[str, object]:
     """Arguments of draw.
 
-    scores, effects: RUN/scores.tsv and RUN/effects.h5ad of the runs. baselines, references: SPLIT/baselines.tsv and
-    SPLIT/effects.h5ad of every split. published: the path of the published table, or nothing; read if the screen is
-    the published one (comparable).
+    scores, effects, worth: RUN/scores.tsv, RUN/effects.h5ad and RUN/worth.tsv of the runs. baselines, references,
+    baseline_worth: SPLIT/baselines.tsv, SPLIT/effects.h5ad and SPLIT/worth.tsv of every split. published: the path of
+    the published table, or nothing; read if the screen is the published one (comparable).
     """
     found = read_all_scores(grid, scores, baselines)
     kind = str(found["split_name"].iloc[0]).partition("-")[0]
@@ -59,13 +73,14 @@ def tables(
     summary, reference = summarise(found)
     theirs = norman(Path(published[0]).parent, KINDS[kind][0]) if published and comparable and kind in KINDS else None
     return {
-        "scores": summary,
+        "scores": pd.concat([summary, summarise_honest(found, worth, baseline_worth)], ignore_index=True),
         "interactions": interaction_table(found, effects, references, screen),
         "published": theirs,
         "kind": kind,
         "reference": reference,
         "targets": "combinations" if conditions["combination"].all() else "conditions",
         "unit": replicates(models_only(found).drop_duplicates("run")),
+        "reason": unscored(found, baseline_worth),
     }
 
 
@@ -80,16 +95,18 @@ def draw(
     targets: str = "combinations",
     unit: str = "split seed",
     encoding: str = PLAIN,
+    reason: str = "",
     message: str = "",
 ) -> Figure:
-    """Relative test IWELBO (a) and ATE-Pearson (b) by fraction and model, and predicted interactions (c ...).
+    """Relative test IWELBO (a), ATE-Pearson (b) and HONEST (c) by fraction and model, and predicted interactions.
 
-    scores: model, fraction, metric (iwelbo_relative or iwelbo_relative_to_best, and ate_pearson), mean, sd; if it has
-    the columns split and encoding, the test rows of one encoding are drawn (core). Baselines (additive, ...) are lines
-    in b. interactions: interaction_table; a panel per model, whose title says how many of its combinations were in
-    training. published: published.norman, hollow markers. kind: of the split, for the x label. reference: the one in
-    a, in words. targets: the word for the conditions in b. unit: the word for a replicate. Bars of height 0 get a
-    marker. message: drawn alone if there is nothing else.
+    scores: model, fraction, metric (iwelbo_relative or iwelbo_relative_to_best, ate_pearson, and HONEST, without which
+    there is no c), mean, sd; if it has the columns split and encoding, the test rows of one encoding are drawn (core).
+    Baselines (additive, ...) are lines in b and c. interactions: interaction_table; a panel per model, whose title says
+    how many of its combinations were in training. published: published.norman, hollow markers. kind: of the split, for
+    the x label. reference: the one in a, in words. targets: the word for the conditions in b and c. unit: the word for
+    a replicate. Bars of height 0 get a marker. reason: what the honest protocol does not score, as a sentence. message:
+    drawn alone if there is nothing else.
     """
     if message:
         return _sentence(message)
@@ -100,18 +117,22 @@ def draw(
     theirs = None if published is None else core(published, encoding)
     pairs = None if interactions is None else _complete(interactions)
     panels = [] if pairs is None else style.models_in(pairs["model"])
-    lower = 3.0 * -(-len(panels) // MOST)
-    fig = style.figure(9.6, 3.9 + lower)
+    honest = (table["metric"] == HONEST).any()
+    width = 11 if honest else 9.6
+    lower = 0.32 * width * -(-len(panels) // MOST)
+    fig = style.figure(width, 3.9 + lower)
     how = style.spread(table["n"], unit) if "n" in table else "mean ± sd"
     style.note(
         fig,
         f"Published protocol: effects of the data from all cells. Bars: {how}; settings chosen on validation data."
-        + f" {LOWER}" * bool(panels),
+        + CENTRED * bool(honest)
+        + LOWER * bool(panels)
+        + f" {reason}".rstrip(),
     )
     top, *bottom = style.stacked(fig, [3.7, lower] if panels else [1])
     _scores(top, table, theirs, kind, reference, targets)
     if pairs is not None:
-        _interactions(bottom[0], pairs, panels)
+        _interactions(bottom[0], pairs, panels, first="d" if honest else "c")
     return fig
 
 
@@ -128,22 +149,25 @@ def _sentence(message: str) -> Figure:
 def _scores(
     fig: SubFigure, table: pd.DataFrame, published: pd.DataFrame | None, kind: str, reference: str, targets: str
 ) -> None:
-    """Both panels of bars, with one legend."""
+    """The panels of bars, with one legend."""
     relative = next((m for m in table["metric"].unique() if str(m).startswith("iwelbo_relative")), "iwelbo_relative")
     unit = METRICS["iwelbo_relative"].unit
     against = f"test IWELBO relative to\n{reference or 'the reference'} ({unit})"
     labels = {relative: against, "ate_pearson": f"{axis_label('ate_pearson')} of test {targets}"}
+    titles = {relative: "held-out likelihood", "ate_pearson": "average treatment effects", HONEST: "honest protocol"}
+    if (table["metric"] == HONEST).any():
+        labels[HONEST] = f"Pearson r, centred, of test {targets}"
     models, lines = (style.models_in(table["model"], baselines=which) for which in (False, True))
     fractions, drawn = sorted(table["fraction"].unique()), False
     graded = kind in KINDS and not np.isnan(fractions).any()
-    for ax, tag, (metric, label) in zip(fig.subplots(1, 2), "ab", labels.items(), strict=True):
+    for ax, tag, (metric, label) in zip(fig.subplots(1, len(labels)), "abc", labels.items(), strict=False):
         ax.set_label(metric)
         theirs = None if published is None else published[published["metric"] == metric]
         drawn |= _bars(ax, table[table["metric"] == metric], theirs, models, fractions)
         if graded:
             ax.set_xticks(range(len(fractions)), [f"{f:g}" for f in fractions])
         ax.set(ylabel=label, xlabel=KINDS[kind][1] if graded else "model")
-        style.letter(ax, tag, "average treatment effects" if metric == "ate_pearson" else "held-out likelihood")
+        style.letter(ax, tag, titles[metric])
     handles = style.keys(models, "bar") + style.keys(lines, "line")
     if drawn:
         handles.append(Line2D([], [], ls="", marker="D", mfc="white", mec=style.INK, mew=0.9, label="published"))
@@ -209,8 +233,8 @@ def _seen(table: pd.DataFrame) -> str:
     return how if np.isnan(fraction) else f"{how} at fraction {fraction:g}"
 
 
-def _interactions(fig: SubFigure, table: pd.DataFrame, models: Sequence[str]) -> None:
-    """Predicted against observed interactions: one panel per model, one scale for all."""
+def _interactions(fig: SubFigure, table: pd.DataFrame, models: Sequence[str], *, first: str) -> None:
+    """Predicted against observed interactions: one panel per model, one scale for all; ``first``: the first letter."""
     rows = -(-len(models) // MOST)
     axes = list(fig.subplots(rows, MOST, squeeze=False, sharex=True, sharey=True).ravel())
     for ax in axes[len(models) :]:
@@ -226,7 +250,7 @@ def _interactions(fig: SubFigure, table: pd.DataFrame, models: Sequence[str]) ->
             heatmaps.agreement(ax, of[["observed"]], of[["predicted"]], xlabel=labels[0], ylabel=labels[1], limit=limit)
         )
         ax.tick_params(labelbottom=True)
-        style.letter(ax, chr(99 + j), f"{style.label(model)}\n{_seen(of)}")
+        style.letter(ax, chr(ord(first) + j), f"{style.label(model)}\n{_seen(of)}")
     for axis in (axes[0].xaxis, axes[0].yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     high = max(hexagons.get_clim()[1] or 0.0 for hexagons in found)

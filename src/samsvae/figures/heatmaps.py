@@ -184,13 +184,6 @@ def effects_side_by_side(
     bar.set_label(f"ATE{unit}")
 
 
-def correlations(data: pd.DataFrame, model: pd.DataFrame) -> pd.Series:
-    """Pearson's r over genes for each condition; NaN if one side is constant."""
-    x, y = (m.to_numpy(float) - m.to_numpy(float).mean(1, keepdims=True) for m in (data, model))
-    size = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    return pd.Series(np.divide((x * y).sum(1), size, out=np.full(len(x), np.nan), where=size > 0), data.index)
-
-
 def agreement(
     ax: Axes, data: pd.DataFrame, model: pd.DataFrame, *, xlabel: str, ylabel: str, limit: float | None = None
 ) -> PolyCollection:

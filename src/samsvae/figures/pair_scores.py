@@ -1,4 +1,4 @@
-"""Scores of the combinations figure: relative IWELBO and ATE-Pearson by model and fraction."""
+"""Scores of the combinations figure by model and fraction: relative IWELBO, ATE-Pearson, and the honest Pearson."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pandas as pd
 
 from samsvae.evaluation.collect import collect_scores
 from samsvae.evaluation.selection import PLACE, of_best_settings, relative_to, summary
+from samsvae.evaluation.worth import CEILING, read_of_split
 from samsvae.figures import style
-from samsvae.figures.runs import models_only
+from samsvae.figures.runs import models_only, of_every_condition
 from samsvae.tables import read
 
 PLAIN = "sum"  # the encoding in which a combination is the sum of its perturbations
@@ -19,6 +20,9 @@ PLAIN = "sum"  # the encoding in which a combination is the sum of its perturbat
 REFERENCE: dict[str, object] = {"model": "sams_vae_corr", "encoding": PLAIN, "fraction": 0}
 
 EFFECTS = ("ate_pearson", "ate_pearson_top20")
+
+#: The score of the honest protocol, and what is drawn next to the models.
+HONEST, HONEST_LINES = "pearson_centred", ("additive", "shrunk", "ridge_pc", CEILING)
 
 OVER = ("seed", "split_seed", "fraction")  # settings are chosen over all of these
 
@@ -88,6 +92,33 @@ def every_number(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _is_reference(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(np.all([rows[column] == value for column, value in REFERENCE.items()], axis=0), rows.index)
+
+
+def summarise_honest(scores: pd.DataFrame, worth: Sequence[str], baselines: Sequence[str]) -> pd.DataFrame:
+    """HONEST of the models that `summarise` shows, of baselines and of the ceiling, with the same columns.
+
+    Over all conditions with test cells. worth: RUN/worth.tsv of the runs. baselines: SPLIT/worth.tsv of every split.
+    """
+    runs = best_rows(scores)[["run", "model", "encoding", "fraction"]].drop_duplicates()
+    places = scores.loc[scores["run"].isin(runs["run"]), [*PLACE, "fraction"]].drop_duplicates()
+    ours = pd.concat([of_every_condition(read(path)) for path in worth]).merge(runs, on="run")
+    theirs = pd.concat([of_every_condition(read_of_split(path)) for path in baselines]).merge(places, on=list(PLACE))
+    table = pd.concat([ours, theirs[theirs["model"].isin(HONEST_LINES)].assign(encoding=PLAIN)], ignore_index=True)
+    table = table[(table["metric"] == HONEST) & table["value"].notna()]
+    return summary(table, ["model", "encoding", "fraction", "metric"])
+
+
+def unscored(scores: pd.DataFrame, baselines: Sequence[str]) -> str:
+    """What the honest protocol does not score in the splits that `summarise` shows, and why, as a sentence; or ''."""
+    runs = best_rows(scores)["run"]
+    places = scores.loc[scores["run"].isin(runs), list(PLACE)].drop_duplicates()
+    table = pd.concat([read_of_split(path) for path in baselines]).merge(places, on=list(PLACE))
+    table = table[table["model"] == CEILING]
+    for metric, what in ((HONEST, "effects"), ("interaction_nmse", "interactions")):
+        rows = table[table["metric"].isna() | (table["metric"] == metric)]
+        if len(rows) and rows["value"].isna().all():
+            return f"The honest protocol scores no {what}: {rows['reason'].iloc[0].rstrip('.')}."
+    return ""
 
 
 def _of_test_conditions(rows: pd.DataFrame) -> pd.DataFrame:

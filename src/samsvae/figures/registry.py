@@ -59,7 +59,7 @@ name it. The `summary.tsv` of each split has its numbers.""",
         "Scores",
         {
             "scores": "score_table",
-            "per_condition": "ample_per_condition",
+            "per_condition": "ample_conditions",
             "baseline_conditions": "ample_baseline_conditions",
             "published": "published_scores",
         },
@@ -81,9 +81,11 @@ circle says that the published mean lies within our mean ± 2 sd, an open circle
 classifier is not public; ours is a cross-validated logistic regression that keeps the guides of one gene together, so
 that column compares less strictly. On a miniature screen the published numbers are printed for orientation only.
 
-Lower panel, *held-out protocol* (effects of the data from test cells): Pearson correlation over genes for each
-condition, sorted by the best model. Grey: predicting the mean of all perturbations for each of them. A model at or
-below the grey line does not tell that condition apart from the others.""",
+Lower panel, *honest protocol*: Pearson correlation over genes of the effects of test cells, minus their mean over the
+conditions; predicting that mean scores 0. Black line: the ceiling, which a perfect prediction would reach, by which
+the conditions are sorted. Grey lines: the training mean of each condition, shrunk towards the mean of all
+perturbations, and ridge regression on the perturbations, which also predicts conditions without training cells. A
+model below them has learned less than these baselines. The figure *worth* has intervals and verdicts.""",
     ),
     FigureRow(
         "worth",
@@ -140,18 +142,24 @@ gene together. Grey: the same with labels permuted over genes, mean ± 2 sd. Das
             "scores": "single_scores",
             "effects": "single_effects",
             "references": "references",
+            "per_condition": "single_conditions",
+            "baseline_conditions": "single_baseline_conditions",
             "screen": "screen",
         },
-        ("data", "model"),
+        ("data", "model", "conditions"),
         settings=("shown",),
         caption="""\
 *Published protocol: effects of the data from all cells.* The note above the panels names the model and run shown.
 **a**, **b**, average treatment effect (ATE: mean of log2(1 + counts per 10,000) minus that of the control) of
 perturbations (rows; those with an annotation, if there are any) on genes (columns), for the data and for the model,
 in the same order and on the same colour scale, both set by the data. **c**, every perturbation and gene, model
-against data, with Pearson's r over all of them; dashed: identity. **d**, Pearson's r over genes for each
-perturbation; dashed: the median. A cloud flatter than the identity means that the model shrinks effects; a high r in
-c with a low one in d means that the model mostly separates strong perturbations from weak ones.""",
+against data, with Pearson's r over all of them; dashed: identity. A cloud flatter than the identity means that the
+model shrinks effects.
+
+**d**, *honest protocol*: Pearson's r over genes for each perturbation with 10 test cells, of effects minus their mean
+over the perturbations. Lines are means: of the model; of the training mean shrunk towards the mean of all and of ridge
+regression (grey); and of the ceiling (black), which a perfect prediction would reach. A high r in c with a low one in
+d means that the model mostly separates strong perturbations from weak ones, or predicts what all of them share.""",
     ),
     FigureRow(
         "expression",
@@ -188,6 +196,8 @@ number of genes.""",
             "baselines": "every_baselines",
             "effects": "every_compared_effects",
             "references": "every_reference",
+            "worth": "every_compared_worth",
+            "baseline_worth": "every_baseline_worth",
             "screen": "screen",
             "published": "published_combinations",
         },
@@ -202,6 +212,11 @@ genes; lines are baselines that need no model, computed from the training cells 
 by the fraction of combinations, or of their cells, seen in training, if the grid has that axis; with several split
 seeds they show mean ± sd. Hollow diamonds: published means, if the screen is the published one. In SVAE+ a
 combination is a perturbation of its own, so it cannot predict an unseen one.
+
+**c**, *honest protocol*: Pearson's r over genes of the effects of test cells, minus their mean over the conditions; the
+mean over conditions. Models predict cells as deep as the test cells. Lines are baselines from training cells (the sum
+of single effects, the training mean shrunk towards the mean of all, and ridge regression), and the ceiling, which a
+perfect prediction would reach.
 
 Lower panels: interactions (the effect of a combination minus the sum of its single effects), predicted against
 observed; hexagons count combinations × genes. The combinations shown are unseen ones, at the largest fraction that

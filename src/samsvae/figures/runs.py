@@ -91,6 +91,15 @@ def of_settings(scores: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, 
     return best, chosen(scores, best.drop(columns=["mean", "sd", "n"]))
 
 
+def of_every_condition(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table of the honest protocol that are about all its conditions, seen and unseen.
+
+    These are the rows of the set ``all``, which is left out where it would repeat the only other set.
+    """
+    every = table["set"] == "all"
+    return table[every] if every.any() else table
+
+
 def of_run(paths: Iterable[str], run: str) -> str:
     """The file of one run in a list of files (``.../runs/RUN/file``)."""
     for path in paths:

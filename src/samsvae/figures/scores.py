@@ -1,4 +1,4 @@
-"""Scores of every model, next to the published numbers if there are any, and held-out effects by condition."""
+"""Scores of every model, next to the published numbers if there are any, and effects by condition."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def tables(
 ) -> dict[str, object]:
     """Arguments of draw.
 
-    scores: EXPERIMENT/scores.tsv. per_condition: RUN/per_condition.tsv of every run. baseline_conditions:
-    SPLIT/per_condition.tsv of every split. published: the path of replogle_table1.tsv, or nothing. comparable: whether
-    the screen is the published one, so that differences from the published numbers mean something. compared: values of
-    axes of the grid to which the table is restricted.
+    scores: EXPERIMENT/scores.tsv. per_condition: RUN/worth_conditions.tsv of every run. baseline_conditions:
+    SPLIT/worth_conditions.tsv of every split. published: the path of replogle_table1.tsv, or nothing. comparable:
+    whether the screen is the published one, so that differences from the published numbers mean something. compared:
+    values of axes of the grid to which the table is restricted.
     """
     every = read(scores)
     rows, amount = of_largest_amount(restricted(models_only(every), compared))
@@ -146,7 +146,10 @@ def _note(table: pd.DataFrame, per_condition: pd.DataFrame | None, *, comparable
             else "Miniature screen, not the published one: its numbers must not be compared with the published ones."
         )
     if per_condition is not None:
-        parts.append("Lower panel, held-out protocol: effects of the data from test cells, mean over runs.")
+        parts.append(
+            "Lower panel, honest protocol: effects of test cells minus their mean over conditions; models (mean over "
+            "runs) at the depth of these cells."
+        )
     return " ".join(parts)
 
 
@@ -287,7 +290,7 @@ def _below(fig: Figure, per_condition: pd.DataFrame, panel: float) -> None:
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.3}
     ax.legend(handles=handles, ncols=_legend_columns(width), fontsize=7, handletextpad=0.4, **place)
     rows = _legend_rows(per_condition, width)
-    ax.set_title("held-out effects of each condition", loc="left", fontweight="bold", pad=8 + 12 * rows)
+    ax.set_title("effects of each condition (honest protocol)", loc="left", fontweight="bold", pad=8 + 12 * rows)
 
 
 def _numbers(mean: np.ndarray, sd: np.ndarray, decimals: int) -> list[tuple[str, str]]:

@@ -112,6 +112,7 @@ LOOKS: dict[str, Look] = {
         ("ridge_pc", "ridge on components", GREY, "x", (0, (6, 1, 1, 1)), ""),
         ("matching_mean", "mean of its singles", GREY, "+", (0, (1, 2)), ""),
         ("no_change", "no change", GREY, "_", (0, (1, 3)), ""),
+        ("ceiling", "ceiling", INK, "_", "-", ""),
     )
 }
 
@@ -219,9 +220,9 @@ def stacked(fig: Figure | SubFigure, heights: Sequence[float]) -> list[SubFigure
     return list(fig.subfigures(len(heights), 1, height_ratios=list(heights), squeeze=False)[:, 0])
 
 
-def letter(ax: Axes, text: str, title: str = "") -> None:
-    """A panel's bold letter and title, above its left edge."""
-    ax.set_title(f"$\\bf{{{text}}}$  {title}" if text else title, loc="left", pad=5)
+def letter(ax: Axes, text: str, title: str = "", *, pad: float = 5) -> None:
+    """A panel's bold letter and title, above its left edge; ``pad``: points between them and the panel."""
+    ax.set_title(f"$\\bf{{{text}}}$  {title}" if text else title, loc="left", pad=pad)
 
 
 def note(fig: Figure, text: str) -> None:
