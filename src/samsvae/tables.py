@@ -14,7 +14,7 @@ from samsvae.errors import DataError, some
 from samsvae.files import DIGITS, LINE_END, SEPARATOR, verify, write_frame
 
 #: Columns that are read as text, also if labels look like numbers or missing values ('000', 'NA').
-TEXT = ("condition", "cell", "gene", "run", "model", "dataset", "split_name", "rules")
+TEXT = ("condition", "perturbation", "cell", "gene", "run", "model", "dataset", "split_name", "rules")
 
 #: Digits of the tables of the honest protocol, whose scores can be recalculated to 1e-9.
 PRECISE = 12
