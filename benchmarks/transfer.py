@@ -1,6 +1,6 @@
 """The transfer to new perturbations on a small simulation: does it show the structure of the reference?
 
-    python benchmarks/transfer.py sim_small_1.npz --seeds 0 1      # about ten minutes on one core
+    python benchmarks/transfer.py sim_small_1.npz --seeds 0 1      # about half an hour on one core
     python benchmarks/transfer.py sim_small_1.npz --epochs 3 2 5   # only to see that it runs
 
 The file holds counts x (n, G), perturbations y (n,), seen (T,) and part (n,): train and val of the seen perturbations,
