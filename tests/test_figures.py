@@ -19,6 +19,7 @@ from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
 from samsvae.evaluation.selection import best_settings
 from samsvae.figures import heatmaps, published, registry, score_table, style
+from samsvae.figures.bound import draw as draw_bound
 from samsvae.figures.combinations import draw as draw_combinations
 from samsvae.figures.curves import draw as draw_curves
 from samsvae.figures.curves import without_short_end
@@ -67,6 +68,7 @@ def draw(name, table1):
         "recovery_bars": lambda: draw_recovery(bars()),
         "curves": lambda: draw_curves(tables.histories(seeds=1), name="replogle"),
         "worth": lambda: draw_worth(*everything(VALUES), models=[MODEL]),
+        "bound": lambda: draw_bound(*tables.bounds(), models=list(TABLE_1)),
     }
     return drawings[name]()
 
@@ -97,6 +99,7 @@ NAMES = {  # figure: number of panels (colour bars and pathway strips left out)
     "recovery_bars": 6,
     "curves": 1,
     "worth": 5,
+    "bound": 5,
 }
 
 
@@ -370,10 +373,11 @@ def test_norman_marks_the_reference_whose_bar_has_no_height():
 def test_every_figure_says_which_protocol_it_follows(name, table1):
     said = " ".join(t.get_text() for t in texts(draw(name, table1))).lower()
     said = said.replace("\n", " ")
-    protocol = {"curves": "protocol", "worth": "honest protocol"}.get(name, "published protocol")
+    honest = ("worth", "bound")
+    protocol = {"curves": "protocol"}.get(name, "honest protocol" if name in honest else "published protocol")
     assert protocol in said
     also = {"scores_plain", "effects", "combinations", "combinations_efficiency"}
-    assert ("honest protocol" in said) == (name in also or name == "worth")
+    assert ("honest protocol" in said) == (name in (*also, *honest))
 
 
 def test_mask_of_ones_line():

@@ -47,10 +47,10 @@ def scored(tmp_path_factory) -> pd.DataFrame:
     fit = {"levelled_off": True, "validation_loss": 5.0, "intercept_only": 6.0, "active_latents": 2}
     fit["masks_undecided"] = 0.5
     weights = Checkpoint(net, tuple(made.genes), tuple(made.perturbations), {"encoding": "sum", "fit": fit})
-    config = EvaluationConfig(iwelbo_particles=3)
+    config = EvaluationConfig(iwelbo_particles=3, bound_particles=40, bound_cells=20)
     predicted = data.X + np.random.default_rng(0).normal(size=data.shape)
     library = {"protocol": FIT, "metric": "ate_library", "split": "all", "value": 186.0}
-    likelihood = likelihood_scores(weights, made, split, config, "cpu")
+    likelihood, bounds = likelihood_scores(weights, made, split, config, "cpu")
     rows = pd.DataFrame([library, *likelihood, *score(predicted, data), *fit_scores(weights)])
     run = settings()["run"]
     paths = [folder / "runs" / run / name for name in ("scores.tsv", "pathways.tsv")]
@@ -61,7 +61,7 @@ def scored(tmp_path_factory) -> pd.DataFrame:
     grid = pd.DataFrame([{"run": run, "model": "m", "method": "M", "inference": "", "dataset": "d", "split_name": "s"}])
     found = collect_scores(grid, paths[:1], paths[1:], [baselines])
     relative = relative_to(found[found["model"] == "m"], {"model": "m"}, [])
-    return pd.concat([found, relative, honest_scores()], ignore_index=True)
+    return pd.concat([found, relative, honest_scores(), bounds.assign(split="test")], ignore_index=True)
 
 
 def honest_scores() -> pd.DataFrame:

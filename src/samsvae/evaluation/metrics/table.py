@@ -21,6 +21,7 @@ from samsvae.evaluation.metrics.constants import (
     PROTOCOLS,
     TOP,
 )
+from samsvae.evaluation.metrics.importance_weights import HEAVY
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _likelihood() -> list[Metric]:
         row(
             "iwelbo",
             "IWELBO",
-            _PUBLISHED,
+            (*_PUBLISHED, HONEST),
             "Mean over cells of the importance-weighted lower bound of the log-likelihood.",
         ),
         row(
@@ -74,6 +75,20 @@ def _likelihood() -> list[Metric]:
             "dispersion.",
         ),
     ]
+
+
+def _weights() -> list[Metric]:
+    ess = "effective sample size of a cell's importance weights"
+    return [
+        Metric("ess_median", "effective sample size, median", (HONEST,), "higher", "", 1.0, None,
+               f"Median over cells of the {ess}."),
+        Metric("ess_5", "effective sample size, 5 % quantile", (HONEST,), "higher", "", 1.0, None,
+               f"Quantile over cells, at 5 %, of the {ess}."),
+        Metric("ess_below_10", "cells with an effective sample size below 10", (HONEST,), "lower", "", 0.0, 1.0,
+               "Share of the cells with an effective sample size below 10."),
+        Metric(f"pareto_above_{HEAVY}", "cells with heavy weights", (HONEST,), "lower", "", 0.0, 1.0,
+               f"Share of the cells whose importance weights have a Pareto k above {HEAVY}: a few weights dominate."),
+    ]  # fmt: skip
 
 
 def _effects() -> list[Metric]:
@@ -244,10 +259,10 @@ def _honest() -> list[Metric]:
     ]  # fmt: skip
 
 
-#: Every metric by name: likelihood, effects, recovery, pathways, differential expression, the fit, honest protocol.
+#: Every metric by name: likelihood and its weights, effects, recovery, pathways, expression, the fit, honest protocol.
 METRICS: dict[str, Metric] = {
     row.name: row
-    for rows in (_likelihood, _effects, _recovery, _pathways, _expression, _fit, _honest)
+    for rows in (_likelihood, _weights, _effects, _recovery, _pathways, _expression, _fit, _honest)
     for row in rows()
 }
 
