@@ -567,6 +567,16 @@ def test_a_baseline_does_not_stretch_the_axis_but_is_named_at_its_edge(table1):
     assert "mean of perturbations\n0.500" in [t.get_text() for t in far["ate_pearson"].texts]
 
 
+def test_scores_that_hardly_differ_have_plain_ticks(table1):
+    """Matplotlib would write -0.04 and, over the baselines, -1.7e3."""
+    close = table1.assign(test_iwelbo=np.linspace(-1766.24, -1766.20, len(table1)), test_iwelbo_sd=np.nan)
+    fig = draw_scores(close, comparable=False)
+    fig.canvas.draw()
+    ax = panels(fig)["test_iwelbo"]
+    assert ax.xaxis.get_offset_text().get_text() == ""
+    assert all(t.get_text().startswith("−1766.") for t in ax.get_xticklabels())
+
+
 def test_scores_say_one_seed_and_name_the_amount_of_data(table1):
     single = table1.assign(n_runs=1)
     said = " ".join(t.get_text() for t in draw_scores(single, amount="fraction 1").texts).replace("\n", " ")
