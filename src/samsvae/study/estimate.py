@@ -324,14 +324,12 @@ def estimate(
         training = scoring = done_estimated = done_actual = 0.0
         for run in trained:
             size = sizes[run.dataset, run.split]
-            evaluation = study.settings[name].evaluation
-            own = rate_of(run, shape_of(run, size, evaluation))
+            own = rate_of(run, shape_of(run, size, study.settings[name].evaluation))
             number, validated = work_of(run, size)
             needed = number * own["step"] + validated * own["validation"]
             steps += number
             training += needed
-            sample = min(size.test, evaluation.bound_cells) * evaluation.bound_particles / evaluation.iwelbo_particles
-            scoring += (size.val + size.test + sample) * own["cell"] + size.conditions * own["condition"]
+            scoring += (size.val + size.test) * own["cell"] + size.conditions * own["condition"]
             took = seconds_of(results / name / "runs" / run.id / "run.json", run_settings(run))
             if took is not None:
                 done, done_estimated, done_actual = done + 1, done_estimated + needed, done_actual + took
