@@ -17,7 +17,7 @@ from samsvae.matrices import write_h5ad
 from samsvae.study.jobs import SCORED, TRAINED, Data, Place
 
 PLACE = Place("cpu", 1, 300.0)
-SCORES = asdict(EvaluationConfig(iwelbo_particles=3, ate_samples=20, effect_draws=2))
+SCORES = asdict(EvaluationConfig(iwelbo_particles=3, bound_particles=3, bound_cells=3, ate_samples=20, effect_draws=2))
 FILES = [*TRAINED.values(), *SCORED.values()]
 SAME = [name for name in FILES if name != "run.json"]  # run.json contains times
 

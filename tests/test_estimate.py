@@ -61,7 +61,7 @@ def test_sums_by_hand_and_a_shape_is_timed_once(tmp_path):
     assert (found.trainings, found.done, found.steps) == (6, 0, 6000)
     # 32,000 cells are 1,000 batches: one epoch, and one validation of 4,000 cells
     assert found.training == pytest.approx(6 * (1000 * 0.01 + 4000 * 0.0001))
-    assert found.scoring == pytest.approx(6 * (8000 * 0.002 + 100 * 0.5))
+    assert found.scoring == pytest.approx(6 * (8000 * 0.002 + 500 * 100 * 0.002 + 100 * 0.5))
     assert found.left == pytest.approx(found.training + found.scoring)
     again = estimate(study(tmp_path), device="cpu", rate=lambda *_: pytest.fail("timed again"))
     assert again == ([found], [])

@@ -35,7 +35,11 @@ from samsvae.training.checkpoint import load, save
 
 RULES = "000000012345"  # all digits: read as text
 
-SMALL = asdict(EvaluationConfig(iwelbo_particles=7, ate_samples=20, de_conditions=2, de_cells=25))
+SMALL = asdict(
+    EvaluationConfig(
+        iwelbo_particles=7, bound_particles=30, bound_cells=9, ate_samples=20, de_conditions=2, de_cells=25
+    )
+)
 
 
 def run(folder, arrays, split, *, reference="control", screen_file=None, name="sams_vae_corr", **changes) -> dict:
@@ -47,7 +51,7 @@ def run(folder, arrays, split, *, reference="control", screen_file=None, name="s
     inputs = {"arrays": arrays, "split": split, "reference": folder / "reference.h5ad", "screen": screen_file}
     inputs["truth"] = folder / "truth.npz"
     out = outputs(folder)
-    out |= {name: folder / f"{name}.tsv" for name in ("scores", "per_condition", "worth", "worth_conditions")}
+    out |= {name: folder / f"{name}.tsv" for name in ("scores", "per_condition", "bound", "worth", "worth_conditions")}
     out |= {name: folder / f"{name}.h5ad" for name in ("effects", "perturbations")}
     fit(settings(name, **changes), arrays, split, "cpu", out=out)
     how = {"settings": SMALL, "simulated": screen_file is not None, "rules": RULES, "device": "cpu"}
@@ -132,6 +136,18 @@ def test_the_bound_of_held_out_cells_by_hand(counted):
         expected = (logsumexp(weights, axis=0) - np.log(7)).mean()
         assert found["published", "iwelbo", name] == pytest.approx(expected, rel=1e-5)
     assert ("published", "iwelbo", "train") not in found
+
+
+def test_the_bound_with_all_particles_is_the_published_score(counted):
+    """To the last digit; the sample has other cells."""
+    bound, scores = (pd.read_csv(counted[name], sep="\t", dtype=str) for name in ("bound", "scores"))
+    assert bound["run"].unique().tolist() == ["sams_vae_corr-seed0"] and (bound["rules"] == RULES).all()
+    at = bound[bound["metric"] == "iwelbo"].set_index(["cells", "particles"])
+    (published,) = scores.loc[(scores["metric"] == "iwelbo") & (scores["split"] == "test"), "value"]
+    assert at.loc[("test", "7"), "value"] == published
+    assert at["n_cells"].to_dict() == {("test", "1"): "24", ("test", "7"): "24"} | {
+        ("sample", size): "9" for size in ("1", "10", "30")
+    }
 
 
 def test_scores_of_effects_are_those_of_the_files(counted):

@@ -19,6 +19,7 @@ from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.errors import DataError
 from samsvae.evaluation.selection import best_settings
 from samsvae.figures import heatmaps, published, registry, score_table, style
+from samsvae.figures.bound import draw as draw_bound
 from samsvae.figures.combinations import draw as draw_combinations
 from samsvae.figures.curves import draw as draw_curves
 from samsvae.figures.curves import without_short_end
@@ -67,6 +68,7 @@ def draw(name, table1):
         "recovery_bars": lambda: draw_recovery(bars()),
         "curves": lambda: draw_curves(tables.histories(seeds=1), name="replogle"),
         "worth": lambda: draw_worth(*everything(VALUES), models=[MODEL]),
+        "bound": lambda: draw_bound(*tables.bounds(), models=list(TABLE_1)),
     }
     return drawings[name]()
 
@@ -96,7 +98,8 @@ NAMES = {  # figure: number of panels (colour bars and pathway strips left out)
     "recovery": 6,
     "recovery_bars": 6,
     "curves": 1,
-    "worth": 6,
+    "worth": 5,
+    "bound": 5,
 }
 
 
@@ -370,10 +373,11 @@ def test_norman_marks_the_reference_whose_bar_has_no_height():
 def test_every_figure_says_which_protocol_it_follows(name, table1):
     said = " ".join(t.get_text() for t in texts(draw(name, table1))).lower()
     said = said.replace("\n", " ")
-    protocol = {"curves": "protocol", "worth": "honest protocol"}.get(name, "published protocol")
+    honest = ("worth", "bound")
+    protocol = {"curves": "protocol"}.get(name, "honest protocol" if name in honest else "published protocol")
     assert protocol in said
     also = {"scores_plain", "effects", "combinations", "combinations_efficiency"}
-    assert ("honest protocol" in said) == (name in also or name == "worth")
+    assert ("honest protocol" in said) == (name in (*also, *honest))
 
 
 def test_mask_of_ones_line():
@@ -561,6 +565,16 @@ def test_a_baseline_does_not_stretch_the_axis_but_is_named_at_its_edge(table1):
     (line,) = [ln for ln in far["ate_pearson"].lines if list(ln.get_xdata()) == [0.5, 0.5]]
     assert line.get_color() == style.look("mean_of_perturbations").colour
     assert "mean of perturbations\n0.500" in [t.get_text() for t in far["ate_pearson"].texts]
+
+
+def test_scores_that_hardly_differ_have_plain_ticks(table1):
+    """Matplotlib would write -0.04 and, over the baselines, -1.7e3."""
+    close = table1.assign(test_iwelbo=np.linspace(-1766.24, -1766.20, len(table1)), test_iwelbo_sd=np.nan)
+    fig = draw_scores(close, comparable=False)
+    fig.canvas.draw()
+    ax = panels(fig)["test_iwelbo"]
+    assert ax.xaxis.get_offset_text().get_text() == ""
+    assert all(t.get_text().startswith("−1766.") for t in ax.get_xticklabels())
 
 
 def test_scores_say_one_seed_and_name_the_amount_of_data(table1):

@@ -47,10 +47,10 @@ def scored(tmp_path_factory) -> pd.DataFrame:
     fit = {"levelled_off": True, "validation_loss": 5.0, "intercept_only": 6.0, "active_latents": 2}
     fit["masks_undecided"] = 0.5
     weights = Checkpoint(net, tuple(made.genes), tuple(made.perturbations), {"encoding": "sum", "fit": fit})
-    config = EvaluationConfig(iwelbo_particles=3)
+    config = EvaluationConfig(iwelbo_particles=3, bound_particles=40, bound_cells=20)
     predicted = data.X + np.random.default_rng(0).normal(size=data.shape)
     library = {"protocol": FIT, "metric": "ate_library", "split": "all", "value": 186.0}
-    likelihood = likelihood_scores(weights, made, split, config, "cpu")
+    likelihood, bounds = likelihood_scores(weights, made, split, config, "cpu")
     rows = pd.DataFrame([library, *likelihood, *score(predicted, data), *fit_scores(weights)])
     run = settings()["run"]
     paths = [folder / "runs" / run / name for name in ("scores.tsv", "pathways.tsv")]
@@ -61,12 +61,12 @@ def scored(tmp_path_factory) -> pd.DataFrame:
     grid = pd.DataFrame([{"run": run, "model": "m", "method": "M", "inference": "", "dataset": "d", "split_name": "s"}])
     found = collect_scores(grid, paths[:1], paths[1:], [baselines])
     relative = relative_to(found[found["model"] == "m"], {"model": "m"}, [])
-    return pd.concat([found, relative, honest_scores()], ignore_index=True)
+    return pd.concat([found, relative, honest_scores(), bounds.assign(split="test")], ignore_index=True)
 
 
 def honest_scores() -> pd.DataFrame:
     """The scores of the honest protocol of a model, as those of a run, on a screen with three pairs."""
-    made = screen(900, 120)
+    made = screen(900, 30)
     codes = made.condition.copy()
     codes[np.flatnonzero(codes == 3)[::2]] = 6
     members = np.array([[0, -1], [1, -1], [2, -1], [0, 1], [0, 2], [-1, -1], [1, 2]])
@@ -75,7 +75,7 @@ def honest_scores() -> pd.DataFrame:
     split = np.resize(["train", "train", "val", "test"], 900)
     dosage = encode(made, "sum").members
     truth = truth_of(made, split)
-    worth, _ = model_tables(model("sams_vae_corr", genes=120).eval(), truth, dosage, draws=4, cells=2)
+    worth, _ = model_tables(model("sams_vae_corr", genes=30).eval(), truth, dosage, draws=4, cells=2)
     return worth.assign(split=worth["set"])
 
 
@@ -139,7 +139,6 @@ def test_rows_are_complete():
         assert row.low is None or row.high is None or row.low < row.high
     assert {name for name, row in METRICS.items() if not row.better} == {
         "levelled_off", "active_latents", "ate_library", "pit_mean", "posterior_share", "n", "n_top",
-            "variance_ratio", "auprc_chance",
         *(f"{name}{level}" for name in ("coverage", "coverage_top", "naive") for level in LEVELS),
         "mask_density", "mask_f1_all_ones", "mask_pathway_accuracy/majority",
         "mask_pathway_balanced_accuracy/majority",

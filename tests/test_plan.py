@@ -39,7 +39,16 @@ def pictures(files: list[str]) -> list[str]:
 
 
 def test_figures_follow_from_what_the_data_have():
-    assert own().figures("thp1") == ["data_card", "scores", "worth", "masks", "effects", "expression", "curves"]
+    assert own().figures("thp1") == [
+        "data_card",
+        "scores",
+        "worth",
+        "bound",
+        "masks",
+        "effects",
+        "expression",
+        "curves",
+    ]
     assert "combinations" in own(options={"separator": "+"}).figures("thp1")
     assert "masks" not in own([{"model": "cond_vae"}]).figures("thp1")
     imported = own([{"model": "sams_vae_corr", "checkpoint": ["a.ckpt"]}])
@@ -84,7 +93,7 @@ def test_two_own_screens_in_one_study():
     assert pictures(targets["training_curves"]) == [
         f"results/figures/{name}/curves.png" for name in ("thp1", "my-k562")
     ]
-    assert len(plan.pictures()) == len(set(plan.pictures())) == 15
+    assert len(plan.pictures()) == len(set(plan.pictures())) == 17
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a b", "a.b", "", "-a", "a/b", "x{y}", "a\nb", "é"])

@@ -48,6 +48,8 @@ def finish(plan: Plan, run_id: str, **changed) -> None:
     scores = (("iwelbo", "val"), ("iwelbo", "test"), ("ate_pearson", "all"))
     head = {"run": run_id, "protocol": "published"}
     write_table([{**head, "metric": metric, "split": split, "value": 1.0} for metric, split in scores], paths["scores"])
+    bound = {"cells": "sample", "n_cells": 9, "particles": 10, "value": -3.0, "error": 0.1, "blocks": 10, "reason": ""}
+    write_table([{"run": run_id, "protocol": "honest", "metric": "iwelbo", **bound}], paths["bound"])
     head = {"run": run_id, "protocol": "held-out", "condition": "A"}
     write_table([{**head, "ate_pearson": 0.5}], paths["per_condition"])
     base = {"model": "mean_of_perturbations", "protocol": "held-out", "condition": "A", "ate_pearson": 0.1}
@@ -76,7 +78,7 @@ def test_a_figure_is_drawn_once_the_runs_it_compares_have_finished(plan, caplog)
     assert drawn(plan) == set()
     assert "thp1: no figures yet: none of the runs that they compare has finished" in caplog.text
     finish(plan, "cond_vae-latents3")
-    assert drawn(plan) == {"scores", "curves"}
+    assert drawn(plan) == {"scores", "bound", "curves"}
     assert "thp1_effects: not drawn yet: the files of its references do not exist yet" in caplog.text
 
 

@@ -44,7 +44,7 @@ CONFIG = {
         "simulation_sams": {
             "model": {"n_latent": 6, "width": 16, "embedding_width": 16},
             "training": {"steps": 60, "batch_size": 64, "particles": 2, "validation_particles": 2},
-            "evaluation": {"iwelbo_particles": 5, "ate_samples": 40},
+            "evaluation": {"iwelbo_particles": 5, "bound_particles": 5, "bound_cells": 5, "ate_samples": 40},
         }
     },
 }

@@ -27,7 +27,7 @@ from samsvae.training.checkpoint import load
 
 EXPERIMENTS = ("replogle", "norman_ood", "norman_efficiency", "simulation_sams", "simulation_svae")
 #: What the smoke study draws.
-COMMON = ("data_card", "scores", "masks", "effects", "curves")
+COMMON = ("data_card", "scores", "bound", "masks", "effects", "curves")
 FIGURES = {
     "replogle": (*COMMON, "worth", "expression"),
     "norman_ood": (*COMMON, "worth", "expression", "combinations"),
@@ -511,7 +511,7 @@ REAL = {
                 "steps": 1000, "batch_size": 256, "learning_rate": 0.003, "rate_mask": 0.05, "rate_embedding": 0.02,
                 "particles": 2, "validation_particles": 2, "validation_every": 4,
             },
-            "evaluation": {"iwelbo_particles": 10, "ate_samples": 500},
+            "evaluation": {"iwelbo_particles": 10, "bound_particles": 200, "bound_cells": 50, "ate_samples": 500},
             "grid": [
                 {"model": ["sams_vae_corr"], "mask_prior": [0.1], "seed": [0]},
                 {"model": ["svae_plus"], "beta_b": [5], "encoding": "unique", "seed": [0]},
@@ -558,7 +558,7 @@ def test_papalexi_end_to_end(root, tmp_path, shared):
         iwelbo = scores[model, "published", "iwelbo", "test"]
         assert iwelbo > scores["intercept_nb", "held-out", "log_likelihood", "test"]
         strong = table.loc[["IFNGR1", "IFNGR2", "JAK2", "STAT1"]]
-        assert (strong[model] > strong["mean_of_perturbations"]).all(), strong
+        assert (strong[model] > 0.8 * strong["ceiling"]).all(), strong
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from samsvae.study.script import job
 
 with job(snakemake):
+    from samsvae.evaluation.bound import collect_bounds
     from samsvae.evaluation.collect import collect_histories, collect_scores
     from samsvae.evaluation.worth import collect_worth
     from samsvae.study.cost import collect_cost
@@ -11,6 +12,7 @@ with job(snakemake):
     grid = read(snakemake.input.grid)
     found = snakemake.input
     write(collect_scores(grid, found.scores, found.pathways, found.baselines), snakemake.output.scores)
+    write(collect_bounds(grid, found.bound), snakemake.output.bound)
     worth, conditions = collect_worth(
         grid, found.worth, found.worth_conditions, found.baseline_worth, found.baseline_conditions
     )

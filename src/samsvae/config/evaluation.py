@@ -15,10 +15,13 @@ class EvaluationConfig:
     """How a trained model is scored; the defaults are the published protocol.
 
     ``ate_library``: counts of a sampled cell; 'median' is the median library size of the screen's cells. By default
-    'median' for screens of kind custom, and 10,000 for the papers' (`for_kind`).
+    'median' for screens of kind custom, and 10,000 for the papers' (`for_kind`). ``bound_particles`` and
+    ``bound_cells``: particles of the bound on a sample of the test cells, and its size (`evaluation.bound`).
     """
 
     iwelbo_particles: int = 100
+    bound_particles: int = 10000
+    bound_cells: int = 500
     ate_samples: int = 2500
     ate_library: float | Literal["median"] | None = None
     ate_closed_form: bool = False

@@ -30,7 +30,7 @@ def collect_scores(
     columns of the grid in which all runs of its split agree. DataError if a table is damaged, has no rows or is that of
     another run, or if the rules differ (`same_rules`).
     """
-    rows = [_of_runs(grid, scores, SCORE, "value")]
+    rows = [of_runs(grid, scores, SCORE, "value")]
     no_model = {path: read_rows(path, BASELINE, "value") for path in baselines}
     same_rules([*rows, *(table.assign(run=table["model"]) for table in no_model.values())])
     for path in pathways:
@@ -74,11 +74,11 @@ def same_rules(tables: Iterable[pd.DataFrame]) -> None:
 
 def collect_histories(grid: pd.DataFrame, histories: Iterable[str]) -> pd.DataFrame:
     """Training histories of all runs, with the columns model, method and inference; DataError as `collect_scores`."""
-    table = _of_runs(grid, histories, HISTORY, "val_loss")
+    table = of_runs(grid, histories, HISTORY, "val_loss")
     return grid[["run", "model", "method", "inference"]].merge(table, on="run", how="right", validate="one_to_many")
 
 
-def _of_runs(grid: pd.DataFrame, paths: Iterable[str], key: Sequence[str], number: str) -> pd.DataFrame:
+def of_runs(grid: pd.DataFrame, paths: Iterable[str], key: Sequence[str], number: str) -> pd.DataFrame:
     """The tables of runs as one table; each file must hold one run of the grid, and no two files the same run."""
     tables: dict[str, pd.DataFrame] = {}
     for path in paths:

@@ -7,10 +7,11 @@ docs/model.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,17 +48,25 @@ def iwelbo(
     seed: int = 0,
     joint: bool = False,
     cells_at_once: int | None = None,
+    on_weights: Callable[[np.ndarray], None] | None = None,
 ) -> Tensor:
     """Predictive IWELBO of every cell (n,), in nats (eq. 13); with ``joint``, the bound of the training objective.
 
     The shared latents are drawn once per particle, the same for all cells. Memory does not grow with K.
-    ``cells_at_once``: cells in a block; by default as many as `BUDGET` allows.
+    ``cells_at_once``: cells in a block; by default as many as `BUDGET` allows. ``on_weights`` gets the log weights of
+    all cells (k, n), in float32, for one block of particles after the other; they do not change the bound.
     """
     noise = Streams(f"{seed}/iwelbo", cells.device)
     out = torch.full((len(cells),), -math.inf, device=cells.device, dtype=torch.float32)
+    every = out  # (k, n), the log weights of a block of particles
     for at, batch, k, shared in _blocks(model, cells, noise, particles, cells_at_once):
         weights = model.log_weights(batch, noise, k, shared, joint=joint)
         out[at] = torch.logaddexp(out[at], torch.logsumexp(weights, dim=0))
+        if on_weights:
+            every = out.new_empty(k, len(cells)) if at.start == 0 else every
+            every[:, at] = weights
+            if at.stop >= len(cells):
+                on_weights(every.cpu().numpy())
     return out - math.log(particles)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from samsvae.config.evaluation import EvaluationConfig
-from samsvae.config.vocabulary import LIBRARY, SPLITS
+from samsvae.config.vocabulary import LIBRARY
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, some
@@ -20,6 +21,7 @@ from samsvae.evaluation import honest
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.metrics.constants import EMPTY_MASK, FIT
 from samsvae.evaluation.metrics.recovery import all_ones_f1, largest_entries, latent_recovery, mask_recovery
+from samsvae.evaluation.model_bounds import model_bounds
 from samsvae.evaluation.model_effects import condition_means
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.evaluation.truth_file import read_truth
@@ -49,14 +51,23 @@ def check_names(checkpoint: Checkpoint, screen: Screen) -> None:
 
 def likelihood_scores(
     checkpoint: Checkpoint, screen: Screen, split: np.ndarray, config: EvaluationConfig, device: str
-) -> Iterator[dict[str, object]]:
-    """Predictive IWELBO (eq. 13) of validation and test cells: mean over cells, in nats."""
-    dosage = encode(screen, checkpoint.facts["encoding"])
-    for name in SPLITS[1:]:
-        if (split == name).any():
-            cells = cells_of(screen, split == name, dosage, device)
-            value = iwelbo(checkpoint.model, cells, particles=config.iwelbo_particles).mean().item()
-            yield {"protocol": "published", "metric": "iwelbo", "split": name, "value": value}
+) -> tuple[list[dict[str, object]], pd.DataFrame]:
+    """Predictive IWELBO (eq. 13) of validation and test cells: mean over cells, in nats.
+
+    The second table is that of `bound.model_bounds` for the test cells.
+    """
+    cells_at = partial(cells_of, screen, dosage=encode(screen, checkpoint.facts["encoding"]), device=device)
+    rows: list[dict[str, object]] = []
+
+    def add(name: str, value: float) -> None:
+        rows.append({"protocol": "published", "metric": "iwelbo", "split": name, "value": value})
+
+    if (split == "val").any():
+        add("val", iwelbo(checkpoint.model, cells_at(split == "val"), particles=config.iwelbo_particles).mean().item())
+    value, bounds = model_bounds(checkpoint.model, split, cells_at, config)
+    if value is not None:
+        add("test", value)
+    return rows, bounds
 
 
 def fit_scores(checkpoint: Checkpoint) -> Iterator[dict[str, object]]:
@@ -166,9 +177,9 @@ def evaluate(
     ``inputs``: model, arrays, split, reference (observed effects), truth (of the honest protocol) and, if
     ``simulated``, screen (with true masks and latents).
     ``outputs``: scores (TSV: run, protocol, metric, split, value, rules), per_condition (TSV), effects and
-    perturbations (h5ad), and the scores of the honest protocol, worth and worth_conditions (TSV). ``settings``: an
-    EvaluationConfig as a dict. ``rules``: the digest of the scoring code that scores and worth name. CheckpointError if
-    the checkpoint does not fit the screen.
+    perturbations (h5ad), bound (TSV: bounds and weights of the test cells), and the scores of the honest protocol,
+    worth and worth_conditions (TSV). ``settings``: an EvaluationConfig as a dict. ``rules``: the digest of the scoring
+    code that scores, bound and worth name. CheckpointError if the checkpoint does not fit the screen.
     """
     config = EvaluationConfig(**settings)
     checkpoint, screen = load(inputs["model"], device), read_screen(inputs["arrays"])
@@ -176,8 +187,8 @@ def evaluate(
     split = read_split(inputs["split"], screen.cells)
     data = read_h5ad(inputs["reference"])
     predicted = model_effects(checkpoint, screen, data, config)
-    rows = [*likelihood_scores(checkpoint, screen, split, config, device), *score(predicted.X, data)]
-    rows += fit_scores(checkpoint)
+    rows, bounds = likelihood_scores(checkpoint, screen, split, config, device)
+    rows += [*score(predicted.X, data), *fit_scores(checkpoint)]
     if data.uns["transform"] == "log2":
         rows.append({"protocol": FIT, "metric": "ate_library", "split": "all", "value": predicted.uns["library"]})
     if simulated:
@@ -191,5 +202,6 @@ def evaluate(
     every = dosages(checkpoint, screen, screen.conditions.tolist())
     truth = read_truth(inputs["truth"])
     worth, conditions = honest.model_tables(checkpoint.model, truth, every, draws=config.effect_draws)
+    write(bounds.assign(run=run, rules=rules), outputs["bound"])
     write(worth.assign(run=run, rules=rules), outputs["worth"], digits=PRECISE)
     write(conditions.assign(run=run), outputs["worth_conditions"], digits=PRECISE)

@@ -12,11 +12,13 @@ from samsvae.evaluation.collect import same_rules
 from samsvae.evaluation.metrics.calibration import LEAST_BDS, LEAST_DRF
 from samsvae.evaluation.metrics.intervals import Interval, paired_difference
 from samsvae.evaluation.metrics.table import metric
-from samsvae.evaluation.score_tables import CEILING, DUPLICATE
 from samsvae.tables import read
 
-#: The metrics in front: three of centred effects, in which only differences between conditions count, and one of cells.
-HEADLINE = ("nmse_centred", "pearson_centred", "discrimination", "energy_share")
+#: The metrics in front. They score centred effects, in which only differences between conditions count.
+HEADLINE = ("nmse_centred", "pearson_centred", "discrimination")
+
+#: The name of the ceiling among the models of a split's table.
+CEILING = "ceiling"
 
 #: What `compare` returns.
 VERDICT = ("against", "difference", "difference_low", "difference_high", "verdict")
@@ -61,18 +63,15 @@ def verdicts(
 ) -> pd.DataFrame:
     """`compare` scores by condition; a row for each group of the columns ``by``: these, VERDICT and ``ranks``.
 
-    Metrics that have no better direction have no row.
     ``each``: scores of models by condition. ``baselines``: the same for baselines, with one row per model and condition
     in each PLACE. ``calibrated``: rows of the tables of splits, with the DRF and BDS of metrics. ``ranks``: whether the
     metric may rank models.
     """
     shared = [column for column in PLACE if column in by]
-    baselines = baselines[~baselines["model"].isin([CEILING, DUPLICATE])]
+    baselines = baselines[baselines["model"] != CEILING]
     rows = []
     for values, found in each.groupby(list(by), sort=False):
         group = dict(zip(by, values, strict=True))
-        if not metric(str(group["metric"])).better:
-            continue
         theirs, known = (
             table[np.all([table[column] == group[column] for column in shared], axis=0)]
             for table in (baselines, calibrated)

@@ -248,6 +248,7 @@ def _dots(
         pad = 0.14 * (np.ptp(every) or abs(every[0]) or 1)
         ax.set_xlim(every.min() - pad, every.max() + pad)
         ax.xaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
+        ax.ticklabel_format(axis="x", useOffset=False)  # an offset would be drawn over the baselines
         ax.tick_params(labelsize=7)
 
 

@@ -324,12 +324,14 @@ def estimate(
         training = scoring = done_estimated = done_actual = 0.0
         for run in trained:
             size = sizes[run.dataset, run.split]
-            own = rate_of(run, shape_of(run, size, study.settings[name].evaluation))
+            evaluation = study.settings[name].evaluation
+            own = rate_of(run, shape_of(run, size, evaluation))
             number, validated = work_of(run, size)
             needed = number * own["step"] + validated * own["validation"]
             steps += number
             training += needed
-            scoring += (size.val + size.test) * own["cell"] + size.conditions * own["condition"]
+            sample = min(size.test, evaluation.bound_cells) * evaluation.bound_particles / evaluation.iwelbo_particles
+            scoring += (size.val + size.test + sample) * own["cell"] + size.conditions * own["condition"]
             took = seconds_of(results / name / "runs" / run.id / "run.json", run_settings(run))
             if took is not None:
                 done, done_estimated, done_actual = done + 1, done_estimated + needed, done_actual + took

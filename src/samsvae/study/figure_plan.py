@@ -319,6 +319,7 @@ FILES: dict[str, Callable[[FigurePlan, str], str | list[str]]] = {
     "grid": _table("grid"),
     "score_table": _table("scores"),
     "history_table": _table("histories"),
+    "bound_table": _table("bound"),
     "worth_table": _table("worth"),
     "worth_conditions_table": _table("worth_conditions"),
     "screen": _data("screen.h5ad"),

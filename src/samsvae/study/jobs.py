@@ -29,6 +29,7 @@ TRAINED = {"model": "model.pt", "history": "history.tsv", "run": "run.json"}
 SCORED = {
     "scores": "scores.tsv",
     "per_condition": "per_condition.tsv",
+    "bound": "bound.tsv",
     "worth": "worth.tsv",
     "worth_conditions": "worth_conditions.tsv",
     "effects": "effects.h5ad",

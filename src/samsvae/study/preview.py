@@ -16,6 +16,7 @@ from samsvae.config.grid import Run, grid_table, run_settings
 from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.errors import DataError, SamsvaeError
+from samsvae.evaluation.bound import collect_bounds
 from samsvae.evaluation.collect import RULES, collect_histories, collect_scores
 from samsvae.evaluation.worth import collect_worth
 from samsvae.figures.write import write_figure
@@ -111,6 +112,7 @@ def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Pat
     baselines = _existing(plan.split_files(found, "baselines.tsv"))
     write(collect_scores(grid, plan.run_files(found, "scores.tsv"), pathways, baselines), folder / "scores.tsv")
     write(collect_histories(grid, plan.run_files(found, "history.tsv")), folder / "histories.tsv")
+    write(collect_bounds(grid, plan.run_files(found, "bound.tsv")), folder / "bound.tsv")
     files = [plan.run_files(found, name) for name in ("worth.tsv", "worth_conditions.tsv")]
     files += [_existing(plan.split_files(found, name)) for name in ("worth.tsv", "worth_conditions.tsv")]
     if all(files):  # a split has its tables before its runs, unless they come from an older version

@@ -228,12 +228,11 @@ def _sections(experiments: Sequence[ExperimentEntry], folder: Path) -> list[Sect
 
 
 def _verdicts(entry: ExperimentEntry) -> list[tuple[str, str]]:
-    """What each headline metric says of the models, from the table next to the figure worth: metric, sentence."""
-    paths = [path for figure in entry.figures for path in figure.tables if path.name == "worth.verdicts.tsv"]
-    if not paths or not paths[0].is_file():
-        return []
-    table = tables.read(paths[0])
-    return verdict_sentences(table) if len(table) else []
+    """What each headline metric says of the models, from the tables next to the figures: metric, sentence."""
+    names = [f"{figure}.verdicts.tsv" for figure in ("worth", "bound")]
+    paths = [path for figure in entry.figures for path in figure.tables if path.name in names and path.is_file()]
+    found = [table for table in map(tables.read, paths) if len(table)]
+    return [sentence for table in found for sentence in verdict_sentences(table)]
 
 
 def _picture(entry: FigureEntry, number: int, folder: Path) -> Picture:

@@ -165,16 +165,25 @@ def _best_rows(rows: Sequence[KeyRow], means: Sequence[float]) -> list[int]:
 
 
 def verdict_sentences(verdicts: pd.DataFrame) -> list[tuple[str, str]]:
-    """For each metric and set of conditions, which models have which verdict: a heading and a sentence."""
+    """For each metric (and set of conditions), which models have which verdict: a heading and a sentence."""
     found = []
-    for (name, where), rows in verdicts.groupby(["metric", "set"], sort=False):
+    for (name, *where), rows in verdicts.groupby([c for c in ("metric", "set") if c in verdicts], sort=False):
+        heading = ", ".join([metric(str(name)).label, *(f"{each} conditions" for each in where)])
         by_verdict = rows.groupby("verdict", sort=False)["model"].agg(list)
-        parts = []
-        for verdict, models in by_verdict.items():
-            names = (f"{ROWS[model].method} ({ROWS[model].inference})" for model in models)
-            parts.append(f"{', '.join(names)}: {spaced(str(verdict))}")
-        found.append((f"{metric(str(name)).label}, {where} conditions", "; ".join(parts) + "."))
+        parts = [
+            f"{', '.join(map(_full_name, models))}: {_in_words(verdict)}" for verdict, models in by_verdict.items()
+        ]
+        found.append((heading, "; ".join(parts) + "."))
     return found
+
+
+def _full_name(model: str) -> str:
+    return f"{ROWS[model].method} ({ROWS[model].inference})"
+
+
+def _in_words(verdict: object) -> str:
+    """A verdict with the names of models as the tables write them."""
+    return spaced(re.sub(r"\w+", lambda word: _full_name(word[0]) if word[0] in ROWS else word[0], str(verdict)))
 
 
 def reproductions(table: pd.DataFrame) -> tuple[str, list[tuple[str, str, Table]]]:

@@ -21,6 +21,7 @@ from samsvae.evaluation.metrics.constants import (
     PROTOCOLS,
     TOP,
 )
+from samsvae.evaluation.metrics.importance_weights import HEAVY
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _likelihood() -> list[Metric]:
         row(
             "iwelbo",
             "IWELBO",
-            _PUBLISHED,
+            (*_PUBLISHED, HONEST),
             "Mean over cells of the importance-weighted lower bound of the log-likelihood.",
         ),
         row(
@@ -74,6 +75,20 @@ def _likelihood() -> list[Metric]:
             "dispersion.",
         ),
     ]
+
+
+def _weights() -> list[Metric]:
+    ess = "effective sample size of a cell's importance weights"
+    return [
+        Metric("ess_median", "effective sample size, median", (HONEST,), "higher", "", 1.0, None,
+               f"Median over cells of the {ess}."),
+        Metric("ess_5", "effective sample size, 5 % quantile", (HONEST,), "higher", "", 1.0, None,
+               f"Quantile over cells, at 5 %, of the {ess}."),
+        Metric("ess_below_10", "cells with an effective sample size below 10", (HONEST,), "lower", "", 0.0, 1.0,
+               "Share of the cells with an effective sample size below 10."),
+        Metric(f"pareto_above_{HEAVY}", "cells with heavy weights", (HONEST,), "lower", "", 0.0, 1.0,
+               f"Share of the cells whose importance weights have a Pareto k above {HEAVY}: a few weights dominate."),
+    ]  # fmt: skip
 
 
 def _effects() -> list[Metric]:
@@ -244,38 +259,10 @@ def _honest() -> list[Metric]:
     ]  # fmt: skip
 
 
-def _cells() -> list[Metric]:
-    def row(name: str, label: str, sentence: str, low: float = 0.0, better: Literal["higher", ""] = "higher") -> Metric:
-        return Metric(name, f"{label}, test cells", (HONEST,), better, "", low, 1.0, sentence)
-
-    return [
-        Metric("energy_share", "energy distance of cells", (HONEST,), "lower", "", None, None,
-               "Energy distance of predicted to test cells, relative to that of training controls: 0 is perfect, 1 is "
-               "no better than control cells."),
-        Metric("variance_ratio", "variance of cells (log2 of a ratio)", (HONEST,), "", "log2 of a ratio", None, None,
-               "Mean over conditions of log2 of the variance of predicted cells over that of test cells; 0 is right."),
-        row("auprc", "DE average precision",
-            "Average precision of the test scores of predicted cells for the genes that are significant in test "
-            "cells."),
-        row("auprc_chance", "DE average precision of chance",
-            "Share of genes that are significant in test cells: the average precision of random scores.", better=""),
-        row("sign", "DE sign accuracy",
-            "Share of the genes that are significant in test cells whose difference has the same sign in predicted "
-            "cells."),
-        row("mcc", "DE Matthews correlation",
-            "Matthews correlation of the genes that are significant in predicted and in test cells.", -1.0),
-        row("jaccard", "overlap of DE genes",
-            "Genes that are significant in predicted and in test cells, over all that are significant in either."),
-        *(row(f"overlap{k}", f"overlap of the top {k} DE genes",
-              f"Share of the {k} genes with the largest test scores in test cells that are among those of predicted "
-              "cells.") for k in OVERLAPS),
-    ]  # fmt: skip
-
-
-#: Every metric by name: likelihood, effects, recovery, pathways, differential expression, the fit, honest protocol.
+#: Every metric by name: likelihood and its weights, effects, recovery, pathways, expression, the fit, honest protocol.
 METRICS: dict[str, Metric] = {
     row.name: row
-    for rows in (_likelihood, _effects, _recovery, _pathways, _expression, _fit, _honest, _cells)
+    for rows in (_likelihood, _weights, _effects, _recovery, _pathways, _expression, _fit, _honest)
     for row in rows()
 }
 
