@@ -68,14 +68,14 @@ def verdicts(
     metric may rank models.
     """
     shared = [column for column in PLACE if column in by]
-    baselines = baselines[baselines["model"] != CEILING]
+    tables = baselines[baselines["model"] != CEILING], calibrated
+    # once, not for every group: an experiment has many runs and splits
+    at_place = [dict(list(table.groupby(shared, sort=False))) for table in tables]
     rows = []
     for values, found in each.groupby(list(by), sort=False):
         group = dict(zip(by, values, strict=True))
-        theirs, known = (
-            table[np.all([table[column] == group[column] for column in shared], axis=0)]
-            for table in (baselines, calibrated)
-        )
+        place = tuple(group[column] for column in shared)
+        theirs, known = (there.get(place, table.iloc[:0]) for there, table in zip(at_place, tables, strict=True))
         numbers = calibration_of(known)
         verdict = compare(str(group["metric"]), found, theirs, calibrated=numbers)
         rows.append({**group, **verdict, "ranks": tells_apart(numbers)})
