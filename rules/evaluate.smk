@@ -2,22 +2,57 @@
 
 
 rule pathway_accuracy:
-    """Score how well the masks of a run predict the annotation of its perturbations, against permuted labels."""
+    """Predict the annotation of perturbations from the masks, embeddings and effects of a batch of runs.
+
+    The batches are those that are trained together (runs_per_job); a run that is in none is scored by itself. Masks are
+    compared with permuted labels.
+    """
     input:
-        perturbations="<results>/{experiment}/runs/{run}/perturbations.h5ad",
-        screen=RUN_INPUT["screen"],
+        perturbations=one_sentence(PLAN.each_masked("perturbations.h5ad")),
+        effects=one_sentence(PLAN.each_masked("effects.h5ad")),
+        screens=one_sentence(PLAN.masked_screens),
     output:
-        "<results>/{experiment}/runs/{run}/pathways.tsv",
+        "<results>/{experiment}/pathways/{batch}.tsv",
     log:
-        "<logs>/{experiment}/pathways/{run}.log",
+        "<logs>/{experiment}/pathways/{batch}.log",
+    benchmark:
+        "<benchmarks>/{experiment}/pathways/{batch}.tsv"
     conda:
         "../envs/samsvae.yaml"
     threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=PLAN.minutes_of_pathways,
     params:
         settings=PLAN.evaluation,
         code=code_of("pathway_accuracy"),
     script:
         "../workflow/scripts/pathway_accuracy.py"
+
+
+rule pathway_baseline:
+    """Predict the annotation of perturbations from the mean effects of the training cells of a split."""
+    input:
+        effects="<results>/{experiment}/splits/{dataset}/{split}/effects.h5ad",
+        screen="<results>/data/{dataset}/screen.h5ad",
+    output:
+        "<results>/{experiment}/splits/{dataset}/{split}/pathways.tsv",
+    log:
+        "<logs>/{experiment}/splits/{dataset}/{split}.pathways.log",
+    benchmark:
+        "<benchmarks>/{experiment}/splits/{dataset}/{split}.pathways.tsv"
+    conda:
+        "../envs/samsvae.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=15,
+    params:
+        settings=PLAN.evaluation,
+        rules=RULES,
+        code=code_of("pathway_baseline"),
+    script:
+        "../workflow/scripts/pathway_baseline.py"
 
 
 rule model_expression:
@@ -44,7 +79,7 @@ rule model_expression:
 
 
 rule collect:
-    """Collect the tables of an experiment: scores, histories and cost of all its runs."""
+    """Collect the tables of an experiment: scores, masks, histories and cost of all its runs."""
     input:
         grid="<results>/{experiment}/grid.tsv",
         scores=PLAN.each_run("scores.tsv"),
@@ -52,6 +87,9 @@ rule collect:
         records=PLAN.each_run("run.json"),
         pathways=lambda wildcards: PICTURES.pathway_files(wildcards.experiment),
         baselines=PLAN.each_split("baselines.tsv"),
+        pathway_baselines=lambda wildcards: PICTURES.pathway_baselines(wildcards.experiment),
+        perturbations=PLAN.each_masked("perturbations.h5ad"),
+        screens=PLAN.masked_screens,
         bound=PLAN.each_run("bound.tsv"),
         worth=PLAN.each_run("worth.tsv"),
         worth_conditions=PLAN.each_run("worth_conditions.tsv"),
@@ -62,6 +100,7 @@ rule collect:
         bound="<results>/{experiment}/bound.tsv",
         worth="<results>/{experiment}/worth.tsv",
         worth_conditions="<results>/{experiment}/worth_conditions.tsv",
+        masks="<results>/{experiment}/masks.tsv",
         histories="<results>/{experiment}/histories.tsv",
         cost="<results>/{experiment}/cost.tsv",
     log:

@@ -52,8 +52,23 @@ def accuracy(seed=0):
     rows = []
     for c in ("logistic", "forest", "knn"):
         for m in MASKED:
-            rows.append((c, m, rng.uniform(0.55, 0.92), 0.02, rng.uniform(0.2, 0.25), 0.02, 101 / 345))
-    return pd.DataFrame(rows, columns=["classifier", "model", "mean", "sd", "null_mean", "null_sd", "majority"])
+            rows.append((c, "mask", m, rng.uniform(0.55, 0.92), 0.02, rng.uniform(0.2, 0.25), 0.02))
+            rows += [(c, f, m, rng.uniform(0.55, 0.92), 0.02, np.nan, np.nan) for f in ("embedding", "effects")]
+        rows.append((c, "effects", "train_mean", 0.9, 0.01, np.nan, np.nan))
+    table = pd.DataFrame(rows, columns=["classifier", "features", "model", "mean", "sd", "null_mean", "null_sd"])
+    read = (table["features"] == "mask") | (table["classifier"] != "forest")
+    return table[read].assign(majority=101 / 345).reset_index(drop=True)
+
+
+def stability(seeds=2):
+    """A row per model, with gaps where one seed says nothing."""
+    one = seeds == 1
+    rows = [
+        (m, seeds, np.nan if one else 0.5 + i / 10, np.nan if one else i / 10, 0.1, 19.5, 0.6, 0.0301)
+        for i, m in enumerate(MASKED)
+    ]
+    names = ["mask_gram", "mask_excess", "mask_density", "mask_active_latents", "sibling_rank"]
+    return pd.DataFrame(rows, columns=["model", "seeds", *names, "sibling_rank_largest_p"])
 
 
 def replogle_scores(seeds=5, seed=0):

@@ -22,7 +22,7 @@ from samsvae.figures import scores as scores_figure
 from samsvae.figures.interactions import interaction_table, list_tested_conditions
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.screens.screen import assemble, write_screen
-from samsvae.tables import of_experiments, write
+from samsvae.tables import of_experiments, read, write
 
 METHODS = {"sams_vae_corr": "SAMS-VAE", "cpa_vae_corr": "CPA-VAE", "cond_vae": "Conditional VAE", "svae_plus": "SVAE+"}
 
@@ -448,25 +448,34 @@ def test_conditions_that_are_not_pairs_have_no_interactions():
 # ---- masks, effects, curves ----------------------------------------------------------------------------------------
 
 
-def test_accuracy_of_pathways_by_classifier_and_model():
-    def file(model, mean, sd, metric="accuracy", classifier="knn", null=0.2):
-        own = {"model": model, "classifier": classifier, "metric": metric, "mean": mean, "sd": sd, "n": 3}
-        return own | {"null_mean": null, "null_sd": 0.05}
+def test_accuracy_of_pathways_by_classifier_features_and_model():
+    def file(run, mean, sd, metric="accuracy", classifier="knn", features="mask", null=0.2):
+        own = {"run": run, "features": features, "classifier": classifier, "metric": metric, "mean": mean, "sd": sd}
+        return own | {"n": 3, "null_mean": null, "null_sd": 0.05}
 
+    runs = pd.Series({"a": "sams_vae_corr", "b": "sams_vae_corr", "c": "svae_plus"})
+    baseline = {"model": "train_mean", "metric": "effects_pathway_accuracy/knn", "value": 0.8, "sd": 0.04}
     found = masks_figure.accuracy_table(
         pd.DataFrame(
             [
-                file("sams_vae_corr", 0.5, 0.01),
-                file("sams_vae_corr", 0.7, 0.03),
-                file("svae_plus", 0.4, 0.02),
-                file("svae_plus", 0.9, 0.02, metric="balanced_accuracy"),
-                file("svae_plus", 0.3, 0.0, classifier="majority", null=np.nan),
+                file("a", 0.5, 0.01),
+                file("b", 0.7, 0.03),
+                file("c", 0.4, 0.02),
+                file("c", 0.9, 0.02, metric="balanced_accuracy"),
+                file("c", 0.3, 0.0, classifier="majority", null=np.nan),
+                file("c", 0.6, 0.02, features="embedding", null=np.nan),
+                file("other settings", 0.1, 0.02),
             ]
-        )
-    ).set_index("model")
-    assert found.loc["sams_vae_corr", ["mean", "sd"]].tolist() == pytest.approx([0.6, np.std([0.5, 0.7], ddof=1)])
-    assert found.loc["svae_plus", ["mean", "sd"]].tolist() == pytest.approx([0.4, 0.02])  # one run: over repeats
-    assert found["majority"].tolist() == [0.3, 0.3] and found["null_mean"].tolist() == [0.2, 0.2]
+        ),
+        runs,
+        [pd.DataFrame([baseline, baseline | {"metric": "effects_pathway_balanced_accuracy/knn"}])],
+    ).set_index(["features", "model"])
+    assert found.loc[("mask", "sams_vae_corr"), ["mean", "sd"]].tolist() == pytest.approx([0.6, np.sqrt(0.02)])
+    assert found.loc[("mask", "svae_plus"), ["mean", "sd"]].tolist() == pytest.approx([0.4, 0.02])  # one run: repeats
+    assert found.loc[("embedding", "svae_plus"), "mean"] == 0.6
+    assert found.loc[("effects", "train_mean"), ["mean", "sd"]].tolist() == [0.8, 0.04]
+    assert len(found) == 4 and (found["majority"] == 0.3).all()
+    assert found["null_mean"].loc["mask"].tolist() == [0.2, 0.2]
 
 
 def test_expression_is_of_conditions_that_the_split_has(tmp_path):
@@ -589,14 +598,19 @@ def test_masks_of_the_model_shown_or_of_the_best_masked_one(tmp_path):
         np.ones((3, 2), int), pd.DataFrame(index=list("xyz")), pd.DataFrame(index=["g1", "g2"]),
         condition=["p1", "p2", "ctrl"], control="ctrl", separator="", provenance={}, gene_of={"p1": "G", "p2": "G"},
     )  # fmt: skip
-    write_screen(screen, tmp_path / "screen.h5ad")
-    inputs = {"grid": grid, "scores": scores, "perturbations": files, "screen": str(tmp_path / "screen.h5ad")}
-    shown = masks_figure.tables(**inputs, pathways=[], shown="sams_vae_corr")
+    write_screen(screen, tmp_path / "d" / "screen.h5ad")
+    write(read(grid).assign(dataset="d"), grid)
+    inputs = {"grid": grid, "scores": scores, "perturbations": files, "screen": str(tmp_path / "d" / "screen.h5ad")}
+    inputs |= {"pathways": [], "baselines": []}
+    shown = masks_figure.tables(**inputs, shown="sams_vae_corr")
     at = [path.split("/")[-2] for path in scores].index("sams_vae_corr-0.1-0")
     assert (shown["mask_probability"] == at / 10).all(None) and shown["name"] == "SAMS-VAE, corr. $z_b$, $E$"
     assert shown["mask_probability"].index.tolist() == ["G", "G #2"]
     assert shown["pathway"] is None and shown["accuracy"] is None
-    best = masks_figure.tables(**inputs, pathways=[], shown="sams_vae_bb")
+    table_of_masks = shown["stability"].set_index("model")
+    assert table_of_masks["seeds"].tolist() == [2, 1] and set(table_of_masks.index) == {"sams_vae_corr", "svae_plus"}
+    assert table_of_masks.loc["svae_plus", ["mask_density", "mask_active_latents"]].tolist() == [1, 3]
+    best = masks_figure.tables(**inputs, shown="sams_vae_bb")
     assert best["name"] == "SVAE+" and (best["mask_probability"] == (len(files) - 1) / 10).all(None)
     masks_figure.draw(**best)
 

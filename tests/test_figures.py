@@ -58,8 +58,8 @@ def draw(name, table1):
         "scores": lambda: draw_scores(table1),
         "scores_miniature": lambda: draw_scores(table1, comparable=False),
         "scores_plain": lambda: plain_scores(table1, data.index),
-        "masks": lambda: draw_masks(mask, embedding, pathway, tables.accuracy()),
-        "masks_plain": lambda: draw_masks(mask, embedding, None, None),
+        "masks": lambda: draw_masks(mask, embedding, pathway, tables.accuracy(), tables.stability()),
+        "masks_plain": lambda: draw_masks(mask, embedding, None, None, tables.stability(1)),
         "effects": lambda: draw_effects(data, model, pathway, tables.per_condition(data.index), shown="sams_vae_corr"),
         "expression": lambda: draw_expression(de, data, model, tables.overlap(data.index), model_de=model_de),
         "combinations": lambda: draw_combinations(tables.norman_summary(), tables.interactions()),
@@ -89,8 +89,8 @@ NAMES = {  # figure: number of panels (colour bars and pathway strips left out)
     "scores": 15,
     "scores_miniature": 12,
     "scores_plain": 9,
-    "masks": 3,
-    "masks_plain": 2,
+    "masks": 4,
+    "masks_plain": 3,
     "effects": 4,
     "expression": 7,
     "combinations": 7,
@@ -168,6 +168,39 @@ def test_clustering_puts_similar_rows_together():
     order = heatmaps.cluster(np.stack([a, b, a + 0.1, b + 0.1, a + 0.2]))
     kinds = [i in (1, 3) for i in order]
     assert sorted(order) == [0, 1, 2, 3, 4] and sum(x != y for x, y in pairwise(kinds)) == 1
+
+
+def texts_of(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_masks_are_drawn_next_to_what_else_predicts_pathways():
+    mask, embedding, pathway, *_ = tables.screen()
+    accuracy = tables.accuracy()
+    ax = panels(draw_masks(mask, embedding, pathway, accuracy, tables.stability()))["accuracy"]
+    levels = [segment[0, 1] for lines in ax.collections for segment in lines.get_segments() if segment[0, 1] == 0.9]
+    assert len(levels) == 2  # the training means, for every classifier that reads them
+    drawn = {round(y, 9) for line in ax.lines for y in np.atleast_1d(line.get_ydata())}
+    of_models = accuracy[accuracy["model"] != "train_mean"]
+    assert drawn >= set(of_models["mean"].round(9))
+    assert [text.get_text() for text in ax.get_legend().get_texts()][:4] == [
+        "mask (markers as in d)", "embedding, before the mask", "effects that the model predicts",
+        "mean effects of training cells",
+    ]  # fmt: skip
+
+
+def test_the_table_of_masks_has_a_row_per_model():
+    mask, embedding, *_ = tables.screen()
+    fig = draw_masks(mask, embedding, None, None, tables.stability())
+    ax = panels(fig)["stability"]
+    names = [style.label(model) for model in style.models_in(tables.MASKED)]
+    assert [text.get_text() for text in ax.get_yticklabels()] == names
+    assert texts_of(ax)[:6] == ["2", "0.50", "0.00", "0.10", "19.5", "0.60 (p 0.030)"]
+    assert "has no stability" not in fig.get_suptitle()
+    alone = draw_masks(mask, embedding, None, None, tables.stability(1).assign(sibling_rank=np.nan))
+    assert texts_of(panels(alone)["stability"])[:5] == ["1", "–", "–", "0.10", "19.5"]
+    assert len(panels(alone)["stability"].get_xticklabels()) == 5  # no column without a rank
+    assert "c: one seed has no stability over seeds." in alone.get_suptitle().replace("\n", " ")
 
 
 def test_pathway_names_read_as_words():

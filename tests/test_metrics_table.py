@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from small_files import settings, write_files
 from small_model import model, screen
-from test_tables import masks
+from test_pathways import masks
 
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_split
@@ -20,10 +20,11 @@ from samsvae.evaluation.baselines import baseline_tables
 from samsvae.evaluation.collect import collect_scores
 from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.honest import model_tables
+from samsvae.evaluation.masks import siblings, stability
 from samsvae.evaluation.metrics.constants import CLASSIFIERS, FIT, HONEST, LEVELS, MATCHES, PROTOCOLS, TOP
 from samsvae.evaluation.metrics.de import de_agreement, differential_expression
-from samsvae.evaluation.metrics.pathways import mask_pathways
 from samsvae.evaluation.metrics.table import METRICS, axis_label, metric
+from samsvae.evaluation.pathways import run_pathways
 from samsvae.evaluation.run import fit_scores, likelihood_scores, recovery_scores
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.evaluation.selection import relative_to
@@ -56,7 +57,7 @@ def scored(tmp_path_factory) -> pd.DataFrame:
     paths = [folder / "runs" / run / name for name in ("scores.tsv", "pathways.tsv")]
     baselines = folder / "d" / "s" / "baselines.tsv"
     write(pd.concat([rows, recovery()]).assign(run=run), paths[0])
-    write(mask_pathways(*masks(True), pathway_settings()), paths[1])
+    write(run_pathways(*masks(True), pathway_settings()).assign(run=run), paths[1])
     write(baseline_tables(made, split, data)[0], baselines)
     grid = pd.DataFrame([{"run": run, "model": "m", "method": "M", "inference": "", "dataset": "d", "split_name": "s"}])
     found = collect_scores(grid, paths[:1], paths[1:], [baselines])
@@ -102,10 +103,20 @@ def agreed() -> pd.DataFrame:
     return de_agreement(data, other)
 
 
-def test_every_score_is_in_the_table_and_in_its_range(scored, agreed):
+@pytest.fixture(scope="module")
+def of_masks() -> pd.DataFrame:
+    """The rows of two seeds and of their runs in the table of masks."""
+    rng = np.random.default_rng(0)
+    names = [f"g{i}" for i in range(20)]
+    found = {run: pd.DataFrame(rng.random((20, 5)) < 0.3, names) for run in "ab"}
+    gene = pd.Series([f"g{i // 2}" for i in range(20)], names)
+    return pd.DataFrame([*stability(list(found.values())), *siblings(found, gene)])
+
+
+def test_every_score_is_in_the_table_and_in_its_range(scored, agreed, of_masks):
     for row in scored.itertuples():
         assert row.protocol in metric(row.metric).protocols, row
-    for row in [*scored.itertuples(), *agreed.itertuples()]:
+    for row in [*scored.itertuples(), *agreed.itertuples(), *of_masks.itertuples()]:
         listed = metric(row.metric)
         low = -math.inf if listed.low is None else listed.low
         high = math.inf if listed.high is None else listed.high
@@ -113,11 +124,12 @@ def test_every_score_is_in_the_table_and_in_its_range(scored, agreed):
     assert "protocol" not in agreed and not any(metric(name).protocols for name in agreed["metric"])
 
 
-def test_every_row_of_the_table_occurs(scored, agreed):
+def test_every_row_of_the_table_occurs(scored, agreed, of_masks):
     found = set(zip(scored["metric"], scored["protocol"], strict=True))
     assert found == {(row.name, protocol) for row in METRICS.values() for protocol in row.protocols}
-    assert set(agreed["metric"]) == {row.name for row in METRICS.values() if not row.protocols}
-    values = pd.concat([scored, agreed]).groupby("metric")["value"]
+    without = {*agreed["metric"], *of_masks["metric"]} - {"mask_density"}  # simulations have this score too
+    assert without == {row.name for row in METRICS.values() if not row.protocols}
+    values = pd.concat([scored, agreed, of_masks]).groupby("metric")["value"]
     assert (values.count() > 0).all()  # some value is not NaN
 
 
@@ -140,7 +152,8 @@ def test_rows_are_complete():
     assert {name for name, row in METRICS.items() if not row.better} == {
         "levelled_off", "active_latents", "ate_library", "pit_mean", "posterior_share", "n", "n_top",
         *(f"{name}{level}" for name in ("coverage", "coverage_top", "naive") for level in LEVELS),
-        "mask_density", "mask_f1_all_ones", "mask_pathway_accuracy/majority",
+        "mask_density", "mask_jaccard", "mask_jaccard_null", "mask_active_latents", "sibling_rank_null",
+        "mask_f1_all_ones", "mask_pathway_accuracy/majority",
         "mask_pathway_balanced_accuracy/majority",
     }  # fmt: skip
     for classifier in CLASSIFIERS:

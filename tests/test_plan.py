@@ -253,19 +253,35 @@ def test_a_figure_reads_the_first_seed_of_every_setting():
     first = ["sams_vae_corr-alpha0.1-seed0", "sams_vae_corr-alpha0.2-seed2"]
     assert effects["effects"] == [f"results/thp1/runs/{run}/effects.h5ad" for run in first]
     assert len(effects["scores"]) == 4  # which setting is shown, the scores of all its seeds decide
-    assert plan.inputs("thp1", "masks")["perturbations"] == [
-        f"results/thp1/runs/{run}/perturbations.h5ad" for run in first
-    ]
-    assert len(plan.inputs("thp1", "masks")["scores"]) == 5
+    masks = plan.inputs("thp1", "masks")
+    assert len(masks["scores"]) == len(masks["perturbations"]) == 5  # all seeds: do they find the same masks?
     assert len(own(grid).inputs("thp1", "effects")["effects"]) == 3  # without `shown` every model is a candidate
 
 
 def test_annotation_is_scored_if_there_is_one():
     annotated = own(options={"annotation": "pathways.tsv"})
-    assert annotated.pathway_files("thp1") == [
-        f"results/thp1/runs/sams_vae_corr-seed{seed}/pathways.tsv" for seed in (0, 1)
+    assert annotated.pathway_files("thp1") == [f"results/thp1/pathways/sams_vae_corr-seed{seed}.tsv" for seed in (0, 1)]
+    assert annotated.pathway_baselines("thp1") == ["results/thp1/splits/cells/random/pathways.tsv"]
+    assert own().pathway_files("thp1") == own().pathway_baselines("thp1") == []
+
+
+def test_pathways_are_predicted_for_the_runs_that_train_together(configuration):
+    """A job per batch; a run that is in none has one of its own. Runs without masks are left out."""
+    grid = [{"model": ["vae", "sams_vae_corr", "svae_plus"], "seed": [0, 1]}]
+    config = configuration("config.yaml", "demo.yaml")
+    config["settings"]["replogle"]["grid"] = grid
+    plan = planned(config | {"runs_per_job": 4})
+    names = [f"results/replogle/pathways/replogle.random.{i}.tsv" for i in (0, 1)]
+    assert plan.pathway_files("replogle") == names
+    look_up = plan.plan.each_masked("effects.h5ad")
+    runs = [look_up(SimpleNamespace(experiment="replogle", batch=f"replogle.random.{i}")) for i in (0, 1)]
+    assert [[Path(path).parent.name for path in paths] for paths in runs] == [
+        ["sams_vae_corr-seed0", "sams_vae_corr-seed1"],
+        ["svae_plus-seed0", "svae_plus-seed1"],
     ]
-    assert own().pathway_files("thp1") == []
+    assert look_up(SimpleNamespace(experiment="replogle")) == runs[0] + runs[1]
+    with pytest.raises(ConfigError, match=r"has no masked runs in a batch 'replogle\.random\.7'\. Did you mean"):
+        look_up(SimpleNamespace(experiment="replogle", batch="replogle.random.7"))
 
 
 def test_published_numbers_belong_only_to_the_papers_screens(configuration):

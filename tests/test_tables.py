@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from samsvae.errors import DataError
-from samsvae.evaluation.collect import collect_histories, collect_scores
-from samsvae.evaluation.metrics.pathways import mask_pathways
+from samsvae.evaluation.collect import PATHWAY, collect_histories, collect_scores
 from samsvae.files import atomic, write_json, write_table
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.study.cost import collect_cost
@@ -176,19 +175,18 @@ def test_scores_by_different_rules_are_not_put_together(grid, tmp_path):
 
 
 def test_pathway_accuracies_become_scores_of_their_run(grid, tmp_path):
-    path = tmp_path / "e" / "runs" / "000" / "pathways.tsv"
-    write_table(
-        [
-            {"classifier": "knn", "metric": "accuracy", "mean": 0.5, "sd": 0.1, "n": 3, "null_mean": 0.2},
-            {"classifier": "forest", "metric": "balanced_accuracy", "mean": 0.25, "sd": 0.1, "n": 3, "null_mean": 0.2},
-        ],
-        path,
-    )
+    path = tmp_path / "e" / "pathways" / "batch.tsv"
+    rows = [
+        ("000", "mask", "knn", "accuracy", 0.5),
+        ("000", "embedding", "logistic", "balanced_accuracy", 0.25),
+        ("not in the grid", "mask", "knn", "accuracy", 0.75),  # a preview has fewer runs than the job had
+    ]
+    write_table([dict(zip((*PATHWAY, "mean"), row, strict=True)) for row in rows], path)
     found = collect_scores(grid, [score_file(tmp_path, "000", -1.0)], [str(path)], [])
-    rows = found[found["metric"].str.startswith("mask")]
+    rows = found[found["metric"].str.contains("pathway")]
     assert rows[["run", "model", "protocol", "metric", "split", "value"]].to_numpy().tolist() == [
         ["000", "sams", "published", "mask_pathway_accuracy/knn", "all", 0.5],
-        ["000", "sams", "published", "mask_pathway_balanced_accuracy/forest", "all", 0.25],
+        ["000", "sams", "published", "embedding_pathway_balanced_accuracy/logistic", "all", 0.25],
     ]
 
 
@@ -251,39 +249,3 @@ def test_the_cost_has_what_snakemake_measured_of_the_job(grid, tmp_path):
     assert cost.loc["a", list(shared)].to_dict() == cost.loc["b", list(shared)].to_dict() == shared
     assert cost.loc["000", "job_seconds"] == 0.2 and np.isnan(cost.loc["000", "job_memory_mb"])
     assert cost.loc["cpa-1", list(shared)].isna().all()
-
-
-# ---- pathways from masks -------------------------------------------------------------------------------------------
-
-SETTINGS = {"pathway_repeats": 2, "pathway_trees": 10, "pathway_permutations": 3}
-
-
-def masks(separate: bool):
-    """Two guides for each of 8 genes in each of 3 pathways, and 6 perturbations without a pathway, shuffled."""
-    rng = np.random.default_rng(0)
-    rows = [(f"p{p}_g{g}_{i}", f"p{p}_g{g}", f"p{p}") for p in range(3) for g in range(8) for i in range(2)]
-    rows += [(f"other{i}", f"other{i}", "") for i in range(6)]
-    names, genes, pathways = zip(*rows, strict=True)
-    table = pd.DataFrame({"gene": genes, "pathway": pathways, "n_cells": 9}, index=list(names))
-    on = np.array([int(p[1:]) if p else 0 for p in pathways]) if separate else rng.integers(3, size=len(rows))
-    probability = np.where(np.arange(5) == on[:, None], 0.95, 0.05) + 0.01 * rng.random((len(rows), 5))
-    order = rng.permutation(len(rows))  # the run and the screen have different orders
-    found = ad.AnnData(obs=pd.DataFrame(index=np.array(names)[order]), obsm={"mask_probability": probability[order]})
-    return found, table
-
-
-def test_masks_that_determine_their_pathways():
-    found = mask_pathways(*masks(True), SETTINGS).set_index(["classifier", "metric"])
-    for name in ("logistic", "forest", "knn"):
-        row = found.loc[(name, "accuracy")]
-        assert row["mean"] == 1.0 and row["sd"] == 0.0 and row["n"] == 2
-        assert row["null_mean"] < 0.6
-    assert found.loc[("majority", "accuracy"), "mean"] == pytest.approx(1 / 3)  # of those with a pathway
-    assert np.isnan(found.loc[("majority", "accuracy"), "null_mean"])
-
-
-def test_random_masks_are_no_better_than_permuted_labels():
-    found = mask_pathways(*masks(False), SETTINGS).set_index(["classifier", "metric"])
-    for name in ("logistic", "forest", "knn"):
-        row = found.loc[(name, "accuracy")]
-        assert row["mean"] < 0.6 and abs(row["mean"] - row["null_mean"]) < 0.25

@@ -84,7 +84,7 @@ def test_the_papers_are_planned_completely(root, tmp_path, config, trainings, re
     assert plan["simulate_sams"] == 25 and plan["simulate_sparse_shift"] == 5
     assert all(plan[figure] == 1 for figure in JOBS)
     masked = {180: 30 * 5, 90: 15 * 5}[replogle]
-    assert plan["pathway_accuracy"] == masked
+    assert plan["pathway_accuracy"] == masked and plan["pathway_baseline"] == 1
     assert plan["model_expression"] == 8 + 2 * 7  # the first seeds of the methods compared
     one = planned(snakemake(root, tmp_path, "--dry-run", "--", "replogle_table1", config=root / "config" / config))
     assert one["train"] == replogle

@@ -1,16 +1,12 @@
-"""Predict pathways from the masks of a run."""
+"""Predict pathways from the masks, embeddings and effects of runs."""
 
 from samsvae.study.script import job
 
 with job(snakemake):
-    from samsvae.evaluation.metrics.pathways import mask_pathways
-    from samsvae.matrices import read_h5ad
-    from samsvae.screens.screen import read_perturbations
+    from samsvae.evaluation.pathways import pathways_of_runs
     from samsvae.tables import write
 
-    accuracy = mask_pathways(
-        read_h5ad(snakemake.input.perturbations),
-        read_perturbations(snakemake.input.screen),
-        snakemake.params.settings,
-    )
+    found = snakemake.input
+    (screen,) = found.screens  # runs of a batch read the same data
+    accuracy = pathways_of_runs(found.perturbations, found.effects, screen, snakemake.params.settings)
     write(accuracy, snakemake.output[0])

@@ -28,7 +28,7 @@ class EvaluationConfig:
     effect_draws: int = 100
     pathway_repeats: int = 10
     pathway_trees: int = 500
-    pathway_permutations: int = 20
+    pathway_permutations: int = 10
     de_conditions: int = 4
     de_cells: int = 200
 

@@ -16,7 +16,7 @@ RULES = "rules"
 #: Columns that identify a row: of scores, of the scores of a baseline, of pathways and of a history.
 SCORE = ("run", "protocol", "metric", "split")
 BASELINE = ("model", "protocol", "metric", "split")
-PATHWAY = ("classifier", "metric")
+PATHWAY = ("run", "features", "classifier", "metric")
 HISTORY = ("run", "step")
 
 
@@ -25,23 +25,19 @@ def collect_scores(
 ) -> pd.DataFrame:
     """Scores of all runs, and of the baselines for every split, with the columns of the grid.
 
-    ``scores``, ``pathways``, ``baselines``: paths. The path of a pathways file names its run (``.../runs/RUN/file``),
-    the path of a baseline its data set and split (``.../DATASET/SPLIT/file``). A baseline gets the values of those
-    columns of the grid in which all runs of its split agree. DataError if a table is damaged, has no rows or is that of
-    another run, or if the rules differ (`same_rules`).
+    ``scores``, ``pathways``, ``baselines``: paths. A pathways file may have several runs, also some that the grid does
+    not list. The path of a baseline names its data set and split (``.../DATASET/SPLIT/file``). A baseline gets the
+    values of those columns of the grid in which all runs of its split agree. DataError if a table is damaged, has no
+    rows or is that of another run, or if the rules differ (`same_rules`).
     """
     rows = [of_runs(grid, scores, SCORE, "value")]
     no_model = {path: read_rows(path, BASELINE, "value") for path in baselines}
     same_rules([*rows, *(table.assign(run=table["model"]) for table in no_model.values())])
     for path in pathways:
         table = read_rows(path, PATHWAY, "mean")
-        metric = "mask_pathway_" + table["metric"] + "/" + table["classifier"]
-        run = Path(path).parent.name
-        rows.append(
-            pd.DataFrame(
-                {"run": run, "protocol": "published", "metric": metric, "split": "all", "value": table["mean"]}
-            )
-        )
+        table = table[table["run"].isin(grid["run"])]
+        same = {"protocol": "published", "metric": pathway_metrics(table), "split": "all", "value": table["mean"]}
+        rows.append(pd.DataFrame({"run": table["run"], **same}))
     found = grid.merge(pd.concat(rows, ignore_index=True), on="run", how="right", validate="one_to_many")
     axes = [c for c in grid.columns if c not in ("run", "model", "method", "inference")]
     parts = [found]
@@ -70,6 +66,11 @@ def same_rules(tables: Iterable[pd.DataFrame]) -> None:
             f"{RULES}: the scores of {run!r} and {second!r} were made by different rules ({one} and {other}), so they "
             "cannot be compared. Run the workflow again, which replaces the older ones."
         )
+
+
+def pathway_metrics(accuracies: pd.DataFrame) -> pd.Series:
+    """The names of accuracies of pathways as scores, such as 'mask_pathway_accuracy/logistic'."""
+    return accuracies["features"] + "_pathway_" + accuracies["metric"] + "/" + accuracies["classifier"]
 
 
 def collect_histories(grid: pd.DataFrame, histories: Iterable[str]) -> pd.DataFrame:

@@ -137,9 +137,10 @@ above 0.7) that their sum cannot be trusted; beyond the dashed line, 10 %, a bou
             "scores": "masked_scores",
             "perturbations": "masked_perturbations",
             "pathways": "masked_pathways",
+            "baselines": "masked_baselines",
             "screen": "screen",
         },
-        ("mask_probability", "embedding", "accuracy", "pathway"),
+        ("mask_probability", "embedding", "accuracy", "pathway", "stability"),
         needs=("masks",),
         settings=("shown",),
         caption="""\
@@ -150,9 +151,19 @@ screen has no annotation, all rows are clustered. Columns are clustered by a; la
 a probability of 0.5 are to the right of the dashed line. An annotated group with a latent of its own shows as a
 block.
 
-**c**, for annotated screens: accuracy of predicting the annotation from the mask probabilities of every masked model,
-by classifier; mean ± sd over runs (over repeats if there is one run). Folds are stratified and keep the guides of one
-gene together. Grey: the same with labels permuted over genes, mean ± 2 sd. Dashed: always naming the largest group.""",
+**c**, for annotated screens: accuracy of predicting the annotation, by classifier, for every model with masks. Filled
+markers: from the mask probabilities; mean ± sd over runs (over repeats if there is one run). Hollow markers: from the
+embedding, which is the shift before the mask. Short lines: from the effects that the model predicts. Long lines: from
+the mean effects of the training cells, without any model; masks below this line have lost what the data say about the
+annotation. The random forest reads masks alone. Folds are stratified and keep the guides of one gene together. Grey:
+masks with labels permuted over genes, mean ± 2 sd. Dashed: always naming the largest group.
+
+Last panel, one row per model: *stability over seeds*, the correlation between two seeds of how much every two
+perturbations share a mask (1: the same relations in both); *overlap beyond chance*, entries that two seeds share after
+their latents were matched (0: as with permuted perturbations, 1: the same masks); *share of entries on* and *active
+latents*, for a probability above 0.5; and, if the screen has several perturbations of a gene, their rank in each
+other's similarity among the perturbations of other genes (mean over seeds, with the largest p of a permutation
+test).""",
     ),
     FigureRow(
         "effects",

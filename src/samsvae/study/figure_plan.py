@@ -35,7 +35,8 @@ RESERVED = (
     *("all", "report", "published", "provenance", "cost_table", "write_config", "write_grid", "collect", *ACROSS),
     *("download_source", "verify_source", "make_miniature_replogle", "make_miniature_norman"),
     *("filter_replogle", "filter_norman", "filter_custom", "simulate_sams", "simulate_sparse_shift", "pack_arrays"),
-    *("split_cells", "reference_effects", "data_expression", "pathway_accuracy", "model_expression"),
+    *("split_cells", "reference_effects", "data_expression", "model_expression"),
+    *("pathway_accuracy", "pathway_baseline"),
     *("train", "train_together", "take", "import_checkpoint"),
     *("data", "sources", "figures", "logs", "benchmarks", "preview"),
 )
@@ -205,13 +206,19 @@ class FigurePlan:
         origin = {"miniature": "a synthetic miniature", "path": f"from {screen.source.path}", "urls": "downloaded"}
         return f"Screen {name}: {origin[screen.source.sort]}."
 
-    def pathway_files(
-        self, experiment: str, select: Callable[[FigurePlan, str], Iterable[Run]] | None = None
-    ) -> list[str]:
-        """Accuracies of predicting the annotation: a file per masked run (or ``select``) of an annotated screen."""
-        every = self.experiments[experiment] if select is None else select(self, experiment)
-        masked = [run for run in every if run.model.mask in MASKED]
-        return self.plan.run_files(masked, "pathways.tsv") if self.is_annotated(experiment) else []
+    def annotated(self, experiment: str, found: Iterable[Run] | None = None) -> list[Run]:
+        """The masked runs (of ``found``, or all) whose pathways are predicted; none if there is no annotation."""
+        every = self.experiments[experiment] if found is None else found
+        return [run for run in every if run.model.mask in MASKED] if self.is_annotated(experiment) else []
+
+    def pathway_files(self, experiment: str, found: Iterable[Run] | None = None) -> list[str]:
+        """Accuracies of predicting the annotation: a file for each batch of `annotated` runs."""
+        names = dict.fromkeys(self.plan.batch_name(run) for run in self.annotated(experiment, found))
+        return [f"{self.plan.results}/{experiment}/pathways/{name}.tsv" for name in names]
+
+    def pathway_baselines(self, experiment: str, found: Iterable[Run] | None = None) -> list[str]:
+        """The same from the training cells alone: a file for each split of `annotated` runs."""
+        return self.plan.split_files(self.annotated(experiment, found), "pathways.tsv")
 
     # ---- runs that a figure may show -------------------------------------------------------------------------------
 
@@ -294,10 +301,6 @@ def _published(figure: str) -> Callable[[FigurePlan, str], list[str]]:
     return lambda figures, experiment: published_files(figures.plan, figures.resources, experiment, figure)
 
 
-def _masked_to_show(figures: FigurePlan, experiment: str) -> list[Run]:
-    return figures.first_seeds(figures.of_shown(experiment, figures.masked(experiment)))
-
-
 def _single_to_show(figures: FigurePlan, experiment: str) -> list[Run]:
     return figures.first_seeds(figures.single(experiment))
 
@@ -329,8 +332,9 @@ FILES: dict[str, Callable[[FigurePlan, str], str | list[str]]] = {
     "ample_conditions": _runs(FigurePlan.ample, "worth_conditions.tsv"),
     "ample_baseline_conditions": _splits(FigurePlan.ample, "worth_conditions.tsv"),
     "masked_scores": _runs(FigurePlan.masked, "scores.tsv"),
-    "masked_perturbations": _runs(_masked_to_show, "perturbations.h5ad"),
-    "masked_pathways": lambda figures, experiment: figures.pathway_files(experiment, FigurePlan.masked),
+    "masked_perturbations": _runs(FigurePlan.masked, "perturbations.h5ad"),
+    "masked_pathways": lambda figures, experiment: figures.pathway_files(experiment, figures.masked(experiment)),
+    "masked_baselines": lambda figures, experiment: figures.pathway_baselines(experiment, figures.masked(experiment)),
     "single_scores": _runs(FigurePlan.single, "scores.tsv"),
     "single_effects": _runs(_single_to_show, "effects.h5ad"),
     "single_conditions": _runs(_single_to_show, "worth_conditions.tsv"),

@@ -19,6 +19,7 @@ from samsvae.config.grid import Run, batches, grid_table, run_settings, runs
 from samsvae.config.screens import ScreenConfig
 from samsvae.config.study import Study
 from samsvae.config.validate import build
+from samsvae.config.vocabulary import MASKED
 from samsvae.errors import ConfigError, nearest
 from samsvae.study.jobs import SCORED, TRAINED, failed_in
 
@@ -129,6 +130,18 @@ class Plan:
             )
         return found[wildcards.batch]
 
+    def masked(self, experiment: str, batch: str | None = None) -> list[Run]:
+        """The masked runs of an experiment, or of one of its batches; a run that is in no batch is one by itself."""
+        found = [run for run in self.experiment(experiment).values() if run.model.mask in MASKED]
+        names = {run.id: self.batch_name(run) for run in found}
+        if batch is not None and batch not in names.values():
+            raise ConfigError(f"{experiment} has no masked runs in a batch {batch!r}.{nearest(batch, names.values())}")
+        return [run for run in found if batch in (None, names[run.id])]
+
+    def batch_name(self, run: Run) -> str:
+        """The batch of a run; its own id if it is in none."""
+        return self.batch_of_run.get((run.experiment, run.id), run.id)
+
     def source(self, wildcards: Any) -> str:
         """The file that a screen is filtered from: a local path, or the one that was downloaded or simulated."""
         name = self.screens[wildcards.dataset]
@@ -227,6 +240,10 @@ class Plan:
         """The settings that the trainings of a batch depend on."""
         return [run_settings(run) for run in self.batch(wildcards)]
 
+    def minutes_of_pathways(self, wildcards: Any) -> int:
+        """The time limit for predicting the pathways of a batch: ten minutes, and five for each run."""
+        return 10 + 5 * len(self.masked(wildcards.experiment, wildcards.batch))
+
     def minutes_together(self, wildcards: Any) -> int:
         """The time limit of a batch: that of its runs one after another."""
         return 120 * len(self.batch(wildcards))
@@ -260,6 +277,10 @@ class Plan:
         """A file of each split that the runs read, once."""
         return list(dict.fromkeys(self.split_file(run, file) for run in found))
 
+    def data_files(self, found: Iterable[Run], file: str) -> list[str]:
+        """A file of each data set that the runs read, once."""
+        return list(dict.fromkeys(self.data_file(run.dataset, file) for run in found))
+
     def each_run(self, file: str) -> Callable[[Any], list[str]]:
         """An input function: a file of every run of the experiment that the wildcards name."""
         return lambda wildcards: self.run_files(self.experiment(wildcards.experiment).values(), file)
@@ -267,6 +288,17 @@ class Plan:
     def each_split(self, file: str) -> Callable[[Any], list[str]]:
         """An input function: a file of every split of the experiment that the wildcards name."""
         return lambda wildcards: self.split_files(self.experiment(wildcards.experiment).values(), file)
+
+    def each_masked(self, file: str) -> Callable[[Any], list[str]]:
+        """An input function: a file of every masked run of the experiment or batch that the wildcards name."""
+        return lambda wildcards: self.run_files(
+            self.masked(wildcards.experiment, getattr(wildcards, "batch", None)), file
+        )
+
+    def masked_screens(self, wildcards: Any) -> list[str]:
+        """The screens of the masked runs of the experiment or batch that the wildcards name."""
+        found = self.masked(wildcards.experiment, getattr(wildcards, "batch", None))
+        return self.data_files(found, "screen.h5ad")
 
     def benchmarks_of_runs(self, wildcards: Any) -> dict[str, list[str]]:
         """The benchmarks of the runs of the experiment that the wildcards name."""

@@ -18,6 +18,7 @@ from samsvae.config.validate import build
 from samsvae.errors import DataError, SamsvaeError
 from samsvae.evaluation.bound import collect_bounds
 from samsvae.evaluation.collect import RULES, collect_histories, collect_scores
+from samsvae.evaluation.masks import collect_masks
 from samsvae.evaluation.worth import collect_worth
 from samsvae.figures.write import write_figure
 from samsvae.files import verify, write_json, write_table
@@ -109,10 +110,13 @@ def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Pat
     write_table(grid_table(found), folder / "grid.tsv")
     grid = read(folder / "grid.tsv")
     pathways = _existing(pictures.pathway_files(experiment))
-    baselines = _existing(plan.split_files(found, "baselines.tsv"))
+    baselines = _existing([*plan.split_files(found, "baselines.tsv"), *pictures.pathway_baselines(experiment)])
     write(collect_scores(grid, plan.run_files(found, "scores.tsv"), pathways, baselines), folder / "scores.tsv")
     write(collect_histories(grid, plan.run_files(found, "history.tsv")), folder / "histories.tsv")
     write(collect_bounds(grid, plan.run_files(found, "bound.tsv")), folder / "bound.tsv")
+    masked = [run for run in plan.masked(experiment) if Path(plan.data_file(run.dataset, "screen.h5ad")).is_file()]
+    matrices, screens = plan.run_files(masked, "perturbations.h5ad"), plan.data_files(masked, "screen.h5ad")
+    write(collect_masks(grid, matrices, screens), folder / "masks.tsv")
     files = [plan.run_files(found, name) for name in ("worth.tsv", "worth_conditions.tsv")]
     files += [_existing(plan.split_files(found, name)) for name in ("worth.tsv", "worth_conditions.tsv")]
     if all(files):  # a split has its tables before its runs, unless they come from an older version

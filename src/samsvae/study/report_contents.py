@@ -10,7 +10,10 @@ from samsvae.figures.registry import FIGURES
 from samsvae.study.report import ExperimentEntry, FigureEntry, write_report
 
 #: Tables of an experiment that the report links.
-TABLES = ("grid.tsv", "scores.tsv", "bound.tsv", "worth.tsv", "worth_conditions.tsv", "histories.tsv", "cost.tsv")
+TABLES = (
+    *("grid.tsv", "scores.tsv", "bound.tsv", "worth.tsv", "worth_conditions.tsv", "masks.tsv", "histories.tsv"),
+    "cost.tsv",
+)
 
 
 def report_of(

@@ -29,7 +29,10 @@ TARGETS = 2
 #: An inferred mask with a smaller density counts as empty: there is nothing whose precision and recall would matter.
 EMPTY_MASK = 0.01
 
-#: Classifiers that predict pathways from masks.
+#: What pathways are predicted from: what a masked model learnt about a perturbation, and the effects that it predicts.
+FEATURES = ("mask", "embedding", "effects")
+
+#: Classifiers that predict pathways; all read masks, and all but the forest read the other features.
 CLASSIFIERS = ("logistic", "forest", "knn")
 
 #: The classifier that always names the largest pathway.

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import rankdata
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.checked import checked
@@ -137,7 +137,7 @@ def sibling_rank(
     if not n_guides:
         return SiblingRank(np.nan, np.nan, np.nan, 0)
     np.fill_diagonal(similarity, -1)  # rank 1 is the guide itself
-    ranks = rankdata(similarity, axis=1) - 1
+    ranks = pd.DataFrame(similarity).rank(axis=1).to_numpy() - 1
     # a rank sum counts pairs of siblings too: m (m + 1) / 2 of them
     weight = 1 / (siblings[guide] * others[guide] * n_guides)
     correction = float((weight * (siblings[guide] + 1) / 2).sum())

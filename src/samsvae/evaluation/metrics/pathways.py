@@ -1,4 +1,4 @@
-"""Predict the pathways of perturbations from their masks.
+"""Predict the pathways of perturbations from their masks, or from other features.
 
 The papers' classifier is not public, so this is our own protocol: three classifiers predict the pathway of a
 perturbation from its row of features. In cross-validation, all perturbations of a target gene are in the same fold.
@@ -7,10 +7,8 @@ Letters: N annotated perturbations, L features.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from sklearn.base import ClassifierMixin
@@ -23,8 +21,6 @@ from sklearn.preprocessing import StandardScaler
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.constants import MAJORITY
-
-log = logging.getLogger(__name__)
 
 #: Neighbours of the k-NN classifier; fewer if a fold has fewer training rows.
 NEIGHBOURS = 5
@@ -160,33 +156,3 @@ def _summary(rows: list[tuple[str, str, float]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["classifier", "metric", "value"])
     grouped = table.groupby(["classifier", "metric"], sort=False)["value"]
     return grouped.agg(mean="mean", sd="std", n="size").reset_index()
-
-
-def mask_pathways(perturbations: ad.AnnData, table: pd.DataFrame, settings: Mapping) -> pd.DataFrame:
-    """Accuracy of pathways predicted from a run's mask probabilities, with a null distribution from permuted labels.
-
-    ``perturbations``: obsm mask_probability (T, L). ``table``: gene and pathway of each perturbation; perturbations
-    whose pathway is '', or which it does not list (such as a combination that is a perturbation of its own), are left
-    out, and so are perturbations without training cells, whose masks are NaN, and pathways with a single gene, which
-    no other gene can predict. ``settings``: an EvaluationConfig as a dict. Columns: classifier, metric, mean, sd, n,
-    folds, null_mean, null_sd (NaN for majority). No rows, and a warning in the log, if fewer than two pathways are
-    left.
-    """
-    table = table.reindex(perturbations.obs_names).fillna("")
-    masks = np.asarray(perturbations.obsm["mask_probability"])
-    table.loc[np.isnan(masks).any(1), "pathway"] = ""
-    genes = table.groupby("pathway")["gene"].transform("nunique")
-    known = ((table["pathway"] != "") & (genes > 1)).to_numpy()
-    if table.loc[known, "pathway"].nunique() < 2:
-        log.warning(
-            "the annotation has fewer than two groups of two or more genes, so masks cannot be scored against it"
-        )
-        return pd.DataFrame(columns=["classifier", "metric", "mean", "sd", "n", "folds", "null_mean", "null_sd"])
-    features = masks[known]
-    pathway, gene = (table.loc[known, column].to_numpy(str) for column in ("pathway", "gene"))
-    trees = settings["pathway_trees"]
-    found = pathway_accuracy(features, pathway, gene, repeats=settings["pathway_repeats"], trees=trees)
-    permuted = permuted_labels(pathway, gene, n=settings["pathway_permutations"])
-    null = permutation_null(features, permuted, gene, trees=trees)
-    null = null.rename(columns={"mean": "null_mean", "sd": "null_sd"})[["classifier", "metric", "null_mean", "null_sd"]]
-    return found.merge(null, on=["classifier", "metric"], how="left")

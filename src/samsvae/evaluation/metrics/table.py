@@ -12,6 +12,7 @@ from typing import Literal
 from samsvae.errors import DataError, nearest
 from samsvae.evaluation.metrics.constants import (
     CLASSIFIERS,
+    FEATURES,
     FIT,
     HONEST,
     LEVELS,
@@ -146,23 +147,66 @@ def _recovery() -> list[Metric]:
 
 def _pathways() -> list[Metric]:
     scores = {
-        "accuracy": ("mask pathway accuracy", "Share of perturbations whose pathway is predicted correctly"),
+        "accuracy": ("pathway accuracy", "Share of perturbations whose pathway is predicted correctly"),
         "balanced_accuracy": (
-            "mask pathway balanced accuracy",
+            "pathway balanced accuracy",
             "Mean over pathways of the share of perturbations whose pathway is predicted correctly",
         ),
     }
-    how = {
-        "logistic": "from their mask probabilities by logistic regression",
-        "forest": "from their mask probabilities by a random forest",
-        "knn": "from their masks by the 5 nearest neighbours",
-        MAJORITY: "by always naming the largest pathway: the line that a mask must beat",
+    features = {
+        "mask": "their mask probabilities",
+        "embedding": "their embeddings (before the mask)",
+        "effects": "their effects, as the model or a baseline predicts them,",
     }
+    how = {
+        "logistic": "by logistic regression",
+        "forest": "by a random forest",
+        "knn": "by the 5 nearest neighbours",
+    }
+    rows = [
+        Metric(f"{name}_pathway_{metric}/{classifier}", f"{name} {label}", _PUBLISHED, "higher", "", 0.0, 1.0,
+               f"{sentence} from {'their masks' if (name, classifier) == ('mask', 'knn') else features[name]} "
+               f"{how[classifier]}.")
+        for name in FEATURES
+        for classifier in CLASSIFIERS
+        if name == "mask" or classifier != "forest"
+        for metric, (label, sentence) in scores.items()
+    ]  # fmt: skip
+    always = "by always naming the largest pathway: the line that a mask must beat."
+    return rows + [
+        Metric(f"mask_pathway_{metric}/{MAJORITY}", f"mask {label}", _PUBLISHED, "", "", 0.0, 1.0,
+               f"{sentence} {always}")
+        for metric, (label, sentence) in scores.items()
+    ]  # fmt: skip
+
+
+def _masks() -> list[Metric]:
+    def row(
+        name: str, label: str, better: Literal["higher", "lower", ""], low: float | None, high: float | None, text: str
+    ) -> Metric:
+        return Metric(name, label, (), better, "", low, high, text)
+
+    pairs = "Mean over pairs of seeds of"
+    rank = "the rank of another perturbation of the same gene by the similarity of their masks"
     return [
-        Metric(f"mask_pathway_{name}/{classifier}", label, _PUBLISHED, "" if classifier == MAJORITY else "higher", "",
-               0.0, 1.0, f"{sentence} {how[classifier]}.")
-        for classifier in (*CLASSIFIERS, MAJORITY)
-        for name, (label, sentence) in scores.items()
+        row("mask_jaccard", "Jaccard of masks", "", 0.0, 1.0,
+            f"{pairs} the share of mask entries in both of two seeds among those in either, latents matched; a mask of "
+            "ones has 1."),
+        row("mask_jaccard_null", "Jaccard of permuted masks", "", 0.0, 1.0,
+            "The same with the perturbations of one of the two masks permuted."),
+        row("mask_excess", "Jaccard of masks beyond chance", "higher", None, 1.0,
+            "The Jaccard of masks on a scale from permuted perturbations (0) to equal masks (1)."),
+        row("mask_gram", "stability of masks", "higher", -1.0, 1.0,
+            f"{pairs} the correlation of how much every two perturbations share a mask; latents need no matching."),
+        row("mask_active_latents", "active latents of masks", "", 0.0, None,
+            "Mean over seeds of the number of latents that some perturbation has a mask entry above 0.5 for."),
+        row("sibling_rank", "rank of siblings", "higher", 0.0, 1.0,
+            f"Mean over perturbations of {rank}, among all perturbations of other genes: 1 is the most similar, 0.5 is "
+            "chance."),
+        row("sibling_rank_null", "rank of siblings, permuted", "", 0.0, 1.0,
+            "The same with genes permuted over perturbations."),
+        row("sibling_rank_p", "p of the rank of siblings", "lower", 0.0, 1.0,
+            "Share of permutations with at least this rank, the data counted as one."),
     ]  # fmt: skip
 
 
@@ -259,10 +303,10 @@ def _honest() -> list[Metric]:
     ]  # fmt: skip
 
 
-#: Every metric by name: likelihood and its weights, effects, recovery, pathways, expression, the fit, honest protocol.
+#: Every metric by name, in the order of the documentation.
 METRICS: dict[str, Metric] = {
     row.name: row
-    for rows in (_likelihood, _weights, _effects, _recovery, _pathways, _expression, _fit, _honest)
+    for rows in (_likelihood, _weights, _effects, _recovery, _pathways, _masks, _expression, _fit, _honest)
     for row in rows()
 }
 
