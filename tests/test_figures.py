@@ -98,7 +98,7 @@ NAMES = {  # figure: number of panels (colour bars and pathway strips left out)
     "recovery": 6,
     "recovery_bars": 6,
     "curves": 1,
-    "worth": 5,
+    "worth": 6,
     "bound": 5,
 }
 

@@ -26,7 +26,7 @@ from samsvae.evaluation.metrics.estimates import Effects, at_reference
 from samsvae.evaluation.metrics.reliability import ceiling_perfect
 from samsvae.evaluation.metrics.table import METRICS
 from samsvae.evaluation.score_tables import CONDITIONS, SCORES, tables
-from samsvae.evaluation.truth import Truth, target_genes, truth_of, truth_or_reason
+from samsvae.evaluation.truth import Truth, truth_of, truth_or_reason
 from samsvae.evaluation.truth_file import read_truth, write_truth
 
 GENES = 40
@@ -76,6 +76,11 @@ SPLIT = split_of(MADE)
 @pytest.fixture(scope="module")
 def truth() -> Truth:
     return truth_of(MADE, SPLIT)
+
+
+@pytest.fixture(scope="module")
+def of_split(truth) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return honest.split_tables(MADE, SPLIT, truth)
 
 
 def by_hand(cells: np.ndarray, controls: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -160,16 +165,17 @@ def no_control() -> tuple[Screen, np.ndarray]:
         (no_control(), "no control cells"),
         (only(CONTROL, "train", 0), "No training control cell"),
         (only(CONTROL, "train", 1), "control has 1 of the chosen cells"),
+        (only(CONTROL, "train", 2), "no gene has counts in 3 of the training controls"),
         (few_conditions(), "fewer than 3 conditions have 10 test cells"),
     ],
-    ids=["no control", "no training control", "one training control", "few conditions"],
+    ids=["no control", "no training control", "one training control", "two training controls", "few conditions"],
 )
 def test_a_split_that_cannot_be_scored_has_one_row_with_its_reason(made, reason):
     data, split = made
     net = model("sams_vae_mf", GENES)
     why = truth_or_reason(data, split)
     for scores, conditions in (
-        honest.split_tables(data, why),
+        honest.split_tables(data, split, why),
         honest.model_tables(net, why, encode(data, "sum").members, draws=2, cells=2),
     ):
         assert len(scores) == 1 and len(conditions) == 0
@@ -182,7 +188,7 @@ def test_a_split_that_cannot_be_scored_has_one_row_with_its_reason(made, reason)
 def test_target_genes(truth):
     """gene3 by its name, gene7_2 and gene9_x_y by the part before the first '_'; 'elsewhere' is no gene."""
     assert truth.targets.tolist() == [3, 7, 9]
-    assert target_genes(replace(MADE, genes=np.char.add("g", MADE.genes))).dtype.kind == "i"
+    assert truth_of(replace(MADE, genes=np.char.add("g", MADE.genes)), SPLIT).targets.dtype.kind == "i"
 
 
 @pytest.mark.parametrize("kind", ["effects", "reason"])
@@ -295,11 +301,11 @@ def test_a_set_is_scored_on_the_conditions_with_a_prediction(truth):
     assert found.xs("seen", level="set")["value"].isna().all()
 
 
-def test_baselines_and_ceilings(truth):
-    scores, conditions = honest.split_tables(MADE, truth)
+def test_baselines_and_ceilings(truth, of_split):
+    scores, conditions = of_split
     assert set(scores["model"]) == {
         *("no_change", "mean_of_perturbations", "train_mean", "shrunk", "ridge_pc", "additive", "matching_mean"),
-        "ceiling",
+        *("ceiling", "technical_duplicate"),
     }
     train = by_hand(SPLIT == "train")[0]
     values = scores.set_index(["model", "metric", "set"])["value"]
@@ -329,8 +335,8 @@ def test_baselines_and_ceilings(truth):
         assert values[("ceiling", "nmse_centred", where)] == 0 and values[("ceiling", "discrimination", where)] == 1
 
 
-def test_the_yardstick_is_the_training_effect_with_its_error(truth):
-    scores, _ = honest.split_tables(MADE, truth)
+def test_the_yardstick_is_the_training_effect_with_its_error(truth, of_split):
+    scores, _ = of_split
     rows = scores[scores["metric"].isin(COVERAGE_SCORES)]
     assert set(rows["model"]) == {"train_mean"} and set(rows["metric"]) == set(COVERAGE_SCORES)
     (a, e, _), (b, f, _) = by_hand(SPLIT == "test"), by_hand(SPLIT == "train")
@@ -393,7 +399,7 @@ def test_interactions_have_their_own_singles(tested):
     assert found.loc["interaction_nmse", "value"] == pytest.approx(error, abs=1e-9)
     assert found.loc["interaction_nmse", "n_conditions"] == 3
 
-    values = honest.split_tables(made, truth)[0].set_index(["model", "metric", "set"])["value"]
+    values = honest.split_tables(made, split, truth)[0].set_index(["model", "metric", "set"])["value"]
     for name in ("no_change", "additive"):  # no interaction
         assert values[(name, "interaction_nmse", "unseen")] == pytest.approx(1, abs=1e-12)
         assert values[(name, "interaction_pearson", "unseen")] == 0
@@ -425,11 +431,11 @@ def test_undefined_interactions_have_their_reason(truth):
     ("name", "encoding", "intervals"),
     [("sams_vae_corr", "sum", True), ("svae_plus", "unique", True), ("cond_vae", "sum", False)],
 )
-def test_the_tables_of_a_model_are_those_of_the_baselines(truth, name, encoding, intervals):
+def test_the_tables_of_a_model_are_those_of_the_baselines(truth, of_split, name, encoding, intervals):
     dosage = encode(MADE, encoding)
     net = model(name, GENES, len(dosage.names)).eval()
     scores, conditions = honest.model_tables(net, truth, dosage.members, draws=6, cells=2)
-    theirs, their_conditions = (table[table["model"] == "no_change"] for table in honest.split_tables(MADE, truth))
+    theirs, their_conditions = (table[table["model"] == "no_change"] for table in of_split)
     ours = scores[~scores["metric"].isin(COVERAGE_SCORES)]
     assert ours[["metric", "set", "n_conditions"]].values.tolist() == (
         theirs[["metric", "set", "n_conditions"]].values.tolist()
@@ -440,8 +446,10 @@ def test_the_tables_of_a_model_are_those_of_the_baselines(truth, name, encoding,
     np.testing.assert_allclose(conditions["weight"], their_conditions["weight"], atol=1e-9)
     found = scores[scores["metric"].isin(COVERAGE_SCORES)]
     assert found["metric"].tolist() == (3 * list(COVERAGE_SCORES) if intervals else [])
-    undefined = scores["metric"].isin(INTERACTIONS)  # these pairs have none
+    # these pairs have no interactions, and the screen has 40 genes
+    undefined = scores["metric"].isin([*INTERACTIONS, "overlap50", "overlap100"])
     assert scores["value"].isna().equals(undefined) and set(scores["metric"]) <= set(METRICS)
+    assert (scores["reason"] != "").equals(undefined)
     if intervals:
         number = found.drop_duplicates("set").set_index("set")["n_conditions"].to_dict()
         assert number == {"seen": 4, "unseen": 3, "all": 7}
@@ -487,14 +495,14 @@ def test_the_worked_example(root):
     assert (inside["coverage0.5"], inside["coverage0.8"]) == (0, 1)
 
 
-def test_metrics_are_calibrated_on_halves_of_the_screen(truth):
+def test_metrics_are_calibrated_on_halves_of_the_screen(truth, of_split):
     """A screen with clear effects: a replicate beats the mean effect by every metric."""
     found = calibrations(MADE, truth)
     each = {f"{m}_{r}" for m in ("pearson", "cosine", "r2", "mse") for r in ("control", "centred")}
     assert set(found) == {*each, "discrimination", "nmse_centred"}
     for name, one in found.items():
         assert one.ranks and one.bds > 0.9, name
-    scores, _ = honest.split_tables(MADE, truth)
+    scores, _ = of_split
     known = scores.drop_duplicates("metric").set_index("metric")
     assert known.loc["nmse_centred", "drf"] == pytest.approx(found["nmse_centred"].drf)
     assert np.isnan(known.loc["nmse_control", "bds"])

@@ -67,7 +67,7 @@ def scored(tmp_path_factory) -> pd.DataFrame:
 
 def honest_scores() -> pd.DataFrame:
     """The scores of the honest protocol of a model, as those of a run, on a screen with three pairs."""
-    made = screen(900, 30)
+    made = screen(900, 120)
     codes = made.condition.copy()
     codes[np.flatnonzero(codes == 3)[::2]] = 6
     members = np.array([[0, -1], [1, -1], [2, -1], [0, 1], [0, 2], [-1, -1], [1, 2]])
@@ -76,7 +76,7 @@ def honest_scores() -> pd.DataFrame:
     split = np.resize(["train", "train", "val", "test"], 900)
     dosage = encode(made, "sum").members
     truth = truth_of(made, split)
-    worth, _ = model_tables(model("sams_vae_corr", genes=30).eval(), truth, dosage, draws=4, cells=2)
+    worth, _ = model_tables(model("sams_vae_corr", genes=120).eval(), truth, dosage, draws=4, cells=2)
     return worth.assign(split=worth["set"])
 
 
@@ -151,6 +151,7 @@ def test_rows_are_complete():
         assert row.low is None or row.high is None or row.low < row.high
     assert {name for name, row in METRICS.items() if not row.better} == {
         "levelled_off", "active_latents", "ate_library", "pit_mean", "posterior_share", "n", "n_top",
+            "variance_ratio", "auprc_chance",
         *(f"{name}{level}" for name in ("coverage", "coverage_top", "naive") for level in LEVELS),
         "mask_density", "mask_jaccard", "mask_jaccard_null", "mask_active_latents", "sibling_rank_null",
         "mask_f1_all_ones", "mask_pathway_accuracy/majority",

@@ -223,6 +223,7 @@ VALUES = {
     "nmse_centred": (0.4, 1.0, 0.5, 0.0),
     "pearson_centred": (0.4, 0.0, 0.3, 0.8),
     "discrimination": (0.8, 0.5, 0.7, 1.0),
+    "energy_share": (0.3, 1.1, 0.9, 0.0),
 }
 
 
@@ -238,7 +239,7 @@ def words(fig: Figure) -> str:
 def test_the_figure_has_a_line_for_each_metric_and_its_values():
     fig = draw(*everything(VALUES), models=[MODEL])
     axes = axes_of(fig)
-    assert set(axes) >= {"nmse_centred seen", "pearson_centred seen", "discrimination seen", "conditions", "coverage"}
+    assert set(axes) == {*(f"{name} seen" for name in HEADLINE), "conditions", "coverage"}
     for name, (model, *_, ceiling) in VALUES.items():
         ax = axes[f"{name} seen"]
         assert model in [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
@@ -250,6 +251,32 @@ def test_the_figure_has_a_line_for_each_metric_and_its_values():
     np.testing.assert_allclose(points.get_ydata(), 0.4 + NOISE)
     assert len(axes["coverage"].lines) == 3  # the diagonal, the model and its yardstick
     assert "not distinguishable from ridge on components" in words(fig)
+
+
+def test_no_change_is_a_baseline_of_cells_and_a_prediction_of_effects_has_no_line_for_them():
+    table, *others = everything(VALUES)
+    table = pd.concat([table, *(scored(1.0, metric=name, model="no_change") for name in VALUES)])
+    labels = {name: [text.get_text() for text in ax.get_yticklabels()] for name, ax in
+              axes_of(draw(table, *others, models=[MODEL])).items()}  # fmt: skip
+    assert "no change" in labels["energy_share seen"] and "no change" not in labels["nmse_centred seen"]
+    effects = table[~((table["model"] == MODEL) & (table["metric"] == "energy_share"))]
+    assert "energy_share seen" not in axes_of(draw(effects, *others, models=[MODEL]))
+
+
+def test_a_metric_without_a_better_direction_has_no_verdict(folder):
+    folder.run("r5", "s1", scored(0.1, metric="variance_ratio"), rows(full(0.1), metric="variance_ratio"))
+    worth = folder.collect()[0].set_index("run")
+    assert worth.loc[["r5"], ["against", "difference", "verdict"]].isna().all(axis=None)
+
+
+def test_a_technical_duplicate_is_no_baseline(folder):
+    folder.run("r6", "s4", scored(0.5, metric="auprc"), rows(full(0.5) + NOISE, metric="auprc"))
+    names = {"no_change": 0.1, "technical_duplicate": 0.9}
+    split = [scored(value, metric="auprc", model=name) for name, value in names.items()]
+    each = [rows(full(value), metric="auprc", model=name) for name, value in names.items()]
+    folder.split("s4", pd.concat(split), pd.concat(each))
+    worth = folder.collect()[0].set_index("run")
+    assert worth.loc["r6", "verdict"] == "better than every baseline"
 
 
 def test_a_model_without_intervals_has_no_curve():

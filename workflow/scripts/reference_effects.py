@@ -22,6 +22,6 @@ with job(snakemake):
     write(per_condition, snakemake.output.per_condition)
     truth = truth_or_reason(screen, split)
     write_truth(truth, snakemake.output.truth)
-    worth, conditions = split_tables(screen, truth)
+    worth, conditions = split_tables(screen, split, truth)
     write(worth.assign(rules=snakemake.params.rules), snakemake.output.worth, digits=PRECISE)
     write(conditions, snakemake.output.worth_conditions, digits=PRECISE)

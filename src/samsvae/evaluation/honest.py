@@ -7,7 +7,8 @@ that both predict. Letters: n cells, C conditions (rows by code, NaN where undef
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -15,46 +16,61 @@ import pandas as pd
 from samsvae.data.arrays import Screen
 from samsvae.errors import DataError
 from samsvae.evaluation.calibrations import calibrations
+from samsvae.evaluation.cell_baselines import cell_baselines
+from samsvae.evaluation.cell_calibrations import cell_calibrations
+from samsvae.evaluation.cell_scores import cell_scores, energy_ceiling
 from samsvae.evaluation.effect_scores import ceilings, coverage_rows, scores, yardstick
 from samsvae.evaluation.effects_at_depth import effect_draws_at_depth
+from samsvae.evaluation.metrics.calibration import Calibration
 from samsvae.evaluation.metrics.coverage import Intervals, join, posterior_intervals
-from samsvae.evaluation.score_tables import Scored, tables, undefined
+from samsvae.evaluation.sampled_cells import predicted_cells
+from samsvae.evaluation.score_tables import CEILING, DUPLICATE, Scored, tables, undefined
 from samsvae.evaluation.truth import Truth
 from samsvae.models.model import Model
 
 
-def split_tables(screen: Screen, truth: Truth | str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of all baselines and of the ceiling (model ``ceiling``): both tables, with a column model.
+def split_tables(screen: Screen, split: np.ndarray, truth: Truth | str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of all baselines, of the ceiling and of a technical duplicate: both tables, with a column model.
 
-    The columns ``drf`` and ``bds`` of the first say what a headline metric is worth on this screen (S9). A split
-    without effects to score (``truth`` is the reason) has one row that says why.
+    The columns ``drf`` and ``bds`` of the first say what a metric is worth on this screen (S9). A split without effects
+    to score (``truth`` is the reason) has one row that says why.
     """
     if isinstance(truth, str):
         first, second = undefined(truth)
-        return first.assign(model="ceiling", drf=np.nan, bds=np.nan), second.assign(model="")
-    every: Mapping[str, Iterator[Scored]] = {
-        **{name: scores(truth, predicted) for name, predicted in truth.baselines.items()},
-        "ceiling": ceilings(truth),
+        return first.assign(model=CEILING, drf=np.nan, bds=np.nan), second.assign(model="")
+    known, duplicate = _calibrated(screen, truth)
+    cells = cell_baselines(screen, split, truth)
+    every: dict[str, Iterable[Scored]] = {
+        **{
+            name: chain(scores(truth, predicted), cell_scores(truth, cells[name]) if name in cells else ())
+            for name, predicted in truth.baselines.items()
+        },
+        CEILING: chain(ceilings(truth), energy_ceiling(truth)),
+        **({DUPLICATE: duplicate} if duplicate else {}),
     }
     found = {name: tables(truth.names, each) for name, each in every.items()}
-    tables_of_scores = [table.assign(model=name) for name, (table, _) in found.items()]
+    parts = [table.assign(model=name) for name, (table, _) in found.items()]
     if "seen" in truth.sets:
-        tables_of_scores.append(coverage_rows(yardstick(truth), "seen").assign(model="train_mean"))
-    conditions = [table.assign(model=name) for name, (_, table) in found.items()]
-    table = pd.concat(tables_of_scores, ignore_index=True)
-    try:
-        known = calibrations(screen, truth)
-    except DataError:  # too few controls for halves
-        known = {}
+        parts.append(coverage_rows(yardstick(truth), "seen").assign(model="train_mean"))
+    table = pd.concat(parts, ignore_index=True)
     for name in ("drf", "bds"):
         table[name] = [getattr(known[m], name) if m in known else np.nan for m in table["metric"]]
-    return table, pd.concat(conditions, ignore_index=True)
+    return table, pd.concat([each.assign(model=name) for name, (_, each) in found.items()], ignore_index=True)
+
+
+def _calibrated(screen: Screen, truth: Truth) -> tuple[dict[str, Calibration], list[Scored]]:
+    """What each metric is worth on this screen, and the scores of a technical duplicate."""
+    try:
+        of_cells, duplicate = cell_calibrations(screen, truth)
+        return calibrations(screen, truth) | of_cells, duplicate
+    except DataError:  # too few controls for halves
+        return {}, []
 
 
 def model_tables(
     model: Model, truth: Truth | str, dosage: np.ndarray, *, draws: int = 100, cells: int = 6
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of a model, and the coverage of its intervals: both tables.
+    """Scores of a model's effects and cells, and the coverage of its intervals: both tables.
 
     ``dosage`` (C, P): indices of the model's perturbations in every condition, padded with T. A model that draws no
     latents of perturbations has no coverage, since its effects have no interval. A split without effects to score
@@ -84,7 +100,8 @@ def model_tables(
         draws=draws,
         cells=cells,
     )
-    table, each = tables(truth.names, scores(truth, predicted))
+    sampled = predicted_cells(model, truth, dosage)
+    table, each = tables(truth.names, chain(scores(truth, predicted), cell_scores(truth, sampled)))
     of_condition = {c: part for c, part in zip(rows, intervals, strict=True) if part is not None}
     parts = [
         coverage_rows(join([of_condition[c] for c in np.flatnonzero(at)]), name)

@@ -28,11 +28,12 @@ from samsvae.ops.onednn import fast_cpu
 BUDGET = {"cpu": 2**22, "cuda": 2**24}
 
 
-def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
+def dosage_batch(model: Model, members: np.ndarray, library: float | np.ndarray) -> Batch:
     """A batch with one cell per condition, whose latents are drawn for it alone.
 
-    ``members`` (C, P): indices of the model's perturbations, padded with T. Conditions that share a perturbation get
-    independent draws of its latents, because the published protocol samples each condition separately.
+    ``members`` (C, P): indices of the model's perturbations, padded with T. ``library``: that of all cells, or
+    of each (C,). Conditions that share a perturbation get independent draws of its latents, because the published
+    protocol samples each condition separately.
     """
     device = model.input_mean.device
     perturbation = torch.as_tensor(members, device=device)
@@ -40,7 +41,7 @@ def dosage_batch(model: Model, members: np.ndarray, library: float) -> Batch:
     index = torch.full_like(perturbation, int(given.sum()))
     index[given] = torch.arange(int(given.sum()), device=device)
     rows = perturbation[given]
-    libraries = torch.full((len(members),), float(library), device=device, dtype=torch.float32)
+    libraries = torch.as_tensor(np.full(len(members), library, np.float32), device=device)
     empty = libraries.new_zeros(len(members), 0)
     return Batch(empty, libraries, MultiHot(index, given.float()), libraries.new_zeros(len(rows)), rows)
 

@@ -14,7 +14,12 @@ import pandas as pd
 from samsvae.evaluation.metrics.constants import HONEST
 from samsvae.evaluation.metrics.intervals import Interval, bootstrap
 
-#: The columns of a table of scores by condition: for nmse, ``value`` is the numerator and ``weight`` the denominator.
+#: Among the models of a split's table: the best scores that can be reached, and half of all cells as a prediction of
+#: the other half, which is no perfect prediction.
+CEILING, DUPLICATE = "ceiling", "technical_duplicate"
+
+#: The columns of a table of scores by condition: for a ratio of sums, such as nmse, ``value`` is the numerator and
+#: ``weight`` the denominator.
 CONDITIONS = ("metric", "set", "condition", "value", "weight")
 
 #: The columns of a table of scores: a mean over conditions with its interval, or why it is undefined.

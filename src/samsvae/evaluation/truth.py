@@ -12,6 +12,7 @@ import numpy as np
 
 from samsvae.data.arrays import Screen
 from samsvae.errors import DataError
+from samsvae.evaluation.cell_truth import CellTruth, cell_truth, target_of
 from samsvae.evaluation.metrics import baselines
 from samsvae.evaluation.metrics.estimates import (
     LEAST_FOR_VARIANCE,
@@ -32,7 +33,8 @@ class Truth:
     conditions of ``seen``, ``unseen`` and ``all``, (C,) bool; a set of fewer than 3 conditions is missing. ``genes``
     (G,) bool: detected in training controls. ``targets``: genes that the panel targets. ``pairs``: interactions of
     scored pairs. ``libraries``: the library sizes of the cells in which every condition, and the control, is observed;
-    these are test cells, or for some singles and controls validation cells.
+    these are test cells, or for some singles and controls validation cells. ``cells``: the test cells of scored
+    conditions as cells, or the reason why cells are not scored.
     """
 
     names: np.ndarray
@@ -46,6 +48,7 @@ class Truth:
     pairs: Pairs
     libraries: list[np.ndarray]
     control: int
+    cells: CellTruth | str
 
     @property
     def rows(self) -> np.ndarray:
@@ -81,7 +84,8 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     """The observed effects of a screen under a split (n,).
 
     DataError, in one sentence, if the split has no effects to score: no control, or fewer than two cells of it in
-    training or in test and validation, or fewer than 3 conditions with 10 test cells.
+    training or in test and validation, no gene that training controls express, or fewer than 3 conditions with 10 test
+    cells.
     """
     untreated = np.flatnonzero((screen.members < 0).all(1))
     if not len(untreated):
@@ -93,35 +97,40 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
         name: condition_moments(screen.counts, screen.condition, n_conditions, cells=cells, method=screen.transform)
         for name, cells in parts.items()
     }
-    tested = moments["test"] if moments["test"].n[control] >= LEAST_FOR_VARIANCE else moments["val"]
+    controls = "test" if moments["test"].n[control] >= LEAST_FOR_VARIANCE else "val"
     sets = scored_sets(moments["train"].n, moments["test"].n, control=control)
     if not sets:
         raise DataError("fewer than 3 conditions have 10 test cells.")
     if any((rows == sets["all"]).all() for name, rows in sets.items() if name != "all"):
         del sets["all"]  # the same rows under another name
-    every_set = np.any(list(sets.values()), axis=0)
     at_control = screen.condition == control
-    observed_in = {c: parts["instead" if moments["instead"].n[c] else "test"] for c in range(n_conditions)}
-    observed_in[control] = parts["test" if tested is moments["test"] else "val"]
+    tested = np.where(at_control, parts[controls], parts["test"])
+    observed = np.where((moments["instead"].n > 0)[screen.condition], parts["instead"], tested)
     # real values have no depth
     library = screen.library if screen.transform == "log2" else np.ones(len(split))
-    libraries = [library[(screen.condition == c) & cells] for c, cells in observed_in.items()]
     if screen.transform == "log2":
-        genes = detected(screen.counts, at_control & (split == "train"))
+        genes = detected(screen.counts, at_control & parts["train"])
     else:
         genes = np.ones(len(screen.genes), bool)
+    test = effects(moments["test"], control=control, controls=moments[controls])
+    train, every = (effects(moments[name], control=control) for name in ("train", "every"))
+    if not genes.any():
+        raise DataError("no gene has counts in 3 of the training controls.")
+    rows = np.flatnonzero(np.any(list(sets.values()), axis=0))
+    targets = target_of(screen)
     return Truth(
         names=screen.conditions,
         members=screen.members,
-        test=effects(moments["test"], control=control, controls=tested),
-        train=effects(moments["train"], control=control),
-        every=effects(moments["every"], control=control),
+        test=test,
+        train=train,
+        every=every,
         sets=sets,
         genes=genes,
-        targets=target_genes(screen),
-        pairs=observed_pairs(moments, screen.members, np.flatnonzero(every_set), control=control, controls=tested),
-        libraries=libraries,
+        targets=np.unique(targets[targets >= 0]),
+        pairs=observed_pairs(moments, screen.members, rows, control=control, controls=moments[controls]),
+        libraries=[library[(screen.condition == c) & observed] for c in range(n_conditions)],
         control=control,
+        cells=cell_truth(screen, rows=rows, control=control, train=parts["train"], test=tested, genes=genes),
     )
 
 
@@ -131,10 +140,3 @@ def truth_or_reason(screen: Screen, split: np.ndarray) -> Truth | str:
         return truth_of(screen, split)
     except DataError as error:
         return str(error)
-
-
-def target_genes(screen: Screen) -> np.ndarray:
-    """Indices of the genes that perturbations target: those with the name of one, or with its part before a '_'."""
-    position = {name: g for g, name in enumerate(screen.genes.tolist())}
-    found = (position.get(name, position.get(name.partition("_")[0], -1)) for name in screen.perturbations.tolist())
-    return np.unique([g for g in found if g >= 0]).astype(int)

@@ -12,13 +12,11 @@ from samsvae.evaluation.collect import same_rules
 from samsvae.evaluation.metrics.calibration import LEAST_BDS, LEAST_DRF
 from samsvae.evaluation.metrics.intervals import Interval, paired_difference
 from samsvae.evaluation.metrics.table import metric
+from samsvae.evaluation.score_tables import CEILING, DUPLICATE
 from samsvae.tables import read
 
-#: The metrics in front. They score centred effects, in which only differences between conditions count.
-HEADLINE = ("nmse_centred", "pearson_centred", "discrimination")
-
-#: The name of the ceiling among the models of a split's table.
-CEILING = "ceiling"
+#: The metrics in front: three of centred effects, in which only differences between conditions count, and one of cells.
+HEADLINE = ("nmse_centred", "pearson_centred", "discrimination", "energy_share")
 
 #: What `compare` returns.
 VERDICT = ("against", "difference", "difference_low", "difference_high", "verdict")
@@ -63,17 +61,20 @@ def verdicts(
 ) -> pd.DataFrame:
     """`compare` scores by condition; a row for each group of the columns ``by``: these, VERDICT and ``ranks``.
 
+    Metrics that have no better direction have no row.
     ``each``: scores of models by condition. ``baselines``: the same for baselines, with one row per model and condition
     in each PLACE. ``calibrated``: rows of the tables of splits, with the DRF and BDS of metrics. ``ranks``: whether the
     metric may rank models.
     """
     shared = [column for column in PLACE if column in by]
-    tables = baselines[baselines["model"] != CEILING], calibrated
+    tables = baselines[~baselines["model"].isin([CEILING, DUPLICATE])], calibrated
     # once, not for every group: an experiment has many runs and splits
     at_place = [dict(list(table.groupby(shared, sort=False))) for table in tables]
     rows = []
     for values, found in each.groupby(list(by), sort=False):
         group = dict(zip(by, values, strict=True))
+        if not metric(str(group["metric"])).better:
+            continue
         place = tuple(group[column] for column in shared)
         theirs, known = (there.get(place, table.iloc[:0]) for there, table in zip(at_place, tables, strict=True))
         numbers = calibration_of(known)

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure, SubFigure
 from samsvae.config.zoo import ROWS
 from samsvae.evaluation.metrics.constants import LEVELS
 from samsvae.evaluation.metrics.table import metric
-from samsvae.evaluation.worth import CEILING, HEADLINE, verdicts
+from samsvae.evaluation.score_tables import CEILING
+from samsvae.evaluation.worth import HEADLINE, verdicts
 from samsvae.figures import style
 from samsvae.figures.runs import models_only, of_largest_amount, of_settings, restricted
 from samsvae.tables import read
@@ -90,25 +91,41 @@ def draw(
     models: those to draw, in order. reason: why nothing is scored, in which case the figure says so. amount: how much
     of the data the runs saw.
     """
-    if reason or not len(scores):
+    lines = {} if reason else _lines(scores, models)
+    if not lines:
         return _nothing(reason or "no score is defined")
-    style.need(scores, ["metric", "set", "model", "value", "low", "high"], "scores")
-    sets = [name for name in ("seen", "unseen") if (scores["set"] == name).any()] or ["all"]
-    there = set(zip(scores["metric"], scores["set"], strict=True))
-    lines = [(name, where) for where in sets for name in HEADLINE if (name, where) in there]
-    predictors = [m for m in (*models, *BASELINES) if m in set(scores["model"])]
-    fig = style.figure(10.6, max(4.8, 1.2 + len(lines) * (0.5 + 0.14 * len(predictors))))
+    sets = [where for _, where in lines]
+    heights = [0.5 + 0.14 * len(rows) for rows in lines.values()]
+    fig = style.figure(10.6, max(4.8, 1.2 + sum(heights)))
     only = f" Only runs with {amount}, the most data." if amount else ""
-    how = "effects of test cells against test controls, minus their mean over conditions; models at the depth of these "
+    how = "test cells against test controls, effects minus their mean over conditions; models at the depth of the test "
     style.note(fig, f"Honest protocol: {how}cells, baselines from training cells.{only} {_sentences(verdicts)}")
     left, right = style.side_by_side(fig, [1.9, 1])
-    axes = np.ravel(left.subplots(len(lines), 1))
-    for i, (ax, (name, where)) in enumerate(zip(axes, lines, strict=True)):
-        _line(ax, scores[(scores["metric"] == name) & (scores["set"] == where)], name, where, models, first=i == 0)
+    axes = np.ravel(left.subplots(len(lines), 1, height_ratios=heights))
+    for i, (ax, ((name, where), rows)) in enumerate(zip(axes, lines.items(), strict=True)):
+        ceiling = scores[(scores[["model", "metric", "set"]] == [CEILING, name, where]).all(axis=1)]
+        _line(ax, rows, ceiling["value"], name, where, first=i == 0)
         if "ranks" in verdicts and not verdicts.loc[verdicts["metric"] == name, "ranks"].all():
             _grey(ax)
     _right(right, conditions, coverage, models, sets[0])
     return fig
+
+
+def _lines(scores: pd.DataFrame, models: list[str]) -> dict[tuple[str, str], pd.DataFrame]:
+    """The scores to draw, by metric and set: those of models, in order, and below them of baselines."""
+    if not len(scores):
+        return {}
+    style.need(scores, ["metric", "set", "model", "value", "low", "high"], "scores")
+    sets = [name for name in ("seen", "unseen") if (scores["set"] == name).any()] or ["all"]
+    found = {}
+    for where in sets:
+        for name in HEADLINE:
+            # the effects of no change are the mean, once they are centred; its cells are not
+            baselines = ("no_change", *BASELINES) if name == "energy_share" else BASELINES
+            rows = scores[(scores["metric"] == name) & (scores["set"] == where)].set_index("model")
+            if rows.index.isin(models).any():  # a prediction of effects alone has no cells
+                found[name, where] = rows.loc[[model for model in (*models, *baselines) if model in rows.index]]
+    return found
 
 
 def _nothing(reason: str) -> Figure:
@@ -136,22 +153,20 @@ def _sentences(verdicts: pd.DataFrame) -> str:
     return f"By {metric(first['metric'].iloc[0]).label}: {'; '.join(words)}."
 
 
-def _line(ax: Axes, rows: pd.DataFrame, name: str, where: str, models: list[str], *, first: bool) -> None:
+def _line(ax: Axes, rows: pd.DataFrame, ceiling: pd.Series, name: str, where: str, *, first: bool) -> None:
     """One metric: the band from the mean effect to the ceiling, and a marker with its interval for every predictor."""
-    rows = rows.set_index("model")
     ax.set_label(f"{name} {where}")
-    ends = [rows["value"].get(end, np.nan) for end in ("mean_of_perturbations", CEILING)]
-    if np.isfinite(ends).all():
+    ends = [*ceiling, *rows.loc[rows.index == "mean_of_perturbations", "value"]]
+    if len(ends) == 2 and np.isfinite(ends).all():
         ax.axvspan(min(ends), max(ends), color=style.PALE, lw=0, zorder=0)
-    shown = [model for model in (*models, *BASELINES) if model in rows.index]
-    for y, model in enumerate(reversed(shown)):
+    for y, model in enumerate(reversed(rows.index)):
         value, low, high = rows.loc[model, ["value", "low", "high"]].astype(float)
         look = style.look(model)
         ax.plot([low, high], [y, y], color=look.colour, lw=1.1)
         marker = "|" if look.marker == "_" else look.marker  # a dash would vanish in its interval
         ax.plot([value], [y], marker, color=look.colour, mec=style.INK, mew=0.4 if look.marker != "_" else 1.1, ms=5)
-    ax.set(ylim=(-0.8, len(shown) - 0.2))
-    ax.set_yticks(range(len(shown)), [style.label(model) for model in reversed(shown)], fontsize=7)
+    ax.set(ylim=(-0.8, len(rows) - 0.2))
+    ax.set_yticks(range(len(rows)), [style.label(model) for model in reversed(rows.index)], fontsize=7)
     ax.tick_params(axis="y", length=0)
     number = int(rows["n_conditions"].max())
     better = {"lower": "← better", "higher": "better →"}.get(metric(name).better, "")

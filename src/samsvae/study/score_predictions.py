@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.errors import DataError, nearest, some
+from samsvae.evaluation.cell_scores import cell_scores
 from samsvae.evaluation.effect_scores import scores
 from samsvae.evaluation.honest import split_tables
 from samsvae.evaluation.score_tables import tables
@@ -32,8 +34,10 @@ def score_predictions(path: str | Path, arrays: str | Path, split: str | Path, o
     screen = read_screen(arrays)
     cells = read_split(split, screen.cells)
     truth = truth_of(screen, cells)
-    mine, each = tables(truth.names, scores(truth, read_predictions(path, screen, truth)))
-    theirs, their_each = split_tables(screen, truth)
+    predicted = read_predictions(path, screen, truth)
+    no_cells = cell_scores(truth, "the file predicts effects, no cells")
+    mine, each = tables(truth.names, chain(scores(truth, predicted), no_cells))
+    theirs, their_each = split_tables(screen, cells, truth)
     worth = pd.concat([mine.assign(model=PREDICTION), theirs], ignore_index=True)
     each = each.assign(model=PREDICTION)
     conditions = pd.concat([each, their_each], ignore_index=True)

@@ -6,6 +6,7 @@ conditions 1 to C - 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,21 +38,31 @@ class Components:
 def components(Y: np.ndarray | sparse.spmatrix, k: int = COMPONENTS) -> Components:
     """Components of training cells' y: the SVD of Y (n, G), dense or sparse, minus its mean (S7).
 
-    There are min(k, n, G). They come from the G x G matrix of products, added up in blocks of cells, so that memory
-    does not grow with n. DataError if shapes or values are impossible.
+    There are min(k, n, G). DataError if shapes or values are impossible.
     """
     Y = checked_cells("Y", Y)
-    n, n_genes = Y.shape
-    mean = np.asarray(Y.sum(0)).reshape(-1) / n  # Y.mean copies sparse cells
-    products = np.zeros((n_genes, n_genes))
-    step = max(1, _BLOCK // n_genes)
-    for start in range(0, n, step):
-        block = Y[start : start + step]
-        centred = (block if isinstance(block, np.ndarray) else block.toarray()) - mean
-        products += centred.T @ centred
-    k = min(k, n, n_genes)
-    vectors = linalg.eigh(products, subset_by_index=[n_genes - k, n_genes - 1])[1][:, ::-1]
-    return Components(mean, vectors)
+    step = max(1, _BLOCK // Y.shape[1])
+    blocks = (Y[start : start + step] for start in range(0, Y.shape[0], step))
+    return components_of_blocks((block if isinstance(block, np.ndarray) else block.toarray() for block in blocks), k)
+
+
+def components_of_blocks(blocks: Iterable[np.ndarray], k: int = COMPONENTS) -> Components:
+    """`components` of cells that come in blocks (n, G) each, at least one: memory does not grow with their number.
+
+    The G x G matrix of products is added up about the mean of the first block, so that it loses no digits.
+    """
+    n, start, total, products = 0, np.zeros(0), np.zeros(0), np.zeros((0, 0))
+    for block in blocks:
+        if not n:
+            start = block.mean(0)
+            total, products = np.zeros_like(start), np.zeros((len(start), len(start)))
+        block = block - start
+        n, total, products = n + len(block), total + block.sum(0), products + block.T @ block
+    shift = total / n
+    products -= n * np.outer(shift, shift)
+    k = min(k, n, len(start))
+    vectors = linalg.eigh(products, subset_by_index=[len(start) - k, len(start) - 1])[1][:, ::-1]
+    return Components(start + shift, vectors)
 
 
 def mean_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -24,6 +24,8 @@ LEAST_CONDITIONS, LEAST_CELLS, LEAST_FOR_VARIANCE = 3, 10, 2
 
 _BLOCK = 2**22  # values transformed at a time, to save memory
 
+_IMPOSSIBLE = "Counts must be finite and not negative; correct the counts before they are scored."
+
 
 class Moments(NamedTuple):
     """Cells, means and variances (n - 1) of conditions: ``n`` (C,), ``mean`` and ``variance`` (C, G).
@@ -57,8 +59,33 @@ def log2_counts(X: Counts) -> np.ndarray:
     x = np.asarray(X if isinstance(X, np.ndarray) else X.toarray(), float)
     total = x.sum(1, keepdims=True)
     if not np.isfinite(total).all() or x.min(initial=0) < 0:
-        raise DataError("Counts must be finite and not negative; correct the counts before they are scored.")
+        raise DataError(_IMPOSSIBLE)
     return np.log2(1 + (LIBRARY * x) / np.where(total > 0, total, 1))
+
+
+class LogCounts:
+    """`log2_counts` of the cells ``rows`` (n,) and ``genes`` (D,), ascending, for one block of genes at a time.
+
+    ``values[:, at]`` computes those of a slice of the genes, so memory is that of a block. X: counts of all genes, over
+    which a cell's sum is taken (S1). DataError as in log2_counts.
+    """
+
+    def __init__(self, X: np.ndarray, rows: np.ndarray, genes: np.ndarray):
+        self.X, self.rows, self.genes, self.shape = X, rows, genes, (len(rows), len(genes))
+        step = max(1, _BLOCK // max(1, X.shape[1]))
+        parts = [X[rows[start : start + step]].sum(1, dtype=float) for start in range(0, len(rows), step)]
+        total = np.concatenate(parts)[:, None]
+        if not np.isfinite(total).all():
+            raise DataError(_IMPOSSIBLE)
+        self.total = np.where(total > 0, total, 1)
+
+    def __getitem__(self, at: tuple[slice, slice]) -> np.ndarray:
+        genes = self.genes[at[1]]
+        first = genes.min(initial=self.X.shape[1])
+        x = self.X[:, first : genes.max(initial=0) + 1][self.rows][:, genes - first]  # reads neighbours together
+        if x.min(initial=0) < 0:
+            raise DataError(_IMPOSSIBLE)
+        return np.log2(1 + (LIBRARY * x.astype(float)) / self.total)
 
 
 def transformed(X: Counts, rows: np.ndarray, method: str = "log2") -> Iterator[tuple[np.ndarray, np.ndarray]]:

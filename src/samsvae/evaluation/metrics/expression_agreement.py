@@ -15,6 +15,7 @@ from samsvae.errors import DataError
 from samsvae.evaluation.metrics.average_precision import average_precision
 from samsvae.evaluation.metrics.checked import checked, checked_cells, checked_codes
 from samsvae.evaluation.metrics.constants import OVERLAPS
+from samsvae.evaluation.metrics.estimates import LogCounts
 from samsvae.evaluation.metrics.rank_sums import rank_scores
 
 #: A gene whose q (Benjamini-Hochberg) is smaller is significant.
@@ -41,17 +42,19 @@ class ExpressionTests:
     difference: np.ndarray  #: of the means of y, in log2
 
 
-def expression_tests(Y: np.ndarray | sparse.spmatrix, condition: np.ndarray, n_conditions: int) -> ExpressionTests:
+def expression_tests(
+    Y: np.ndarray | sparse.spmatrix | LogCounts, condition: np.ndarray, n_conditions: int
+) -> ExpressionTests:
     """Test D genes of every condition against control by Wilcoxon's rank sum (S6).
 
-    Y (n, D): y of the tested genes, float64, dense or sparse; equal proportions must be equal numbers, so compute y as
-    log2(1 + (1e4 x) / s), the product first. ``condition`` (n,): codes, 0 the control. The variance is corrected for
-    ties, without continuity correction; z is 0 and p is 1 where it is 0.
+    Y (n, D): y of the tested genes, float64, dense or sparse, or LogCounts; equal proportions must be equal numbers, so
+    compute y as log2(1 + (1e4 x) / s), the product first. ``condition`` (n,): codes, 0 the control. The variance is
+    corrected for ties, without continuity correction; z is 0 and p is 1 where it is 0.
 
     Conditions with fewer than two cells are not tested: their rows are NaN. DataError if the control has fewer than
     two cells, or if shapes, codes or values are impossible.
     """
-    Y = checked_cells("Y", Y, "D")
+    Y = Y if isinstance(Y, LogCounts) else checked_cells("Y", Y, "D")
     n, n_genes = Y.shape
     condition = checked_codes("condition", condition, n, n_conditions)
     size = np.bincount(condition, minlength=n_conditions)
@@ -67,11 +70,11 @@ def expression_tests(Y: np.ndarray | sparse.spmatrix, condition: np.ndarray, n_c
     used = np.flatnonzero(group >= 0)
     group, number = group[used], size[[0, *tested]].astype(float)
     indicator = sparse.csr_matrix((np.ones(len(used)), (group, np.arange(len(used)))), (len(number), len(used)))
-    Y = Y if isinstance(Y, np.ndarray) else Y.tocsc()
+    Y = Y if isinstance(Y, np.ndarray | LogCounts) else Y.tocsc()
     step = max(1, _BLOCK // n)
     for start in range(0, n_genes, step):
         at = slice(start, start + step)
-        block = (Y[:, at] if isinstance(Y, np.ndarray) else Y[:, at].toarray())[used]
+        block = (Y[:, at] if isinstance(Y, np.ndarray | LogCounts) else Y[:, at].toarray())[used]
         mean = (indicator @ block) / number[:, None]
         difference[tested - 1, at] = mean[1:] - mean[0]
         z[tested - 1, at] = np.nan_to_num(rank_scores(block, group, number).T, nan=0.0)

@@ -5,6 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 
+def _stable_order(values: np.ndarray) -> np.ndarray:
+    """As np.argsort with kind 'stable'; cells at the minimum, most often without counts, are not sorted."""
+    above = values > values.min()
+    large = np.flatnonzero(above)
+    return np.concatenate([np.flatnonzero(~above), large[np.argsort(values[large], kind="stable")]])
+
+
 def rank_scores(Y: np.ndarray, group: np.ndarray, number: np.ndarray) -> np.ndarray:
     """z-scores of Wilcoxon's rank sums of groups 1 to C against group 0, corrected for ties, (g, C).
 
@@ -17,7 +24,7 @@ def rank_scores(Y: np.ndarray, group: np.ndarray, number: np.ndarray) -> np.ndar
     n, g = Y.shape
     by_group = np.argsort(group, kind="stable")
     values = np.ascontiguousarray(Y[by_group].T)
-    order = np.argsort(values, axis=1, kind="stable")  # among equal values, control comes first
+    order = np.stack([_stable_order(row) for row in values])  # among equal values, control comes first
     value, of = np.take_along_axis(values, order, 1), group[by_group][order]
     other = np.ones((g, n), bool)  # than the value before
     other[:, 1:] = value[:, 1:] != value[:, :-1]

@@ -303,10 +303,38 @@ def _honest() -> list[Metric]:
     ]  # fmt: skip
 
 
+def _cells() -> list[Metric]:
+    def row(name: str, label: str, sentence: str, low: float = 0.0, better: Literal["higher", ""] = "higher") -> Metric:
+        return Metric(name, f"{label}, test cells", (HONEST,), better, "", low, 1.0, sentence)
+
+    return [
+        Metric("energy_share", "energy distance of cells", (HONEST,), "lower", "", None, None,
+               "Energy distance of predicted to test cells, relative to that of training controls: 0 is perfect, 1 is "
+               "no better than control cells."),
+        Metric("variance_ratio", "variance of cells (log2 of a ratio)", (HONEST,), "", "log2 of a ratio", None, None,
+               "Mean over conditions of log2 of the variance of predicted cells over that of test cells; 0 is right."),
+        row("auprc", "DE average precision",
+            "Average precision of the test scores of predicted cells for the genes that are significant in test "
+            "cells."),
+        row("auprc_chance", "DE average precision of chance",
+            "Share of genes that are significant in test cells: the average precision of random scores.", better=""),
+        row("sign", "DE sign accuracy",
+            "Share of the genes that are significant in test cells whose difference has the same sign in predicted "
+            "cells."),
+        row("mcc", "DE Matthews correlation",
+            "Matthews correlation of the genes that are significant in predicted and in test cells.", -1.0),
+        row("jaccard", "overlap of DE genes",
+            "Genes that are significant in predicted and in test cells, over all that are significant in either."),
+        *(row(f"overlap{k}", f"overlap of the top {k} DE genes",
+              f"Share of the {k} genes with the largest test scores in test cells that are among those of predicted "
+              "cells.") for k in OVERLAPS),
+    ]  # fmt: skip
+
+
 #: Every metric by name, in the order of the documentation.
 METRICS: dict[str, Metric] = {
     row.name: row
-    for rows in (_likelihood, _weights, _effects, _recovery, _pathways, _masks, _expression, _fit, _honest)
+    for rows in (_likelihood, _weights, _effects, _recovery, _pathways, _masks, _expression, _fit, _honest, _cells)
     for row in rows()
 }
 
