@@ -232,7 +232,7 @@ def note(fig: Figure, text: str) -> None:
 
 def wrapped_note(text: str, width: float) -> str:
     """A note in lines that fit a width in inches."""
-    return "\n".join(textwrap.wrap(text, int(width / 0.056)))
+    return "\n".join(textwrap.wrap(text, int(width / 0.056), break_on_hyphens=False))
 
 
 def plain(name: object, most: int = 22) -> str:
