@@ -50,10 +50,9 @@ def finish(plan: Plan, run_id: str, **changed) -> None:
     write_table([{**head, "metric": metric, "split": split, "value": 1.0} for metric, split in scores], paths["scores"])
     bound = {"cells": "sample", "n_cells": 9, "particles": 10, "value": -3.0, "error": 0.1, "blocks": 10, "reason": ""}
     write_table([{"run": run_id, "protocol": "honest", "metric": "iwelbo", **bound}], paths["bound"])
-    head = {"run": run_id, "protocol": "held-out", "condition": "A"}
-    write_table([{**head, "ate_pearson": 0.5}], paths["per_condition"])
-    base = {"model": "mean_of_perturbations", "protocol": "held-out", "condition": "A", "ate_pearson": 0.1}
-    write_table([base], plan.split_file(run, "per_condition.tsv"))
+    effect = {"metric": "pearson_centred", "set": "all", "condition": "A", "value": 0.5, "weight": 1.0}
+    write_table([{"run": run_id, **effect}], paths["worth_conditions"])
+    write_table([{"model": "shrunk", **effect}], plan.split_file(run, "worth_conditions.tsv"))
     write_table([{"run": run_id, "step": step, "val_loss": 9.0 - step} for step in (1, 2)], paths["history"])
     cost = dict.fromkeys(COST, 1) | {"device": "cpu", "torch": "2"}
     paths["run"].write_text(json.dumps({**cost, **run_settings(run), **changed}))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from small_files import write_files
-from test_honest import MADE, SPLIT
+from test_honest import CONTROL, MADE, SPLIT
 
 from samsvae.cli import main
 from samsvae.errors import DataError
 from samsvae.evaluation.truth import truth_of
 from samsvae.study.code_digest import scoring_rules
-from samsvae.study.score_predictions import read_predictions
+from samsvae.study.predictions import read_cells, read_effects, with_controls
+from samsvae.study.score_predictions import score_predictions
 from samsvae.tables import read
 
 
@@ -54,7 +58,10 @@ def test_a_perfect_and_a_useless_prediction(files, truth, tmp_path, capsys):
         worth = read(out / "worth.tsv").set_index(["model", "metric", "set"])["value"]
         assert worth[("prediction", "discrimination", "seen")] == (1.0 if name == "perfect" else 0.5)
         assert np.isfinite(worth[("shrunk", "nmse_centred", "seen")])
-        assert set(read(out / "worth.tsv")["rules"]) == {scoring_rules()}
+        table = read(out / "worth.tsv")
+        assert set(table["rules"]) == {scoring_rules()}
+        no_cells = table[(table["model"] == "prediction") & (table["metric"] == "energy_share")]
+        assert len(no_cells) and set(no_cells["reason"]) == {"the file predicts effects, no cells"}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +71,7 @@ def test_a_perfect_and_a_useless_prediction(files, truth, tmp_path, capsys):
         ({"conditions": ["x", *MADE.conditions[1:]]}, "conditions that the screen lacks: 'x'"),
         ({"genes": [MADE.genes[1], *MADE.genes[1:]]}, "not unique"),
         ({"value": np.inf}, "X has infinite values"),
-        ({"value": np.nan}, "predicts none of the"),
+        ({"conditions": [f"cell{i}" for i in range(len(MADE.conditions))]}, "If rows are cells, name .* with --cells"),
     ],
 )
 def test_what_does_not_fit_is_named(truth, tmp_path, change, said):
@@ -72,7 +79,77 @@ def test_what_does_not_fit_is_named(truth, tmp_path, change, said):
     with pytest.raises(DataError, match=said):
         with pytest.warns(UserWarning) if "unique" in said else np.errstate():
             path = predictions(tmp_path / "p.h5ad", values, **change)
-        read_predictions(path, MADE, truth)
+        read_effects(path, MADE)
+
+
+def test_a_file_without_predictions_of_scored_conditions_is_named(files, truth, tmp_path):
+    path = predictions(tmp_path / "p.h5ad", np.full(truth.test.delta.shape, np.nan))
+    with pytest.raises(DataError, match=r"predicts none of the 7 conditions that are scored"):
+        score_predictions(path, *files, tmp_path / "out")
+
+
+# ---- cells
+
+
+def cells_file(path, rows: np.ndarray, *, X=None, genes=None, **obs) -> str:
+    """Some cells of the screen as predicted cells; ``obs``: columns that are changed."""
+    labels = pd.DataFrame({"target": MADE.conditions[MADE.condition[rows]]} | obs, index=[f"c{i}" for i in rows])
+    var = pd.DataFrame(index=MADE.genes if genes is None else genes)
+    ad.AnnData(MADE.counts[rows] if X is None else X, labels, var).write_h5ad(path)
+    return str(path)
+
+
+def test_training_cells_as_predicted_cells_score_like_the_baseline(files, tmp_path, capsys):
+    rows = np.flatnonzero(SPLIT == "train")
+    path, out = cells_file(tmp_path / "a.h5ad", rows), tmp_path / "out"
+    assert main(["score", path, "--cells", "target", "--arrays", files[0], "--split", files[1], "--out", str(out)]) == 0
+    assert any(line.startswith("energy_share, seen conditions: ") for line in capsys.readouterr().out.splitlines())
+    scores = read(out / "worth.tsv").set_index(["metric", "set"])
+    ours, theirs = (scores[scores["model"] == name] for name in ("prediction", "train_mean"))
+    seen = [key for key in ours.index if key[1] == "seen"]
+    assert len(seen) > 20 and {"nmse_centred", "energy_share", "auprc"} <= {metric for metric, _ in seen}
+    for column in ("value", "n_conditions"):
+        np.testing.assert_allclose(ours.loc[seen, column], theirs.loc[seen, column], rtol=1e-9)
+
+
+def test_cells_in_any_order_sparse_and_without_controls(tmp_path):
+    """The training controls stand in for those of the method."""
+    rows = np.flatnonzero(SPLIT == "train")
+    control = MADE.condition[rows] == CONTROL
+    rows = np.r_[rows[~control], rows[control]]
+    genes = np.random.default_rng(0).permutation(len(MADE.genes))
+    counts = csr_matrix(MADE.counts[rows[: (~control).sum()]][:, genes])
+    path = cells_file(tmp_path / "b.h5ad", rows[: (~control).sum()], X=counts, genes=MADE.genes[genes])
+    found = with_controls(read_cells(path, MADE, "target"), MADE, SPLIT, CONTROL)
+    for name in ("counts", "library", "condition"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(MADE, name)[rows])
+    own = read_cells(cells_file(tmp_path / "c.h5ad", rows), MADE, "target")
+    assert with_controls(own, MADE, SPLIT, CONTROL) is own
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"column": "targets"}, "obs has no column 'targets' with conditions. Did you mean 'target'"),
+        ({"target": ["x", *["gene3"] * 9]}, "conditions that the screen lacks: 'x'"),
+        ({"target": [None, *["gene3"] * 9]}, "obs column 'target' is empty for 1 cells"),
+        ({"target": ["gene7_2", *["gene3"] * 9]}, "condition 'gene7_2' has a single cell"),
+        ({"genes": ["x", *MADE.genes[1:]]}, "var lacks 1 genes of the screen"),
+        ({"X": np.full((10, 40), -1.0)}, "X has negative, infinite or missing values"),
+        ({"X": np.full((10, 40), np.nan)}, "X has negative, infinite or missing values"),
+    ],
+)
+def test_cells_that_do_not_fit_are_named(tmp_path, change, said):
+    column = change.pop("column", "target")
+    path = cells_file(tmp_path / "p.h5ad", np.arange(10), **change)
+    with pytest.raises(DataError, match=said):
+        read_cells(path, MADE, column)
+
+
+def test_cells_need_a_screen_of_counts(tmp_path):
+    path = cells_file(tmp_path / "p.h5ad", np.arange(10))
+    with pytest.raises(DataError, match="real values, so cells are not scored; give effects, without --cells"):
+        read_cells(path, replace(MADE, counts=MADE.counts.astype(np.float32)), "target")
 
 
 def test_a_wrong_file_is_one_sentence(files, tmp_path, capsys):

@@ -62,8 +62,11 @@ def _parser() -> argparse.ArgumentParser:
                          help="sum (default): a combination is the sum of its parts; unique: it is a perturbation of "
                               "its own")  # fmt: skip
 
-    score = command("score", _score, "score the effects that any method predicts, next to baselines and ceiling")
-    score.add_argument("predictions", help="an .h5ad of conditions x genes: effects in log2(1 + counts per 10,000)")
+    score = command("score", _score, "score what any method predicts, next to baselines and ceiling")
+    score.add_argument("predictions",
+                       help="an .h5ad: conditions x genes, effects in log2(1 + counts per 10,000); or cells x genes, "
+                            "counts (--cells)")  # fmt: skip
+    score.add_argument("--cells", metavar="COLUMN", help="rows are cells; the column of obs with their conditions")
     score.add_argument("--arrays", required=True, metavar="FILE", help="results/data/SCREEN/arrays.npz")
     score.add_argument("--split", required=True, metavar="FILE",
                        help="results/EXPERIMENT/splits/SCREEN/SPLIT/cells.tsv")  # fmt: skip
@@ -120,7 +123,7 @@ def _import(given: argparse.Namespace) -> None:
 def _score(given: argparse.Namespace) -> None:
     from samsvae.study.score_predictions import score_predictions
 
-    verdicts = score_predictions(given.predictions, given.arrays, given.split, given.out)
+    verdicts = score_predictions(given.predictions, given.arrays, given.split, given.out, cells=given.cells)
     for row in verdicts.itertuples():
         print(f"{row.metric}, {row.set} conditions: {row.verdict}")
     print(Path(given.out, "worth.png").absolute())

@@ -1,4 +1,4 @@
-"""Score the effects that any method predicts by the honest protocol, next to the baselines of the same split."""
+"""Score the effects or cells that any method predicts by the honest protocol, next to the baselines of the split."""
 
 from __future__ import annotations
 
@@ -9,35 +9,47 @@ import numpy as np
 import pandas as pd
 
 from samsvae.data.arrays import Screen, read_screen, read_split
-from samsvae.errors import DataError, nearest, some
+from samsvae.errors import DataError
 from samsvae.evaluation.cell_scores import cell_scores
+from samsvae.evaluation.cell_truth import PredictedCells, grouped, measured
 from samsvae.evaluation.effect_scores import scores
 from samsvae.evaluation.honest import split_tables
+from samsvae.evaluation.metrics.estimates import condition_moments, effects
 from samsvae.evaluation.score_tables import tables
 from samsvae.evaluation.truth import Truth, truth_of
 from samsvae.evaluation.worth import HEADLINE, verdicts
 from samsvae.figures.style import PREDICTION, save
 from samsvae.figures.worth import draw
-from samsvae.screens.hdf5 import read_anndata
 from samsvae.study.code_digest import scoring_rules
+from samsvae.study.predictions import read_cells, read_effects, with_controls
 from samsvae.tables import PRECISE, write
 
 
-def score_predictions(path: str | Path, arrays: str | Path, split: str | Path, out: str | Path) -> pd.DataFrame:
-    """Score predicted effects, write the tables and the figure ``worth`` to the folder ``out``; return the verdicts.
+def score_predictions(
+    path: str | Path, arrays: str | Path, split: str | Path, out: str | Path, *, cells: str | None = None
+) -> pd.DataFrame:
+    """Score predictions, write the tables and the figure ``worth`` to the folder ``out``; return the verdicts.
 
-    ``path``: an h5ad of conditions x genes, whose X are effects against control in log2(1 + counts per 10,000). It must
-    have every gene of the screen, in any order; conditions that it lacks, or with a NaN, are not scored. ``arrays`` and
-    ``split``: arrays.npz of the screen and cells.tsv of the split (results/data/SCREEN, results/EXPERIMENT/splits).
-    DataError if the file does not fit the screen, or the split has no effects to score.
+    ``path``: an h5ad with every gene of the screen, in any order. Its rows are conditions, and X are effects against
+    control in log2(1 + counts per 10,000); or its rows are cells, X are counts, and ``cells`` is the column of obs with
+    their conditions. Conditions that it lacks, or with a NaN, are not scored. ``arrays`` and ``split``: arrays.npz of
+    the screen and cells.tsv of the split (results/data/SCREEN, results/EXPERIMENT/splits). DataError if the file does
+    not fit the screen, or the split has no effects to score.
     """
     screen = read_screen(arrays)
-    cells = read_split(split, screen.cells)
-    truth = truth_of(screen, cells)
-    predicted = read_predictions(path, screen, truth)
-    no_cells = cell_scores(truth, "the file predicts effects, no cells")
-    mine, each = tables(truth.names, chain(scores(truth, predicted), no_cells))
-    theirs, their_each = split_tables(screen, cells, truth)
+    of_cell = read_split(split, screen.cells)
+    truth = truth_of(screen, of_cell)
+    sampled: PredictedCells | str = "the file predicts effects, no cells"
+    if cells is None:
+        predicted = read_effects(path, screen)
+    else:
+        made = with_controls(read_cells(path, screen, cells), screen, of_cell, truth.control)
+        moments = condition_moments(made.counts, made.condition, len(truth.names))
+        predicted, sampled = effects(moments, control=truth.control).delta, _measured(made, truth)
+    if not np.isfinite(predicted[truth.rows]).all(1).any():
+        raise DataError(f"{path}: predicts none of the {len(truth.rows)} conditions that are scored.")
+    mine, each = tables(truth.names, chain(scores(truth, predicted), cell_scores(truth, sampled)))
+    theirs, their_each = split_tables(screen, of_cell, truth)
     worth = pd.concat([mine.assign(model=PREDICTION), theirs], ignore_index=True)
     each = each.assign(model=PREDICTION)
     conditions = pd.concat([each, their_each], ignore_index=True)
@@ -53,29 +65,9 @@ def score_predictions(path: str | Path, arrays: str | Path, split: str | Path, o
     return found
 
 
-def read_predictions(path: str | Path, screen: Screen, truth: Truth) -> np.ndarray:
-    """Predicted effects (C, G) in the order of the screen; NaN for conditions without a prediction.
-
-    DataError if a gene of the screen or every scored condition is missing, a name occurs twice, or a condition is
-    unknown.
-    """
-    found = read_anndata(path)
-    for kind, names in (("condition", found.obs_names), ("gene", found.var_names)):
-        if names.has_duplicates:
-            raise DataError(f"{path}: {kind} {some(names[names.duplicated()].unique())} occurs more than once.")
-    if missing := sorted(set(screen.genes.tolist()) - set(found.var_names)):
-        raise DataError(f"{path}: var lacks {len(missing)} genes of the screen: {some(missing)}.")
-    known = screen.conditions.tolist()
-    if unknown := sorted(set(found.obs_names) - set(known)):
-        raise DataError(
-            f"{path}: obs has conditions that the screen lacks: {some(unknown)}.{nearest(unknown[0], known)}"
-        )
-    x = found[:, screen.genes].X
-    values = np.asarray(x.toarray() if hasattr(x, "toarray") else x, float)
-    if np.isinf(values).any():
-        raise DataError(f"{path}: X has infinite values; effects must be finite, or NaN where nothing is predicted.")
-    predicted = np.full(truth.test.delta.shape, np.nan)
-    predicted[[known.index(name) for name in found.obs_names]] = values
-    if not np.isfinite(predicted[truth.rows]).all(1).any():
-        raise DataError(f"{path}: predicts none of the {len(truth.rows)} conditions that are scored.")
-    return predicted
+def _measured(predicted: Screen, truth: Truth) -> PredictedCells | str:
+    """What is measured of predicted cells, or the reason why cells are not scored."""
+    if isinstance(truth.cells, str):
+        return truth.cells
+    every = np.ones(len(predicted.condition), bool)
+    return measured(truth.cells, [grouped(predicted, truth.rows, truth.control, every)])
