@@ -280,7 +280,7 @@ def test_what_is_refused():
     with pytest.raises(ConfigError, match=r"adapt: 'closed' is not known\. Did you mean 'closed_form'"):
         adapt(net, cells, "closed")
     with pytest.raises(ConfigError, match=r"mask: 'beta_bernoulli' is still inferred\. Fix it first"):
-        adapt(model("svae"), cells)
+        adapt_as_released(model("svae"), cells, config)
     with pytest.raises(DataError, match="at least one cell, but there are none"):
         adapt(net, cells_with(cells, 0))
     for name in ("sams_vae_corr", "cond_vae"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -101,6 +101,19 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def subset(self, at: Tensor) -> Cells:
+        """The cells at some positions (n',) as a split of its own, whose plate weights are those of its cells."""
+        index = self.index[at]
+        n_cells = torch.bincount(index.flatten(), minlength=self.n_perturbations + 1)[: self.n_perturbations]
+        return replace(
+            self,
+            counts=self.counts[at.to(self.counts.device)],
+            library=self.library[at],
+            index=index,
+            names=self.names[at.cpu().numpy()],
+            share=plate_weights(n_cells, self.share.dtype),
+        )
 
     def batch(self, at: Tensor | slice, counts: Tensor | None = None, *, own: bool = False) -> Batch:
         """The cells at some positions (n',), with the plate weights of the complete split.

@@ -41,6 +41,7 @@ def train(
     *,
     genes: np.ndarray | None = None,
     keep: Keep | None = None,
+    evaluation_mode: bool = False,
     report_every: float = 10.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Trained:
@@ -49,13 +50,16 @@ def train(
 
     The same seed, CPU and number of threads give the same bytes, also if the training was resumed from ``keep``.
     Torch's own generator is neither read nor changed; with ``compile`` and dropout it is used and then set back.
+    ``evaluation_mode``: without dropout, and with the running statistics of batch norm, which stay the same.
     ``report_every``: seconds between log lines. ConfigError if the settings do not fit the cells or the model;
     NumericalError if a loss is not finite; Interrupted after a stop signal, once the state is saved in ``keep``.
     """
     check_inputs(model, train_cells, val_cells)
     if config.mask_penalty and model.config.mask != "beta_bernoulli":
         raise ConfigError(f"mask_penalty: needs mask: beta_bernoulli, but the mask is {model.config.mask!r}.")
-    _check_batch_norm(model, len(train_cells), config)
+    if not evaluation_mode:
+        _check_batch_norm(model, len(train_cells), config)
+    model.train(not evaluation_mode)
     initial = copy.deepcopy(model.state_dict())
     device = train_cells.device
     advice = f"Lower particles ({config.particles}) or batch_size ({config.batch_size}); on a GPU also jobs_per_gpu."
@@ -68,6 +72,7 @@ def train(
         except NotCaptured as error:
             log.warning("%s Starting again with capture: never, as all later trainings of this process do.", error)
         model.load_state_dict(initial)
+        model.train(not evaluation_mode)  # a validation may have been interrupted
         never = replace(config, capture="never")
         return _train(model, train_cells, val_cells, never, genes, keep, report_every, clock)
 
@@ -108,7 +113,6 @@ def _train(
     run = TrainingState(model, config, train_cells, val_cells, genes)
     if keep is not None and keep.load(run):
         log.info("resumed at step %d of %d", run.step, steps)
-    model.train()
     dropout = None if draws_from_torch(model, config) else run.noise.generators.get(DROPOUT)
     with (
         stop_signals() as signals,

@@ -8,7 +8,7 @@ K particles, G genes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,9 +19,10 @@ from samsvae.config.training import TrainingConfig
 from samsvae.config.vocabulary import MASKED
 from samsvae.data.cells import Cells
 from samsvae.errors import ConfigError, DataError, nearest, some
-from samsvae.models.latents import CellState, FixedMask, LearnedEmbedding
+from samsvae.models.latents import CellState, FixedMask, LearnedEmbedding, Mask, MaskProbability
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams
+from samsvae.training.adapt_rows import adapt_rows, cells_with
 from samsvae.training.diagnosis import check_inputs
 from samsvae.training.loop import train
 from samsvae.training.state import Keep, Trained
@@ -37,6 +38,9 @@ PARTICLES, ROUNDS = 50, 15
 
 #: Most floats in an array (K, n', G).
 BUDGET = 2**20
+
+#: Logit of a mask, or log of the shape of a Beta, at which a mask is 1.
+CERTAIN = 20.0
 
 
 # ---- stage 2 -------------------------------------------------------------------------------------------------------
@@ -147,23 +151,53 @@ def by_iwelbo(model: Model, cells: Cells, *, particles: int = PARTICLES, rounds:
     return mu
 
 
-#: How mu of new perturbations is found in `adapt`.
+#: How mu of new perturbations is found in `adapt`, if q(z | x) does not depend on it.
 WAYS: dict[str, Callable[..., Tensor]] = {"closed_form": closed_form, "iwelbo": by_iwelbo, "sparse": sparse}
 
+#: The way of `adapt` that fits every model: `adapt_rows`.
+GRADIENT = "gradient"
 
-@torch.no_grad()
-def adapt(model: Model, cells: Cells, how: str = "closed_form", **options: float) -> Model:
-    """Stage 3: a copy of a hardened model whose mu is fitted to the perturbations of ``cells``; all else is the same.
 
-    ``how``: a name in `WAYS`; ``options`` are those of its function. A model without effects is returned as it is.
-    ConfigError for an unknown way or a model of another kind; DataError without cells.
+def default_way(model: Model) -> str:
+    """How `adapt` fits a model if nothing else is said: by the closed form where there is one."""
+    return GRADIENT if _reason_against_ways(model) else "closed_form"
+
+
+def adapt(
+    model: Model,
+    cells: Cells,
+    how: str | None = None,
+    *,
+    new: Collection[int] | None = None,
+    config: TrainingConfig | None = None,
+    **options: float,
+) -> Model:
+    """Stage 3: a copy of a model whose ``new`` perturbations are fitted to their cells; all else is the same bits.
+
+    ``new``: positions in 0 to T - 1; by default every perturbation of the cells. ``how``: a name in `WAYS`, or
+    'gradient', which fits models of every kind by the objective of ``config``, the settings of the training
+    (`adapt_rows`); by default `default_way`. ``options`` are those of its function. Under `WAYS` a mask that is still
+    inferred is ones for the new perturbations. A model without effects is returned as it is. ConfigError for a way that
+    is unknown or that the model does not have; DataError for new perturbations without cells.
     """
-    if how not in WAYS:
-        raise ConfigError(f"adapt: {how!r} is not known.{nearest(how, WAYS)}")
-    fitted = _prepared(model, cells)
-    if model.config.effect != "none":
-        loc = embedding_of(fitted).loc
-        loc.copy_(WAYS[how](fitted, cells, **options))
+    how = default_way(model) if how is None else how
+    if how not in (*WAYS, GRADIENT):
+        raise ConfigError(f"adapt: {how!r} is not known.{nearest(how, (*WAYS, GRADIENT))}")
+    if how != GRADIENT and model.config.effect != "none" and (reason := _reason_against_ways(model)):
+        raise ConfigError(f"adapt: {how!r} is not possible with {reason}. Allowed: {GRADIENT!r}.")
+    own = cells_with(cells, _perturbations_of(cells) if new is None else new)
+    if not len(own):
+        raise DataError("new perturbations need at least one cell, but there are none.")
+    check_inputs(model, own)
+    if model.config.effect == "none":
+        return copy.deepcopy(model).eval()
+    new = _perturbations_of(own) if new is None else new
+    if how == GRADIENT:
+        return adapt_rows(model, own, new, config, **options)  # type: ignore[arg-type]  # steps and seed are whole
+    fitted = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        _open_masks(fitted, list(new))
+        embedding_of(fitted).loc.copy_(WAYS[how](fitted, own, **options))
     return fitted
 
 
@@ -254,6 +288,27 @@ def _prepared(model: Model, cells: Cells) -> Model:
         raise DataError("new perturbations need at least one cell, but there are none.")
     check_inputs(model, cells)
     return copy.deepcopy(model).eval()
+
+
+def _reason_against_ways(model: Model) -> str:
+    """The setting that rules `WAYS` out, or '': neither q(z | x) nor p(x | z) may depend on the perturbation."""
+    config = model.config
+    if (config.effect, config.embedding) != ("prior_mean", "learned"):
+        return f"effect: {config.effect!r} and embedding: {config.embedding!r}"
+    return "" if config.encoder_reads == "x" else f"encoder_reads: {config.encoder_reads!r}"
+
+
+def _open_masks(model: Model, rows: list[int]) -> None:
+    """Set the inferred masks of some perturbations to ones, as certainly as float32 allows."""
+    for latent in model.latents:
+        if isinstance(latent, MaskProbability | Mask):
+            for name, parameter in latent.named_parameters(recurse=False):
+                parameter[rows] = -CERTAIN if name == "log_b" else CERTAIN
+
+
+def _perturbations_of(cells: Cells) -> list[int]:
+    """The perturbations that the cells received, sorted."""
+    return [t for t in cells.index.unique().tolist() if t < cells.n_perturbations]
 
 
 def _received(cells: Cells) -> Tensor:

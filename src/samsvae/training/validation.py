@@ -50,6 +50,7 @@ def validation_loss(
     ``between`` is called after every batch. ``steps``: computes the loss of a batch with this noise, if steps are
     captured. NumericalError if a loss is not finite.
     """
+    mode = model.training
     model.eval()
     n_cells = len(cells) if n_cells is None else n_cells
     steps = Steps(validation_step(model, cells, config, noise, n_cells), noise) if steps is None else steps
@@ -71,5 +72,5 @@ def validation_loss(
             cause = culprit(model, cells, parts[: number + 1], config, noise, None, n_cells=n_cells)
             raise NumericalError(f"In validation: {cause}")
         total += loss * len(at)
-    model.train()
+    model.train(mode)
     return total / len(cells)
