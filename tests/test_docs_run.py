@@ -156,13 +156,13 @@ def test_the_example_of_an_own_screen_is_filtered_and_split(tmp_path):
     run = next(iter(plan.runs["toy"].values()))
     screen = filter_screen(plan.source(run), tmp_path / "screen.h5ad", **plan.options(run))
     obs = screen.obs
-    split = make_split(obs, separator="+", **vars(run.split_config))
+    split = make_split(obs, separator="+", **run.split_config.of_cells())
     assert set(split["condition"][split["split"] == "test"]) > {"A1+B1"} and len(split) == 960
     assert (split["split"][split["condition"] == "A1+B1"] == "test").all()
     # the tables of a split of one's own: by condition as printed, and by cell as its script writes it
     exec(named("docs/own-data.md", "import anndata as ad\nimport numpy as np\nimport pandas as pd\n\nobs"), {})
     for table, test in (("by_condition.csv", {"A1+B1"}), ("my_split.csv", set(obs["condition"]))):
-        own = make_split(obs, separator="+", **vars(build(SplitConfig, {"kind": "file", "path": table})))
+        own = make_split(obs, separator="+", **build(SplitConfig, {"kind": "file", "path": table}).of_cells())
         assert set(own["condition"][own["split"] == "test"]) == test
 
 
@@ -171,7 +171,7 @@ def test_the_numbers_of_the_second_example():
     options = planned(("genes.yaml",)).plan.study.screens["toy"].options
     obs = ad.read_h5ad("toy.h5ad").obs.rename(columns={"received": "condition"})
     obs.attrs["controls"] = ["control"]
-    split = make_split(obs, separator=options.separator, **vars(options.genes_split))
+    split = make_split(obs, separator=options.separator, **options.genes_split.of_cells())
     stated = re.search(r"(\d+) train, (\d+) val, (\d+) test", (ROOT / "docs" / "own-data.md").read_text())
     assert stated and [int(n) for n in stated.groups()] == [
         int((split["split"] == name).sum()) for name in ("train", "val", "test")
@@ -179,6 +179,21 @@ def test_the_numbers_of_the_second_example():
 
 
 # ---- Python --------------------------------------------------------------------------------------------------------
+
+
+def with_three_steps(adapt):
+    return lambda *fitted_and_cells, **given: adapt(*fitted_and_cells, **given, steps=3, progress=False)
+
+
+def test_a_new_knock_out(monkeypatch):
+    """With few steps and a small model, whose numbers the page does not show."""
+    small = {"steps": 4, "n_latent": 3, "width": 8, "embedding_width": 8, "progress": False}
+    fit = api.fit
+    monkeypatch.setattr(api, "fit", lambda *data, **settings: fit(*data, **{**settings, **small}))
+    monkeypatch.setattr(api.Fitted, "adapt", with_three_steps(api.Fitted.adapt))
+    names: dict = {}
+    exec(named("docs/own-data.md", "import anndata as ad\n\nfrom samsvae import"), names)
+    assert names["load"]("this_year.pt").perturbations[-1] == "C3" and len(names["fitted"].perturbations) == 9
 
 
 def test_the_notebook_of_the_readme(monkeypatch):
@@ -189,7 +204,10 @@ def test_the_notebook_of_the_readme(monkeypatch):
     labels = np.repeat(["non-targeting", "A", "B", "C", "A+B"], 24)
     counts = np.random.default_rng(0).poisson(3.0, (len(labels), 8)).astype(np.float32)
     obs = pd.DataFrame({"guide": labels}, index=[f"cell{i}" for i in range(len(labels))])
-    names: dict = {"adata": ad.AnnData(np.log1p(counts), obs, layers={"counts": counts})}
+    adata = ad.AnnData(np.log1p(counts), obs, layers={"counts": counts})
+    new_cells = ad.AnnData(counts[:30], obs[:30].assign(guide="D"))
+    names: dict = {"adata": adata, "new_cells": new_cells}
+    monkeypatch.setattr(api.Fitted, "adapt", with_three_steps(api.Fitted.adapt))
     exec(named("README.md", "from samsvae import fit, load"), names)
     assert names["fitted"].perturbations == ("A", "B", "C")
     assert names["load"]("model.pt").genes == names["fitted"].genes

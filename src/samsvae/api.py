@@ -27,11 +27,11 @@ from samsvae.config import first_fit
 from samsvae.config.model import ModelConfig
 from samsvae.config.screens import CustomOptions
 from samsvae.config.training import TrainingConfig
-from samsvae.config.validate import checked_fields
-from samsvae.config.vocabulary import ENCODINGS, LIBRARY, SPLIT_LABELS
+from samsvae.config.validate import check_positive, check_whole, checked_fields
+from samsvae.config.vocabulary import ENCODINGS, LIBRARY
 from samsvae.config.zoo import Row, row
 from samsvae.data.cells import cells_of, encode
-from samsvae.errors import ConfigError, DataError, nearest, some
+from samsvae.errors import ConfigError, DataError, nearest
 from samsvae.evaluation import model_effects as effects
 from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names, as_text
 from samsvae.models.model import Model
@@ -39,8 +39,9 @@ from samsvae.models.start import initialise
 from samsvae.ops.device import usable
 from samsvae.screens.custom import check_adata, screen_of
 from samsvae.screens.pack import arrays_of
-from samsvae.screens.splits import three_ways
+from samsvae.screens.splits import column_split
 from samsvae.training import checkpoint
+from samsvae.training.adapt_checkpoint import adapt_checkpoint
 from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, screen_facts
 from samsvae.training.loop import train
 from samsvae.training.verdict import verdict
@@ -48,6 +49,10 @@ from samsvae.training.verdict import verdict
 __all__ = ["Fitted", "fit", "load"]
 
 log = logging.getLogger("samsvae")
+
+#: Options of a screen that new cells may need, and options of a fit to them that are whole numbers.
+CLEANING = ("library_size", "unlabelled", "zero_cells", "min_cells", "rare")
+WHOLE = ("steps", "particles", "rounds")
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,10 +137,11 @@ class Fitted:
         if a number is not allowed; DataError if a condition is unknown.
         """
         library = self.library if library is None else library
-        if not (_is_number(level) and 0.0 < level < 1.0):
+        check_positive(level=level)
+        if level >= 1.0:
             raise ConfigError(f"level: {level!r} is not allowed; it must lie inside (0, 1).")
-        _check_whole(draws=draws, cells=cells)
-        _check_positive(library=library)
+        check_whole(draws=draws, cells=cells)
+        check_positive(library=library)
         if conditions is None:
             conditions = self.perturbations
         if isinstance(conditions, LABELS) or not isinstance(conditions, Iterable):
@@ -165,14 +171,74 @@ class Fitted:
         (``Fitted.library``). ConfigError if a number is not allowed; DataError if the condition is unknown.
         """
         library = self.library if library is None else library
-        _check_whole(n=n)
-        _check_positive(library=library)
+        check_whole(n=n)
+        check_positive(library=library)
         asked, names = as_text(condition), Names(self.checkpoint)
         x = effects.sample(
             self.checkpoint.model, names.members([asked]), samples=n, library=library, seed=f"{seed}/{asked}"
         )[:, 0]
         obs = pd.DataFrame({"condition": names.label(asked)}, index=[f"sample{i}" for i in range(n)])
         return ad.AnnData(x.cpu().numpy(), obs, pd.DataFrame(index=pd.Index(self.genes)))
+
+    # longer than 60 lines because every argument is documented
+    def adapt(
+        self,
+        adata: ad.AnnData,
+        *,
+        perturbation: str,
+        new: Sequence[str] | None = None,
+        layer: str | None = None,
+        how: str | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        **options,
+    ) -> Fitted:
+        """The model with new perturbations added, fitted to the cells of an AnnData; this model is not changed.
+
+        Only what belongs to the new perturbations is fitted (docs/model.md, "Transfer"); all else stays the same bits.
+        Effects, samples, masks and embeddings work for the new names, and for combinations of new and trained ones.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts of all genes of the model, and maybe others, in any order. Controls are not used.
+        perturbation
+            The obs column with the perturbation of each cell. Controls and combinations are written as in training.
+        new
+            The perturbations to add. Default: all that the model was not trained on; then cells of others are an error.
+        layer
+            Layer of the counts (default: X).
+        how
+            ``gradient``: by the objective of the model. For SVAE+, sVAE and iVAE also ``closed_form`` (their default),
+            ``sparse`` and ``iwelbo`` (``samsvae.training.transfer``).
+        seed
+            Of the noise, where there is any.
+        progress
+            Log the progress on stderr.
+        options
+            Of the function that ``how`` names (``gradient``: ``steps``, ``rate``), and, as in ``fit``,
+            ``library_size``, ``unlabelled``, ``zero_cells``, ``min_cells`` and ``rare``.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no effects of perturbations (VAE), or an option is unknown or not allowed.
+        DataError
+            If the genes are others, counts are no counts, a new name was trained, or no cell received it.
+        """
+        known = self.checkpoint.facts
+        cleaning = {key: options.pop(key) for key in CLEANING if key in options}
+        check_positive(**options)
+        check_whole(**{key: value for key, value in options.items() if key in WHOLE})
+        chosen = None if new is None else [str(name) for name in ([new] if isinstance(new, LABELS) else new)]
+        with _log_on_stderr(progress):
+            screen = screen_of(
+                adata, perturbation_column=perturbation, control=known.get("controls") or ["control"],
+                separator=known.get("separator", ""), counts="X" if layer is None else f"layer:{layer}",
+                genes=list(self.genes), complete=False, **cleaning,
+            )  # fmt: skip
+            found = adapt_checkpoint(self.checkpoint, arrays_of(screen), chosen, how, seed=seed, **options)
+        return Fitted(found, self.history)
 
     def save(self, path: str | Path) -> None:
         """Write weights, names and settings to a file that ``load`` reads."""
@@ -250,7 +316,7 @@ def fit(
 
     check_adata(adata)
     with _log_on_stderr(progress):
-        parts = None if options.get("genes_split") else _split(adata.obs, split, seed)
+        parts = None if options.get("genes_split") else column_split(adata.obs, split, seed)
         screen = screen_of(
             adata, perturbation_column=perturbation, control=control, separator=separator,
             counts="X" if layer is None else f"layer:{layer}", genes_on=None if parts is None else parts == "train",
@@ -306,37 +372,6 @@ def load(path: str | Path, device: str = "cpu") -> Fitted:
     CheckpointError if the file is damaged or is not such a model; ConfigError if torch cannot use the device.
     """
     return Fitted(checkpoint.load(path, device), pd.DataFrame(columns=list(HISTORY)))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _check_positive(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not (_is_number(value) and 0 < value < np.inf):
-            raise ConfigError(f"{name}: {value!r} is not allowed; it must be a number above 0.")
-
-
-def _check_whole(**numbers: int) -> None:
-    _check_positive(**numbers)
-    for name, value in numbers.items():
-        if not isinstance(value, int | np.integer):
-            raise ConfigError(f"{name}: {value!r} is not allowed; it must be a whole number.")
-
-
-def _split(obs: pd.DataFrame, column: str | None, seed: int) -> np.ndarray:
-    """The split of every cell (n): that of the column, or 20 % 'val' and the rest 'train'; DataError for bad values."""
-    if column is None:
-        parts = np.full(len(obs), "train", dtype="<U5")
-        parts[three_ways(np.arange(len(obs)), 0.0, 0.2, seed)[1]] = "val"
-        return parts
-    if column not in obs:
-        raise DataError(f"split: obs has no column {column!r}.{nearest(column, obs.columns)}")
-    parts = obs[column].astype(str).to_numpy(str)
-    if odd := sorted(set(parts) - set(SPLIT_LABELS)):
-        raise DataError(f"split: obs column {column!r} has the values {some(odd)}; allowed: {', '.join(SPLIT_LABELS)}.")
-    return parts
 
 
 def _check_parts(parts: np.ndarray, screen: ad.AnnData) -> None:

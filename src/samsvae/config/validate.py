@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
+import numbers
 import re
 import types
 import typing
@@ -198,6 +200,21 @@ def at_least(least: int, settings: object, *names: str) -> None:
             raise ConfigError(f"{name}: {quoted(value)} is not allowed; it must be {least} or more.")
         if value is not None and name.endswith("seed") and value > MOST_SEED:
             raise ConfigError(f"{name}: {quoted(value)} is not allowed; a seed is {MOST_SEED:,} at most.")
+
+
+def check_positive(**values: object) -> None:
+    """ConfigError unless each value is a number above 0; numpy's numbers are allowed, True is not."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < float(value) < math.inf:
+            raise ConfigError(f"{name}: {value!r} is not allowed; it must be a number above 0.")
+
+
+def check_whole(**values: object) -> None:
+    """ConfigError unless each value is a whole number above 0."""
+    check_positive(**values)
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral):
+            raise ConfigError(f"{name}: {value!r} is not allowed; it must be a whole number.")
 
 
 def check_path(name: str, path: str | None, *, refused: str = "{}") -> None:

@@ -46,17 +46,17 @@ def filter_screen(
     return screen
 
 
-def screen_of(adata: ad.AnnData, *, genes_on: np.ndarray | None = None, **options) -> ad.AnnData:
+def screen_of(adata: ad.AnnData, *, genes_on: np.ndarray | None = None, complete: bool = True, **options) -> ad.AnnData:
     """The screen of an AnnData in memory, which is not modified; `options` as in `CustomOptions`.
 
-    `genes_on` (n,) bool: the cells on which genes are selected, by default those of genes_split, or else all. DataError
-    and ConfigError as in `filter_screen`.
+    `genes_on` (n,) bool: the cells on which genes are selected, by default those of genes_split, or else all.
+    `complete`: False if control cells may be missing. DataError and ConfigError as in `filter_screen`.
     """
     check_adata(adata)
     source, chosen = "the AnnData", check_options(options)
     adata = adata.to_memory() if adata.isbacked else adata
     data, obs, var = parts_of(adata, chosen.counts, source)
-    screen, rows, cols = select(data, obs, var, source, chosen, genes_on=genes_on)
+    screen, rows, cols = select(data, obs, var, source, chosen, genes_on=genes_on, complete=complete)
     screen.X = data.read(rows, cols)
     check_screen(screen, source)
     return screen
@@ -99,21 +99,21 @@ def select(
     *,
     checksum: str = "",
     genes_on: np.ndarray | None = None,
+    complete: bool = True,
 ) -> tuple[ad.AnnData, np.ndarray, np.ndarray]:
     """The screen without its counts, and the sorted positions of the rows and columns of `data` that it keeps.
 
     If there are several control labels, the first one names the control in the screen. In a combination, parts equal
     to a control label are dropped and the rest are sorted, so 'B+ctrl+A' becomes 'A+B'. A library size other than
     'kept' is scaled by one factor so that it sums to the kept counts, because the model's expected counts of a cell
-    sum to its library size. With genes_split the split is written to obs['split']. `genes_on` as in `screen_of`.
-
-    ConfigError and DataError as in `filter_screen`.
+    sum to its library size. With genes_split the split is written to obs['split']. A screen without control cells has
+    the control ''. `genes_on` and `complete` as in `screen_of`, ConfigError and DataError as in `filter_screen`.
     """
     genes = _check_selection(options)
     obs = join_cell_table(obs, options, source)
     _check_unique(obs.index, var.index, source)
     kept_obs = _select_obs_columns(obs, options.keep_obs, source)
-    rows, condition = conditions_of(obs, options, source)
+    rows, condition = conditions_of(obs, options, source, complete=complete)
     unlabelled = len(obs) - len(rows)
 
     # Only labelled cells need a measured size. Sums over all genes wait: they cost one more pass over the file.
@@ -213,13 +213,13 @@ def _assemble(
     source: str | Path,
 ) -> ad.AnnData:
     """The screen without its counts, from the tables of the kept cells and genes."""
-    controls = list(options.control)
+    controls = list(options.control) if options.control[0] in condition else []
     screen = assemble(
         None,
         obs,
         var,
         condition=condition,
-        control=controls[0],
+        control=controls[0] if controls else "",
         separator=options.separator,
         provenance=facts,
         library_size=library,
@@ -249,7 +249,7 @@ def _rare_cells(condition: np.ndarray, zero: np.ndarray, options: CustomOptions,
             f"{where} has {few[control]} cells of the control {quoted(control)}, fewer than min_cells = "
             f"{options.min_cells}; the control cannot be dropped. Lower min_cells."
         )
-    perturbed = sizes.drop(control)
+    perturbed = sizes.drop(control, errors="ignore")
     if not len(perturbed):
         raise DataError(f"{where} has no perturbed cell: every label is the control's.")
     if len(few) == len(perturbed):

@@ -20,11 +20,14 @@ log = logging.getLogger(__name__)
 NO_LABEL = {"nan", "none", "na", "n/a", "<na>", "null"}
 
 
-def conditions_of(obs: pd.DataFrame, options: CustomOptions, source: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def conditions_of(
+    obs: pd.DataFrame, options: CustomOptions, source: str | Path, *, complete: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the cells that have a label, and the condition of each.
 
     DataError if the column is missing, if cells have no label and the options do not allow dropping them, if a
-    combination has an empty part, or if there is no control cell. Doubtful labels are logged as warnings.
+    combination has an empty part, or if a ``complete`` screen has no control cell. Doubtful labels are logged as
+    warnings.
     """
     column, controls, separator = options.perturbation_column, options.control, options.separator
     label = obs_column(obs, column, source)
@@ -44,19 +47,20 @@ def conditions_of(obs: pd.DataFrame, options: CustomOptions, source: str | Path)
         raise DataError(f"{where} has combinations with an empty part (separator {separator!r}): {some(odd)}.")
     names = {name: _canonical(name, parts, separator, controls) for name, parts in split.items()}
     condition = label.map(names).to_numpy(object)
-    if controls[0] not in condition:
+    if complete and controls[0] not in condition:
         raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], sorted(names))}")
-    if unused := [name for name in controls if name not in names]:
+    if complete and (unused := [name for name in controls if name not in names]):
         log.warning("%s: no cell has the control label %s", where, some(unused))
 
     _warn_of_doubtful_names(label.value_counts(), split, controls, where)
-    if separator and not any(separator in name for name in split):
+    if complete and separator and not any(separator in name for name in split):
         log.warning("%s: no label contains the separator %r, so there are no combinations", where, separator)
     if not separator:
         _warn_of_combinations(set(names), where)
     parts_of = [members(name, separator, controls[0]) for name in set(names.values())]
     alone = {parts[0] for parts in parts_of if len(parts) == 1}
-    if never := sorted({part for parts in parts_of if len(parts) > 1 for part in parts} - alone):
+    never = sorted({part for parts in parts_of if len(parts) > 1 for part in parts} - alone)
+    if complete and never:
         log.warning(
             "%s: %d perturbations occur only in combinations: %s. If these are fragments of names, the separator %r "
             "also occurs inside names: rename the labels, or leave separator empty",

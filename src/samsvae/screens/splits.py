@@ -38,6 +38,23 @@ def random_split(
     return split_old(obs, np.ones(len(obs), bool), test_fraction, val_fraction, seed)
 
 
+def column_split(obs: pd.DataFrame, column: str | None, seed: int) -> np.ndarray:
+    """The split of every cell (n): that of a column of obs, or 20 % 'val' and the rest 'train' if there is none.
+
+    DataError if obs has no such column, or other values in it.
+    """
+    if column is None:
+        parts = np.full(len(obs), "train", dtype="<U5")
+        parts[three_ways(np.arange(len(obs)), 0.0, 0.2, seed)[1]] = "val"
+        return parts
+    if column not in obs:
+        raise DataError(f"split: obs has no column {column!r}.{nearest(column, obs.columns)}")
+    parts = obs[column].astype(str).to_numpy(str)
+    if odd := sorted(set(parts) - set(SPLIT_LABELS)):
+        raise DataError(f"split: obs column {column!r} has the values {some(odd)}; allowed: {', '.join(SPLIT_LABELS)}.")
+    return parts
+
+
 def norman_ood(
     obs: pd.DataFrame, *, fraction: float, seed: int, test_pairs: float = 0.25, test_fraction: float = 0.2
 ) -> pd.DataFrame:

@@ -41,8 +41,8 @@ class Checkpoint:
     """A trained model, the names of its genes (G) and perturbations (T), and facts about its training.
 
     ``facts``: plain values with the row, the encoding, the best step and its validation loss, the training settings,
-    how labels are read, and how many training cells received each perturbation (``screen_facts``). Older files lack
-    some of them.
+    how labels are read, and how many training cells received each perturbation (``screen_facts``). ``added``: the
+    perturbations that were added later, to cells of their own. Older files lack some of them.
     """
 
     model: Model
@@ -273,7 +273,10 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("run", "control", "separator", "samsvae", "checkpoint"), ("text", lambda x: isinstance(x, str))),
     "model": ("text or nothing", lambda x: x is None or isinstance(x, str)),
     "encoding": (" or ".join(ENCODINGS), lambda x: isinstance(x, str) and x in ENCODINGS),
-    "controls": ("a list of text", lambda x: isinstance(x, list) and all(isinstance(item, str) for item in x)),
+    **dict.fromkeys(
+        ("controls", "added"),
+        ("a list of text", lambda x: isinstance(x, list) and all(isinstance(item, str) for item in x)),
+    ),
     "training": ("settings by name", lambda x: isinstance(x, dict)),
     "best_step": ("a whole number of at least 0", lambda x: type(x) is int and x >= 0),
     "validation_loss": ("a number", lambda x: type(x) in (int, float)),

@@ -203,7 +203,6 @@ def log_progress(run: TrainingState, steps: int, speed: float) -> None:
     """Log the step, the losses and the time left; ``samsvae.study.progress`` reads this line."""
     left = span((steps - run.step) / max(speed, 1e-9))
     loss = run.losses[-1] if run.losses else run.result.history[-1]["train_loss"]
-    log.info(
-        "step %d/%d  %.1f steps/s  loss %.3f  best validation loss %.3f at step %d  time left %s",
-        run.step, steps, speed, loss, run.result.best_loss, run.result.best_step, left,
-    )  # fmt: skip
+    result = run.result
+    best = f"best validation loss {result.best_loss:.3f} at step {result.best_step}  " if result.history else ""
+    log.info("step %d/%d  %.1f steps/s  loss %.3f  %stime left %s", run.step, steps, speed, loss, best, left)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -170,19 +171,26 @@ def adapt(
     *,
     new: Collection[int] | None = None,
     config: TrainingConfig | None = None,
+    seed: int = 0,
     **options: float,
 ) -> Model:
     """Stage 3: a copy of a model whose ``new`` perturbations are fitted to their cells; all else is the same bits.
 
     ``new``: positions in 0 to T - 1; by default every perturbation of the cells. ``how``: a name in `WAYS`, or
     'gradient', which fits models of every kind by the objective of ``config``, the settings of the training
-    (`adapt_rows`); by default `default_way`. ``options`` are those of its function. Under `WAYS` a mask that is still
-    inferred is ones for the new perturbations. A model without effects is returned as it is. ConfigError for a way that
-    is unknown or that the model does not have; DataError for new perturbations without cells.
+    (`adapt_rows`); by default `default_way`. ``options`` are those of its function, and ``seed`` is if it has one.
+    Under `WAYS` a mask that is still inferred is ones for the new perturbations. A model without effects is returned as
+    it is. ConfigError for a way that is unknown or that the model does not have, and for an unknown option; DataError
+    for new perturbations without cells.
     """
     how = default_way(model) if how is None else how
-    if how not in (*WAYS, GRADIENT):
-        raise ConfigError(f"adapt: {how!r} is not known.{nearest(how, (*WAYS, GRADIENT))}")
+    functions: dict[str, Callable[..., object]] = {**WAYS, GRADIENT: adapt_rows}
+    if how not in functions:
+        raise ConfigError(f"adapt: {how!r} is not known.{nearest(how, functions)}")
+    known = [p.name for p in signature(functions[how]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"{unknown[0]!r} is not an option of adapt: {how!r}.{nearest(unknown[0], known)}")
+    options |= {"seed": seed} if "seed" in known else {}
     if how != GRADIENT and model.config.effect != "none" and (reason := _reason_against_ways(model)):
         raise ConfigError(f"adapt: {how!r} is not possible with {reason}. Allowed: {GRADIENT!r}.")
     own = cells_with(cells, _perturbations_of(cells) if new is None else new)
