@@ -102,6 +102,14 @@ def fresh(code: str) -> tuple[float, float]:
     return seconds, kibibytes / 1024
 
 
+def weights(model: Model, cells: Cells) -> Callable[[], object] | None:
+    try:
+        from samsvae.evaluation.model_bounds import weighed
+    except ImportError:
+        return None
+    return lambda: weighed(model, cells, 100)
+
+
 def expression(screen: Screen, conditions: int, cells: int) -> Callable[[], object] | None:
     try:
         from samsvae.evaluation.metrics.de import differential_expression
@@ -149,6 +157,7 @@ def main() -> int:
     rows: dict[str, tuple[float, Callable[[], object] | None, str]] = {
         "product": (1.0, lambda: torch.nn.functional.linear(hidden, weight), ""),
         "IWELBO, K = 100, per 1,000 cells": (1000 / len(cells), lambda: iwelbo(model, cells, particles=100), "3 s"),
+        "the same with the statistics of its weights": (1000 / len(cells), weights(model, cells), "4 s"),
         f"ATE, {perturbations} perturbations x 2,500": (scale, lambda: condition_means(model, some), "60 s"),
         "the same, closed form": (scale, lambda: condition_means(model, some, closed_form=True), ""),
         f"moments of the input, {n:,} cells": (1.0, lambda: model.fit_inputs(every), ""),

@@ -23,6 +23,7 @@ from samsvae.evaluation.metrics.importance_weights import importance_weights
 from samsvae.evaluation.model_bounds import NO_CELLS, model_bounds, sampled, weighed
 from samsvae.figures.bound import draw, tables
 from samsvae.models.model import Draw
+from samsvae.study.report_tables import verdict_sentences
 from samsvae.tables import read, write
 
 MADE = screen(200)
@@ -351,6 +352,14 @@ def test_an_undecided_difference_is_hollow(tmp_path):
     assert "undecided (the difference to Conditional VAE is below twice its error)" in " ".join(
         fig.get_suptitle().split()
     )
+
+
+def test_the_report_states_the_verdicts_with_the_names_of_models(folder):
+    verdicts = tables(**folder.inputs())["verdicts"]
+    ((heading, sentence),) = verdict_sentences(verdicts)
+    assert heading == "IWELBO (nats per cell)"
+    best = "SAMS-VAE (corr. z_basal and E)"
+    assert sentence == f"{best}: best; Conditional VAE (amortized MF): below {best}."
 
 
 def test_one_verdict_on_all_models_is_said_once(tmp_path):

@@ -183,7 +183,7 @@ def _full_name(model: str) -> str:
 
 def _in_words(verdict: object) -> str:
     """A verdict with the names of models as the tables write them."""
-    return spaced(re.sub(r"\w+", lambda word: _full_name(word[0]) if word[0] in ROWS else word[0], str(verdict)))
+    return re.sub(r"\w+", lambda word: _full_name(word[0]) if word[0] in ROWS else spaced(word[0]), str(verdict))
 
 
 def reproductions(table: pd.DataFrame) -> tuple[str, list[tuple[str, str, Table]]]:
