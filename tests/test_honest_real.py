@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from plain_cells import CELL_METRICS, EXPRESSION, PlainCells, with_weight
 from scipy.stats import norm
 
 from samsvae.tables import read
@@ -402,3 +403,57 @@ def test_the_workflow_agrees_with_plain_numpy_on_a_real_screen(written, shared, 
     known = table.groupby("metric")[["drf", "bds"]].first()
     for metric, values in calibrations(cells).items():
         np.testing.assert_allclose(known.loc[metric], values, rtol=1e-9, atol=1e-9, err_msg=metric)
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+@pytest.mark.slow  # it reads the tables that the test above has the workflow write
+@pytest.mark.parametrize("name", list(SCREENS))
+def test_scores_of_cells_agree_with_plain_numpy_on_a_real_screen(written, shared, name):
+    source, options, _ = SCREENS[name]
+    table, conditions, split = (
+        read(written / table_path(name, file)) for file in ("worth.tsv", "worth_conditions.tsv", "cells.tsv")
+    )
+    cells = cells_of(shared / "data" / "real" / source, options, split)
+    targets = [[cells.genes.index(part) for part in parts if part in cells.genes] for parts in cells.parts]
+    plain = PlainCells(cells.y, cells.codes, cells.names, targets, cells.split)
+    sets = sets_of(*(cells.moments(cells.split == part) for part in ("train", "test")))
+    scored = np.unique(np.concatenate(list(sets.values())))
+    each = plain.baselines(scored)
+    # the halves of Papalexi's cells would take a minute here
+    halves = plain.halves(scored) if name == "norman_subset" else {}
+    for c, scores in halves.items():
+        known = each["no_change", c]  # a duplicate has the scores that predictions have
+        means = {metric: mean_of_known(scores[metric][:, 0]) for metric in EXPRESSION}
+        each["technical_duplicate", c] = with_weight(
+            {metric: mean if np.isfinite(known[metric][0]) else np.nan for metric, mean in means.items()}
+        )
+
+    ours = conditions[conditions["metric"].isin(CELL_METRICS)]
+    ours = ours.set_index(["model", "metric", "set", "condition"])[["value", "weight"]]
+    for where, here in sets.items():
+        for (model, c), scores in ((place, scores) for place, scores in each.items() if place[1] in here):
+            for metric, pair in scores.items():
+                found = ours.loc[(model, metric, where, cells.names[c])]
+                np.testing.assert_allclose(found, pair, rtol=1e-9, atol=1e-9, err_msg=f"{model} {metric}")
+    rows = table[table["metric"].isin(CELL_METRICS)].set_index(["model", "metric", "set"])
+    for (model, metric, where), row in rows.iterrows():
+        if model == "technical_duplicate" and not halves:
+            continue
+        pairs = np.array([each[model, c][metric] for c in sets[where] if (model, c) in each]).reshape(-1, 2)
+        value, weight = pairs[np.isfinite(pairs[:, 0])].T
+        if len(value) < 3:
+            assert np.isnan(row["value"]) and row["reason"]
+            continue
+        over = weight if metric == "energy_share" else None
+        found = row[["value", "low", "high", "n_conditions"]].astype(float)
+        np.testing.assert_allclose(found, mean_with_interval(value, over), rtol=1e-9, atol=1e-9)
+    known = table.groupby("metric")[["drf", "bds"]].first()
+    for metric in ("energy_share", "auprc", "sign", "overlap20") if halves else ():
+        pairs = np.concatenate([scores[metric] for scores in halves.values()])
+        pairs = pairs[np.isfinite(pairs).all(1)] if metric == "energy_share" else 1 - pairs[np.isfinite(pairs).all(1)]
+        expected = 1 - pairs[:, 0].mean() / pairs[:, 1].mean(), (pairs[:, 0] < pairs[:, 1]).mean()
+        np.testing.assert_allclose(known.loc[metric], expected, rtol=1e-9, atol=1e-9, err_msg=metric)

@@ -53,8 +53,11 @@ def test_a_perfect_and_a_useless_prediction(files, truth, tmp_path, capsys):
         out = tmp_path / name
         assert main(["score", path, "--arrays", files[0], "--split", files[1], "--out", str(out)]) == 0
         lines = capsys.readouterr().out.splitlines()
+        assert not any(line.startswith("energy_share") for line in lines)
         assert any(line.startswith(f"nmse_centred, seen conditions: {verdict}") for line in lines)
         assert lines[-1] == str(out / "worth.png") and (out / "worth.png").stat().st_size > 20_000
+        reasons = read(out / "worth.tsv").set_index(["model", "metric", "set"])["reason"]
+        assert reasons[("prediction", "energy_share", "seen")] == "the file predicts effects, no cells"
         worth = read(out / "worth.tsv").set_index(["model", "metric", "set"])["value"]
         assert worth[("prediction", "discrimination", "seen")] == (1.0 if name == "perfect" else 0.5)
         assert np.isfinite(worth[("shrunk", "nmse_centred", "seen")])

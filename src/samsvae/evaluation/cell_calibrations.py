@@ -11,7 +11,7 @@ import numpy as np
 
 from samsvae.data.arrays import Screen
 from samsvae.evaluation.cell_baselines import others
-from samsvae.evaluation.cell_scores import EXPRESSION, expression
+from samsvae.evaluation.cell_scores import EXPRESSION, expression, why_few
 from samsvae.evaluation.cell_truth import Cells, CellTruth, grouped, in_components
 from samsvae.evaluation.metrics.calibration import REPEATS, Calibration, calibration
 from samsvae.evaluation.metrics.distributions import energy_distance
@@ -49,7 +49,7 @@ def cell_calibrations(screen: Screen, truth: Truth) -> tuple[dict[str, Calibrati
         for name in positive
         if name != "auprc_chance"
     }
-    return found, list(_duplicate(truth, {name: positive[name] for name in EXPRESSION}, kept))
+    return found, list(_duplicate(truth, truth.cells, {name: positive[name] for name in EXPRESSION}, kept))
 
 
 def _scored(
@@ -84,13 +84,13 @@ def _tests(cells: Cells, genes: np.ndarray, n_conditions: int) -> ExpressionTest
     return expression_tests(LogCounts(cells.X, cells.rows, genes), cells.group, n_conditions + 1)
 
 
-def _duplicate(truth: Truth, scores: Named, kept: np.ndarray) -> Iterator[Scored]:
-    """The mean over repeats of scores (R, S), for the conditions ``kept`` (S,) bool."""
+def _duplicate(truth: Truth, cells: CellTruth, scores: Named, kept: np.ndarray) -> Iterator[Scored]:
+    """The mean over repeats of scores (R, S) of the conditions ``kept`` (S,) bool in which predictions have a score."""
+    predicted = expression(cells.tests, cells.tests, cells.left_out)
     for where, rows in truth.sets.items():
         here = rows[truth.rows] & kept
         for name, values in scores.items():
-            known = np.isfinite(values)
-            mean = np.divide(
-                np.where(known, values, 0).sum(0), known.sum(0), out=np.full(len(kept), np.nan), where=known.any(0)
-            )
-            yield name, where, truth.rows[here], Score(mean[here])
+            known = np.isfinite(values) & np.isfinite(predicted[name])
+            mean = np.full(len(kept), np.nan)
+            np.divide(np.where(known, values, 0).sum(0), known.sum(0), out=mean, where=known.any(0))
+            yield name, where, truth.rows[here], Score(mean[here], reason=why_few(name, mean[here]))

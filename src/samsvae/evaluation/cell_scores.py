@@ -60,22 +60,26 @@ def energy_ceiling(truth: Truth) -> Iterator[Scored]:
         if isinstance(truth.cells, str):
             yield "energy_share", name, at, undefined_score(at, truth.cells)
         else:
-            yield "energy_share", name, at, Score(np.zeros(len(at)), truth.cells.energy_of_control[rows[truth.rows]])
+            yield "energy_share", name, at, _energy_share(truth.cells, np.zeros(len(truth.rows)), rows[truth.rows])
 
 
 def _scores(truth: CellTruth, found: PredictedCells, here: np.ndarray) -> dict[str, Score]:
     """The scores of CELL_SCORES of the conditions ``here`` (R,) bool."""
-    of_control = truth.energy_of_control[here]
-    nothing = "the test cells are as close to each other as to the training controls" if of_control.sum() <= 0 else ""
     ratio = variance_ratio(found.variance, truth.variance)[here] if here.any() else np.zeros(0)
     return {
-        "energy_share": Score(found.energy[here], of_control, nothing),
+        "energy_share": _energy_share(truth, found.energy, here),
         "variance_ratio": Score(np.log2(ratio, out=np.full(len(ratio), np.nan), where=ratio > 0)),
         **{
-            metric: Score(values[here], reason=_few(metric, values[here]))
+            metric: Score(values[here], reason=why_few(metric, values[here]))
             for metric, values in expression(truth.tests, found.tests, truth.left_out).items()
         },
     }
+
+
+def _energy_share(truth: CellTruth, energy: np.ndarray, here: np.ndarray) -> Score:
+    of_control = truth.energy_of_control[here]
+    reason = "" if of_control.sum() > 0 else "the test cells are as close to each other as to the training controls"
+    return Score(energy[here], of_control, reason)
 
 
 def expression(truth: ExpressionTests, found: ExpressionTests, left_out: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,6 +95,7 @@ def expression(truth: ExpressionTests, found: ExpressionTests, left_out: np.ndar
     return {metric: scores[metric] for metric in EXPRESSION}
 
 
-def _few(metric: str, values: np.ndarray) -> str:
-    few = np.isfinite(values).sum() < LEAST_CONDITIONS
-    return f"fewer than {LEAST_CONDITIONS} conditions {EXPRESSION[metric]}" if few else ""
+def why_few(metric: str, values: np.ndarray) -> str:
+    """Why the scores (S,) of fewer than 3 conditions are defined, or ''."""
+    undefined = np.isfinite(values).sum() < LEAST_CONDITIONS
+    return f"fewer than {LEAST_CONDITIONS} conditions {EXPRESSION[metric]}" if undefined else ""

@@ -23,6 +23,9 @@ SETS = {"seen": "with training cells", "unseen": "without training cells", "all"
 
 BASELINES = ("mean_of_perturbations", "train_mean", "shrunk", "ridge_pc", "additive", "matching_mean")
 
+#: Largest height of the two panels on the right together, in inches.
+RIGHT = 8.5
+
 SAVED = {"": "scores", "conditions": "conditions", "verdicts": "verdicts", "coverage": "coverage"}
 
 
@@ -107,6 +110,8 @@ def draw(
         _line(ax, rows, ceiling["value"], name, where, first=i == 0)
         if "ranks" in verdicts and not verdicts.loc[verdicts["metric"] == name, "ranks"].all():
             _grey(ax)
+    spare = fig.get_figheight() - RIGHT  # below many lines, the right panels keep their shape
+    right = style.stacked(right, [RIGHT, spare])[0] if spare > 0 else right
     _right(right, conditions, coverage, models, sets[0])
     return fig
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.errors import DataError
-from samsvae.evaluation.cell_scores import cell_scores
+from samsvae.evaluation.cell_scores import CELL_SCORES, cell_scores
 from samsvae.evaluation.cell_truth import PredictedCells, grouped, measured
 from samsvae.evaluation.effect_scores import scores
 from samsvae.evaluation.honest import split_tables
@@ -54,6 +54,8 @@ def score_predictions(
     each = each.assign(model=PREDICTION)
     conditions = pd.concat([each, their_each], ignore_index=True)
     found = verdicts(each, their_each, theirs, by=["model", "metric", "set"])
+    if cells is None:  # worth.tsv has the reason
+        found = found[~found["metric"].isin(CELL_SCORES)]
     folder = Path(out)
     write(worth.assign(rules=scoring_rules()), folder / "worth.tsv", digits=PRECISE)
     write(conditions, folder / "worth_conditions.tsv", digits=PRECISE)

@@ -308,7 +308,7 @@ def _cells() -> list[Metric]:
         return Metric(name, f"{label}, test cells", (HONEST,), better, "", low, 1.0, sentence)
 
     return [
-        Metric("energy_share", "energy distance of cells", (HONEST,), "lower", "", None, None,
+        Metric("energy_share", "energy distance of cells, relative to control", (HONEST,), "lower", "", None, None,
                "Energy distance of predicted to test cells, relative to that of training controls: 0 is perfect, 1 is "
                "no better than control cells."),
         Metric("variance_ratio", "variance of cells (log2 of a ratio)", (HONEST,), "", "log2 of a ratio", None, None,
