@@ -50,6 +50,7 @@ rule all:
     default_target: True
     input:
         PLAN.tables(),
+        PLAN.transfer_tables(),
         PICTURES.files(),
         PICTURES.published(),
         "<results>/cost.tsv",

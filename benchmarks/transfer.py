@@ -25,7 +25,8 @@ from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import row
 from samsvae.data.cells import Cells
 from samsvae.evaluation.metrics.likelihood import fit_intercept_nb, intercept_nb_log_likelihood, own_profile
-from samsvae.evaluation.transfer import bounds, over_perturbations
+from samsvae.evaluation.transfer import bounds
+from samsvae.evaluation.transfer_tables import over_perturbations
 from samsvae.models.batch import plate_weights
 from samsvae.models.model import Model
 from samsvae.models.start import initialise

@@ -9,7 +9,7 @@ from samsvae.study.configuration import read_config
 from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.gpus import notice
 from samsvae.study.lock import StudyLock
-from samsvae.study.plan import IMPORTED, RUN_FILES, SPLIT_FILES, Plan, alternatives
+from samsvae.study.plan import IMPORTED, RUN_FILES, SPLIT_FILES, TRANSFER_FILES, Plan, alternatives
 from samsvae.study.script import CALL, call_of
 
 ROOT = Path(workflow.basedir)
@@ -42,17 +42,24 @@ if PICTURES.old_layout():
 #: The digest that tables of scores name, so that scores by different rules are not compared.
 RULES = scoring_rules()
 
-#: Digests of the code that trains a run and of the code that scores it (which contains the rules).
+#: Digests of the code that trains a run, scores it (which contains the rules), and transfers it.
 RUN_CODES = {
     "training": digest_of("src/samsvae/study/train_run.py", ROOT),
     "scoring": digest_of("src/samsvae/evaluation/run.py", ROOT),
+    "refit": digest_of("src/samsvae/study/refit_run.py", ROOT),
+    "transfer": digest_of("src/samsvae/study/transfer_run.py", ROOT),
     "rules": RULES,
 }
 
 #: The files that a run reads and writes, and its parameters.
-RUN_INPUT = {name: one_sentence(getattr(PLAN, name)) for name in ("arrays", "split", "screen", "reference", "truth")}
-RUN_OUTPUT = {name: f"<results>/{{experiment}}/runs/{{run}}/{file}" for name, file in RUN_FILES.items()}
-RUN_PARAMS = {"evaluation": PLAN.evaluation, "simulated": PLAN.is_simulated}
+RUN_INPUT = {
+    name: one_sentence(getattr(PLAN, name)) for name in ("arrays", "split", "screen", "reference", "truth", "baselines")
+}
+RUN_OUTPUT, TRANSFER_OUTPUT = (
+    {name: f"<results>/{{experiment}}/runs/{{run}}/{file}" for name, file in files.items()}
+    for files in (RUN_FILES, TRANSFER_FILES)
+)
+RUN_PARAMS = {"evaluation": PLAN.evaluation, "simulated": PLAN.is_simulated, "transfer": one_sentence(PLAN.transfer)}
 SPLIT_OUTPUT = {
     name: f"<results>/{{experiment}}/splits/{{dataset}}/{{split}}/{file}" for name, file in SPLIT_FILES.items()
 }

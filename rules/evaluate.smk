@@ -113,3 +113,46 @@ rule collect:
         code=code_of("collect"),
     script:
         "../workflow/scripts/collect.py"
+
+
+rule transfer_baselines:
+    """Score the new perturbations of a split without a model: by the training mean, and by their own profiles."""
+    input:
+        arrays="<results>/data/{dataset}/arrays.npz",
+        split="<results>/{experiment}/splits/{dataset}/{split}/cells.tsv",
+    output:
+        "<results>/{experiment}/splits/{dataset}/{split}/transfer.tsv",
+    log:
+        "<logs>/{experiment}/splits/{dataset}/{split}.transfer.log",
+    wildcard_constraints:
+        experiment=PLAN.with_transfer(),
+    conda:
+        "../envs/samsvae.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+    params:
+        transfer=one_sentence(PLAN.transfer),
+        code=code_of("transfer_baselines"),
+    script:
+        "../workflow/scripts/transfer_baselines.py"
+
+
+rule collect_transfer:
+    """Collect the scores of new perturbations of all runs and baselines of an experiment."""
+    input:
+        grid="<results>/{experiment}/grid.tsv",
+        runs=PLAN.each_run("transfer.tsv"),
+        baselines=PLAN.each_split("transfer.tsv"),
+    output:
+        "<results>/{experiment}/transfer.tsv",
+    log:
+        "<logs>/{experiment}/transfer.log",
+    wildcard_constraints:
+        experiment=PLAN.with_transfer(),
+    conda:
+        "../envs/samsvae.yaml"
+    params:
+        code=code_of("collect_transfer"),
+    script:
+        "../workflow/scripts/collect_transfer.py"

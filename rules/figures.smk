@@ -117,7 +117,7 @@ rule report:
         cost="<results>/cost.tsv",
         provenance="<results>/provenance.html",
         figures=PICTURES.files(),
-        tables=PLAN.tables(),
+        tables=[*PLAN.tables(), *PLAN.transfer_tables()],
         published=PICTURES.published(),
         template=ROOT / "src/samsvae/study/report.html.j2",
     output:

@@ -1,5 +1,5 @@
-# One job per run of the grid: train it (or import its weights from a checkpoint) and score it, on a GPU of its own if
-# there are GPUs.
+# One job per run of the grid: train it (or import its weights from a checkpoint), score it, and adapt it to new
+# perturbations if the experiment has a transfer, on a GPU of its own if there are GPUs.
 
 
 rule write_grid:
@@ -65,6 +65,7 @@ rule train:
     benchmark:
         "<benchmarks>/{experiment}/train/{run}.tsv"
     wildcard_constraints:
+        experiment=PLAN.with_transfer(False),
         run=rf"(?!{IMPORTED})(?:{PLAN.trained_alone()})",
     priority: 10
     conda:
@@ -83,6 +84,19 @@ rule train:
         "../workflow/scripts/train.py"
 
 
+use rule train as train_with_transfer with:
+    output:
+        **RUN_OUTPUT,
+        **TRANSFER_OUTPUT,
+    wildcard_constraints:
+        experiment=PLAN.with_transfer(),
+        run=PLAN.trained_alone(),
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=360,
+
+
 rule take:
     """Link the files of a run that was trained together with others (runs_per_job), on the machine of Snakemake itself.
 
@@ -96,6 +110,7 @@ rule take:
     log:
         "<logs>/{experiment}/train/{run}.log",
     wildcard_constraints:
+        experiment=PLAN.with_transfer(False),
         run=rf"(?!{IMPORTED}|(?:{PLAN.trained_alone()})/)[\w.-]+",
     priority: 10
     retries: 0
@@ -110,6 +125,15 @@ rule take:
         code=code_of("train"),
     script:
         "../workflow/scripts/take.py"
+
+
+use rule take as take_with_transfer with:
+    output:
+        **RUN_OUTPUT,
+        **TRANSFER_OUTPUT,
+    wildcard_constraints:
+        experiment=PLAN.with_transfer(),
+        run=rf"(?!(?:{PLAN.trained_alone()})/)[\w.-]+",
 
 
 rule import_checkpoint:

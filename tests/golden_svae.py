@@ -25,7 +25,8 @@ from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import row
 from samsvae.data.cells import Cells
 from samsvae.errors import DataError
-from samsvae.evaluation.transfer import bounds, by_perturbation, over_perturbations
+from samsvae.evaluation.transfer import bounds, by_perturbation
+from samsvae.evaluation.transfer_tables import over_perturbations
 from samsvae.models.batch import plate_weights
 from samsvae.models.distributions import Bernoulli
 from samsvae.models.model import Model, add_up, dropout_from

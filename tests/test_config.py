@@ -59,8 +59,13 @@ WHOLE = {
     "norman_efficiency": 1125,
     "simulation_sams": 8 * 5 * 5,  # rows x cells per perturbation x data seeds
     "simulation_svae": (2 + 2 + 3 + 3 + 8) * 5,
+    # rows and settings x data seeds x seeds, and the upper bounds of three of them with two numbers of cells
+    "simulation_transfer": (3 + 2 + 3 + 3 + 8 + 2 * 3) * 5 * 5,
+    "replogle_transfer": (4 + 2 + 8) * 8 * 5,  # rows x pathways x seeds
+    "norman_transfer": (5 + 8) * 5,
 }
 CORE = {**WHOLE, "replogle": 90, "norman_ood": 225, "norman_efficiency": 225}
+CORE |= {"simulation_transfer": (5 + 8 + 2 * 3) * 25, "replogle_transfer": (5 + 4) * 40, "norman_transfer": 45}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,9 @@ def test_the_grids_have_the_runs_of_the_papers(configuration, files, expected):
 def test_the_core_is_part_of_the_complete_grid(configuration):
     """core.yaml has fewer runs than config.yaml, with the same settings."""
     whole, core = (build(Study, configuration(*f)) for f in (["config.yaml"], ["config.yaml", "core.yaml"]))
-    for name in ("replogle", "norman_ood", "norman_efficiency"):
+    smaller = [name for name in core.experiments if CORE[name] < WHOLE[name]]
+    assert len(smaller) == 6
+    for name in smaller:
         settings = [
             {(json.dumps(run_settings(run) | {"run": ""}), run.split_config) for run in runs(study, name)}
             for study in (whole, core)
@@ -106,6 +113,61 @@ def test_settings_of_the_papers(configuration):
         assert (run.split_config.kind, run.split_config.split_seed, run.split_config.fraction) == (kind, 2, 0.25)
         assert {r.encoding for r in runs(study, name) if r.row == "svae_plus"} == {"unique"}
     assert study.settings["replogle"].evaluation == EvaluationConfig(iwelbo_particles=100, ate_samples=2500)
+
+
+def test_transfers_of_the_papers(configuration):
+    study = build(Study, configuration("config.yaml"))
+    assert {name for name in study.experiments if study.settings[name].transfer} == {
+        "simulation_transfer", "replogle_transfer", "norman_transfer",
+    }  # fmt: skip
+    for name, held_out in (("simulation_transfer", {"last 20"}), ("norman_transfer", {"strongest 30"})):
+        assert {run.split_config.held_out for run in runs(study, name)} == held_out
+    replogle = {run.id: run for run in runs(study, "replogle_transfer")}
+    run = replogle["ivae-pathwayEXOSOME-seed2"]
+    assert (run.model.n_latent, run.model.width, run.model.n_layers) == (15, 128, 2)
+    assert (run.training.epochs, run.training.warmup_epochs, run.training.patience) == (50, 10, 45)
+    assert (run.split, run.split_config.held_out) == ("transfer-pathwayEXOSOME", "EXOSOME")
+    assert not run.split_config.has_test_cells(simulated=False)
+    run = replogle["sams_vae_corr-pathwayEXOSOME-seed2"]
+    assert (run.model.n_latent, run.training.steps, run.training.batch_size) == (100, 150_000, 512)
+    bound = {run.id: run for run in runs(study, "simulation_transfer")}["vae-new_cells10-draw1-seed0"]
+    assert (bound.split_config.new_cells, bound.dataset) == (10, "simulation_svae-draw1")
+    assert {run.encoding for run in runs(study, "norman_transfer")} == {"unique"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cells": []}, r"transfer: cells: \[\] is not allowed; give one or more values"),
+        ({"cells": [10, 10]}, r"cells: \[10, 10\] is not allowed; give one or more values, each once"),
+        ({"cells": [-1]}, "cells: -1 is not allowed. Allowed: 0 or more, or 'all'"),
+        ({"cells": ["some"]}, r"cells\[0\]: 'some' is not allowed"),
+        ({"variants": ["as_released"]}, "'ours' must be one of them"),
+        ({"adapt": ["closed"]}, "Did you mean 'closed_form'"),
+        ({"particles": 0}, "particles: 0 is not allowed; it must be 1 or more"),
+        ({"stage2_epochs": 0}, "stage2_epochs: 0 is not allowed"),
+        ({"epochs": 1}, "unknown key 'epochs'"),
+    ],
+)
+def test_settings_of_a_transfer_that_are_not_allowed(change, said):
+    split = {"kind": "transfer", "last": 2}
+    with pytest.raises(ConfigError, match=said):
+        runs_of(gridded({"model": "ivae"}, split=split, transfer=change))
+
+
+def test_a_transfer_needs_new_perturbations_and_models_that_have_its_variants():
+    block, split = {"model": ["sams_vae_corr", "cond_vae"]}, {"kind": "transfer", "last": 2}
+    released = {"variants": ["ours", "as_released"]}
+    with pytest.raises(ConfigError, match=r"transfer: not allowed with a split of kind 'random'.*'transfer'"):
+        runs_of(gridded(block, transfer={}))
+    with pytest.raises(
+        ConfigError, match=r"settings.e.transfer.variants: 'as_released' is not allowed, because .*'ours'"
+    ):
+        runs_of(gridded(block, split=split, transfer=released))
+    assert len(runs_of(gridded(block, {"model": "vae"}, split=split, transfer=released))) == 3
+    assert len(runs_of(gridded(block, split=split, transfer={}))) == 2
+    with pytest.raises(ConfigError, match=r"settings.e.transfer: not allowed with 'a.ckpt' in the grid"):
+        runs_of(gridded({"model": "sams_vae_corr", "checkpoint": ["a.ckpt"]}, split=split, transfer={}))
 
 
 @pytest.mark.parametrize(
@@ -155,8 +217,8 @@ def test_the_order_of_keys_in_a_block_does_not_matter():
 
 def test_adding_a_value_to_an_axis_renames_no_other_run(configuration):
     config = configuration("config.yaml", "core.yaml")
-    more = {"model": "sams_vae_bb", "encoding": None, "mask_prior": 0.5, "fraction": 0.125}
-    for name in config["experiments"]:
+    more = {"model": "sams_vae_bb", "encoding": None, "mask_prior": 0.5, "fraction": 0.125, "pathway": "X"}
+    for name in set(config["experiments"]) - {"simulation_transfer"}:  # 475 runs whose axes occur elsewhere too
         before = runs_of(config, name)
         for number, block in enumerate(config["settings"][name]["grid"]):
             for key, values in block.items():

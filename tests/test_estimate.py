@@ -19,13 +19,16 @@ from samsvae.config.validate import build
 from samsvae.data.cells import cells_of, encode
 from samsvae.screens.simulate import sparse_shift
 from samsvae.study import estimate as estimates
-from samsvae.study.estimate import Estimate, Size, estimate, estimate_report, measure, shape_of, size_of, work_of
+from samsvae.study.estimate import Estimate, estimate, estimate_report, measure, shape_of, work_of
+from samsvae.study.sizes import Size, size_of
 from samsvae.training.loop import train
 
 RATE = {"step": 0.01, "validation": 0.0001, "cell": 0.002, "condition": 0.5}
 
 
-def study(results: Path, *, split: dict | None = None, screen: dict | None = None, **changes) -> Study:
+def study(
+    results: Path, *, split: dict | None = None, screen: dict | None = None, transfer: dict | None = None, **changes
+) -> Study:
     """Six trainings of a simulation of 100 perturbations x (400 + 50 + 50) cells, of which the last 20 are held out:
     3 seeds x 2 priors of one shape."""
     block = {"model": "sams_vae_mf", "mask_prior": [0.1, 0.01], "seed": [0, 1, 2]} | changes
@@ -40,6 +43,7 @@ def study(results: Path, *, split: dict | None = None, screen: dict | None = Non
                 "sim": {
                     "screen": "simulated",
                     "split": split or {"kind": "given"},
+                    "transfer": transfer,
                     "training": {"steps": 1000, "batch_size": 32},
                     "grid": [block],
                 }
@@ -94,6 +98,11 @@ def test_sizes_of_the_papers(root, tmp_path):
     assert first["replogle"] == Size(75_929, 18_983, 23_729, 1187, 681, 680)
     assert first["simulation_sams"] == Size(1000, 10_000, 10_000, 100, 100, 100)  # 10 cells each to train on
     assert first["simulation_svae"] == Size(32_000, 4000, 4000, 100, 100, 100)
+    assert first["simulation_transfer"] == Size(32_000, 4000, 4000, 100, 100, 100, new=20, new_cells=10_000)
+    exosome, norman = first["replogle_transfer"], first["norman_transfer"]
+    assert exosome.new == round(681 * 20 / 722) and norman.new == 30
+    assert exosome.new_cells == pytest.approx(118_641 * 20 / 722, rel=0.01) and exosome.test == norman.test == 0
+    assert exosome.train == pytest.approx(0.9 * (118_641 - exosome.new_cells), abs=1)
     single, pair, share = 111_255 - 41_759, 41_759, 33 / 131
     for name, fraction, of_train, of_val, of_test in (
         ("norman_ood", 0, 0, 0, share),
@@ -108,6 +117,29 @@ def test_sizes_of_the_papers(root, tmp_path):
         assert found.train == pytest.approx(0.8 * single + 0.64 * pair * of_train, rel=2e-3)
         assert found.val == pytest.approx(0.2 * single + 0.16 * pair * of_val, rel=5e-3)
         assert found.test == pytest.approx(0.2 * pair * of_test, rel=0.03)
+
+
+NEW = {"kind": "transfer", "last": 20}
+
+
+@pytest.mark.parametrize(
+    ("model", "split", "transfer", "seconds"),
+    [
+        # 10,000 new cells, half of them scored with K = 1,000, and 20 effects twice: 220 s for all
+        # by gradient 4 x 1,000 steps of 512 cells instead of 32
+        ("sams_vae_mf", NEW, {}, (1 + 4) / 2 * 220 + 4 * 1000 * 16 * 0.01),
+        ("svae_plus", NEW, {"adapt": ["closed_form", "sparse"]}, (1 + 8) / 2 * 220),
+        # a training of 1,000 steps and 4 validations of 4,000 cells again, twice; as released 300 epochs of 79 batches
+        ("svae_plus_lopez", NEW, {"variants": ["ours", "as_released"]}, 2 * 11.6 + (6 / 2 + 4) * 220 + 300 * 79 * 0.01),
+        ("vae", NEW, {"cells": [0]}, 11.6 + 2 / 2 * 220),
+        ("svae_plus_lopez", NEW | {"new_cells": 10}, {"variants": ["ours", "as_released"]}, 11.6 + 2 / 2 * 220),
+    ],
+)
+def test_the_time_of_a_transfer_by_hand(tmp_path, model, split, transfer, seconds):
+    own = study(tmp_path, split=split, transfer=transfer, model=model, mask_prior=0.1, seed=0)
+    [found], _ = estimate(own, device="cpu", rate=lambda *_: RATE)
+    assert found.transfer == pytest.approx(seconds, rel=0.01)
+    assert found.left == pytest.approx(found.training + found.scoring + found.transfer)
 
 
 def test_sizes_of_simulations_match_the_simulated_data(tmp_path):
@@ -211,13 +243,16 @@ def test_everything_runs_once_before_it_is_timed(tmp_path, monkeypatch):
 
 
 def test_the_report():
-    lines = [Estimate("a", 10, 2, 1000, 7200.0, 3600.0, 1440.0, 1440.0), Estimate("b", 1, 0, 0, 0.0, 0.0, 0.0, 0.0)]
+    lines = [
+        Estimate("a", 10, 2, 1000, 7200.0, 3600.0, 1440.0, 1440.0, 3600.0),
+        Estimate("b", 1, 0, 0, 0.0, 0.0, 0.0, 0.0),
+    ]
     said = estimate_report(lines, ["c"], device="cpu", jobs=4).splitlines()
-    assert said[1].split() == ["a", "10", "2", "7200.0", "2:00:00", "1:00:00", "0:24:00", "0:24:00"]
+    assert said[1].split() == ["a", "10", "2", "7200.0", "2:00:00", "1:00:00", "1:00:00", "0:24:00", "0:24:00"]
     assert said[3].startswith("c: unknown until")
     assert said[4] == (
-        "time left: 2:24:00 with 1 training at a time; 0:36:00 with 4, the unknown experiments not included"
+        "time left: 3:12:00 with 1 training at a time; 0:48:00 with 4, the unknown experiments not included"
     )
     alone = estimate_report(lines, [], device="cpu", jobs=1).splitlines()
-    assert alone[3] == "time left: 2:24:00 with 1 training at a time"
+    assert alone[3] == "time left: 3:12:00 with 1 training at a time"
     assert estimate_report([], ["c"], device="cpu", jobs=1).splitlines()[-1] == "time left: unknown"

@@ -14,7 +14,8 @@ import torch
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import row
 from samsvae.errors import DataError
-from samsvae.evaluation.transfer import bounds, over_perturbations
+from samsvae.evaluation.transfer import bounds
+from samsvae.evaluation.transfer_tables import over_perturbations
 from samsvae.training.transfer import adapt, adapt_as_released
 
 

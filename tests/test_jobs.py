@@ -181,18 +181,18 @@ def test_an_interrupted_run_comes_last_in_the_next_try(tmp_path, monkeypatch):
     found, runs = data(tmp_path), [settings("sams_vae_corr"), settings("cpa_vae_mf")]
     ids = [asked["run"] for asked in runs]
     folders, logs = {run: tmp_path / run for run in ids}, {run: tmp_path / f"{run}.log" for run in ids}
-    real = job_module.train_and_score
+    real = job_module.complete
 
     class Down(BaseException):
         """Like a kill: no handler in the process runs."""
 
-    def train_and_score(run, *rest):
+    def complete(run, *rest):
         real(run, *rest)
         if run.settings is runs[0]:
             (folders[ids[0]] / ".trained" / "stamp").unlink()
             raise Down
 
-    monkeypatch.setattr(job_module, "train_and_score", train_and_score)
+    monkeypatch.setattr(job_module, "complete", complete)
     for _ in range(2):
         with pytest.raises(Down):
             run_together(runs, found, folders, logs, PLACE, tmp_path / "batch.tsv")
@@ -215,17 +215,17 @@ def test_a_stamp_depends_on_values_and_content(tmp_path):
 
 
 def test_an_interrupted_fill_is_not_complete(tmp_path):
-    cache, out = Cache(tmp_path / "cache", "s"), {"a": tmp_path / "a.txt"}
-    cache.fill(out, lambda files: files["a"].write_text("first"))
-    assert cache.is_complete(out) and not Cache(cache.folder, "t").is_complete(out) and not cache.was_interrupted
+    cache = Cache(tmp_path / "cache", "s", {"a": tmp_path / "a.txt"})
+    cache.fill(lambda files: files["a"].write_text("first"))
+    assert cache.is_complete() and not replace(cache, stamp="t").is_complete() and not cache.was_interrupted
 
     def interrupted(files):
         files["a"].write_text("sec")
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        cache.fill(out, interrupted)
-    assert not cache.is_complete(out) and cache.was_interrupted
+        cache.fill(interrupted)
+    assert not cache.is_complete() and cache.was_interrupted
 
 
 def test_a_job_with_nothing_to_do_does_not_import_torch(tmp_path, caplog):

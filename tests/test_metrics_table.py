@@ -13,6 +13,7 @@ from small_model import model, screen
 from test_pathways import masks
 
 from samsvae.config.evaluation import EvaluationConfig
+from samsvae.config.transfer import TransferConfig
 from samsvae.data.arrays import read_split
 from samsvae.data.cells import encode
 from samsvae.errors import DataError
@@ -21,16 +22,20 @@ from samsvae.evaluation.collect import collect_scores
 from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.honest import model_tables
 from samsvae.evaluation.masks import siblings, stability
-from samsvae.evaluation.metrics.constants import CLASSIFIERS, FIT, HONEST, LEVELS, MATCHES, PROTOCOLS, TOP
+from samsvae.evaluation.metrics.constants import CLASSIFIERS, FIT, HONEST, LEVELS, MATCHES, PROTOCOLS, TOP, TRANSFER
 from samsvae.evaluation.metrics.de import de_agreement, differential_expression
 from samsvae.evaluation.metrics.table import METRICS, axis_label, metric
 from samsvae.evaluation.pathways import run_pathways
+from samsvae.evaluation.pools import Pools
 from samsvae.evaluation.run import fit_scores, likelihood_scores, recovery_scores
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.evaluation.selection import relative_to
+from samsvae.evaluation.transfer_baselines import baseline_table
+from samsvae.evaluation.transfer_scores import model_scores, shift_scores, target_of
+from samsvae.evaluation.transfer_tables import tidy, together
 from samsvae.evaluation.truth import truth_of
 from samsvae.screens.pack import arrays_of
-from samsvae.screens.simulate import sams
+from samsvae.screens.simulate import sams, sparse_shift
 from samsvae.tables import write
 from samsvae.training.checkpoint import Checkpoint
 
@@ -62,7 +67,23 @@ def scored(tmp_path_factory) -> pd.DataFrame:
     grid = pd.DataFrame([{"run": run, "model": "m", "method": "M", "inference": "", "dataset": "d", "split_name": "s"}])
     found = collect_scores(grid, paths[:1], paths[1:], [baselines])
     relative = relative_to(found[found["model"] == "m"], {"model": "m"}, [])
-    return pd.concat([found, relative, honest_scores(), bounds.assign(split="test")], ignore_index=True)
+    new = transfer_scores().assign(protocol=TRANSFER)
+    return pd.concat([found, relative, honest_scores(), bounds.assign(split="test"), new], ignore_index=True)
+
+
+def transfer_scores() -> pd.DataFrame:
+    """The scores of new perturbations of a simulation, by a model and by the baselines."""
+    truth = sparse_shift(n_perturbations=6, n_genes=12, cells=(20, 6, 6), n_held_out=2, n_latent=3)
+    made, how, codes = arrays_of(truth), TransferConfig(cells=(4,)), np.array([4, 5])
+    rank = np.where(np.isin(made.condition, codes), np.arange(len(made.cells)) % 32, 0)
+    pools = Pools(made.condition, truth.obs["split"].to_numpy(str), np.where(rank > 16, 0, rank), rank > 16)
+    baselines = baseline_table(made, pools, how)
+    target = target_of(made, pools, encode(made, "sum"), baselines, "ours")
+    net = model("svae_plus", 12, 6).eval()
+    config = EvaluationConfig(ate_samples=10)
+    scores = model_scores(net, target, codes, particles=2, evaluation=config)
+    own = tidy(scores, made.conditions[codes].tolist(), particles=2)
+    return pd.concat([baselines, own, together(**shift_scores(net, target, codes, truth))], ignore_index=True)
 
 
 def honest_scores() -> pd.DataFrame:
@@ -144,14 +165,14 @@ def test_the_columns_of_scores_by_condition_are_metrics():
 
 def test_rows_are_complete():
     for name, row in METRICS.items():
-        assert row.name == name and row.label and set(row.protocols) <= {*PROTOCOLS, FIT, HONEST}
+        assert row.name == name and row.label and set(row.protocols) <= {*PROTOCOLS, FIT, HONEST, TRANSFER}
         assert row.sentence[0].isupper() and row.sentence.endswith(".")
         assert row.label.endswith(f" ({row.unit})") if row.unit else True
         assert row.better in ("higher", "lower", "")
         assert row.low is None or row.high is None or row.low < row.high
     assert {name for name, row in METRICS.items() if not row.better} == {
         "levelled_off", "active_latents", "ate_library", "pit_mean", "posterior_share", "n", "n_top",
-            "variance_ratio", "auprc_chance",
+            "variance_ratio", "auprc_chance", "n_scored", "n_left_out",
         *(f"{name}{level}" for name in ("coverage", "coverage_top", "naive") for level in LEVELS),
         "mask_density", "mask_jaccard", "mask_jaccard_null", "mask_active_latents", "sibling_rank_null",
         "mask_f1_all_ones", "mask_pathway_accuracy/majority",

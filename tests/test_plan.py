@@ -63,6 +63,20 @@ def test_simulations_have_a_truth_and_no_tests_without_counts_and_controls(confi
     assert "combinations" in plan.figures("norman_ood") and "combinations" not in plan.figures("replogle")
 
 
+def test_a_transfer_has_the_figures_that_need_no_test_cells(configuration):
+    """New perturbations are scored in a table of their own, and old ones have test cells only on request."""
+    plan = planned(configuration("config.yaml"))
+    for name in ("simulation_transfer", "replogle_transfer", "norman_transfer"):
+        assert {"data_card", "curves"} <= set(plan.figures(name)) <= {"data_card", "curves", "transfer"}
+        assert "transfer" in plan.features(name) and plan.pathway_files(name) == []
+    with_test = own(split={"kind": "transfer", "conditions": ["a"]}, transfer={})
+    assert {"scores", "worth", "masks"} <= set(with_test.figures("thp1"))
+    without = own(split={"kind": "transfer", "conditions": ["a"], "test_fraction": 0}, transfer={})
+    assert "scores" not in without.figures("thp1")
+    # Table 1 is not repeated where a pathway is held out
+    assert [each["experiment"] for each in plan.reproductions() if each["task"] == "replogle"] == ["replogle"]
+
+
 def test_every_need_is_a_feature():
     assert {need for row in FIGURES.values() for need in row.needs} <= set(FEATURES)
 
@@ -349,3 +363,25 @@ def test_runs_of_a_batch_share_their_data_and_failed_ones_get_a_job_of_their_own
     mark.write_text(f"run\tstate\treason\n{found[0].id}\tfailed\tno luck\n")
     assert re.fullmatch(plan.trained_alone(), found[0].id)
     assert not re.fullmatch(plan.trained_alone(), found[1].id)
+
+
+def test_a_transfer_adds_files_tables_and_parameters(configuration):
+    plan = planned(configuration("config.yaml")).plan
+    run = SimpleNamespace(experiment="replogle_transfer", run="ivae-pathwayEXOSOME-seed0")
+    split = "results/replogle_transfer/splits/replogle/transfer-pathwayEXOSOME"
+    assert plan.baselines(run) == [f"{split}/transfer.tsv"]
+    found = plan.transfer(run)
+    assert found["split"] == {
+        "dataset": "replogle", "split_name": "transfer-pathwayEXOSOME", "held_out": "EXOSOME", "new_cells": 0,
+    }  # fmt: skip
+    assert found["settings"]["cells"] == (0, 10, 30, 100, "all")
+    by_split = SimpleNamespace(experiment=run.experiment, dataset="replogle", split="transfer-pathwayEXOSOME")
+    assert plan.transfer(by_split) == found
+    other = SimpleNamespace(experiment="replogle", run="cond_vae-latents100-seed0")
+    assert plan.transfer(other) is None and plan.baselines(other) == []
+    assert plan.transfer_tables() == [
+        f"results/{name}/transfer.tsv" for name in ("simulation_transfer", "replogle_transfer", "norman_transfer")
+    ]
+    assert len(plan.files_of(plan.run(run))) == len(plan.files_of(plan.run(other))) + 3
+    names = plan.with_transfer().split("|"), plan.with_transfer(False).split("|")
+    assert sorted(names[0] + names[1]) == sorted(plan.runs) and "norman_transfer" in names[0]

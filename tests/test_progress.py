@@ -14,6 +14,7 @@ from snakemake.utils import update_config
 from samsvae.cli import main
 from samsvae.config.grid import Run, run_settings, runs
 from samsvae.config.study import Study
+from samsvae.config.transfer import TransferConfig
 from samsvae.config.validate import build
 from samsvae.errors import DataError
 from samsvae.study.cache import Cache
@@ -51,6 +52,20 @@ def write_run(root, *, log: str | None = None, age: float = 0.0, seconds: float 
 STEPS = "10:00:00 INFO step 100/1000  10.0 steps/s  loss 3.000\n10:00:10 INFO step 200/1000  10.0 steps/s  loss 2.900\n"
 
 
+def test_a_run_with_a_transfer_is_done_when_that_is_done_with_these_settings(tmp_path):
+    how = TransferConfig(cells=(0, "all"))
+
+    def state(transfer: TransferConfig = how) -> tuple[str, float | None]:
+        found = run_status(run_of(), tmp_path, tmp_path / "logs", now=time.time(), transfer=transfer)
+        return found.state, found.seconds
+
+    write_run(tmp_path, seconds=5.0)
+    assert state() == ("outdated", None)  # trained before the setting was added
+    record = {"run": "vae", "transfer": vars(how), "seconds": 7.0}
+    (tmp_path / "e" / "runs" / "vae" / "transfer.json").write_text(json.dumps(record))
+    assert state() == ("done", 12.0) and state(TransferConfig(cells=(0,))) == ("outdated", None)
+
+
 @pytest.mark.parametrize(
     ("how", "state", "seconds", "reason"),
     [
@@ -85,8 +100,8 @@ def test_a_failed_run_shows_its_retry_command(tmp_path, monkeypatch, capsys):
     """The report shows what the job has logged, also at the end of a traceback."""
     monkeypatch.setenv(CALL, "snakemake --cores 8 --configfile config/core.yaml")
     log, folder = tmp_path / "logs" / "e" / "train" / "vae.log", tmp_path / "e" / "runs" / "vae"
-    caches = Cache(folder / ".trained", "s"), Cache(folder / ".scored", "s")
-    run = CachedRun({"run": "vae"}, *caches, {}, {"scores": folder / "scores.tsv"})
+    caches = Cache(folder / ".trained", "s", {}), Cache(folder / ".scored", "s", {"scores": folder / "scores.tsv"})
+    run = CachedRun({"run": "vae"}, *caches)
     command = f"snakemake --cores 8 --configfile config/core.yaml -- {folder}/scores.tsv"
     for error in (DataError("bad."), KeyError("lost")):
         with pytest.raises(type(error)), retry_note(run):

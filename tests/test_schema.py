@@ -12,6 +12,7 @@ from samsvae.config.schema import schema
 from samsvae.config.screens import MINIATURES, OPTIONS, ScreenConfig, Source, SplitConfig
 from samsvae.config.study import Experiment, PathVars, Study
 from samsvae.config.training import TrainingConfig
+from samsvae.config.transfer import TransferConfig
 
 jsonschema = pytest.importorskip("jsonschema")
 yaml = pytest.importorskip("yaml")
@@ -19,7 +20,7 @@ utils = pytest.importorskip("snakemake.utils")
 
 CONFIGS = ("config.yaml", "core.yaml", "demo.yaml", "custom.example.yaml")
 CLASSES = (Study, PathVars, Experiment, ScreenConfig, Source, *MINIATURES.values(), *OPTIONS.values())
-CLASSES += (SplitConfig, ModelConfig, TrainingConfig)
+CLASSES += (SplitConfig, ModelConfig, TrainingConfig, TransferConfig)
 
 
 def configuration(root, name):

@@ -17,7 +17,8 @@ from samsvae.data.cells import Cells, cells_of, encode
 from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation.iwelbo import iwelbo, nelbo
 from samsvae.evaluation.model_effects import condition_means, sample
-from samsvae.evaluation.transfer import bounds, by_perturbation, over_perturbations
+from samsvae.evaluation.transfer import bounds, by_perturbation
+from samsvae.evaluation.transfer_tables import over_perturbations
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams
 from samsvae.training.checkpoint import Checkpoint, load, save

@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from samsvae.cli import main
+from samsvae.evaluation.transfer_tables import read_transfer
 from samsvae.interop.weights import to_reference
 from samsvae.tables import read
 from samsvae.training.checkpoint import load
@@ -34,6 +35,7 @@ FIGURES = {
     "norman_efficiency": (*COMMON, "worth", "expression", "combinations"),
     "simulation_sams": (*COMMON, "recovery"),
     "simulation_svae": (*COMMON, "recovery"),
+    "replogle_transfer": ("data_card", "curves"),
 }
 JOBS = [f"{experiment}_{figure}" for experiment, figures in FIGURES.items() for figure in figures]
 
@@ -42,6 +44,7 @@ JOBS = [f"{experiment}_{figure}" for experiment, figures in FIGURES.items() for 
 LOCAL = (
     "all",
     "take",
+    "take_with_transfer",
     "write_grid",
     "write_config",
     "cost_table",
@@ -74,12 +77,17 @@ def planned(text: str) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "trainings", "replogle"),
-    [("config.yaml", 180 + 2 * 1125 + 200 + 90, 180), ("core.yaml", 90 + 2 * 225 + 290, 90)],
+    ("config", "trainings", "replogle", "transfers"),
+    [
+        ("config.yaml", 180 + 2 * 1125 + 200 + 90, 180, 625 + 560 + 65),
+        ("core.yaml", 90 + 2 * 225 + 290, 90, 475 + 360 + 45),
+    ],
 )
-def test_the_papers_are_planned_completely(root, tmp_path, config, trainings, replogle):
+def test_the_papers_are_planned_completely(root, tmp_path, config, trainings, replogle, transfers):
     plan = planned(snakemake(root, tmp_path, "--dry-run", config=root / "config" / config))
-    assert plan["train"] == trainings
+    assert plan["train"] == trainings and plan["train_with_transfer"] == transfers
+    # splits: five data seeds with 0, 10 and all new cells in the training, eight pathways, Norman
+    assert plan["transfer_baselines"] == 15 + 8 + 1 and plan["collect_transfer"] == 3
     assert plan["download_source"] == 2 and plan["filter_replogle"] == plan["filter_norman"] == 1
     assert plan["simulate_sams"] == 25 and plan["simulate_sparse_shift"] == 5
     assert all(plan[figure] == 1 for figure in JOBS)
@@ -93,7 +101,7 @@ def test_the_papers_are_planned_completely(root, tmp_path, config, trainings, re
 def test_only_trainings_request_a_gpu(root, tmp_path):
     text = snakemake(root, tmp_path, "--dry-run", config=root / "tests" / "smoke.yaml")
     rules = {rule for rule, body in re.findall(r"^rule (\w+):\n((?:    .*\n)+)", text, flags=re.M) if "gpu=1" in body}
-    assert rules == {"train"}
+    assert rules == {"train", "train_with_transfer"}
 
 
 @pytest.mark.parametrize(
@@ -272,6 +280,20 @@ def test_tables_are_complete_and_finite(study):
     metrics = set(read(study / "results" / "simulation_sams" / "scores.tsv")["metric"])
     assert {"mask_f1/true-positives", "mask_f1/correlation", "mcc_pearson", "latent_r2", "ate_pearson"} <= metrics
     assert "mask_pathway_accuracy/logistic" in set(read(study / "results" / "replogle" / "scores.tsv")["metric"])
+
+
+@pytest.mark.slow
+def test_the_transfer_of_a_study(study):
+    folder = study / "results" / "replogle_transfer"
+    table, grid = read_transfer(folder / "transfer.tsv"), read(folder / "grid.tsv")
+    assert set(table["run"]) == {*grid["run"], "train_mean", "own_profile"}
+    assert set(table["variant"]) == {"ours", "as_released", "statistics_kept"}
+    assert set(table["held_out"]) == {"SPLICEOSOME"} and set(table["cells"]) == {"0", "10", "all"}
+    means = table[table["perturbation"] == "(mean)"]
+    assert np.isfinite(means[means["metric"].isin(["nelbo", "inll", "gain"])]["value"]).all()
+    worth = read(folder / "worth.tsv")
+    assert worth["reason"].notna().all() and len(worth[worth["run"].isin(grid["run"])]) == len(grid)
+    assert set(read(folder / "scores.tsv").query("metric == 'iwelbo'")["split"]) == {"val"}
 
 
 @pytest.mark.slow

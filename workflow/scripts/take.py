@@ -7,7 +7,7 @@ from samsvae.study.script import job
 
 found, params = snakemake.input, snakemake.params
 files = (found.arrays, found.split, found.screen, found.reference, found.truth)
-data = Data(*files, params.evaluation, params.simulated, params.codes)
+data = Data(*files, params.evaluation, params.simulated, params.codes, params.transfer, list(found.baselines))
 
 with job(snakemake):
     take_one(params.settings, data, Path(snakemake.output.model).parent, found.together[0])

@@ -7,7 +7,7 @@ from samsvae.study.script import job
 
 found, params, config = snakemake.input, snakemake.params, snakemake.config
 files = (found.arrays, found.split, found.screen, found.reference, found.truth)
-data = Data(*files, params.evaluation, params.simulated, params.codes)
+data = Data(*files, params.evaluation, params.simulated, params.codes, params.transfer, list(found.baselines))
 place = Place(config["device"], config["jobs_per_gpu"], 60.0 * config["checkpoint_minutes"])
 runs = [settings["run"] for settings in params.runs]
 folders = {run: Path(snakemake.output[0]).parents[1] / "runs" / run for run in runs}

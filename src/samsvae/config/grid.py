@@ -18,6 +18,7 @@ from samsvae.config.run_ids import make_id, order_axes
 from samsvae.config.screens import SCALAR, CustomOptions, ScreenConfig, SplitConfig
 from samsvae.config.study import Study
 from samsvae.config.training import TrainingConfig
+from samsvae.config.transfer import TransferConfig
 from samsvae.config.validate import build, check_path, checked, checked_fields, field_names, plain
 from samsvae.config.vocabulary import ENCODINGS
 from samsvae.config.zoo import row
@@ -80,6 +81,7 @@ def runs(study: Study, name: str) -> list[Run]:
             "Move the runs with a checkpoint to a separate experiment."
         )
     _check_compared(list(found.values()), experiment.compared, f"settings.{name}.compared", known)
+    _check_transfer(list(found.values()), experiment.transfer, f"settings.{name}")
     return list(found.values())
 
 
@@ -102,6 +104,18 @@ def _check_compared(found: list[Run], compared: dict[str, SCALAR], where: str, k
             values = {settings[axis] for settings in grid_table(found)}
             raise ConfigError(f"{where}.{axis}: no run has {quoted(value)}.{nearest(value, sorted(values, key=str))}")
         found = left
+
+
+def _check_transfer(found: list[Run], transfer: TransferConfig | None, where: str) -> None:
+    """ConfigError if the runs cannot be adapted to new perturbations as the setting ``transfer`` asks for."""
+    if transfer is None:
+        return
+    transfer.check_models({run.row for run in found}, f"{where}.transfer")
+    if imported := [run.checkpoint for run in found if run.checkpoint]:
+        raise ConfigError(
+            f"{where}.transfer: not allowed with {imported[0]!r} in the grid, because weights of the release were "
+            "trained on all perturbations. Remove the checkpoints or the setting."
+        )
 
 
 def _check_block(block: dict[str, Any], where: str, known: set[str]) -> None:

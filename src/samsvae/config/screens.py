@@ -265,6 +265,22 @@ class SplitConfig:
         if self.new_cells != "all" and self.new_cells < 0:
             raise ConfigError(f"new_cells: {self.new_cells} is not allowed. Allowed: 0 or more, or 'all'.")
 
+    @property
+    def held_out(self) -> str:
+        """The new interventions in words, as tables name them; '' if there are none."""
+        if self.kind != "transfer":
+            return ""
+        if self.conditions:
+            return f"{len(self.conditions)} conditions"
+        return self.pathway or (f"last {self.last}" if self.last else f"strongest {self.strongest}")
+
+    def has_test_cells(self, simulated: bool) -> bool:
+        """Whether old conditions have test cells whose scores are of interest.
+
+        In a split of kind 'transfer' the old cells are there to be trained on, unless it asks for test cells too.
+        """
+        return self.kind != "transfer" or (self.test_fraction > 0 and not simulated)
+
     def of_cells(self) -> dict[str, Any]:
         """The arguments of `samsvae.screens.splits.make_split`: all settings but those of transfers."""
         return {name: value for name, value in vars(self).items() if name not in (*NEW_BY[1:], "new_cells")}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.config.screens import SCALAR, ScreenConfig, SplitConfig
+from samsvae.config.transfer import TransferConfig
 from samsvae.config.validate import at_least, check_path, field_names
 from samsvae.config.zoo import row
 from samsvae.errors import ConfigError, nearest, quoted
@@ -19,7 +20,8 @@ class Experiment:
     """A screen, a split and a grid of runs. ``model`` and ``training`` hold for every run unless a block sets them.
 
     ``shown``: the model in figures of one model (default: the best on validation data). ``compared``: values of grid
-    axes that figures are restricted to, such as n_latent: 100.
+    axes that figures are restricted to, such as n_latent: 100. ``transfer``: how runs are adapted to new perturbations
+    (default: not at all).
     """
 
     screen: str
@@ -30,10 +32,16 @@ class Experiment:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     shown: str | None = None
     compared: dict[str, SCALAR] = field(default_factory=dict)
+    transfer: TransferConfig | None = None
 
     def __post_init__(self):
         if self.shown is not None:
             row(self.shown)
+        if self.transfer and self.split.kind != "transfer":
+            raise ConfigError(
+                f"transfer: not allowed with a split of kind {self.split.kind!r}, which has no new perturbations. "
+                "Allowed: with split.kind 'transfer'."
+            )
 
 
 @dataclass(frozen=True)

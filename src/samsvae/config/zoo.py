@@ -62,8 +62,12 @@ _MASKED = {**_SVAE_PLUS, "mask_per_cell": True}
 _FLAT = {"beta_a": 1.0, "beta_b": 1.0}
 
 
+#: The inference of the methods of the SVAE+ paper, as it is called in tables.
+_OF_LOPEZ = "SVAE+ paper"
+
+
 def _lopez(name: str, model: dict, **training) -> Row:
-    return Row(name, "SVAE+ paper", {**_LOPEZ_MODEL, **model}, {**_LOPEZ_TRAINING, **training})
+    return Row(name, _OF_LOPEZ, {**_LOPEZ_MODEL, **model}, {**_LOPEZ_TRAINING, **training})
 
 
 ROWS: dict[str, Row] = {
@@ -103,3 +107,8 @@ def row(name: str) -> Row:
     if not isinstance(name, str) or name not in ROWS:
         raise ConfigError(f"model: {quoted(name)} is not a known model.{nearest(name, ROWS)}")
     return ROWS[name]
+
+
+def has_release(name: str) -> bool:
+    """Whether a row is a method of the SVAE+ paper, whose authors released code for a transfer to new perturbations."""
+    return row(name).inference == _OF_LOPEZ

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samsvae.config.evaluation import EvaluationConfig
 from samsvae.config.vocabulary import LIBRARY
+from samsvae.data.arrays import Screen
 from samsvae.evaluation.log2_expectation import Log2Mean
 from samsvae.models.batch import Batch, MultiHot
 from samsvae.models.model import Model
@@ -26,6 +28,13 @@ from samsvae.ops.onednn import fast_cpu
 #: Most floats in an array (s, c, G): enough to hide the cost of calls. Noise is drawn array by array, so a budget that
 #: depended on the free memory would change results.
 BUDGET = {"cpu": 2**22, "cuda": 2**24}
+
+
+def library_of(config: EvaluationConfig, screen: Screen) -> float:
+    """Counts of a sampled cell: ``ate_library``, or the median over the cells of the screen."""
+    if config.ate_library == "median":
+        return float(np.median(screen.library))
+    return LIBRARY if config.ate_library is None else config.ate_library
 
 
 def dosage_batch(model: Model, members: np.ndarray, library: float | np.ndarray) -> Batch:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from samsvae.config.evaluation import EvaluationConfig
-from samsvae.config.vocabulary import LIBRARY
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, some
@@ -22,7 +21,7 @@ from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.metrics.constants import EMPTY_MASK, FIT
 from samsvae.evaluation.metrics.recovery import all_ones_f1, largest_entries, latent_recovery, mask_recovery
 from samsvae.evaluation.model_bounds import model_bounds
-from samsvae.evaluation.model_effects import condition_means
+from samsvae.evaluation.model_effects import condition_means, library_of
 from samsvae.evaluation.scores import per_condition, score
 from samsvae.evaluation.truth_file import read_truth
 from samsvae.files import write_table
@@ -89,13 +88,6 @@ def dosages(checkpoint: Checkpoint, screen: Screen, conditions: Sequence[str]) -
     """Indices (C, P) of the model's perturbations in each named condition, padded with T."""
     position = {name: i for i, name in enumerate(screen.conditions)}
     return encode(screen, checkpoint.facts["encoding"]).members[[position[name] for name in conditions]]
-
-
-def library_of(config: EvaluationConfig, screen: Screen) -> float:
-    """Counts of a sampled cell: ``ate_library``, or the median over the cells of the screen."""
-    if config.ate_library == "median":
-        return float(np.median(screen.library))
-    return LIBRARY if config.ate_library is None else config.ate_library
 
 
 def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, config: EvaluationConfig) -> ad.AnnData:

@@ -18,6 +18,8 @@ FEATURES = {
     "counts": "integer counts",
     "truth": "simulated data with known masks and latents",
     "training": "a training, rather than imported weights alone",
+    "test": "test cells of perturbations that are trained on",
+    "transfer": "a transfer to new perturbations",
 }
 
 
@@ -64,6 +66,7 @@ name it. The `summary.tsv` of each split has its numbers.""",
             "published": "published_scores",
         },
         ("", "runs", "fits", "baselines", "per_condition"),
+        needs=("test",),
         settings=("comparable", "compared"),
         caption="""\
 *Published protocol: effects of the data from all cells.* One row per model: test IWELBO (higher is better), accuracy
@@ -92,7 +95,7 @@ model below them has learned less than these baselines. The figure *worth* has i
         "What the scores are worth",
         {"scores": "score_table", "worth": "worth_table", "conditions": "worth_conditions_table"},
         ("", "conditions", "verdicts", "coverage"),
-        needs=("counts", "control"),
+        needs=("counts", "control", "test"),
         settings=("compared",),
         caption="""\
 *Honest protocol: effects of test cells against test controls. Models predict cells as deep as these; baselines read
@@ -114,6 +117,7 @@ has no intervals.""",
         "Likelihood bound",
         {"scores": "score_table", "bound": "bound_table"},
         ("", "verdicts"),
+        needs=("test",),
         settings=("compared",),
         caption="""\
 *Honest protocol.* How likely a model finds test cells. The IWELBO is a lower bound of the log-likelihood that rises
@@ -141,7 +145,7 @@ above 0.7) that their sum cannot be trusted; beyond the dashed line, 10 %, a bou
             "screen": "screen",
         },
         ("mask_probability", "embedding", "accuracy", "pathway", "stability"),
-        needs=("masks",),
+        needs=("masks", "test"),
         settings=("shown",),
         caption="""\
 Which perturbations share latents. The note above the panels names the model and run shown. **a**, posterior
@@ -178,6 +182,7 @@ test).""",
             "screen": "screen",
         },
         ("data", "model", "conditions"),
+        needs=("test",),
         settings=("shown",),
         caption="""\
 *Published protocol: effects of the data from all cells.* The note above the panels names the model and run shown.
@@ -206,7 +211,7 @@ d means that the model mostly separates strong perturbations from weak ones, or 
             "screen": "screen",
         },
         ("overlap", "tests", "model_tests", "data_effects", "model_effects"),
-        needs=("counts", "control"),
+        needs=("counts", "control", "test"),
         settings=("shown",),
         caption="""\
 *Published protocol: tests and effects of the data from all cells.* One column for each of the (at most three)
@@ -233,7 +238,7 @@ number of genes.""",
             "published": "published_combinations",
         },
         ("scores", "interactions", "published"),
-        needs=("combinations",),
+        needs=("combinations", "test"),
         settings=("comparable",),
         caption="""\
 How well combinations of perturbations are predicted. *Published protocol: effects of the data from all cells.* **a**,
@@ -259,7 +264,7 @@ predicts an interaction of about 0 everywhere; r says how much of the non-additi
         "Recovery",
         {"grid": "grid", "scores": "score_table"},
         ("",),
-        needs=("truth",),
+        needs=("truth", "test"),
         caption="""\
 Are the true masks, latents and effects recovered? Against the number of training cells per perturbation if the grid
 has that axis, by method otherwise; mean ± sd if there are several data seeds. The inferred mask is a probability above

@@ -29,19 +29,20 @@ def stamp_of(values: object, *files: str | Path) -> str:
 class Cache:
     """A folder of files that belong to one stamp.
 
-    The methods take ``outputs``: the output files of the job by name. The cached file has the same file name.
+    ``outputs``: the output files of the job by name. The cached file has the same file name.
     """
 
     folder: Path
     stamp: str
+    outputs: Mapping[str, Path]
 
-    def is_complete(self, outputs: Mapping[str, Path]) -> bool:
+    def is_complete(self) -> bool:
         """Whether all files are cached with this stamp and still have the content that was stamped.
 
         Outputs are hard links to the cached files, so damage to one is damage to the other.
         """
         try:
-            return (self.folder / "stamp").read_text() == self._stamp_text(outputs)
+            return (self.folder / "stamp").read_text() == self._stamp_text()
         except FileNotFoundError:
             return False
 
@@ -50,22 +51,27 @@ class Cache:
         """Whether a job started to fill this cache and did not finish."""
         return self.folder.is_dir() and not (self.folder / "stamp").is_file()
 
-    def _stamp_text(self, outputs: Mapping[str, Path]) -> str:
+    @property
+    def files(self) -> dict[str, Path]:
+        """The cached files by name."""
+        return {name: self.folder / path.name for name, path in self.outputs.items()}
+
+    def _stamp_text(self) -> str:
         """The stamp, then a line with digest and name for every file."""
-        lines = [f"{digest_of(self.folder / path.name)} {path.name}" for path in outputs.values()]
+        lines = [f"{digest_of(path)} {path.name}" for path in self.files.values()]
         return "\n".join([self.stamp, *lines])
 
-    def fill(self, outputs: Mapping[str, Path], write: Callable[[dict[str, Path]], None]) -> None:
+    def fill(self, write: Callable[[dict[str, Path]], None]) -> None:
         """Call ``write`` with the paths of the cached files, then stamp them. Until then the cache is not valid."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "stamp").unlink(missing_ok=True)
-        write({name: self.folder / path.name for name, path in outputs.items()})
+        write(self.files)
         with atomic(self.folder / "stamp") as aside:
-            aside.write_text(self._stamp_text(outputs))
+            aside.write_text(self._stamp_text())
 
-    def link_to(self, outputs: Mapping[str, Path]) -> None:
+    def link(self) -> None:
         """Hard-link the cached files to the outputs; copy them where links are not supported."""
-        for path in outputs.values():
+        for path in self.outputs.values():
             with atomic(path) as aside:
                 try:
                     os.link(self.folder / path.name, aside)

@@ -12,7 +12,6 @@ import json
 import math
 import statistics
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.config.grid import Run, run_settings, runs
 from samsvae.config.study import Study
-from samsvae.config.vocabulary import SPLITS
+from samsvae.config.training import TrainingConfig
+from samsvae.config.transfer import TransferConfig
 from samsvae.data.arrays import Screen
 from samsvae.data.cells import Cells, cells_of, encode
-from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.model_effects import condition_means
 from samsvae.files import write_json
@@ -37,11 +35,14 @@ from samsvae.models.model import Model
 from samsvae.models.noise import Streams
 from samsvae.ops.cuda_graphs import WARM, Steps, graphs, on_one_stream
 from samsvae.ops.precision import precision
-from samsvae.screens.splits import make_split, summary
 from samsvae.study.progress import aligned
 from samsvae.study.records import cpu_model, seconds_of
+from samsvae.study.sizes import Size, size_of
 from samsvae.text import span
+from samsvae.training.adapt_rows import CELLS as GRADIENT_CELLS
+from samsvae.training.adapt_rows import PARTICLES as GRADIENT_PARTICLES
 from samsvae.training.loop import train
+from samsvae.training.transfer import EPOCHS
 from samsvae.training.validation import validation_loss, validation_step
 
 #: Settings of a model that change its numbers but not its work.
@@ -52,100 +53,45 @@ WORK: tuple[str, ...] = ("batch_size", "particles", "validation_particles", "obj
 
 WORK += ("precision", "capture", "compile")
 
-#: Cells of the Norman screen as published, and the expected number of them with one of its 131 pairs. The second
-#: number is not published. Both are replaced by the numbers in the files as soon as those exist.
-NORMAN, PAIRS = 111_255, 41_759
-
 Rate = dict[str, float]
-
-#: obs as splits read it, and the numbers G, C and T.
-Known = tuple[pd.DataFrame, int, int, int]
-
-
-@dataclass(frozen=True)
-class Size:
-    """Cells of a split (train, val, test), and genes, conditions and perturbations (sum encoding) of its screen."""
-
-    train: int
-    val: int
-    test: int
-    genes: int
-    conditions: int
-    perturbations: int
-
-
-def size_of(run: Run, results: Path) -> Size | None:
-    """The size of a run's screen and split: from its files if they exist, else as published or as configured.
-
-    A split that has no file yet is drawn here from the known cells. None: unknown.
-    """
-    found = None
-    if not run.screen.kind.startswith("simulate"):  # the options of a simulation determine its size and split
-        found = _size_from_file(results / "data" / run.dataset / "arrays.npz")
-    found = found or _size_from_config(run)
-    if found is None:
-        return None
-    obs, *sizes = found
-    table = results / run.experiment / "splits" / run.dataset / run.split / "summary.tsv"
-    try:
-        cells = pd.read_csv(table, sep="\t", index_col="split")["cells"]
-    except (OSError, ValueError, KeyError):
-        separator = "+" if run.screen.kind == "norman" else getattr(run.screen.options, "separator", "")
-        try:
-            # the filter may have made the split
-            how = getattr(run.screen.options, "genes_split", None) or run.split_config
-            cells = summary(make_split(obs, separator=separator, **how.of_cells())).set_index("split")["cells"]
-        except (ConfigError, DataError):  # the split names conditions or cells that are unknown without the screen
-            return None
-    return Size(*(int(cells[name]) for name in SPLITS), *sizes)
-
-
-def _size_from_file(arrays: Path) -> Known | None:
-    try:
-        # opened here, because numpy leaves a damaged archive open
-        with open(arrays, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            names, members, code = file["conditions"], file["members"], file["condition"]
-            obs = _obs(names[code], (members >= 0).sum(1)[code], index=file["cells"])
-            return obs, len(file["genes"]), len(names), len(file["perturbations"])
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
-        return None
-
-
-def _size_from_config(run: Run) -> Known | None:
-    options: Any = run.screen.options
-    if run.screen.kind.startswith("simulate"):
-        T, each = options.n_perturbations, (options.cells, options.val_cells, options.test_cells)
-        controls, out = getattr(options, "n_controls", 0), getattr(options, "n_held_out", 0)
-        code = np.repeat(np.arange(T), sum(each))
-        split = np.tile(np.repeat(SPLITS, each), T).astype(object)
-        split[code >= T - out] = "none"
-        ends = np.cumsum(each[:2]) * controls // sum(each)
-        split = np.append(split, np.repeat(SPLITS, np.diff([0, *ends, controls])))
-        code = np.append(code, np.full(controls, T))
-        return _obs(code, code < T, split=split), options.n_features, T + (controls > 0), T
-    if run.screen.source is not None and run.screen.source.sort == "miniature":
-        return None
-    if run.screen.kind == "replogle" and options.published_counts:
-        return _obs(np.arange(118_641) % 681, 1), 1187, 681, 680
-    if run.screen.kind == "norman":
-        others = NORMAN - PAIRS
-        code = np.append(np.arange(others) % 106, 106 + np.arange(PAIRS) % 131)
-        return _obs(code, np.repeat([1, 2], [others, PAIRS])), 5000, 237, 105
-    return None
-
-
-def _obs(condition: np.ndarray, n_targets: np.ndarray | int, *, index: np.ndarray | None = None, **columns):
-    names = condition.astype(str)
-    return pd.DataFrame({"condition": names, "guide_identity": names, "n_targets": n_targets} | columns, index=index)
 
 
 def work_of(run: Run, size: Size) -> tuple[int, int]:
     """Steps of a training and number of cells that its validations read. Patience may end it earlier."""
-    training = run.training
+    return _work(run.training, size)
+
+
+def _work(training: TrainingConfig, size: Size) -> tuple[int, int]:
     epoch = math.ceil(training.cells_per_epoch(size.train) / training.batch_size)
     steps = training.steps if training.epochs is None else training.epochs * epoch
     validations = math.ceil(math.ceil(steps / epoch) / training.validation_every)  # the last epoch always has one
     return steps, validations * size.val
+
+
+def seconds_of_transfer(run: Run, size: Size, how: TransferConfig, rate: Rate, evaluation: EvaluationConfig) -> float:
+    """Seconds that the second trainings, the adaptation and the scores of new perturbations take.
+
+    Half of the new cells are scored, all of them as released. Adapting by gradient takes steps of at most 512 cells.
+    """
+    refits = how.refits_of(run.row, run.split_config.new_cells)
+    epochs = run.training.epochs if how.stage2_epochs is None else how.stage2_epochs
+    steps, validated = _work(dataclasses.replace(run.training, epochs=epochs), size)
+    again = len(refits) * (steps * rate["step"] + validated * rate["validation"])
+    numbers = len([number for number in how.cells if number != 0])
+    stages = 1 + bool(refits)
+    if run.split_config.new_cells or run.model.effect == "none":  # nothing is adapted
+        passes, adapting = stages / 2, 0.0
+    elif run.model.effect == "prior_mean":
+        passes, adapting = (stages + numbers * len(how.adapt)) / 2, 0.0
+    else:
+        share = GRADIENT_CELLS * GRADIENT_PARTICLES / (run.training.batch_size * run.training.particles)
+        passes, adapting = (stages + numbers) / 2, numbers * how.adapt_steps * share * rate["step"]
+    if "as_released" in refits:
+        batches = math.ceil(size.new_cells / run.training.batch_size)
+        adapting += (run.training.epochs or EPOCHS) * batches * rate["step"] * (run.model.effect != "none")
+        passes += 4
+    cell = rate["cell"] * how.particles / evaluation.iwelbo_particles
+    return again + adapting + passes * (size.new_cells * cell + 2 * size.new * rate["condition"])
 
 
 def shape_of(run: Run, size: Size, evaluation: EvaluationConfig) -> dict[str, Any]:
@@ -274,7 +220,8 @@ class Estimate:
     """Times of an experiment in seconds.
 
     ``trainings``, and how many are ``done``; ``steps`` of all trainings; estimated ``training`` and ``scoring`` time
-    of all runs; estimated and actual training time of the done runs (``done_estimated``, ``done_actual``).
+    of all runs; estimated and actual training time of the done runs (``done_estimated``, ``done_actual``);
+    estimated time of ``transfer``, with its further trainings.
     """
 
     experiment: str
@@ -285,13 +232,14 @@ class Estimate:
     scoring: float
     done_estimated: float
     done_actual: float
+    transfer: float = 0.0
 
     @property
     def left(self) -> float:
         """Seconds left, scaled by actual over estimated time of the runs that are done."""
         factor = self.done_actual / self.done_estimated if self.done_estimated and self.done_actual else 1.0
         share = 1.0 - self.done_estimated / self.training if self.training else 0.0
-        return share * (self.training * factor + self.scoring)
+        return share * ((self.training + self.transfer) * factor + self.scoring)
 
 
 def estimate(
@@ -321,10 +269,10 @@ def estimate(
             unknown.append(name)
             continue
         steps, done = 0, 0
-        training = scoring = done_estimated = done_actual = 0.0
+        training = scoring = done_estimated = done_actual = transferring = 0.0
+        evaluation, transfer = study.settings[name].evaluation, study.settings[name].transfer
         for run in trained:
             size = sizes[run.dataset, run.split]
-            evaluation = study.settings[name].evaluation
             own = rate_of(run, shape_of(run, size, evaluation))
             number, validated = work_of(run, size)
             needed = number * own["step"] + validated * own["validation"]
@@ -332,19 +280,22 @@ def estimate(
             training += needed
             sample = min(size.test, evaluation.bound_cells) * evaluation.bound_particles / evaluation.iwelbo_particles
             scoring += (size.val + size.test + sample) * own["cell"] + size.conditions * own["condition"]
+            if transfer:
+                transferring += seconds_of_transfer(run, size, transfer, own, evaluation)
             took = seconds_of(results / name / "runs" / run.id / "run.json", run_settings(run))
             if took is not None:
                 done, done_estimated, done_actual = done + 1, done_estimated + needed, done_actual + took
-        estimates.append(Estimate(name, len(trained), done, steps, training, scoring, done_estimated, done_actual))
+        times = (training, scoring, done_estimated, done_actual, transferring)
+        estimates.append(Estimate(name, len(trained), done, steps, *times))
     return estimates, unknown
 
 
 def estimate_report(estimates: Sequence[Estimate], unknown: Sequence[str], *, device: str, jobs: int) -> str:
     """A table of times (H:MM:SS) by experiment, and the time left for the study with ``jobs`` trainings at a time."""
-    heading = ("experiment", "trainings", "done", "ms/step", "training", "scoring", "done: estimated", "done: actual")
-    rows: list[tuple[str, ...]] = [heading]
+    columns = ("training", "scoring", "transfer", "done: estimated", "done: actual")
+    rows: list[tuple[str, ...]] = [("experiment", "trainings", "done", "ms/step", *columns)]
     for x in estimates:
-        times = map(span, (x.training, x.scoring, x.done_estimated, x.done_actual))
+        times = map(span, (x.training, x.scoring, x.transfer, x.done_estimated, x.done_actual))
         rows.append((x.experiment, str(x.trainings), str(x.done), f"{1e3 * x.training / max(x.steps, 1):.1f}", *times))
     lines = aligned(rows)
     lines += [f"{name}: unknown until its data and splits exist" for name in unknown]

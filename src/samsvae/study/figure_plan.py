@@ -37,7 +37,8 @@ RESERVED = (
     *("filter_replogle", "filter_norman", "filter_custom", "simulate_sams", "simulate_sparse_shift", "pack_arrays"),
     *("split_cells", "reference_effects", "data_expression", "model_expression"),
     *("pathway_accuracy", "pathway_baseline"),
-    *("train", "train_together", "take", "import_checkpoint"),
+    *("train", "train_with_transfer", "train_together", "take", "take_with_transfer", "import_checkpoint"),
+    *("transfer_baselines", "collect_transfer", "transfer"),
     *("data", "sources", "figures", "logs", "benchmarks", "preview"),
 )
 
@@ -72,6 +73,8 @@ class FigurePlan:
             "counts": kind != "simulate_sams",
             "truth": simulated,
             "training": any(run.checkpoint is None for run in found),
+            "test": any(run.split_config.has_test_cells(simulated) for run in found),
+            "transfer": self.plan.study.settings[experiment].transfer is not None,
         }
         return {name for name, there in has.items() if there}
 
@@ -207,9 +210,13 @@ class FigurePlan:
         return f"Screen {name}: {origin[screen.source.sort]}."
 
     def annotated(self, experiment: str, found: Iterable[Run] | None = None) -> list[Run]:
-        """The masked runs (of ``found``, or all) whose pathways are predicted; none if there is no annotation."""
+        """The masked runs (of ``found``, or all) whose pathways are predicted.
+
+        None if there is no annotation, or no figure of scores that shows them, because there are no test cells.
+        """
         every = self.experiments[experiment] if found is None else found
-        return [run for run in every if run.model.mask in MASKED] if self.is_annotated(experiment) else []
+        shown = self.is_annotated(experiment) and "test" in self.features(experiment)
+        return [run for run in every if run.model.mask in MASKED] if shown else []
 
     def pathway_files(self, experiment: str, found: Iterable[Run] | None = None) -> list[str]:
         """Accuracies of predicting the annotation: a file for each batch of `annotated` runs."""

@@ -1,4 +1,4 @@
-"""The jobs that train and score runs, one run or several in a process. Cached results are not recomputed.
+"""The jobs that train, score and transfer runs, one run or several in a process. Cached results are not recomputed.
 
 torch is imported only if there is something to train or to score, and only after a GPU was chosen.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from samsvae.config.transfer import TransferConfig
 from samsvae.errors import Interrupted, SamsvaeError
 from samsvae.files import any_length, remove_left, write_table
 from samsvae.study.cache import Cache, stamp_of
@@ -36,13 +38,17 @@ SCORED = {
     "perturbations": "perturbations.h5ad",
 }
 
+#: Further files of a run whose experiment has the setting ``transfer``.
+TRANSFERRED = {"transfer": "transfer.tsv", "adapted": "transfer.h5ad", "transfer_record": "transfer.json"}
+
 
 @dataclass(frozen=True)
 class Data:
     """The files that a run reads and how it is scored.
 
-    ``codes``: digests of the code that trains (``training``) and of the code that scores (``scoring``), and the one
-    that tables name (``rules``).
+    ``codes``: digests of the code that trains (``training``), scores (``scoring``), trains again before a transfer
+    (``refit``) and transfers (``transfer``), and the one that tables name (``rules``). ``transfer``: None, or the
+    settings of the transfer and of the split (`study.plan.Plan.transfer`); then ``baselines`` has one file.
     """
 
     arrays: str
@@ -53,6 +59,8 @@ class Data:
     evaluation: Mapping
     simulated: bool
     codes: Mapping[str, str]
+    transfer: Mapping[str, Mapping] | None = None
+    baselines: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -66,55 +74,72 @@ class Place:
 
 @dataclass(frozen=True)
 class CachedRun:
-    """A run, the caches of its training and of its scores, and the output files of both, by name."""
+    """A run and its caches: of the training, of the scores, and of a transfer if there is one.
+
+    ``refits``: caches of the second training before the transfer, by variant; their files are no outputs.
+    """
 
     settings: Mapping
     trained: Cache
     scored: Cache
-    trained_files: Mapping[str, Path]
-    scored_files: Mapping[str, Path]
+    transferred: Cache | None = None
+    refits: Mapping[str, Cache] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.settings["run"]
 
-    def is_trained(self) -> bool:
-        return self.trained.is_complete(self.trained_files)
+    @property
+    def trainings(self) -> list[Cache]:
+        return [self.trained, *self.refits.values()]
+
+    @property
+    def results(self) -> list[Cache]:
+        """The caches whose files are outputs."""
+        return [self.trained, self.scored, *([self.transferred] if self.transferred else [])]
 
     def is_complete(self) -> bool:
-        """Whether training and scores are both in the cache."""
-        return self.is_trained() and self.scored.is_complete(self.scored_files)
+        """Whether all outputs are in the caches."""
+        return all(cache.is_complete() for cache in self.results)
 
     def link_outputs(self) -> None:
-        self.trained.link_to(self.trained_files)
-        self.scored.link_to(self.scored_files)
+        for cache in self.results:
+            cache.link()
 
 
 def cached_run(settings: Mapping, data: Data, folder: str | Path) -> CachedRun:
     """A run with its caches in ``folder``, next to the outputs. Their stamps cover everything that a run reads."""
-    folder = Path(folder)
-    stamp = stamp_of([data.codes["training"], settings, version("torch")], data.arrays, data.split)
+    folder, codes = Path(folder), data.codes
+
+    def cache(name: str, stamp: str, files: Mapping[str, str]) -> Cache:
+        return Cache(folder / name, stamp, {key: folder / file for key, file in files.items()})
+
+    stamp = stamp_of([codes["training"], settings, version("torch")], data.arrays, data.split)
     simulation = [data.screen] if data.simulated else []
-    values = [data.codes["scoring"], dict(data.evaluation), data.simulated, stamp]
-    return CachedRun(
-        settings,
-        Cache(folder / ".trained", stamp),
-        Cache(folder / ".scored", stamp_of(values, data.reference, data.truth, *simulation)),
-        {name: folder / file for name, file in TRAINED.items()},
-        {name: folder / file for name, file in SCORED.items()},
-    )
+    values = [codes["scoring"], dict(data.evaluation), data.simulated, stamp]
+    scored = stamp_of(values, data.reference, data.truth, *simulation)
+    transferred, refits = None, {}
+    if data.transfer:
+        how, split = (data.transfer[name] for name in ("settings", "split"))
+        for variant in TransferConfig(**how).refits_of(settings["model"], split["new_cells"]):
+            values = [codes["refit"], how["stage2_epochs"], variant, stamp]
+            refits[variant] = cache(f".refit_{variant}", stamp_of(values), TRAINED)
+        values = [codes["transfer"], codes["refit"], how, split, dict(data.evaluation), stamp]
+        transferred = cache(".transferred", stamp_of(values, *data.baselines, *simulation), TRANSFERRED)
+    return CachedRun(settings, cache(".trained", stamp, TRAINED), cache(".scored", scored, SCORED), transferred, refits)
 
 
 def run_one(settings: Mapping, data: Data, folder: str | Path, place: Place) -> None:
     """Write the files of one run (TRAINED and SCORED) to its folder, from the cache if possible."""
     run = cached_run(settings, data, folder)
     with retry_note(run):
-        if run.is_trained():
-            log.info("%s: already trained on the same data; delete %s to train it again", run.name, run.trained.folder)
-            _remove_state(run.trained)
+        for cache in run.trainings:
+            if cache.is_complete():
+                log.info("%s: already trained on the same data; delete %s to train it again", run.name, cache.folder)
+                _remove_state(cache)
         if not run.is_complete():
             with hold_device(place.device, place.jobs_per_gpu) as device:
-                train_and_score(run, data, device, place.save_every)
+                complete(run, data, device, place.save_every)
         run.link_outputs()
 
 
@@ -168,7 +193,8 @@ def run_together(
             log.info("%s: taken from the cache", run.name)
         else:
             todo.append(run)
-    todo.sort(key=lambda run: run.trained.was_interrupted)  # last: the run that may have killed the process before
+    # last: the run that may have killed the process before
+    todo.sort(key=lambda run: any(cache.was_interrupted for cache in run.trainings))
     if todo:
         with hold_device(place.device, place.jobs_per_gpu) as device:
             for run in todo:
@@ -184,7 +210,7 @@ def _run_or_reason(run: CachedRun, data: Data, log_file: str | Path, device: str
     with _log_file(log_file):
         try:
             with retry_note(run):
-                train_and_score(run, data, device, save_every)
+                complete(run, data, device, save_every)
         except Interrupted as error:
             log.error("%s", error)
             raise
@@ -201,28 +227,63 @@ def _run_or_reason(run: CachedRun, data: Data, log_file: str | Path, device: str
     return reason
 
 
-def train_and_score(run: CachedRun, data: Data, device: str, save_every: float) -> None:
-    """Train the run unless its training is cached, then score it; both fill the caches."""
+def complete(run: CachedRun, data: Data, device: str, save_every: float) -> None:
+    """Fill the caches of a run that are not complete: train it, score it, and transfer it to new perturbations.
+
+    What follows a training is computed again after it, because another GPU may have trained it.
+    """
     from samsvae.evaluation.run import evaluate
     from samsvae.study.train_run import fit
+
+    fresh = _train(
+        run.trained, device, save_every, lambda **to: fit(run.settings, data.arrays, data.split, device, **to)
+    )
+    inputs: dict = {name: getattr(data, name) for name in ("arrays", "split", "screen", "reference", "truth")}
+    inputs["model"], rules = run.trained.files["model"], data.codes["rules"]
+    if fresh or not run.scored.is_complete():
+        settings = dict(data.evaluation)
+        run.scored.fill(
+            lambda out: evaluate(inputs, out, settings=settings, simulated=data.simulated, rules=rules, device=device)
+        )
+    if run.transferred and (fresh or not run.transferred.is_complete()):
+        _transfer(run, run.transferred, data, device, save_every, fresh)
+
+
+def _transfer(run: CachedRun, cache: Cache, data: Data, device: str, save_every: float, fresh: bool) -> None:
+    """Fill the caches of the second trainings of a run, unless they are complete, and that of its transfer."""
+    from samsvae.study.refit_run import refit_run
+    from samsvae.study.transfer_run import transfer_run
+
+    assert data.transfer is not None
+    how, split = (data.transfer[name] for name in ("settings", "split"))
+    model = run.trained.files["model"]
+    for variant, refit in run.refits.items():
+        released, epochs = variant == "as_released", how["stage2_epochs"]
+        log.info("%s: second training before the transfer (%s)", run.name, variant)
+        train = partial(refit_run, run.settings, model, data.arrays, data.split, device)
+        _train(refit, device, save_every, partial(train, released=released, epochs=epochs), again=fresh)
+    inputs: dict = {"model": model, "arrays": data.arrays, "split": data.split, "baselines": data.baselines[0]}
+    inputs |= {"screen": data.screen} if data.simulated else {}
+    refits = {variant: refit.files["model"] for variant, refit in run.refits.items()}
+    evaluation = dict(data.evaluation)
+    cache.fill(
+        lambda out: transfer_run(inputs, refits, out, settings=how, split=split, evaluation=evaluation, device=device)
+    )
+
+
+def _train(cache: Cache, device: str, save_every: float, write: Callable[..., None], *, again: bool = False) -> bool:
+    """Fill the cache of a training unless it is complete; return whether it was filled.
+
+    ``write``: gets the files, ``out``, and where it saves its state, ``keep``.
+    """
     from samsvae.training.state import Keep
 
-    if not run.is_trained():
-        state = Keep(run.trained.folder / STATE, f"{run.trained.stamp} {device}", save_every)
-        run.trained.fill(
-            run.trained_files,
-            lambda out: fit(run.settings, data.arrays, data.split, device, out=out, keep=state),
-        )
-        _remove_state(run.trained)
-    inputs: dict = {name: getattr(data, name) for name in ("arrays", "split", "screen", "reference", "truth")}
-    inputs["model"] = run.trained.folder / TRAINED["model"]
-    settings = dict(data.evaluation)
-    run.scored.fill(
-        run.scored_files,
-        lambda out: evaluate(
-            inputs, out, settings=settings, simulated=data.simulated, rules=data.codes["rules"], device=device
-        ),
-    )
+    if cache.is_complete() and not again:
+        return False
+    keep = Keep(cache.folder / STATE, f"{cache.stamp} {device}", save_every)
+    cache.fill(lambda out: write(out=out, keep=keep))
+    _remove_state(cache)
+    return True
 
 
 @contextmanager
@@ -233,8 +294,9 @@ def retry_note(run: CachedRun) -> Iterator[None]:
     except Interrupted:  # its own message says how to continue
         raise
     except Exception as error:
-        scores = run.scored_files["scores"]
-        error.add_note(f"{scores.parent} failed. To rerun it alone{_resume_step(run.trained)}: {retry_command(scores)}")
+        scores = run.scored.outputs["scores"]
+        step = next(filter(None, map(_resume_step, run.trainings)), "")
+        error.add_note(f"{scores.parent} failed. To rerun it alone{step}: {retry_command(scores)}")
         raise
 
 
@@ -253,7 +315,7 @@ def _resume_step(trained: Cache) -> str:
 
 
 def _remove_state(trained: Cache) -> None:
-    """Remove the state of a finished training, which may have been killed just before it removed the state itself."""
+    """Remove the state of a training. A finished one may have been killed just before it removed the state itself."""
     (trained.folder / STATE).unlink(missing_ok=True)
     remove_left(trained.folder / STATE)
 

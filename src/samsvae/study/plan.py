@@ -21,10 +21,11 @@ from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.config.vocabulary import MASKED
 from samsvae.errors import ConfigError, nearest
-from samsvae.study.jobs import SCORED, TRAINED, failed_in
+from samsvae.study.jobs import SCORED, TRAINED, TRANSFERRED, failed_in
 
-#: Files of a run and of a split, by the names that rules give them.
+#: Files of a run and of a split, by the names that rules give them. A transfer adds files to both.
 RUN_FILES = TRAINED | SCORED
+TRANSFER_FILES = TRANSFERRED
 SPLIT_FILES = {"effects": "effects.h5ad", "scores": "baselines.tsv", "per_condition": "per_condition.tsv"}
 SPLIT_FILES |= {"truth": "truth.npz", "worth": "worth.tsv", "worth_conditions": "worth_conditions.tsv"}
 
@@ -94,6 +95,10 @@ class Plan:
             if screen.source and screen.source.sort == sort and kind in (None, screen.kind)
         )
 
+    def with_transfer(self, there: bool = True) -> str:
+        """The experiments whose runs are adapted to new perturbations, or the others."""
+        return alternatives(name for name in self.runs if bool(self.study.settings[name].transfer) is there)
+
     def trained_alone(self) -> str:
         """The runs with a job of their own: all, or those that failed in a job that trained several runs.
 
@@ -113,10 +118,16 @@ class Plan:
         return self.runs[name]
 
     def run(self, wildcards: Any) -> Run:
-        """The run that the wildcards name; for a batch, whose runs read the same data, the first."""
+        """The run that the wildcards name; for a batch or split, whose runs read the same data, the first."""
         if hasattr(wildcards, "batch"):
             return self.batch(wildcards)[0]
         found = self.experiment(wildcards.experiment)
+        if hasattr(wildcards, "split"):
+            splits = {f"{run.dataset}/{run.split}": run for run in reversed(found.values())}
+            if (asked := f"{wildcards.dataset}/{wildcards.split}") not in splits:
+                known = list(reversed(splits))
+                raise ConfigError(f"{wildcards.experiment} has no split {asked!r}.{nearest(asked, known)}")
+            return splits[asked]
         if wildcards.run not in found:
             raise ConfigError(f"{wildcards.experiment} has no run {wildcards.run!r}.{nearest(wildcards.run, found)}")
         return found[wildcards.run]
@@ -186,14 +197,8 @@ class Plan:
         return options.tables
 
     def split_settings(self, wildcards: Any) -> dict[str, object]:
-        """The settings of a split: those of the first run that reads it."""
-        found = self.experiment(wildcards.experiment).values()
-        splits = {(run.dataset, run.split): run.split_config for run in reversed(list(found))}
-        if (wildcards.dataset, wildcards.split) not in splits:
-            known = [f"{dataset}/{split}" for dataset, split in splits]
-            asked = f"{wildcards.dataset}/{wildcards.split}"
-            raise ConfigError(f"{wildcards.experiment} has no split {asked!r}.{nearest(asked, known)}")
-        return vars(splits[wildcards.dataset, wildcards.split])
+        """The settings of a split."""
+        return vars(self.run(wildcards).split_config)
 
     def split_table(self, wildcards: Any) -> list[str]:
         """The split table that a person has written, for a split of kind 'file'."""
@@ -216,6 +221,23 @@ class Plan:
 
     def truth(self, wildcards: Any) -> str:
         return self.split_file(self.run(wildcards), SPLIT_FILES["truth"])
+
+    def transfer(self, wildcards: Any) -> dict[str, dict[str, object]] | None:
+        """How the runs of an experiment are adapted to new perturbations; None if they are not.
+
+        ``settings``: a TransferConfig as a dict. ``split``: what tables say about the split of the run or batch.
+        """
+        how = self.study.settings[wildcards.experiment].transfer
+        if how is None:
+            return None
+        run = self.run(wildcards)
+        split = {"dataset": run.dataset, "split_name": run.split, "held_out": run.split_config.held_out}
+        return {"settings": vars(how), "split": {**split, "new_cells": run.split_config.new_cells}}
+
+    def baselines(self, wildcards: Any) -> list[str]:
+        """The scores of new perturbations without a model, if the experiment has a transfer."""
+        has = self.study.settings[wildcards.experiment].transfer is not None
+        return [self.split_file(self.run(wildcards), "transfer.tsv")] if has else []
 
     def data_tests(self, wildcards: Any) -> str:
         """Differential expression in the data that a run is trained on."""
@@ -245,8 +267,9 @@ class Plan:
         return 10 + 5 * len(self.masked(wildcards.experiment, wildcards.batch))
 
     def minutes_together(self, wildcards: Any) -> int:
-        """The time limit of a batch: that of its runs one after another."""
-        return 120 * len(self.batch(wildcards))
+        """The time limit of a batch: that of its runs one after another. A transfer may train a run twice more."""
+        each = 120 if self.study.settings[wildcards.experiment].transfer is None else 360
+        return each * len(self.batch(wildcards))
 
     def evaluation(self, wildcards: Any) -> dict[str, object]:
         experiment = self.study.settings[wildcards.experiment]
@@ -269,6 +292,13 @@ class Plan:
     def mark(self, experiment: str, batch: str) -> Path:
         """The table that says how the runs of a batch ended."""
         return self.results / experiment / "together" / f"{batch}.tsv"
+
+    def files_of(self, run: Run) -> dict[str, str]:
+        """The paths of all files of a run that its job writes, by name."""
+        transfer = self.study.settings[run.experiment].transfer
+        return {
+            name: self.run_file(run, file) for name, file in (RUN_FILES | (TRANSFER_FILES if transfer else {})).items()
+        }
 
     def run_files(self, found: Iterable[Run], file: str) -> list[str]:
         return [self.run_file(run, file) for run in found]
@@ -319,6 +349,11 @@ class Plan:
     def tables(self, names: Sequence[str] = ("grid", "scores", "histories", "cost")) -> list[str]:
         """The tables of every experiment."""
         return [f"{self.results}/{experiment}/{name}.tsv" for experiment in self.runs for name in names]
+
+    def transfer_tables(self) -> list[str]:
+        """The tables of transfers, of every experiment that has them."""
+        found = (name for name in self.runs if self.study.settings[name].transfer)
+        return [f"{self.results}/{name}/transfer.tsv" for name in found]
 
     def config_in_force(self) -> str:
         """The merged configuration, as JSON with sorted keys."""

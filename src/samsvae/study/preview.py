@@ -19,6 +19,7 @@ from samsvae.errors import DataError, SamsvaeError
 from samsvae.evaluation.bound import collect_bounds
 from samsvae.evaluation.collect import RULES, collect_histories, collect_scores
 from samsvae.evaluation.masks import collect_masks
+from samsvae.evaluation.transfer_tables import collect_transfer
 from samsvae.evaluation.worth import collect_worth
 from samsvae.figures.write import write_figure
 from samsvae.files import verify, write_json, write_table
@@ -80,7 +81,7 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
 
 def _is_finished(plan: Plan, run: Run) -> bool:
     """Whether all files of a run exist, made with the current settings."""
-    exist = all(Path(plan.run_file(run, file)).is_file() for file in RUN_FILES.values())
+    exist = all(Path(file).is_file() for file in plan.files_of(run).values())
     return exist and seconds_of(Path(plan.run_file(run, RUN_FILES["run"])), run_settings(run)) is not None
 
 
@@ -122,6 +123,9 @@ def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Pat
     if all(files):  # a split has its tables before its runs, unless they come from an older version
         for table, name in zip(collect_worth(grid, *files), ("worth", "worth_conditions"), strict=True):
             write(table, folder / f"{name}.tsv", digits=PRECISE)
+    if plan.study.settings[experiment].transfer:
+        scored = _existing(plan.split_files(found, "transfer.tsv"))
+        write(collect_transfer(grid, plan.run_files(found, "transfer.tsv"), scored), folder / "transfer.tsv")
     benchmarks = {run: _existing(paths) for run, paths in plan.benchmarks_of(experiment).items()}
     write(collect_cost(grid, plan.run_files(found, "run.json"), benchmarks), folder / "cost.tsv")
 

@@ -8,6 +8,7 @@ a run that counts as done here.
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from samsvae.config.grid import Run, run_settings, runs
 from samsvae.config.study import Study
+from samsvae.config.transfer import TransferConfig
 from samsvae.study.records import seconds_of
 from samsvae.text import span
 
@@ -44,12 +46,18 @@ class RunStatus:
     retry: str = ""
 
 
-def run_status(run: Run, results: Path, logs: Path, *, now: float) -> RunStatus:
-    """The status of one run, from its folder and its log. ``now``: seconds since the epoch."""
+def run_status(run: Run, results: Path, logs: Path, *, now: float, transfer: TransferConfig | None = None) -> RunStatus:
+    """The status of one run, from its folder and its log. ``now``: seconds since the epoch. ``transfer``: what follows
+    its training, if anything.
+    """
     name, folder = run.experiment, results / run.experiment / "runs" / run.id
     scored = (folder / "scores.tsv").is_file()
-    if scored and (took := seconds_of(folder / "run.json", run_settings(run))) is not None:
-        return RunStatus(name, run.id, "done", took)
+    took = [seconds_of(folder / "run.json", run_settings(run))]
+    if transfer:
+        settings = {"transfer": json.loads(json.dumps(vars(transfer)))}
+        took.append(seconds_of(folder / "transfer.json", settings))
+    if scored and None not in took:
+        return RunStatus(name, run.id, "done", sum(filter(None, took)))
     paths = [logs / name / kind / f"{run.id}.log" for kind in ("train", "together", "import")]
     log = max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
     # Snakemake deletes old outputs before a run's own job, but not before a job that trains several runs together
@@ -118,5 +126,11 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 def study_progress(study: Study) -> str:
     """The progress report of a study. Folders of the study that are relative start at the current folder."""
     results, logs = (Path(study.pathvars.folder(kind)) for kind in ("results", "logs"))
-    every = [run for name in study.experiments for run in runs(study, name)]
-    return progress_report([run_status(run, results, logs, now=time.time()) for run in every])
+    now = time.time()
+    return progress_report(
+        [
+            run_status(run, results, logs, now=now, transfer=study.settings[name].transfer)
+            for name in study.experiments
+            for run in runs(study, name)
+        ]
+    )

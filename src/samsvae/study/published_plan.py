@@ -6,7 +6,7 @@ from pathlib import Path
 
 from samsvae.study.plan import Plan
 
-#: Published tables: figure, screen (a name that is also its kind), kind of split (None: any), file.
+#: Published tables: figure, screen (a name that is also its kind), kind of split (None: any with test cells), file.
 PUBLISHED = (
     ("scores", "replogle", None, "replogle_table1.tsv"),
     ("combinations", "norman", "norman_ood", "norman_ood.csv"),
@@ -65,4 +65,5 @@ def reproductions(plan: Plan, resources: Path, out: Path) -> list[dict[str, obje
 def _repeats(plan: Plan, experiment: str, screen: str, split: str | None) -> bool:
     """Whether an experiment has a screen and a split of these kinds."""
     run = next(iter(plan.runs[experiment].values()))
-    return run.screen.kind == screen and split in (None, run.split_config.kind)
+    kind = run.split_config.kind
+    return run.screen.kind == screen and (kind == split or (split is None and kind != "transfer"))

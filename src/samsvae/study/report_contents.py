@@ -10,10 +10,7 @@ from samsvae.figures.registry import FIGURES
 from samsvae.study.report import ExperimentEntry, FigureEntry, write_report
 
 #: Tables of an experiment that the report links.
-TABLES = (
-    *("grid.tsv", "scores.tsv", "bound.tsv", "worth.tsv", "worth_conditions.tsv", "masks.tsv", "histories.tsv"),
-    "cost.tsv",
-)
+TABLES = ("grid", "scores", "bound", "transfer", "worth", "worth_conditions", "masks", "histories", "cost")
 
 
 def report_of(
@@ -48,7 +45,7 @@ def _experiment(each: Mapping[str, Any]) -> ExperimentEntry:
         runs=each["runs"],
         scores=scores if scores.is_file() else None,
         figures=tuple(figure for figure in figures if figure.png.is_file()),
-        files=tuple(path for path in (folder / name for name in TABLES) if path.is_file()),
+        files=tuple(path for path in (folder / f"{name}.tsv" for name in TABLES) if path.is_file()),
     )
 
 

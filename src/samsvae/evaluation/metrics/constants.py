@@ -11,6 +11,9 @@ FIT = "fit"
 #: The protocol that gives every score a baseline, a ceiling and an interval (`evaluation.honest`), in its own tables.
 HONEST = "honest"
 
+#: The protocol of scores of new perturbations, which have a table of their own (`evaluation.transfer_tables`).
+TRANSFER = "transfer"
+
 #: Genes per condition, those with the largest absolute effects in the data, in metrics of effects called ``_top20``.
 TOP = 20
 

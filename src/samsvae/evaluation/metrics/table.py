@@ -21,6 +21,7 @@ from samsvae.evaluation.metrics.constants import (
     OVERLAPS,
     PROTOCOLS,
     TOP,
+    TRANSFER,
 )
 from samsvae.evaluation.metrics.importance_weights import HEAVY
 
@@ -331,10 +332,38 @@ def _cells() -> list[Metric]:
     ]  # fmt: skip
 
 
+def _transfer() -> list[Metric]:
+    def shift(name: str, label: str, sentence: str) -> Metric:
+        return Metric(f"shift_{name}", label, (TRANSFER,), "higher", "", 0.0, 1.0, sentence)
+
+    found = "entries of the embeddings of new perturbations that are not 0 (`sparse`)"
+    return [
+        Metric("inll", f"minus the IWELBO ({NATS})", (TRANSFER,), "lower", NATS, None, None,
+               "Minus the importance-weighted bound of cells of new perturbations; of a baseline, minus their "
+               "log-likelihood."),
+        Metric("nelbo", f"minus the ELBO of cells ({NATS})", (TRANSFER,), "lower", NATS, None, None,
+               "Minus the log-likelihood given the state of a cell, plus the KL of the state."),
+        Metric("gain", f"gain over the training mean ({NATS})", (TRANSFER,), "higher", NATS, None, None,
+               "What the mean profile of the training cells has as `inll`, minus `inll`, on the same cells."),
+        Metric("effect_pearson", "Pearson r of effects of new perturbations", (TRANSFER,), "higher", "", -1.0, 1.0,
+               "Pearson correlation over genes of the predicted effect and that of scored cells, against control or "
+               "the mean of the old perturbations; of `own_profile`: of the effect in its own cells."),
+        shift("precision", "precision of targets", f"Share of the {found} that are true targets."),
+        shift("recall", "recall of targets", f"Share of the true targets of a simulation among the {found}."),
+        shift("f1", "F1 of targets", f"Harmonic mean of precision and recall of the {found}."),
+        Metric("n_scored", "new perturbations scored", (TRANSFER,), "", "", 0.0, None,
+               "Number of new perturbations that were scored."),
+        Metric("n_left_out", "new perturbations left out", (TRANSFER,), "", "", 0.0, None,
+               "Number of new perturbations that were not: too few cells."),
+    ]  # fmt: skip
+
+
 #: Every metric by name, in the order of the documentation.
 METRICS: dict[str, Metric] = {
     row.name: row
-    for rows in (_likelihood, _weights, _effects, _recovery, _pathways, _masks, _expression, _fit, _honest, _cells)
+    for rows in (
+        *(_likelihood, _weights, _effects, _recovery, _pathways, _masks, _expression, _fit, _honest, _cells, _transfer),
+    )
     for row in rows()
 }
 
