@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from samsvae.evaluation.bound import HEAVY_METRIC, SAMPLE, TEST, verdicts
 from samsvae.evaluation.metrics.importance_weights import HEAVY, HEAVY_SHARE
@@ -172,6 +173,7 @@ def _differences(ax: Axes, shown: pd.DataFrame, models: list[str]) -> None:
                 {"mfc": look.colour, "mec": style.INK, "mew": 0.4} if decided else {"mfc": "white", "mew": 0.9}
             )
             ax.errorbar(row["relative"], y, xerr=error, color=look.colour, marker=look.marker, ms=5, **face)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel("nats per cell, ± 2 block errors (hollow: undecided)")
     style.letter(ax, "c", f"minus the highest, {_number(shown['particles'])} particles")
 
