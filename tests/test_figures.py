@@ -32,6 +32,8 @@ from samsvae.figures.masks import latent_order
 from samsvae.figures.recovery import draw as draw_recovery
 from samsvae.figures.score_table import build_table, settings_text
 from samsvae.figures.scores import draw as draw_scores
+from samsvae.figures.transfer import arguments as transfer_arguments
+from samsvae.figures.transfer import draw as draw_transfer
 from samsvae.figures.worth import draw as draw_worth
 
 SIMULATED = (*TABLE_1, "vae", "beta_vae", "ivae", "ivae_drawn", "svae", "svae_plus_lopez")
@@ -69,6 +71,8 @@ def draw(name, table1):
         "curves": lambda: draw_curves(tables.histories(seeds=1), name="replogle"),
         "worth": lambda: draw_worth(*everything(VALUES), models=[MODEL]),
         "bound": lambda: draw_bound(*tables.bounds(), models=list(TABLE_1)),
+        "transfer": lambda: transfers(SIMULATED[9:], refit=True, perturbations=20),
+        "transfer_pathways": lambda: transfers(SIMULATED[9:], held_out=tables.PATHWAYS, effects=True),
     }
     return drawings[name]()
 
@@ -78,6 +82,12 @@ def plain_scores(table1, conditions):
     published_only = [c for c in table1 if c.startswith(("published", "difference", "inside")) or "rule" in c]
     each = tables.per_condition(conditions, TABLE_1)
     return draw_scores(table1.drop(columns=published_only), tables.single_runs(), tables.baselines(), each)
+
+
+def transfers(models, **options):
+    """The figure of transfers from random tables."""
+    table, scores = tables.transfers(models, **options)
+    return draw_transfer(**transfer_arguments(scores, table, separator="", compared={}))
 
 
 def bars(seeds=2):
@@ -100,6 +110,8 @@ NAMES = {  # figure: number of panels (colour bars and pathway strips left out)
     "curves": 1,
     "worth": 6,
     "bound": 5,
+    "transfer": 5,
+    "transfer_pathways": 6,
 }
 
 
@@ -406,7 +418,7 @@ def test_norman_marks_the_reference_whose_bar_has_no_height():
 def test_every_figure_says_which_protocol_it_follows(name, table1):
     said = " ".join(t.get_text() for t in texts(draw(name, table1))).lower()
     said = said.replace("\n", " ")
-    honest = ("worth", "bound")
+    honest = ("worth", "bound", "transfer", "transfer_pathways")
     protocol = {"curves": "protocol"}.get(name, "honest protocol" if name in honest else "published protocol")
     assert protocol in said
     also = {"scores_plain", "effects", "combinations", "combinations_efficiency"}

@@ -35,7 +35,7 @@ FIGURES = {
     "norman_efficiency": (*COMMON, "worth", "expression", "combinations"),
     "simulation_sams": (*COMMON, "recovery"),
     "simulation_svae": (*COMMON, "recovery"),
-    "replogle_transfer": ("data_card", "curves"),
+    "replogle_transfer": ("data_card", "transfer", "curves"),
 }
 JOBS = [f"{experiment}_{figure}" for experiment, figures in FIGURES.items() for figure in figures]
 

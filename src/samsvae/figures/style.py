@@ -231,8 +231,9 @@ def note(fig: Figure, text: str) -> None:
 
 
 def wrapped_note(text: str, width: float) -> str:
-    """A note in lines that fit a width in inches."""
-    return "\n".join(textwrap.wrap(text, int(width / 0.056), break_on_hyphens=False))
+    """A note in lines that fit a width in inches; its own line breaks stay."""
+    most = int(width / 0.056)
+    return "\n".join("\n".join(textwrap.wrap(line, most, break_on_hyphens=False)) for line in text.split("\n"))
 
 
 def plain(name: object, most: int = 22) -> str:

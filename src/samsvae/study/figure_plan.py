@@ -28,6 +28,7 @@ ACROSS = {
     "simulation_recovery": ("recovery", "simulation"),
     "training_curves": ("curves", ""),
     "data_cards": ("data_card", ""),
+    "transfer": ("transfer", ""),
 }
 
 #: Rules, targets and folders of results, whose names no experiment and no figure of an experiment may have.
@@ -38,7 +39,7 @@ RESERVED = (
     *("split_cells", "reference_effects", "data_expression", "model_expression"),
     *("pathway_accuracy", "pathway_baseline"),
     *("train", "train_with_transfer", "train_together", "take", "take_with_transfer", "import_checkpoint"),
-    *("transfer_baselines", "collect_transfer", "transfer"),
+    *("transfer_baselines", "collect_transfer"),
     *("data", "sources", "figures", "logs", "benchmarks", "preview"),
 )
 
@@ -330,6 +331,7 @@ FILES: dict[str, Callable[[FigurePlan, str], str | list[str]]] = {
     "score_table": _table("scores"),
     "history_table": _table("histories"),
     "bound_table": _table("bound"),
+    "transfer_table": _table("transfer"),
     "worth_table": _table("worth"),
     "worth_conditions_table": _table("worth_conditions"),
     "screen": _data("screen.h5ad"),
