@@ -51,10 +51,12 @@ class Log2Mean:
         concentration = theta.double().cpu().numpy()[:, None]
         mix = _Mixture(concentration, self.low, self.points)
         mean = np.exp(self.low + STEP * np.arange(self.points))
-        curves = np.stack([np.stack(_curves(mix, mean, concentration, depth)) for depth in depths], 1)
         # a row has value and slope of both curves, which are read together
-        self.table = torch.from_numpy(np.stack([curves[..., :-1], np.diff(curves)], -1)).to(theta)
-        self.table = self.table.movedim(0, -2).flatten(0, 2).flatten(1).contiguous()
+        table = torch.empty(len(depths), len(concentration), self.points - 1, 2, 2, dtype=theta.dtype)
+        for k, depth in enumerate(depths):  # one after the other: their double precision needs much memory
+            curves = np.stack(_curves(mix, mean, concentration, depth))
+            table[k] = torch.from_numpy(np.stack([curves[..., :-1], np.diff(curves)], -1)).movedim(0, -2)
+        self.table = table.flatten(0, 2).flatten(1).to(theta.device)
         self.inverse = 1.0 / theta
         self.genes, self.last = len(concentration), self.points - 2
 
