@@ -5,7 +5,8 @@ Run by hand, because it takes long::
     python tests/kill_loop.py --kills 20 --configfile tests/smoke.yaml FOLDER
 
 A killed study is restarted until it is finished. If it finishes before the last kill, another one starts from scratch.
-Files with times are not compared: logs, benchmarks, run.json and the stamp with its digest, cost.tsv and the reports.
+Files with times are not compared: logs, benchmarks, run.json and transfer.json and the stamps with their digests,
+cost.tsv and the reports.
 Temporary files that were left behind are reported too. The exit status is 1 if a file differs, is missing or is left
 behind.
 """
@@ -27,7 +28,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = re.compile(
-    r"(?:.*/)?(?:(?:logs|benchmarks)/.*|run\.json|\.trained/stamp|cost\.tsv|(?:report|provenance)\.html)"
+    r"(?:.*/)?(?:(?:logs|benchmarks)/.*|(?:run|transfer)\.json|\.(?:trained|transferred|refit_\w+)/stamp"
+    r"|cost\.tsv|(?:report|provenance)\.html)"
 )
 OFTEN = "checkpoint_minutes=0.001"  # saves the state every few steps, so that small trainings are resumed too
 

@@ -22,12 +22,12 @@ FILES = [*TRAINED.values(), *SCORED.values()]
 SAME = [name for name in FILES if name != "run.json"]  # run.json contains times
 
 
-def data(folder: Path, cells_of_screen=None, split=None, **changes) -> Data:
+def data(folder: Path, cells_of_screen=None, split=None, *, reference: str = "control", **changes) -> Data:
     """The files of a synthetic screen, and how its runs are scored."""
     arrays, cells = write_files(folder, screen() if cells_of_screen is None else cells_of_screen, split)
     found = read_screen(arrays)
     of_cell = read_split(cells, found.cells)
-    write_h5ad(effects(found, of_cell, reference="control"), folder / "reference.h5ad")
+    write_h5ad(effects(found, of_cell, reference=reference), folder / "reference.h5ad")
     write_truth(truth_or_reason(found, of_cell), folder / "truth.npz")
     files = {"arrays": str(arrays), "split": str(cells), "screen": "", "reference": str(folder / "reference.h5ad")}
     files["truth"] = str(folder / "truth.npz")

@@ -20,9 +20,12 @@ from samsvae.data.arrays import Screen
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, DataError, Interrupted
 from samsvae.evaluation.metrics.likelihood import fit_intercept_nb
-from samsvae.evaluation.pools import read_pools
-from samsvae.evaluation.transfer_baselines import write_baselines
+from samsvae.evaluation.pools import Pools, read_pools
+from samsvae.evaluation.transfer_baselines import baseline_table, write_baselines
 from samsvae.evaluation.transfer_tables import COLUMNS, collect_transfer, read_transfer
+from samsvae.matrices import write_h5ad
+from samsvae.screens.pack import arrays_of
+from samsvae.screens.simulate import sparse_shift
 from samsvae.screens.splits import write_split
 from samsvae.screens.transfer_split import add_new
 from samsvae.study.jobs import TRANSFERRED, Data, run_one
@@ -50,13 +53,21 @@ def made(pairs: bool = False) -> Screen:
 
 
 def transferring(
-    folder: Path, how: TransferConfig = BOTH, new: tuple[str, ...] = ("b", "d"), new_cells: int | str = 0, **screens
+    folder: Path,
+    how: TransferConfig = BOTH,
+    new: tuple[str, ...] = ("b", "d"),
+    simulation: ad.AnnData | None = None,
+    *,
+    new_cells: int | str = 0,
+    pairs: bool = False,
 ) -> Data:
     """The files of a screen some of whose conditions are new, and how its runs are transferred."""
     folder.mkdir(parents=True, exist_ok=True)
-    cells = made(**screens)
+    cells = made(pairs) if simulation is None else arrays_of(simulation)
     label = np.resize(["train", "train", "train", "val"], len(cells.cells))
-    found = data(folder, cells, label)
+    if simulation is not None:
+        label = simulation.obs["split"].to_numpy(str)
+    found = data(folder, cells, label, reference="control" if simulation is None else "")
     table = pd.DataFrame({"cell": cells.cells, "condition": cells.conditions[cells.condition], "split": label})
     write_split(add_new(table, new, new_cells=new_cells), found.split)
     split, baselines = SPLIT | {"new_cells": new_cells}, folder / "baselines.tsv"
@@ -196,6 +207,22 @@ def test_baselines_by_hand(folder):
         assert effect["as_released", 0, "profile", "all"] == pytest.approx(1.0)  # the same cells on both sides
 
 
+def test_baselines_of_the_reference_simulation(shared):
+    """Numbers of the specification, from another implementation: the training mean, and own profiles of 10, 30, 50."""
+    found = np.load(shared / "data" / "golden_svae" / "sim_small_1.npz")
+    x, code, part = found["x"], found["y"], found["part"]
+    names, n = np.array([f"{t:02}" for t in range(40)]), np.arange(len(code))
+    cells = Screen(x, x.sum(1).astype(np.float32), n.astype(str), n[:50].astype(str), code, names, n[:40, None], names)
+    rank = np.zeros(len(code), int)
+    for t in range(40):
+        own = np.flatnonzero((code == t) & (part == "adapt"))
+        rank[own] = np.arange(1, len(own) + 1)
+    split = np.where(np.isin(part, ["train", "val"]), part, "none")
+    table = baseline_table(cells, Pools(code, split, rank, part == "test"), replace(BOTH, cells=(0, 10, 30, 50)))
+    at = (table["perturbation"] == "(mean)") & (table["metric"] == "inll") & (table["variant"] == "ours")
+    assert table[at]["value"].round(1).tolist() == [220.4, 194.5, 191.6, 191.1]
+
+
 def test_collected_tables_name_runs_of_the_grid(folder):
     grid = pd.DataFrame({"run": ["ivae-seed0", "vae-seed0"]})
     files = [folder / name / "transfer.tsv" for name in ("ivae", "vae")]
@@ -215,6 +242,25 @@ def test_a_training_with_new_cells_is_the_upper_bound_and_is_not_adapted(tmp_pat
     assert list(table_of(tmp_path, "ivae").index) == stages
     assert table_of(tmp_path, "ivae", "n_left_out", "(all)").tolist() == [1, 1]  # d has 14 cells in its pool
     assert sorted(path.name for path in (tmp_path / "ivae").glob(".refit*")) == [".refit_ours"]
+
+
+def test_sparse_shifts_are_compared_with_the_targets_of_a_simulation(tmp_path):
+    truth = sparse_shift(n_perturbations=6, n_genes=12, cells=(20, 6, 6), n_held_out=2, n_latent=3)
+    names = truth.obs["condition"].astype(str)
+    found = transferring(tmp_path, replace(BOTH, variants=("ours",), cells=(10,)), tuple(names.unique()[-2:]), truth)
+    write_h5ad(truth, tmp_path / "screen.h5ad")
+    found = replace(found, simulated=True, screen=str(tmp_path / "screen.h5ad"))
+    run_one(settings("ivae", **SHORT), found, tmp_path / "ivae", PLACE)
+    precision, recall, f1 = (
+        table_of(tmp_path, "ivae", f"shift_{name}", "(all)")["ours", 3, "sparse", "10"]
+        for name in ("precision", "recall", "f1")
+    )
+    entries = ad.read_h5ad(tmp_path / "ivae" / "transfer.h5ad")
+    found_entries = (entries[[f"ours/3/sparse/10/{name}" for name in names.unique()[-2:]]].X != 0).sum()
+    true_entries = truth.uns["truth"]["mask"][-2:].sum()
+    hits = precision * found_entries
+    assert hits == pytest.approx(round(hits)) and hits == pytest.approx(recall * true_entries)
+    assert f1 == pytest.approx(2 * hits / (found_entries + true_entries))
 
 
 def test_a_combination_of_trained_perturbations_has_nothing_to_adapt(tmp_path):
