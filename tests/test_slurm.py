@@ -78,7 +78,7 @@ class Site:
         """profiles/slurm with the lines of a site, which looks at the jobs every few seconds."""
         text = (self.checkout / "profiles" / "slurm" / "profile.yaml").read_text()
         for line in ("slurm-status-command: squeue", "slurm_partition: cpu", "SITE: slurm_partition: gpu"):
-            assert text.count(f"# {line}\n") == 1 + line.startswith("SITE")  # once for train, once for train_together
+            assert text.count(f"# {line}\n") == (3 if line.startswith("SITE") else 1)  # once for each rule that trains
             text = text.replace(f"# {line}\n", line.removeprefix("SITE: ") + "\n")
         found = yaml.safe_load(text)
         train = found["set-resources"]["train"]
