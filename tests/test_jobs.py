@@ -181,18 +181,18 @@ def test_an_interrupted_run_comes_last_in_the_next_try(tmp_path, monkeypatch):
     found, runs = data(tmp_path), [settings("sams_vae_corr"), settings("cpa_vae_mf")]
     ids = [asked["run"] for asked in runs]
     folders, logs = {run: tmp_path / run for run in ids}, {run: tmp_path / f"{run}.log" for run in ids}
-    real = job_module.complete
+    real = job_module.fill_caches
 
     class Down(BaseException):
         """Like a kill: no handler in the process runs."""
 
-    def complete(run, *rest):
+    def fill_caches(run, *rest):
         real(run, *rest)
         if run.settings is runs[0]:
             (folders[ids[0]] / ".trained" / "stamp").unlink()
             raise Down
 
-    monkeypatch.setattr(job_module, "complete", complete)
+    monkeypatch.setattr(job_module, "fill_caches", fill_caches)
     for _ in range(2):
         with pytest.raises(Down):
             run_together(runs, found, folders, logs, PLACE, tmp_path / "batch.tsv")

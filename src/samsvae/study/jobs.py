@@ -130,7 +130,9 @@ def cached_run(settings: Mapping, data: Data, folder: str | Path) -> CachedRun:
 
 
 def run_one(settings: Mapping, data: Data, folder: str | Path, place: Place) -> None:
-    """Write the files of one run (TRAINED and SCORED) to its folder, from the cache if possible."""
+    """Write the files of one run to its folder (TRAINED, SCORED, and TRANSFERRED with a transfer), from the cache if
+    possible.
+    """
     run = cached_run(settings, data, folder)
     with retry_note(run):
         for cache in run.trainings:
@@ -139,7 +141,7 @@ def run_one(settings: Mapping, data: Data, folder: str | Path, place: Place) -> 
                 _remove_state(cache)
         if not run.is_complete():
             with hold_device(place.device, place.jobs_per_gpu) as device:
-                complete(run, data, device, place.save_every)
+                fill_caches(run, data, device, place.save_every)
         run.link_outputs()
 
 
@@ -210,7 +212,7 @@ def _run_or_reason(run: CachedRun, data: Data, log_file: str | Path, device: str
     with _log_file(log_file):
         try:
             with retry_note(run):
-                complete(run, data, device, save_every)
+                fill_caches(run, data, device, save_every)
         except Interrupted as error:
             log.error("%s", error)
             raise
@@ -227,7 +229,7 @@ def _run_or_reason(run: CachedRun, data: Data, log_file: str | Path, device: str
     return reason
 
 
-def complete(run: CachedRun, data: Data, device: str, save_every: float) -> None:
+def fill_caches(run: CachedRun, data: Data, device: str, save_every: float) -> None:
     """Fill the caches of a run that are not complete: train it, score it, and transfer it to new perturbations.
 
     What follows a training is computed again after it, because another GPU may have trained it.
@@ -259,7 +261,6 @@ def _transfer(run: CachedRun, cache: Cache, data: Data, device: str, save_every:
     model = run.trained.files["model"]
     for variant, refit in run.refits.items():
         released, epochs = variant == "as_released", how["stage2_epochs"]
-        log.info("%s: second training before the transfer (%s)", run.name, variant)
         train = partial(refit_run, run.settings, model, data.arrays, data.split, device)
         _train(refit, device, save_every, partial(train, released=released, epochs=epochs), again=fresh)
     inputs: dict = {"model": model, "arrays": data.arrays, "split": data.split, "baselines": data.baselines[0]}
@@ -274,11 +275,13 @@ def _transfer(run: CachedRun, cache: Cache, data: Data, device: str, save_every:
 def _train(cache: Cache, device: str, save_every: float, write: Callable[..., None], *, again: bool = False) -> bool:
     """Fill the cache of a training unless it is complete; return whether it was filled.
 
-    ``write``: gets the files, ``out``, and where it saves its state, ``keep``.
+    ``write``: gets the files, ``out``, and where it saves its state, ``keep``. ``again``: from the start in any case.
     """
     from samsvae.training.state import Keep
 
-    if cache.is_complete() and not again:
+    if again and cache.was_interrupted:
+        _remove_state(cache)
+    elif not again and cache.is_complete():
         return False
     keep = Keep(cache.folder / STATE, f"{cache.stamp} {device}", save_every)
     cache.fill(lambda out: write(out=out, keep=keep))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from samsvae.study.train_run import part
 from samsvae.training.checkpoint import Checkpoint, load
 from samsvae.training.state import Keep
 from samsvae.training.transfer import refit
+
+log = logging.getLogger(__name__)
 
 
 def refit_run(
@@ -45,6 +48,8 @@ def refit_run(
     config = TrainingConfig(**checkpoint.facts["training"])
     config = config if epochs is None else replace(config, epochs=epochs)
     new = untrained_rows(screen, parts, dosage)
+    how = "as released" if released else "ours"
+    log.info("%s: trained again with fixed masks before the transfer (%s)", settings["run"], how)
     hard, result = refit(checkpoint.model, new, train_cells, val_cells, config, released=released, keep=keep)
     known = {name: fact for name, fact in checkpoint.facts.items() if name != "fit"}
     known |= {"best_step": result.best_step, "validation_loss": result.best_loss}
