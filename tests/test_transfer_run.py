@@ -120,7 +120,7 @@ def test_every_stage_variant_way_and_number_of_cells_has_a_score(folder):
     found = table_of(folder, "ivae")
     assert list(found.index) == stages and np.isfinite(found).all()
     assert list(table_of(folder, "sams_vae_corr").index) == [
-        ("ours", 1, "none", "0"), *(("ours", 3, "gradient", k) for k in ("10", "16", "all")),
+        ("ours", 1, "none", "0"), ("ours", 3, "none", "0"), *(("ours", 3, "gradient", k) for k in ("10", "16", "all")),
     ]  # fmt: skip
     table = read_transfer(folder / "ivae" / "transfer.tsv")
     assert list(table.columns) == list(COLUMNS) and set(table["seed"]) == {0}
@@ -235,6 +235,15 @@ def test_collected_tables_name_runs_of_the_grid(folder):
 # ---- other splits --------------------------------------------------------------------------------------------------
 
 
+def test_a_method_without_a_second_stage_starts_from_untrained_rows(tmp_path):
+    """The first stage leaves the columns of the conditional VAE for new perturbations at random numbers, not at 0."""
+    how = replace(BOTH, variants=("ours",), cells=(0, 10), adapt_steps=2)
+    run_one(settings("cond_vae", **SHORT), transferring(tmp_path, how), tmp_path / "cond_vae", PLACE)
+    found = table_of(tmp_path, "cond_vae")
+    assert list(found.index) == [("ours", 1, "none", "0"), ("ours", 3, "none", "0"), ("ours", 3, "gradient", "10")]
+    assert found.iloc[0] != found.iloc[1] != found.iloc[2]
+
+
 def test_a_training_with_new_cells_is_the_upper_bound_and_is_not_adapted(tmp_path):
     found = transferring(tmp_path, new_cells=16)
     run_one(settings("ivae", **SHORT), found, tmp_path / "ivae", PLACE)
@@ -267,7 +276,7 @@ def test_a_combination_of_trained_perturbations_has_nothing_to_adapt(tmp_path):
     found = transferring(tmp_path, replace(BOTH, variants=("ours",)), ("a+c", "d"), pairs=True)
     run_one(settings("sams_vae_corr", **SHORT), found, tmp_path / "run", PLACE)
     table = read_transfer(tmp_path / "run" / "transfer.tsv")
-    by_cells = table[table["metric"] == "inll"].groupby("cells")["perturbation"].agg(list)
+    by_cells = table[table["metric"].eq("inll") & table["stage"].eq(3)].groupby("cells")["perturbation"].agg(list)
     assert by_cells["0"] == ["d", "a+c", "(mean)", "(sd)"] and by_cells["all"] == ["d", "(mean)", "(sd)"]
     assert table_of(tmp_path, "run", "n_left_out", "(all)")["ours", 3, "gradient", "all"] == 1
 

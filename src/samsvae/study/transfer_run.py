@@ -29,6 +29,7 @@ from samsvae.evaluation.transfer_tables import COLUMNS, read_transfer, tidy, tog
 from samsvae.files import write_json
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.models.model import Model
+from samsvae.models.perturbations import reset_perturbations
 from samsvae.study.refit_run import check_untrained, untrained_rows
 from samsvae.tables import read_json, write
 from samsvae.training.checkpoint import Checkpoint, load
@@ -96,6 +97,9 @@ def stages(
         model = source.refits.get(variant, first)
         if model is not first:
             yield Adapted(variant, 2, "none", 0, model, new)
+        elif model.config.effect != "none":  # whatever the first stage did to the new perturbations does not count
+            start = reset_perturbations(model, source.new_rows(new))
+            yield Adapted(variant, 3, "none", 0, start, new)
         yield from _released(source, model) if variant == "as_released" else _ours(source, model, settings)
 
 
@@ -140,7 +144,7 @@ class _Results:
             parts.append(tidy(self._scores(each, target), names, particles=self.how.particles))
             if each.adapt == "sparse" and self.truth is not None:
                 parts.append(together(**shift_scores(each.model, target, each.codes, self.truth)))
-            if each.stage == 3 or each.adapt == "refit":
+            if each.adapt != "none":
                 self.latents += self._latents(each, scored)
         self.tables.append(pd.concat(parts, ignore_index=True).assign(**scored))
 
