@@ -29,7 +29,7 @@ def test_hours_are_not_wrapped_into_days(seconds, said):
 
 
 def test_a_training_of_more_than_a_day_says_so(caplog):
-    run = SimpleNamespace(step=0, losses=[1.0], result=SimpleNamespace(best_loss=1.0, best_step=0))
+    run = SimpleNamespace(step=0, losses=[1.0], result=SimpleNamespace(best_loss=1.0, best_step=0, history=[{}]))
     with caplog.at_level(logging.INFO):
         log_progress(run, 108_000, 1.0)
     assert caplog.text.endswith("time left 30:00:00\n")
