@@ -1,5 +1,5 @@
 # Screens: download or simulate the source, filter it, pack it for training, split its cells, and compute the effects and
-# tests of the data.
+# tests of the data. What trainings wait for has the highest priority, so that no core is left without work at the end.
 
 
 wildcard_constraints:
@@ -22,6 +22,7 @@ rule download_source:
     wildcard_constraints:
         screen=PLAN.screens_from("urls"),
     localrule: True
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     params:
@@ -38,6 +39,7 @@ rule verify_source:
         "<results>/sources/{screen}.verified",
     log:
         "<logs>/verify/{screen}.log",
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     params:
@@ -59,6 +61,7 @@ rule make_miniature_replogle:
         "<logs>/miniature/{screen}.log",
     wildcard_constraints:
         screen=PLAN.screens_from("miniature", "replogle"),
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     params:
@@ -78,6 +81,7 @@ rule make_miniature_norman:
         "<logs>/miniature/{screen}.log",
     wildcard_constraints:
         screen=PLAN.screens_from("miniature", "norman"),
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     params:
@@ -103,6 +107,7 @@ rule filter_replogle:
         "<benchmarks>/filter/{dataset}.tsv"
     wildcard_constraints:
         dataset=PLAN.datasets_of_kind("replogle"),
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     resources:
@@ -129,6 +134,7 @@ rule filter_norman:
         "<benchmarks>/filter/{dataset}.tsv"
     wildcard_constraints:
         dataset=PLAN.datasets_of_kind("norman"),
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     resources:
@@ -155,6 +161,7 @@ rule filter_custom:
         "<benchmarks>/filter/{dataset}.tsv"
     wildcard_constraints:
         dataset=PLAN.datasets_of_kind("custom"),
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     resources:
@@ -175,6 +182,7 @@ rule pack_arrays:
         "<results>/data/{dataset}/arrays.npz",
     log:
         "<logs>/arrays/{dataset}.log",
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     resources:
@@ -195,6 +203,7 @@ rule split_cells:
         summary="<results>/{experiment}/splits/{dataset}/{split}/summary.tsv",
     log:
         "<logs>/{experiment}/splits/{dataset}/{split}.log",
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     params:
@@ -214,6 +223,7 @@ rule reference_effects:
         **SPLIT_OUTPUT,
     log:
         "<logs>/{experiment}/splits/{dataset}/{split}.effects.log",
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     resources:

@@ -9,6 +9,7 @@ rule simulate_sams:
         "<logs>/simulate/{dataset}.log",
     wildcard_constraints:
         dataset=PLAN.datasets_of_kind("simulate_sams"),
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     params:
@@ -26,6 +27,7 @@ rule simulate_sparse_shift:
         "<logs>/simulate/{dataset}.log",
     wildcard_constraints:
         dataset=PLAN.datasets_of_kind("simulate_sparse_shift"),
+    priority: 20
     conda:
         "../envs/samsvae.yaml"
     params:
