@@ -21,8 +21,8 @@ rule download_source:
         "<logs>/download/{screen}.log",
     wildcard_constraints:
         screen=PLAN.screens_from("urls"),
-    localrule: True
     priority: 20
+    localrule: True
     conda:
         "../envs/samsvae.yaml"
     params:
