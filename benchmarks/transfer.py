@@ -27,8 +27,9 @@ from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import TABLE_1, row
 from samsvae.data.cells import Cells
+from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.metrics.likelihood import fit_intercept_nb, intercept_nb_log_likelihood, own_profile
-from samsvae.evaluation.transfer import bounds
+from samsvae.evaluation.transfer import by_perturbation
 from samsvae.evaluation.transfer_tables import over_perturbations
 from samsvae.models.batch import plate_weights
 from samsvae.models.model import Model
@@ -87,7 +88,7 @@ class Data:
 
 
 def iwelbo_of(model: Model, cells: Cells) -> float:
-    return -over_perturbations(bounds(model, cells, particles=100, draws=1)["inll"])[0]
+    return over_perturbations(by_perturbation(iwelbo(model, cells, particles=100), cells))[0]
 
 
 def scores(data: Data, name: str, seed: int, epochs: tuple[int, int, int]) -> Iterator[tuple[str, float]]:

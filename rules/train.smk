@@ -74,7 +74,7 @@ rule train:
     resources:
         gpu=1,
         mem_mb=16000,
-        runtime=120,
+        runtime=PLAN.minutes_of_run,
     params:
         **RUN_PARAMS,
         settings=one_sentence(PLAN.training),
@@ -91,10 +91,6 @@ use rule train as train_with_transfer with:
     wildcard_constraints:
         experiment=PLAN.with_transfer(),
         run=PLAN.trained_alone(),
-    resources:
-        gpu=1,
-        mem_mb=16000,
-        runtime=360,
 
 
 rule take:

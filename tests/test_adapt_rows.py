@@ -54,7 +54,7 @@ def random_model(name: str, **changes) -> Model:
 
 
 def options(net: Model) -> dict:
-    return SHORT if default_way(net) == "gradient" else {}
+    return SHORT if default_way(net.config) == "gradient" else {}
 
 
 def same(ours: Model, theirs: Model) -> bool:
@@ -213,7 +213,7 @@ def test_adapted_perturbations_gain_and_old_ones_come_back(name, simulated):
     train(net, train_cells, val_cells, config)
     new = [0, 6, 7]
     untouched = reset_perturbations(net, [6, 7])
-    options = {"steps": 160, "rate": 0.05} if default_way(net) == "gradient" else {}
+    options = {"steps": 160, "rate": 0.05} if default_way(net.config) == "gradient" else {}
     fitted = adapt(net, adapt_cells, new=new, config=config, **options)
     start, before, after = (
         by_perturbation(iwelbo(m, test_cells, particles=100), test_cells)

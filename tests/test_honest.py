@@ -335,6 +335,13 @@ def test_baselines_and_ceilings(truth, of_split):
         assert values[("ceiling", "nmse_centred", where)] == 0 and values[("ceiling", "discrimination", where)] == 1
 
 
+def test_discrimination_has_no_ceiling_without_a_gene_that_is_no_target(truth):
+    only_targets = replace(truth, targets=np.arange(truth.test.delta.shape[1]))
+    for found in (effect_scores.ceilings(only_targets), effect_scores.scores(only_targets, truth.test.delta)):
+        reasons = {score.reason for metric, _, _, score in found if metric == "discrimination"}
+        assert reasons == {"every gene is a target"}
+
+
 def test_the_yardstick_is_the_training_effect_with_its_error(truth, of_split):
     scores, _ = of_split
     rows = scores[scores["metric"].isin(COVERAGE_SCORES)]

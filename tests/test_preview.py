@@ -105,6 +105,17 @@ def test_runs_that_older_code_scored_wait_for_the_current_code(plan, caplog):
     assert "2 of 2 trainings" in write_preview(CONFIG, resources="resources").read_text()
 
 
+def test_runs_without_a_score_by_the_current_code_are_no_preview(plan):
+    """After an update the splits are scored before the runs."""
+    finish(plan, "cond_vae-latents3")
+    run = plan.runs["thp1"]["cond_vae-latents3"]
+    scores, baselines = plan.run_file(run, "scores.tsv"), plan.split_file(run, "baselines.tsv")
+    for path, rules in ((scores, "older0000000"), (baselines, scoring_rules())):
+        write(read(scores).assign(rules=rules), path)
+    with pytest.raises(DataError, match="runs have finished, but the current code has scored none of them yet"):
+        drawn(plan)
+
+
 def test_from_another_folder_the_command_prints_where_the_page_is(plan, tmp_path, monkeypatch, capsys):
     finish(plan, "cond_vae-latents3")
     (tmp_path / "own.yaml").write_text(json.dumps(CONFIG))

@@ -235,6 +235,6 @@ def test_the_page_of_miniatures_is_one_sentence(source, tmp_path):
     )
     text = " ".join(re.sub("<[^>]+>", " ", section).split())
     assert text == (
-        "Reproduction No score of this study is compared with the 21 published numbers, because its screens are "
-        "synthetic miniatures. All published numbers"
+        "Reproduction No score of this study is compared with the 21 published numbers: its screens are synthetic "
+        "miniatures (21 numbers). All published numbers"
     )

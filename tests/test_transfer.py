@@ -274,9 +274,9 @@ def test_adapted_models_predict_new_perturbations_and_can_be_saved(tmp_path):
 def test_what_is_refused():
     train_cells, val_cells, cells, _ = parts()
     net, config = model("ivae"), settings("ivae")
-    with pytest.raises(ConfigError, match="new: '4' is no perturbation; allowed: 0 to 3"):
+    with pytest.raises(ConfigError, match=r"new: '4' is not the position of a perturbation\. Allowed: 0 to 3"):
         harden(net, [1, 4])
-    with pytest.raises(DataError, match="new: '0' must have no training cell, but has"):
+    with pytest.raises(DataError, match="new: '0' has training cells"):
         refit(net, [0, 1], train_cells, val_cells, config)
     with pytest.raises(ConfigError, match=r"adapt: 'closed' is not known\. Did you mean 'closed_form'"):
         adapt(net, cells, "closed")

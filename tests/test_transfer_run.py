@@ -288,7 +288,7 @@ def test_a_model_that_was_trained_on_new_perturbations_is_refused(tmp_path):
     found = transferring(tmp_path / "new")
     inputs = {"model": tmp_path / "run" / "model.pt", "arrays": found.arrays, "split": found.split}
     inputs["baselines"] = found.baselines[0]
-    with pytest.raises(CheckpointError, match=r"'b' is no new perturbation to this model, which was trained on \d+ of"):
+    with pytest.raises(CheckpointError, match=r"'b' is not new to this model, which was trained on \d+ of"):
         transfer_run(inputs, {}, {}, settings=vars(BOTH), split=SPLIT, evaluation=found.evaluation, device="cpu")
     with pytest.raises(DataError, match="no column 'transfer', which a split of kind 'transfer' has"):
         read_pools(data(tmp_path, made()).split, made())
@@ -301,7 +301,7 @@ def test_a_variant_without_a_release_is_left_out_with_a_line(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     found = transferring(tmp_path, replace(BOTH, cells=(0,)))
     run_one(settings("cond_vae", **SHORT), found, tmp_path / "run", PLACE)
-    assert caplog.text.count("'as_released' is left out, because cond_vae has no release of a transfer") == 1
+    assert caplog.text.count("'as_released' is left out, because there is no released transfer code for cond_vae") == 1
     assert set(read_transfer(tmp_path / "run" / "transfer.tsv")["variant"]) == {"ours"}
 
 

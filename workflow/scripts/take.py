@@ -6,8 +6,7 @@ from samsvae.study.jobs import Data, take_one
 from samsvae.study.script import job
 
 found, params = snakemake.input, snakemake.params
-files = (found.arrays, found.split, found.screen, found.reference, found.truth)
-data = Data(*files, params.evaluation, params.simulated, params.codes, params.transfer, list(found.baselines))
+data = Data.of(found, params)
 
 with job(snakemake):
     take_one(params.settings, data, Path(snakemake.output.model).parent, found.together[0])

@@ -6,8 +6,7 @@ from samsvae.study.jobs import Data, Place, run_one
 from samsvae.study.script import job
 
 found, params, config = snakemake.input, snakemake.params, snakemake.config
-files = (found.arrays, found.split, found.screen, found.reference, found.truth)
-data = Data(*files, params.evaluation, params.simulated, params.codes, params.transfer, list(found.baselines))
+data = Data.of(found, params)
 # not params: a run must not train again because of where it trains or how often it saves its state
 place = Place(config["device"], config["jobs_per_gpu"], 60.0 * config["checkpoint_minutes"])
 

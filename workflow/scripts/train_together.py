@@ -6,8 +6,7 @@ from samsvae.study.jobs import Data, Place, run_together
 from samsvae.study.script import job
 
 found, params, config = snakemake.input, snakemake.params, snakemake.config
-files = (found.arrays, found.split, found.screen, found.reference, found.truth)
-data = Data(*files, params.evaluation, params.simulated, params.codes, params.transfer, list(found.baselines))
+data = Data.of(found, params)
 place = Place(config["device"], config["jobs_per_gpu"], 60.0 * config["checkpoint_minutes"])
 runs = [settings["run"] for settings in params.runs]
 folders = {run: Path(snakemake.output[0]).parents[1] / "runs" / run for run in runs}

@@ -18,10 +18,10 @@ ALL_CELLS: Final = "all"
 class TransferConfig:
     """How trained models are adapted to the new perturbations of a split of kind 'transfer', and scored on them.
 
-    ``variants``: 'ours', also 'as_released' for the methods of the SVAE+ paper. ``adapt``: how these are adapted; other
-    methods have one way. ``cells``: how many cells of each new perturbation are read. ``particles``: K of the bound.
-    ``stage2_epochs``: epochs of the second training (default: as many as of the first). ``adapt_steps``: steps of the
-    way that other methods have.
+    ``variants``: 'ours', also 'as_released' for the methods of the SVAE+ paper. ``adapt``: how models with a learned
+    embedding are adapted. ``cells``: how many cells of each new perturbation are read; 0 is always scored.
+    ``particles``: K of the bound. ``stage2_epochs``: epochs of the second training (default: as many as of the first).
+    ``adapt_steps``: steps of the other models, which are adapted by their training objective.
     """
 
     variants: tuple[Literal["ours", "as_released"], ...] = ("ours",)
@@ -59,7 +59,7 @@ class TransferConfig:
         """ConfigError if none of the rows has one of the variants."""
         if "as_released" in self.variants and not any(map(has_release, models)):
             raise ConfigError(
-                f"{where}.variants: 'as_released' is not allowed, because there is no release of a transfer of "
+                f"{where}.variants: 'as_released' is not allowed, because there is no released transfer code for "
                 f"{some(sorted(models))}. Allowed: 'ours'; with a method of the SVAE+ paper in the grid also "
                 "'as_released'."
             )

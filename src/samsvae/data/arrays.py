@@ -41,6 +41,12 @@ class Screen:
         """The transform before effects are taken: ``log2`` for counts, ``mean`` (none) for real values."""
         return "log2" if self.counts.dtype.kind in "iu" else "mean"
 
+    @property
+    def control(self) -> int | None:
+        """The code of the control, the condition without perturbations; None without one."""
+        untreated = np.flatnonzero((self.members < 0).all(1))
+        return int(untreated[0]) if len(untreated) else None
+
 
 #: The names of the arrays that a file must have.
 FIELDS = tuple(item.name for item in fields(Screen) if item.default is MISSING)

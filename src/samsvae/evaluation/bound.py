@@ -42,12 +42,12 @@ def collect_bounds(grid: pd.DataFrame, paths: Iterable[str]) -> pd.DataFrame:
 def verdicts(table: pd.DataFrame, *, who: str = "run", by: Sequence[str] = ("dataset", "split_name")) -> pd.DataFrame:
     """Compare the bounds on the samples within each group of ``by``; a row per member, with the index of its bound.
 
-    ``table``: rows of tables with the columns TABLE, ``by`` and ``who``, the column whose members are compared.
-    They are compared at the largest number of particles with 10 blocks for all of them. ``relative`` is the bound minus
-    the highest one, ``relative_error`` the root of the sum of both squared block errors, ``against`` the member with
-    the highest bound. The verdict is ``best``, ``below NAME`` or ``undecided: ...`` (S10): a difference below twice
-    its error decides nothing, nor do weights of which more than a tenth are heavy. The highest bound is ``best`` if all
-    others are decidedly below it.
+    ``table``: rows of tables with the columns TABLE, ``by`` and ``who``, the column whose members are compared. They
+    are compared at the largest number of particles with 10 blocks for all of them. ``relative`` is the bound minus the
+    highest one, ``relative_error`` the root of the sum of both squared block errors, ``against`` the member with the
+    highest bound. The verdict is ``best``, ``below NAME`` or ``undecided: ...`` (S10): a difference below twice its
+    error decides nothing, and neither does one with a member whose weights are heavy in more than a tenth of the cells.
+    The highest bound is ``best`` if all others are decidedly below it.
     """
     rows: dict[object, dict[str, object]] = {}
     for _, group in table[table["cells"] == SAMPLE].groupby(list(by), sort=False):
@@ -84,9 +84,10 @@ class _Member:
 def _compare(members: Sequence[_Member]) -> dict[object, dict[str, object]]:
     """The verdict on every member, by the index of the row that it belongs to."""
     size = comparison_size(*(member.bounds for member in members if member.bounds))
-    bounds = {member.name: member.bounds.get(size or 0) for member in members}
-    ranked = [member for member in members if (bound := bounds[member.name]) and np.isfinite(bound.value)]
-    ranked.sort(key=lambda member: -member.bounds[size or 0].value)
+    values = {each.name: each.bounds[size].value for each in members if size is not None and size in each.bounds}
+    ranked = sorted(
+        (each for each in members if np.isfinite(values.get(each.name, np.nan))), key=lambda each: -values[each.name]
+    )
     rows = {}
     for member in members:
         at = member.rows[size] if size in member.rows else next(iter(member.rows.values()))

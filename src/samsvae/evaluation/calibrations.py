@@ -10,7 +10,7 @@ from samsvae.data.arrays import Screen
 from samsvae.evaluation.metrics.agreement import PER_CONDITION, nmse_terms
 from samsvae.evaluation.metrics.calibration import REPEATS, Calibration, calibrate, calibration
 from samsvae.evaluation.metrics.discrimination import discrimination
-from samsvae.evaluation.metrics.estimates import REFERENCES, at_reference
+from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS, REFERENCES, at_reference
 from samsvae.evaluation.metrics.halves import half_effects, halves
 from samsvae.evaluation.truth import Truth
 
@@ -33,8 +33,8 @@ def calibrations(screen: Screen, truth: Truth) -> dict[str, Calibration]:
         )
     )
     defined = np.all([np.isfinite(part.delta).all(1) for pair in pairs for part in pair], axis=0)
-    rows = np.flatnonzero(np.any(list(truth.sets.values()), axis=0) & defined)
-    if len(rows) < 3:
+    rows = truth.rows[defined[truth.rows]]
+    if len(rows) < LEAST_CONDITIONS:
         return {}
     found = {
         f"{name}_{reference}": calibrate(pairs, rows, measure, reference=reference, higher_is_better=name != "mse")

@@ -33,6 +33,9 @@ TOP_GENES = f"pearson_top{TOP}"
 #: Scores of the interactions of pairs.
 INTERACTIONS = ("interaction_pearson", "interaction_nmse")
 
+#: Why discrimination, which leaves out the targets, is undefined.
+ONLY_TARGETS = "every gene is a target"
+
 
 def scores(truth: Truth, predicted: np.ndarray) -> Iterator[Scored]:
     """Every score of predicted effects (C, G): metric, set, scored conditions (S,) as codes, and the score.
@@ -58,7 +61,7 @@ def scores(truth: Truth, predicted: np.ndarray) -> Iterator[Scored]:
                 both = (np.take_along_axis(effect, genes, 1) for effect in (delta, prediction))
                 yield f"{TOP_GENES}_{reference}", name, at, Score(pearson(*both))
         if len(truth.targets) == delta.shape[1]:
-            yield "discrimination", name, at, undefined_score(at, "every gene is a target")
+            yield "discrimination", name, at, undefined_score(at, ONLY_TARGETS)
         else:  # the last reference is the centred one
             yield "discrimination", name, at, Score(discrimination(delta, prediction, targets=truth.targets))
     yield from interaction_scores(truth, predicted)
@@ -94,7 +97,9 @@ def ceilings(truth: Truth) -> Iterator[Scored]:
                 at,
                 undefined_score(at, unreliable) if unreliable else Score(np.zeros(len(at))),
             )
-        yield "discrimination", name, at, Score(np.ones(len(at)))
+        ones = Score(np.ones(len(at)))
+        only_targets = len(truth.targets) == truth.test.delta.shape[1]
+        yield "discrimination", name, at, undefined_score(at, ONLY_TARGETS) if only_targets else ones
     found, whole = truth.pairs
     for name, at, reason in _sets_of_pairs(truth, np.ones(len(found.rows), bool)):
         best = ceiling_perfect(whole.value[at], whole.se2[at], found.se2[at])

@@ -33,7 +33,8 @@ def model_expression(
     significant = data[(data["method"] == "wilcoxon") & (data["padj"] < 0.05)].groupby("condition", sort=False).size()
     order = significant.reindex(data["condition"].unique(), fill_value=0).sort_values(ascending=False, kind="stable")
     conditions = list(order.index[: config.de_conditions])
-    control = next(name for name, row in zip(screen.conditions, screen.members, strict=True) if (row < 0).all())
+    assert screen.control is not None  # the tests of the data are against it
+    control = str(screen.conditions[screen.control])
     names = [*conditions, control]
     cells = sample(
         checkpoint.model,

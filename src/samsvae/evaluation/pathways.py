@@ -51,8 +51,8 @@ def run_pathways(
 ) -> pd.DataFrame:
     """Accuracy of pathways predicted from a run's mask probabilities, embedding and effects.
 
-    ``perturbations``: obsm mask_probability and embedding (T, L). ``effects``: X (conditions, genes), of which the
-    rows of single perturbations are read. ``table``, ``settings``: as in `predict_pathways`. All features are of the
+    ``perturbations``: obsm mask_probability and embedding (T, L). ``effects``: X (conditions, genes), only the rows of
+    single perturbations are read. ``table``, ``settings``: as in `predict_pathways`. All features are of the
     perturbations with training cells. Columns: features, then ACCURACY; only masks have a null, a forest and the
     majority. No rows if masks cannot be scored.
     """

@@ -50,17 +50,17 @@ class Pools:
         return (self.split == name) & ~self.every
 
     def enough(self, number: Number) -> np.ndarray:
-        """The new conditions with at least so many cells in their pool, as codes."""
+        """The new conditions with at least ``number`` cells in their pool, as codes."""
         size = np.bincount(self.condition[self.rank > 0], minlength=self.condition.max() + 1)
         return self.new[size[self.new] >= (1 if number == ALL_CELLS else int(number))]
 
     def first(self, number: Number) -> np.ndarray:
-        """The first so many cells of every pool that is large enough, (n,) bool."""
+        """The first ``number`` cells of every pool that is large enough, (n,) bool."""
         last = len(self.rank) if number == ALL_CELLS else int(number)
         return (self.rank > 0) & (self.rank <= last) & np.isin(self.condition, self.enough(number))
 
     def of(self, cells: np.ndarray, codes: Collection[int]) -> np.ndarray:
-        """Those of some cells (n,) bool that have one of these conditions."""
+        """The given cells (n,) bool that are in one of these conditions."""
         return cells & np.isin(self.condition, list(codes))
 
 
@@ -80,12 +80,6 @@ def read_pools(path: str | Path, screen: Screen) -> Pools:
     return pools
 
 
-def reference_code(screen: Screen) -> int | None:
-    """The condition that effects are measured against: the control; None without one (the mean of old conditions)."""
-    untreated = np.flatnonzero((screen.members < 0).all(1))
-    return int(untreated[0]) if len(untreated) else None
-
-
 def old_conditions(screen: Screen, pools: Pools) -> np.ndarray:
     """The perturbed conditions with training cells that are not new, as codes."""
     codes = np.unique(screen.condition[pools.old("train")])
@@ -102,5 +96,5 @@ def observed_effects(screen: Screen, pools: Pools, cells: np.ndarray) -> np.ndar
             screen.counts, screen.condition, len(screen.conditions), cells=used, method=screen.transform
         )
 
-    control, known = reference_code(screen), means(pools.old("train"))
+    control, known = screen.control, means(pools.old("train"))
     return means(cells) - (known[old_conditions(screen, pools)].mean(0) if control is None else known[control])

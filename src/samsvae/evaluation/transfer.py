@@ -1,4 +1,4 @@
-"""Scores of new perturbations after a transfer (docs/model.md, "Transfer"), per perturbation.
+"""Bounds of the cells of new perturbations (docs/model.md, "Transfer"), per perturbation or condition.
 
 Letters: n cells, T perturbations.
 """
@@ -14,22 +14,36 @@ from samsvae.models.model import Model
 
 
 def bounds(
-    model: Model, cells: Cells, *, particles: int = 1000, draws: int = 10, seed: int = 0
+    model: Model,
+    cells: Cells,
+    *,
+    group: np.ndarray | None = None,
+    particles: int = 1000,
+    draws: int = 10,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """``nelbo`` and ``inll`` (T,) in nats per cell: means over the cells of each perturbation, NaN without cells.
 
-    ``nelbo``: -log p(x | z) + KL of z, with ``draws`` of z per cell. ``inll``: minus the IWELBO with ``particles``,
-    which must be written beside it, because the bound depends on them.
+    ``nelbo``: -log p(x | z) + KL of z, with ``draws`` of z per cell. ``inll``: minus the IWELBO with ``particles``; the
+    bound depends on them, so always report both. ``group`` (n,): codes to average over in place of perturbations.
     """
+    each = {
+        "nelbo": nelbo(model, cells, draws=draws, seed=seed),
+        "inll": -iwelbo(model, cells, particles=particles, seed=seed),
+    }
     return {
-        "nelbo": by_perturbation(nelbo(model, cells, draws=draws, seed=seed), cells),
-        "inll": by_perturbation(-iwelbo(model, cells, particles=particles, seed=seed), cells),
+        name: by_perturbation(values, cells) if group is None else by_group(values, group, int(group.max()) + 1)
+        for name, values in each.items()
     }
 
 
-def by_perturbation(values: np.ndarray | Tensor, cells: Cells) -> np.ndarray:
+def by_perturbation(values: Tensor, cells: Cells) -> np.ndarray:
     """Means of values (n,) over the cells of each perturbation, float64 (T,); NaN for one without cells."""
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    at, size = cells.index.amin(1).cpu().numpy(), cells.n_perturbations + 1
-    total, number = np.bincount(at, values, size)[:-1], np.bincount(at, minlength=size)[:-1]
-    return np.divide(total, number, out=np.full(size - 1, np.nan), where=number > 0)
+    return by_group(values, cells.index.amin(1).cpu().numpy(), cells.n_perturbations + 1)[:-1]
+
+
+def by_group(values: Tensor, group: np.ndarray, number: int) -> np.ndarray:
+    """Means of values (n,) over the cells of each group 0 to ``number`` - 1, float64; NaN for one without cells."""
+    total = np.bincount(group, values.detach().double().cpu().numpy(), number)
+    size = np.bincount(group, minlength=number)
+    return np.divide(total, size, out=np.full(number, np.nan), where=size > 0)

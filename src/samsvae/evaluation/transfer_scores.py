@@ -15,18 +15,18 @@ import pandas as pd
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import Screen
 from samsvae.data.cells import Dosage, cells_of
-from samsvae.evaluation.iwelbo import iwelbo, nelbo
 from samsvae.evaluation.metrics.effects import pearson
 from samsvae.evaluation.metrics.recovery import mask_scores, match_by_correlation
 from samsvae.evaluation.model_effects import condition_means, library_of
-from samsvae.evaluation.pools import Pools, observed_effects, old_conditions, reference_code
+from samsvae.evaluation.pools import Pools, observed_effects, old_conditions
+from samsvae.evaluation.transfer import bounds
 from samsvae.evaluation.transfer_baselines import TRAIN_MEAN
 from samsvae.models.model import Model
 
 
 @dataclass(frozen=True)
 class Target:
-    """What models are scored on: some cells of the new conditions, and what is known about these cells.
+    """What models are scored on: some cells of the new conditions, and their known values.
 
     ``cells`` (n,) bool. ``observed`` (C, G): their effects. ``train_mean``: the negative log-likelihood of the baseline
     of this name, by name of a condition; {} for a screen of real values.
@@ -60,12 +60,8 @@ def model_scores(
     """
     screen, at = target.screen, target.pools.of(target.cells, codes)
     cells = cells_of(screen, at, target.dosage, model.input_mean.device)
-    per_cell = {"nelbo": nelbo(model, cells), "inll": -iwelbo(model, cells, particles=particles)}
-    condition = screen.condition[at]
-    found = {
-        metric: pd.Series(values.double().cpu().numpy()).groupby(condition).mean()[codes].to_numpy()
-        for metric, values in per_cell.items()
-    }
+    by_condition = bounds(model, cells, group=screen.condition[at], particles=particles)
+    found = {metric: values[codes] for metric, values in by_condition.items()}
     if target.train_mean:
         found["gain"] = np.array([target.train_mean[name] for name in screen.conditions[codes]]) - found["inll"]
     found["effect_pearson"] = pearson(predicted_effects(model, target, codes, evaluation), target.observed[codes])
@@ -74,7 +70,7 @@ def model_scores(
 
 def predicted_effects(model: Model, target: Target, codes: np.ndarray, evaluation: EvaluationConfig) -> np.ndarray:
     """Effects (c, G) of conditions as a model predicts them, against the same reference as the observed ones."""
-    control = reference_code(target.screen)
+    control = target.screen.control
     reference = old_conditions(target.screen, target.pools) if control is None else np.array([control])
     means = condition_means(
         model,

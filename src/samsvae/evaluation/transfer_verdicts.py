@@ -19,7 +19,7 @@ from scipy.stats import binomtest, ttest_1samp
 LEAST_SEEDS = 5
 LEVEL = 0.05
 
-#: Methods of the SVAE+ paper with its sparse-mechanism-shift prior, and those that it is compared with.
+#: Methods of the SVAE+ paper with its sparse-mechanism-shift prior, and the methods they are compared with.
 SPARSE = ("svae_plus_lopez", "svae")
 OTHERS = ("ivae", "ivae_drawn", "beta_vae", "vae")
 

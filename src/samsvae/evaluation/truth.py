@@ -87,10 +87,9 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     training or in test and validation, no gene that training controls express, or fewer than 3 conditions with 10 test
     cells.
     """
-    untreated = np.flatnonzero((screen.members < 0).all(1))
-    if not len(untreated):
+    control, n_conditions = screen.control, len(screen.conditions)
+    if control is None:
         raise DataError("the screen has no control cells, against which effects are measured.")
-    control, n_conditions = int(untreated[0]), len(screen.conditions)
     parts = {**{s: split == s for s in ("train", "val", "test")}, "every": split != ""}
     parts["instead"] = cells_of_untested_singles(screen.condition, screen.conditions, screen.members, split)
     moments = {

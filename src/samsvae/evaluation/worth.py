@@ -10,6 +10,7 @@ import pandas as pd
 
 from samsvae.evaluation.collect import same_rules
 from samsvae.evaluation.metrics.calibration import LEAST_BDS, LEAST_DRF
+from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS
 from samsvae.evaluation.metrics.intervals import Interval, paired_difference
 from samsvae.evaluation.metrics.table import metric
 from samsvae.evaluation.score_tables import CEILING, DUPLICATE
@@ -109,7 +110,7 @@ def compare(
     sign = -1.0 if metric(name).better == "lower" else 1.0
     for model, rows in baselines.groupby("model", sort=False):
         both = mine.join(rows.set_index("condition")["value"].rename("theirs"), how="inner").dropna()
-        if len(both) >= 3:
+        if len(both) >= LEAST_CONDITIONS:
             weight = both["weight"].to_numpy()
             values = sign * both["value"].to_numpy(), sign * both["theirs"].to_numpy()
             ratio = (weight != 1).any()  # a ratio of sums, not a mean

@@ -89,7 +89,7 @@ def draw(
     says so. amount: how much of the data the runs saw.
     """
     if reason:
-        return _nothing(reason)
+        return style.nothing(f"Honest protocol: there is no bound to show, because {reason}", "no bound")
     bounds = style.need(bounds, ["model", "metric", "cells", "particles", "value", "error"], "bounds")
     fig = style.figure(10.6, 4.3 + 0.19 * len(models))
     only = f" Only runs with {amount}, the most data." if amount else ""
@@ -113,15 +113,6 @@ def draw(
     for ax in (left, middle, right):
         ax.set_ylim(-0.7, len(models) - 0.3)
         ax.tick_params(axis="y", length=0)
-    return fig
-
-
-def _nothing(reason: str) -> Figure:
-    fig = style.figure(7.4, 1.2)
-    style.note(fig, f"Honest protocol: there is no bound to show, because {reason}")
-    ax = fig.subplots()
-    ax.set_axis_off()
-    ax.set_label("no bound")
     return fig
 
 

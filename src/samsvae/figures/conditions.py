@@ -20,7 +20,7 @@ from samsvae.tables import read
 
 METRIC = "pearson_centred"
 
-#: What a panel shows as lines: the baselines to beat, of which the first needs training cells, and the ceiling.
+#: Lines of a panel: the baselines to beat (`shrunk` needs training cells) and the ceiling.
 LINES = ("shrunk", "ridge_pc", CEILING)
 
 LONGEST = 16  # characters of a condition's name below the axis

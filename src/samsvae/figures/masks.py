@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from samsvae.evaluation.collect import collect_scores
-from samsvae.evaluation.masks import collect_masks
+from samsvae.evaluation.masks import ACTIVE, collect_masks
 from samsvae.evaluation.metrics.constants import FEATURES, MAJORITY
 from samsvae.evaluation.selection import of_best_settings
 from samsvae.figures import heatmaps, style
@@ -23,8 +23,6 @@ from samsvae.figures.runs import models_only, of_run, short_names, shown_run
 from samsvae.matrices import read_h5ad
 from samsvae.screens.screen import read_perturbations
 from samsvae.tables import read
-
-ACTIVE = 0.5  # a latent is active if the mask probability of some perturbation is above
 
 CLASSIFIERS = {"logistic": "logistic\nregression", "forest": "random\nforest", "knn": "5 nearest\nneighbours"}
 

@@ -56,7 +56,7 @@ def draw(scores: pd.DataFrame, *, unit: str = "data seed") -> Figure:
     scores: model, metric, split, value of one setting per model, one row per run, and cells if it differs between runs.
     Metrics without a value have no panel. The dashed line is a mask of ones: F1 is the mean of ``mask_f1_all_ones``,
     which determines its density d = F1 / (2 - F1), equal to its precision; its recall is 1. The mean of
-    ``mask_density`` stands beside the bars of F1; empty masks (a density below 1 %) are listed above the panels.
+    ``mask_density`` is the label of the bars of F1; empty masks (a density below 1 %) are listed above the panels.
     """
     by = ["model", *(["cells"] if "cells" in scores else [])]
     table = summarise(scores, by)

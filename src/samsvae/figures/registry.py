@@ -120,15 +120,15 @@ has no intervals.""",
         needs=("test",),
         settings=("compared",),
         caption="""\
-*Honest protocol.* How likely a model finds test cells. The IWELBO is a lower bound of the log-likelihood that rises
-with the number of particles, so bounds are compared at equal numbers only. **a**, a fixed sample of the test cells, the
-same for all models of a split, with many particles; **b**, all test cells, up to the published number of particles
-(absolute values differ, because the cells do). Bars are errors over disjoint blocks of particles; the perturbations'
-latents are drawn once per particle for all cells. Each model is shown with its best settings on validation data,
-averaged over runs. The error is that of the bound alone: seeds vary more.
+*Honest protocol.* Likelihood of test cells under each model. The IWELBO is a lower bound of the log-likelihood that
+rises with the number of particles, so bounds are compared at equal numbers only. **a**, a fixed sample of the test
+cells, the same for all models of a split, with many particles; **b**, all test cells, up to the published number of
+particles (absolute values differ, because the cells do). Bars are errors over disjoint blocks of particles; the
+perturbations' latents are drawn once per particle for all cells. Each model is shown with its best settings on
+validation data, averaged over runs. The error is that of the bound alone: seeds vary more.
 
-**c**, the sample's bound minus that of the best model, at the largest number of particles with 10 blocks. A hollow
-marker says that the difference decides nothing: it is below twice its error, or the weights are too heavy. **d**, how
+**c**, the sample's bound minus that of the best model, at the largest number of particles with 10 blocks. Hollow
+markers: undecided, because the difference is below twice its error or the weights are too heavy. **d**, how
 many equal weights the importance weights of a cell are worth; few (left of the dashed line, 10) mean that the
 approximate posterior is far from the true one. **e**, the share of cells whose weights have a tail so heavy (Pareto k
 above 0.7) that their sum cannot be trusted; beyond the dashed line, 10 %, a bound is not compared.""",
@@ -266,14 +266,14 @@ predicts an interaction of about 0 everywhere; r says how much of the non-additi
         ("",),
         needs=("truth", "test"),
         caption="""\
-Are the true masks, latents and effects recovered? Against the number of training cells per perturbation if the grid
-has that axis, by method otherwise; mean ± sd if there are several data seeds. The inferred mask is a probability above
-0.5, for iVAE the two largest absolute values of each embedding; learned latents are matched to true ones by true
-positives (the rule of the SAMS-VAE paper; `scores.tsv` of the experiment also holds matching by correlation). Beside
-the bars of F1 stands the share of entries that are on, or that the mask is empty. Dashed: the mask of ones, whose F1 a
-mask must beat to mean anything. MCC: mean absolute correlation of true and learned latents under the best matching.
-R²: effects of the model against the data's (all cells), relative to the control or, without control cells, to the mean
-of all perturbations. A dash: the method has no mask. The papers publish no settings for the eight rows of the SAMS-VAE
+Are the true masks, latents and effects recovered? Against the number of training cells per perturbation if the grid has
+that axis, by method otherwise; mean ± sd if there are several data seeds. The inferred mask is a probability above 0.5,
+for iVAE the two largest absolute values of each embedding; learned latents are matched to true ones by true positives
+(the rule of the SAMS-VAE paper; `scores.tsv` of the experiment also holds matching by correlation). The label next to
+each bar of F1 is the share of entries that are on, or says that the mask is empty. Dashed: the mask of ones, whose F1 a
+mask must beat to mean anything. MCC: mean absolute correlation of true and learned latents under the best matching. R²:
+effects of the model against the data's (all cells), relative to the control or, without control cells, to the mean of
+all perturbations. A dash: the method has no mask. The papers publish no settings for the eight rows of the SAMS-VAE
 table on these simulations; ours are in the configuration.""",
     ),
     FigureRow(
@@ -295,16 +295,16 @@ method that is better than each method without the prior; it does not hold for o
 **a**, what each stage fits (colour) and what it leaves (grey). Only the last one sees cells of new perturbations.
 **b**, recovery of the simulated latents (MCC), a dot per run. For the claim: sVAE and SVAE+ to the right of the others;
 against it: mixed dots. **c**, the gain in log-likelihood over the profile of the training cells, by the number of cells
-of the new perturbation; mean ± sd over seeds. Numbers in brackets: perturbations with so many cells. Dashed: the
-profile of these cells alone, which needs no model. Dotted: trained again with these cells, an upper bound. For the
+of the new perturbation; mean ± sd over seeds. Numbers in brackets: perturbations with at least that many cells. Dashed:
+the profile of these cells alone, which needs no model. Dotted: trained again with these cells, an upper bound. For the
 claim: sVAE and SVAE+ above iVAE and the VAEs by more than the bars; against it: lines within the bars. A method below
-the dashed line knows less about a new perturbation than its cells say by themselves.
+the dashed line predicts a new perturbation worse than its own cells do.
 
 **d**, a method with the prior minus one without it, for every new perturbation with all cells of its pool (mean over
 seeds); bars: means. The sign test is over perturbations alone; the verdict also needs that over seeds. For the claim:
 dots to the right of 0; against it: on both sides, or to the left. **e**, the gain as released (fitted to the cells that
 are scored, in training mode), with the statistics of batch norm kept, and in our variant (scored on other cells). For
-the claim: sVAE and SVAE+ on top three times; against it: lines that cross, because then the order comes from batch
+the claim: sVAE and SVAE+ on top in all three; against it: lines that cross, because then the order comes from batch
 norm. **f**, the gain by what was held out; the number is the rank in the row. For the claim: sVAE and SVAE+ have rank 1
 throughout; against it: ranks that change, or rank 1 for the own profile. **g**, Pearson correlation over genes with the
 effect in the test cells: of the effect that a model predicts from few cells, and of the mean of the same cells. For the

@@ -230,6 +230,16 @@ def note(fig: Figure, text: str) -> None:
     fig.suptitle(wrapped_note(text, fig.get_figwidth()), x=0.008, ha="left", fontsize=7.5, color="#5E5E5E")
 
 
+def nothing(sentence: str, label: str) -> Figure:
+    """A figure that says in a sentence why there is nothing to draw; ``label`` stands for its only axes."""
+    fig = figure(7.4, 1.2)
+    note(fig, sentence)
+    ax = fig.subplots()
+    ax.set_axis_off()
+    ax.set_label(label)
+    return fig
+
+
 def wrapped_note(text: str, width: float) -> str:
     """A note in lines that fit a width in inches; its own line breaks stay."""
     most = int(width / 0.056)

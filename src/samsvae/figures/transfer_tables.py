@@ -72,7 +72,7 @@ def with_seeds(runs: pd.DataFrame) -> pd.DataFrame:
 def means(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean and sd over seeds of the gain: model, variant, adapt, cells, held_out, mean, sd, seeds, perturbations.
 
-    held_out '(all)': over all perturbations, whatever was held out with them; other rows only if there are several.
+    held_out '(all)': over all perturbations; other rows only if there are several.
     """
     gain = rows[rows["metric"] == "gain"]
     several = gain["held_out"].nunique() > 1

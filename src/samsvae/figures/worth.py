@@ -96,7 +96,9 @@ def draw(
     """
     lines = {} if reason else _lines(scores, models)
     if not lines:
-        return _nothing(reason or "no score is defined")
+        return style.nothing(
+            f"Honest protocol: no effect is scored, because {reason or 'no score is defined'}", "nothing to score"
+        )
     sets = [where for _, where in lines]
     heights = [0.5 + 0.14 * len(rows) for rows in lines.values()]
     fig = style.figure(10.6, max(4.8, 1.2 + sum(heights)))
@@ -131,15 +133,6 @@ def _lines(scores: pd.DataFrame, models: list[str]) -> dict[tuple[str, str], pd.
             if rows.index.isin(models).any():  # a prediction of effects alone has no cells
                 found[name, where] = rows.loc[[model for model in (*models, *baselines) if model in rows.index]]
     return found
-
-
-def _nothing(reason: str) -> Figure:
-    fig = style.figure(7.4, 1.2)
-    style.note(fig, f"Honest protocol: no effect is scored, because {reason}")
-    ax = fig.subplots()
-    ax.set_axis_off()
-    ax.set_label("nothing to score")
-    return fig
 
 
 def _sentences(verdicts: pd.DataFrame) -> str:

@@ -73,7 +73,7 @@ def add_perturbations(model: Model, number: int) -> Model:
 
 
 def reset_perturbations(model: Model, new: Collection[int]) -> Model:
-    """A copy of a model in which some perturbations (positions) are new again, whatever a training did to them."""
+    """A copy of a model in which some perturbations (positions) are reset, as new ones in `select`."""
     return select(model, [None if t in new else t for t in range(model.n_perturbations)])
 
 

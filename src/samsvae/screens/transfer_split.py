@@ -1,7 +1,7 @@
 """Splits for the transfer to new interventions: cells to adapt to, and cells to test on (section 1 of the design).
 
 A new intervention is a condition that training never sees. Half of its cells, at random, are test cells; the others are
-the pool, in one random order, of which an adaptation reads the first k.
+the pool, in one random order; an adaptation reads the first k.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from samsvae.text import span
 from samsvae.training.adapt_rows import CELLS as GRADIENT_CELLS
 from samsvae.training.adapt_rows import PARTICLES as GRADIENT_PARTICLES
 from samsvae.training.loop import train
-from samsvae.training.transfer import EPOCHS
+from samsvae.training.transfer import EPOCHS, GRADIENT, default_way
 from samsvae.training.validation import validation_loss, validation_step
 
 #: Settings of a model that change its numbers but not its work.
@@ -78,10 +78,10 @@ def seconds_of_transfer(run: Run, size: Size, how: TransferConfig, rate: Rate, e
     steps, validated = _work(dataclasses.replace(run.training, epochs=epochs), size)
     again = len(refits) * (steps * rate["step"] + validated * rate["validation"])
     numbers = len([number for number in how.cells if number != 0])
-    stages = 1 + bool(refits)
+    stages = 1 + bool(refits or not run.split_config.new_cells)  # without a second stage, the start of the third
     if run.split_config.new_cells or run.model.effect == "none":  # nothing is adapted
         passes, adapting = stages / 2, 0.0
-    elif run.model.effect == "prior_mean":
+    elif default_way(run.model) != GRADIENT:
         passes, adapting = (stages + numbers * len(how.adapt)) / 2, 0.0
     else:
         share = GRADIENT_CELLS * GRADIENT_PARTICLES / (run.training.batch_size * run.training.particles)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from samsvae.config.transfer import TransferConfig
 from samsvae.errors import Interrupted, SamsvaeError
@@ -61,6 +62,22 @@ class Data:
     codes: Mapping[str, str]
     transfer: Mapping[str, Mapping] | None = None
     baselines: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, found: Any, params: Any) -> Data:
+        """The data of a job, from the input and the params that Snakemake gives to its script."""
+        return cls(
+            arrays=found.arrays,
+            split=found.split,
+            screen=found.screen,
+            reference=found.reference,
+            truth=found.truth,
+            evaluation=params.evaluation,
+            simulated=params.simulated,
+            codes=params.codes,
+            transfer=params.transfer,
+            baselines=list(found.baselines),
+        )
 
 
 @dataclass(frozen=True)

@@ -266,10 +266,13 @@ class Plan:
         """The time limit for predicting the pathways of a batch: ten minutes, and five for each run."""
         return 10 + 5 * len(self.masked(wildcards.experiment, wildcards.batch))
 
+    def minutes_of_run(self, wildcards: Any) -> int:
+        """The time limit of a run. A transfer may train it twice more."""
+        return 120 if self.study.settings[wildcards.experiment].transfer is None else 360
+
     def minutes_together(self, wildcards: Any) -> int:
-        """The time limit of a batch: that of its runs one after another. A transfer may train a run twice more."""
-        each = 120 if self.study.settings[wildcards.experiment].transfer is None else 360
-        return each * len(self.batch(wildcards))
+        """The time limit of a batch: that of its runs one after another."""
+        return self.minutes_of_run(wildcards) * len(self.batch(wildcards))
 
     def evaluation(self, wildcards: Any) -> dict[str, object]:
         experiment = self.study.settings[wildcards.experiment]

@@ -47,8 +47,14 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
     plan = Plan(config, results=results, benchmarks=folders.folder("benchmarks"))
     every = sum(map(len, plan.runs.values()))
     finished = {name: [run for run in found.values() if _is_finished(plan, run)] for name, found in plan.runs.items()}
+    any_finished = any(finished.values())
     finished = {name: _of_same_rules(plan, name, found) for name, found in finished.items()}
     n = sum(map(len, finished.values()))
+    if not n and any_finished:
+        raise DataError(
+            f"{results}: runs have finished, but the current code has scored none of them yet. Run the workflow, which "
+            "scores them again."
+        )
     if not n:
         raise DataError(f"{results}: none of the {every:,} runs has finished, so there is nothing to preview yet.")
     out = results / "preview"
@@ -86,14 +92,14 @@ def _is_finished(plan: Plan, run: Run) -> bool:
 
 
 def _of_same_rules(plan: Plan, experiment: str, found: list[Run]) -> list[Run]:
-    """The runs, without those that older code scored while others have been scored again by the current code."""
-    rules = {}
+    """The runs whose scores can be compared: all if one version scored them, else those of the current code."""
+    rules, current = {}, scoring_rules()
     for run in found:
         tables = _existing([plan.run_file(run, "scores.tsv"), plan.split_file(run, "baselines.tsv")])
         rules[run.id] = {_rules(path) for path in tables}
     if len({each for pair in rules.values() for each in pair}) <= 1:
         return found
-    kept = [run for run in found if rules[run.id] == {scoring_rules()}]
+    kept = [run for run in found if rules[run.id] == {current}]
     log.info("%s: %d runs are left out until the current code has scored them", experiment, len(found) - len(kept))
     return kept
 
@@ -111,8 +117,11 @@ def _write_tables(plan: Plan, pictures: FigurePlan, experiment: str, folder: Pat
     write_table(grid_table(found), folder / "grid.tsv")
     grid = read(folder / "grid.tsv")
     pathways = _existing(pictures.pathway_files(experiment))
+    scores = plan.run_files(found, "scores.tsv")
+    rules = {_rules(path) for path in scores}
     baselines = _existing([*plan.split_files(found, "baselines.tsv"), *pictures.pathway_baselines(experiment)])
-    write(collect_scores(grid, plan.run_files(found, "scores.tsv"), pathways, baselines), folder / "scores.tsv")
+    baselines = [path for path in baselines if _rules(path) in rules]  # those of pathways may be older
+    write(collect_scores(grid, scores, pathways, baselines), folder / "scores.tsv")
     write(collect_histories(grid, plan.run_files(found, "history.tsv")), folder / "histories.tsv")
     write(collect_bounds(grid, plan.run_files(found, "bound.tsv")), folder / "bound.tsv")
     masked = [run for run in plan.masked(experiment) if Path(plan.data_file(run.dataset, "screen.h5ad")).is_file()]

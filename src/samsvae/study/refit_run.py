@@ -69,6 +69,6 @@ def check_untrained(checkpoint: Checkpoint, rows: list[int]) -> None:
     if seen := {name: received[name] for name in names if received.get(name)}:
         name, number = next(iter(seen.items()))
         raise CheckpointError(
-            f"{name!r} is no new perturbation to this model, which was trained on {number} of its cells"
+            f"{name!r} is not new to this model, which was trained on {number} of its cells"
             f"{f' (and on {len(seen) - 1} others)' if len(seen) > 1 else ''}. Train it on a split without them."
         )

@@ -60,7 +60,7 @@ class Table:
 _NOT_COMPARED = {
     "not comparable: miniature screen": "its screens are synthetic miniatures",
     "not comparable: other data": "its screens are not the published ones",
-    "not run": "none of these runs has finished",
+    "not run": "no run of this study repeats them yet",
 }
 
 
@@ -194,8 +194,10 @@ def reproductions(table: pd.DataFrame) -> tuple[str, list[tuple[str, str, Table]
     """
     kinds = table["verdict"].str.replace(r" by .*", "", regex=True)
     if kinds.str.match("not (run|comparable)").all():
-        reason = next(why for verdict, why in _NOT_COMPARED.items() if (kinds == verdict).any())
-        return f"No score of this study is compared with the {len(table)} published numbers, because {reason}.", []
+        numbers = {why: int((kinds == verdict).sum()) for verdict, why in _NOT_COMPARED.items()}
+        reasons = [f"{why} ({number} numbers)" for why, number in numbers.items() if number]
+        start = f"No score of this study is compared with the {len(table)} published numbers: "
+        return f"{start}{'; '.join(reasons)}.", []
     found = []
     for task, rows in table.groupby("task", sort=False):
         higher = rows.loc[kinds == "differs", "difference"] > 0

@@ -14,25 +14,13 @@ from samsvae.config.grid import Run
 from samsvae.config.screens import SplitConfig
 from samsvae.config.vocabulary import NEW_ADAPT, NEW_TEST, SPLITS
 from samsvae.errors import ConfigError, DataError
+from samsvae.screens.replogle import PUBLISHED, PUBLISHED_PAIRS
 from samsvae.screens.splits import find_condition, given, make_split, split_old, summary
 from samsvae.screens.transfer_split import add_new
 
 #: Cells of the Norman screen as published, and the expected number of them with one of its 131 pairs. The second
 #: number is not published. Both are replaced by the numbers in the files as soon as those exist.
 NORMAN, PAIRS = 111_255, 41_759
-
-#: Guide pairs of Replogle's screen that the papers list, and those with a target in each pathway.
-GUIDE_PAIRS = 722
-PATHWAYS = {
-    "S40_RIBOSOMAL_UNIT": 101,
-    "S60_RIBOSOMAL_UNIT": 56,
-    "S39_RIBOSOMAL_UNIT": 44,
-    "SPLICEOSOME": 38,
-    "MT_PROTEIN_TRANSLOCATION": 37,
-    "MEDIATOR_COMPLEX": 26,
-    "NUCLEOTIDE_EXCISION_REPAIR": 23,
-    "EXOSOME": 20,
-}
 
 #: obs as splits read it, and the numbers G, C and T.
 Known = tuple[pd.DataFrame, int, int, int]
@@ -98,7 +86,7 @@ def _drawn(obs: pd.DataFrame, how: SplitConfig, separator: str) -> pd.DataFrame:
     if how.conditions:
         new = [find_condition(name, known, separator, (), known) for name in how.conditions]
     else:
-        number = how.last or how.strongest or round(len(known) * PATHWAYS.get(str(how.pathway), 0) / GUIDE_PAIRS)
+        number = how.last or how.strongest or PUBLISHED_PAIRS.get(str(how.pathway), 0)
         if not 0 < number < len(known):
             raise ConfigError(f"pathway: the number of perturbations in {how.pathway!r} is unknown.")
         new = known[-number:]
@@ -133,7 +121,8 @@ def _size_from_config(run: Run) -> Known | None:
     if run.screen.source is not None and run.screen.source.sort == "miniature":
         return None
     if run.screen.kind == "replogle" and options.published_counts:
-        return _obs(np.arange(118_641) % 681, 1), 1187, 681, 680
+        pairs = PUBLISHED["guide pairs"]  # each is a perturbation, and a condition like the control
+        return _obs(np.arange(PUBLISHED["cells"]) % (pairs + 1), 1), PUBLISHED["genes"], pairs + 1, pairs
     if run.screen.kind == "norman":
         others = NORMAN - PAIRS
         code = np.append(np.arange(others) % 106, 106 + np.arange(PAIRS) % 131)

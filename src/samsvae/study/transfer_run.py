@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,10 @@ class Source:
     pools: Pools
     dosage: Dosage
 
+    @cached_property
+    def untrained(self) -> list[int]:
+        return untrained_rows(self.screen, self.pools.split, self.dosage)
+
     @property
     def training(self) -> TrainingConfig:
         return TrainingConfig(**self.checkpoint.facts["training"])
@@ -70,7 +75,7 @@ class Source:
     def new_rows(self, codes: np.ndarray) -> list[int]:
         """The perturbations of the model in some conditions, as positions, that no training saw."""
         rows = set(self.dosage.members[codes].flatten().tolist())
-        return [row for row in untrained_rows(self.screen, self.pools.split, self.dosage) if row in rows]
+        return [row for row in self.untrained if row in rows]
 
     def adaptable(self, number: Number) -> np.ndarray:
         """The new conditions with so many cells in their pool and with a perturbation that no training saw, as codes.
@@ -84,7 +89,7 @@ class Source:
 def stages(
     source: Source, settings: TransferConfig, *, variants: tuple[str, ...], new_cells: Number
 ) -> Iterator[Adapted]:
-    """The models to score, stage by stage. ``new_cells``: those that the training has seen, for the upper bound."""
+    """The models to score, stage by stage. ``new_cells``: how many the training has seen, for the upper bound."""
     first, new = source.checkpoint.model, source.pools.new
     if new_cells:
         codes = source.pools.enough(new_cells)
@@ -97,7 +102,7 @@ def stages(
         model = source.refits.get(variant, first)
         if model is not first:
             yield Adapted(variant, 2, "none", 0, model, new)
-        elif model.config.effect != "none":  # whatever the first stage did to the new perturbations does not count
+        elif model.config.effect != "none":  # undo what the first stage did to the new perturbations
             start = reset_perturbations(model, source.new_rows(new))
             yield Adapted(variant, 3, "none", 0, start, new)
         yield from _released(source, model) if variant == "as_released" else _ours(source, model, settings)
@@ -109,7 +114,7 @@ def _ours(source: Source, model: Model, settings: TransferConfig) -> Iterator[Ad
         if model.config.effect == "none":  # the same model again: nothing of it is adapted
             yield Adapted("ours", 3, "closed_form", number, model, codes)
             continue
-        by_gradient = default_way(model) == GRADIENT
+        by_gradient = default_way(model.config) == GRADIENT
         for way in (GRADIENT,) if by_gradient else settings.adapt:
             if len(codes):
                 options = {"steps": settings.adapt_steps} if by_gradient else {}
@@ -201,7 +206,7 @@ def transfer_run(
     run, model = source.checkpoint.facts["run"], source.checkpoint.facts["model"]
     variants = how.variants_of(model)
     if left := sorted(set(how.variants) - set(variants)):
-        log.info("%s: %s is left out, because %s has no release of a transfer", run, some(left), model)
+        log.info("%s: %s is left out, because there is no released transfer code for %s", run, some(left), model)
     baselines = read_transfer(inputs["baselines"])
     targets = {v: target_of(source.screen, source.pools, source.dosage, baselines, v) for v in variants}
     truth = read_h5ad(inputs["screen"]) if "screen" in inputs else None

@@ -41,11 +41,11 @@ def adapt_rows(
 ) -> Model:
     """A copy of a model with the parts of its ``new`` perturbations (positions) fitted to their ``cells`` by Adam.
 
-    They start as in `select`: what a training did to rows without cells does not count. All else is the same bits. The
+    They start as in `select`, also if a training changed their rows. All else is the same bits. The
     loss is that of ``config``, the settings of the training, without warm-up and penalty, in evaluation mode. The terms
     of a new perturbation enter each of its n_t cells with 1/n_t (eq. 11). Cells without a new perturbation are not
     used; old ones in combinations keep their posterior and add no term. The same seed and order of cells give the same
-    bytes, whatever the positions are. DataError if a new perturbation has no cell.
+    bytes at any positions. DataError if a new perturbation has no cell.
     """
     used, rows = _cells_of(cells, new)
     own = [at for at, t in enumerate(rows) if t in new]

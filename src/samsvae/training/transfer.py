@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
 from samsvae.config.vocabulary import MASKED
 from samsvae.data.cells import Cells
@@ -56,7 +57,9 @@ def harden(model: Model, new: Sequence[int]) -> Model:
     """
     _check_kind(model)
     if wrong := [t for t in new if not 0 <= t < model.n_perturbations]:
-        raise ConfigError(f"new: {some(wrong)} is no perturbation; allowed: 0 to {model.n_perturbations - 1}.")
+        raise ConfigError(
+            f"new: {some(wrong)} is not the position of a perturbation. Allowed: 0 to {model.n_perturbations - 1}."
+        )
     hard, rows = copy.deepcopy(model), list(new)
     if model.config.effect == "none":
         return hard
@@ -103,8 +106,8 @@ def refit(
     for name, cells in (("training", train_cells), ("validation", val_cells)):
         if seen := sorted(set(new) & set(cells.index.flatten().tolist())):
             raise DataError(
-                f"new: {some(seen)} must have no {name} cell, but has; a transfer needs perturbations that no stage "
-                "before the last one saw."
+                f"new: {some(seen)} has {name} cells, but no stage before the last may see a new perturbation. Remove "
+                "them from the split."
             )
     hard = harden(model, new)
     return hard, train(hard, train_cells, val_cells, refit_settings(config, released=released), keep=keep)
@@ -159,9 +162,9 @@ WAYS: dict[str, Callable[..., Tensor]] = {"closed_form": closed_form, "iwelbo": 
 GRADIENT = "gradient"
 
 
-def default_way(model: Model) -> str:
+def default_way(config: ModelConfig) -> str:
     """How `adapt` fits a model if nothing else is said: by the closed form where there is one."""
-    return GRADIENT if _reason_against_ways(model) else "closed_form"
+    return GRADIENT if _reason_against_ways(config) else "closed_form"
 
 
 def adapt(
@@ -183,7 +186,7 @@ def adapt(
     it is. ConfigError for a way that is unknown or that the model does not have, and for an unknown option; DataError
     for new perturbations without cells.
     """
-    how = default_way(model) if how is None else how
+    how = default_way(model.config) if how is None else how
     functions: dict[str, Callable[..., object]] = {**WAYS, GRADIENT: adapt_rows}
     if how not in functions:
         raise ConfigError(f"adapt: {how!r} is not known.{nearest(how, functions)}")
@@ -191,7 +194,7 @@ def adapt(
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(f"{unknown[0]!r} is not an option of adapt: {how!r}.{nearest(unknown[0], known)}")
     options |= {"seed": seed} if "seed" in known else {}
-    if how != GRADIENT and model.config.effect != "none" and (reason := _reason_against_ways(model)):
+    if how != GRADIENT and model.config.effect != "none" and (reason := _reason_against_ways(model.config)):
         raise ConfigError(f"adapt: {how!r} is not possible with {reason}. Allowed: {GRADIENT!r}.")
     own = cells_with(cells, _perturbations_of(cells) if new is None else new)
     if not len(own):
@@ -210,7 +213,7 @@ def adapt(
 
 
 class Released(NamedTuple):
-    """Two models with the same mu: with the running statistics of batch norm after stage 3, and those before it."""
+    """Models with the running statistics of batch norm after stage 3, and before it; one model if these are equal."""
 
     model: Model
     statistics_kept: Model
@@ -232,7 +235,7 @@ def adapt_as_released(model: Model, cells: Cells, config: TrainingConfig) -> Rel
     """
     kept = _prepared(model, cells)
     if model.config.effect == "none":
-        return Released(copy.deepcopy(kept), kept)
+        return Released(kept, kept)
     trained = copy.deepcopy(kept)
     for parameter in trained.parameters():
         parameter.requires_grad_(parameter is embedding_of(trained).loc)
@@ -240,9 +243,10 @@ def adapt_as_released(model: Model, cells: Cells, config: TrainingConfig) -> Rel
     with torch.no_grad():
         # the decay moved the rows of the others too
         embedding_of(kept).loc.copy_(_replaced(kept, cells, embedding_of(trained).loc.double()))
+    if _is_scaled(config):
+        return Released(kept, kept)
     drifted = copy.deepcopy(kept)
-    if not _is_scaled(config):
-        _encoder(drifted).network.norms.load_state_dict(_encoder(trained).network.norms.state_dict())
+    _encoder(drifted).network.norms.load_state_dict(_encoder(trained).network.norms.state_dict())
     return Released(drifted, kept)
 
 
@@ -298,9 +302,8 @@ def _prepared(model: Model, cells: Cells) -> Model:
     return copy.deepcopy(model).eval()
 
 
-def _reason_against_ways(model: Model) -> str:
+def _reason_against_ways(config: ModelConfig) -> str:
     """The setting that rules `WAYS` out, or '': neither q(z | x) nor p(x | z) may depend on the perturbation."""
-    config = model.config
     if (config.effect, config.embedding) != ("prior_mean", "learned"):
         return f"effect: {config.effect!r} and embedding: {config.embedding!r}"
     return "" if config.encoder_reads == "x" else f"encoder_reads: {config.encoder_reads!r}"

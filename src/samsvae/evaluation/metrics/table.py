@@ -200,7 +200,7 @@ def _masks() -> list[Metric]:
         row("mask_gram", "stability of masks", "higher", -1.0, 1.0,
             f"{pairs} the correlation of how much every two perturbations share a mask; latents need no matching."),
         row("mask_active_latents", "active latents of masks", "", 0.0, None,
-            "Mean over seeds of the number of latents that some perturbation has a mask entry above 0.5 for."),
+            "Mean over seeds of the number of latents with a mask entry above 0.5 for at least one perturbation."),
         row("sibling_rank", "rank of siblings", "higher", 0.0, 1.0,
             f"Mean over perturbations of {rank}, among all perturbations of other genes: 1 is the most similar, 0.5 is "
             "chance."),
@@ -344,7 +344,7 @@ def _transfer() -> list[Metric]:
         Metric("nelbo", f"minus the ELBO of cells ({NATS})", (TRANSFER,), "lower", NATS, None, None,
                "Minus the log-likelihood given the state of a cell, plus the KL of the state."),
         Metric("gain", f"gain over the training mean ({NATS})", (TRANSFER,), "higher", NATS, None, None,
-               "What the mean profile of the training cells has as `inll`, minus `inll`, on the same cells."),
+               "The `inll` of the training cells' mean profile minus that of the model, on the same cells."),
         Metric("effect_pearson", "Pearson r of effects of new perturbations", (TRANSFER,), "higher", "", -1.0, 1.0,
                "Pearson correlation over genes of the predicted effect and that of scored cells, against control or "
                "the mean of the old perturbations; of `own_profile`: of the effect in its own cells."),
@@ -354,7 +354,8 @@ def _transfer() -> list[Metric]:
         Metric("n_scored", "new perturbations scored", (TRANSFER,), "", "", 0.0, None,
                "Number of new perturbations that were scored."),
         Metric("n_left_out", "new perturbations left out", (TRANSFER,), "", "", 0.0, None,
-               "Number of new perturbations that were not: too few cells."),
+               "Number of new perturbations that were not scored: too few cells, or nothing to adapt (combinations of "
+               "trained perturbations)."),
     ]  # fmt: skip
 
 
