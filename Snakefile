@@ -42,6 +42,7 @@ os.environ.setdefault(CALL, call_of(sys.argv[1:]))
 # Only a Snakemake that runs jobs gets here: no dry run, and none inside a job.
 onstart:
     one_sentence(LOCK.take, "")(sys.argv[1:])
+    lift_rate_limit(workflow.scheduler, sys.argv[1:])
     logger.info(notice(PLAN.study.device, PLAN.study.jobs_per_gpu))
 
 

@@ -10,6 +10,7 @@ from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.gpus import notice
 from samsvae.study.lock import StudyLock
 from samsvae.study.plan import IMPORTED, RUN_FILES, SPLIT_FILES, TRANSFER_FILES, Plan, alternatives
+from samsvae.study.rate_limit import lift_rate_limit
 from samsvae.study.script import CALL, call_of
 
 ROOT = Path(workflow.basedir)
@@ -65,11 +66,13 @@ SPLIT_OUTPUT = {
 }
 
 
+@functools.cache
 def code_of(script):
     """Digest of a script and of every module of the package that it imports: the trigger of a rerun."""
     return digest_of(f"workflow/scripts/{script}.py", ROOT)
 
 
+@functools.cache
 def figure_code(figure):
     """Digest of the module that draws a figure and of the script around it."""
     return [digest_of(f"src/samsvae/figures/{figure}.py", ROOT), code_of("figure")]

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -301,3 +303,15 @@ def test_content_other_than_a_dict_is_rejected(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match=r"list\.pt: format 'list' is not known"):
         load(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize("name", ["sams_vae_corr", "svae_plus", "cond_vae"])
+def test_loading_does_not_import_a_compiler(name, tmp_path):
+    """torch imports its compiler for random numbers on the meta device: more than a second for each job."""
+    save(checkpoint(name), tmp_path / "model.pt")
+    code = "import sys; from samsvae.training.checkpoint import load; load(sys.argv[1]); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "model.pt"], capture_output=True, text=True, check=True
+    )
+    assert "torch" in done.stdout.split()
+    assert "torch._dynamo" not in done.stdout.split()

@@ -6,6 +6,7 @@ perturbations in a cell, T perturbations (R of them drawn), L latents, G genes. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
@@ -120,8 +121,8 @@ class Mask(nn.Module):
         self.shape = (n_perturbations, n_latent)
         if prior_prob is not None:
             self.logits = nn.Parameter(torch.full(self.shape, float(init), dtype=torch.float32))
-            prior_logit = torch.logit(torch.tensor(float(prior_prob), dtype=torch.float64)).float()
-            self.register_buffer("prior_logit", prior_logit, persistent=False)
+            prior_logit = math.log(prior_prob / (1.0 - prior_prob))
+            self.register_buffer("prior_logit", torch.tensor(prior_logit, dtype=torch.float32), persistent=False)
 
     def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Bernoulli:
         if "mask_prob" in values:
@@ -201,7 +202,10 @@ class LearnedEmbedding(nn.Module):
 
     def __init__(self, n_perturbations: int, n_latent: int, *, init_scale: float):
         super().__init__()
-        self.loc = nn.Parameter(init_scale * torch.randn(n_perturbations, n_latent, dtype=torch.float32))
+        start = torch.empty(n_perturbations, n_latent, dtype=torch.float32)
+        if not start.is_meta:  # a draw on the meta device does nothing, but imports a compiler for more than a second
+            start.normal_().mul_(init_scale)
+        self.loc = nn.Parameter(start)
 
     def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point:
         return Point(_rows(self.loc, batch))
