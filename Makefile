@@ -36,7 +36,7 @@ test: $(VENV)
 lint: $(VENV)
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile rules
+	snakefmt --check Snakefile rules workflow/Snakefile
 	mypy
 	snakemake $(DEMO) --lint
 

@@ -1,17 +1,16 @@
 # The entry point: configuration, rules, and one target per figure and table (snakemake --list-target-rules).
 import os
 import sys
-from pathlib import Path
 
 from snakemake.utils import min_version
 
 min_version("9.27")
 
-# Scripts import the package from this checkout, whether in a venv, with conda or on a cluster.
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
+
+include: "rules/checkout.smk"
 
 
-configfile: Path(workflow.basedir) / "config" / "config.yaml"
+configfile: ROOT / "config" / "config.yaml"
 
 
 pathvars:
@@ -28,6 +27,11 @@ report: "workflow/report/provenance.rst"
 
 
 include: "rules/common.smk"
+
+
+container: PLAN.study.container
+
+
 include: "rules/screens.smk"
 include: "rules/simulate.smk"
 include: "rules/train.smk"

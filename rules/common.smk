@@ -5,7 +5,7 @@ from samsvae.errors import SamsvaeError
 from samsvae.figures.registry import FIGURES
 from samsvae.study.code_digest import code_of as digest_of
 from samsvae.study.code_digest import scoring_rules
-from samsvae.study.configuration import read_config
+from samsvae.study.configuration import extended, read_config
 from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.gpus import notice
 from samsvae.study.lock import StudyLock
@@ -13,7 +13,6 @@ from samsvae.study.plan import IMPORTED, RUN_FILES, SPLIT_FILES, TRANSFER_FILES,
 from samsvae.study.rate_limit import lift_rate_limit
 from samsvae.study.script import CALL, call_of
 
-ROOT = Path(workflow.basedir)
 RESOURCES = ROOT / "resources"
 
 
@@ -30,8 +29,16 @@ def one_sentence(look_up, before="Configuration: "):
     return found
 
 
-# Read once more for errors that name the line: Snakemake takes the last of two equal keys without a word.
-one_sentence(read_config)(workflow.configfiles)
+# As a module, the configuration that the other workflow passes extends the default one, as --configfile does.
+# Otherwise the files are read once more for errors that name the line: Snakemake takes the last of two equal keys
+# without a word.
+if workflow.modifier.is_main_snakefile():
+    one_sentence(read_config)(workflow.configfiles)
+else:
+    config = extended(ROOT / "config" / "config.yaml", config)
+    paths = workflow.modifier.path_modifier
+    if paths.prefix or paths.modifies_prefixes:
+        raise WorkflowError("prefix: not allowed for the module samsvae. Set pathvars: results in its config instead.")
 RESULTS, BENCHMARKS = (workflow.pathvars.apply(name) for name in ("<results>", "<benchmarks>"))
 PLAN = one_sentence(Plan)(config, results=RESULTS, benchmarks=BENCHMARKS)
 PICTURES = one_sentence(FigurePlan)(PLAN, resources=RESOURCES)

@@ -62,3 +62,10 @@ def test_conda_has_the_versions_of_the_lock(root, direct, pinned):
     conda = dict(package.split("=") for package in env["dependencies"])
     assert conda.pop("python") == "3.11"
     assert conda == {CONDA_NAMES.get(name, name): pinned[name] for name in direct[0]}
+
+
+def test_containers_have_the_python_and_the_lock_of_the_venv(root):
+    for recipe, base in (("Dockerfile", "FROM"), ("samsvae.def", "From:")):
+        text = (root / "envs" / recipe).read_text()
+        assert re.findall(rf"^{base} *(\S+)$", text, re.M) == ["python:3.11-slim-bookworm"]
+        assert re.search(r"^[^#]*pip install .*--requirement \S*requirements.lock$", text, re.M), recipe

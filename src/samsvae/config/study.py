@@ -64,7 +64,10 @@ class PathVars:
 
 @dataclass(frozen=True)
 class Study:
-    """The complete configuration: which experiments to run, their settings, and the screens they read."""
+    """The complete configuration: which experiments to run, their settings, and the screens they read.
+
+    ``container``: the image that every job runs in, if Snakemake is called with ``--sdm apptainer``.
+    """
 
     experiments: tuple[str, ...]
     settings: dict[str, Experiment]
@@ -74,6 +77,7 @@ class Study:
     jobs_per_gpu: int = 1
     runs_per_job: int = 1
     checkpoint_minutes: float = 5.0
+    container: str | None = None
     pathvars: PathVars = field(default_factory=PathVars)
 
     def __post_init__(self):

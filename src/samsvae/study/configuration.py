@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -26,6 +26,13 @@ def read_config(config_files: Sequence[str | Path]) -> dict:
     merged: dict = {}
     for path in config_files:
         update_config(merged, _read_yaml(Path(path)))
+    return merged
+
+
+def extended(default: str | Path, config: Mapping) -> dict:
+    """The configuration in a YAML file with the values of ``config`` on top, merged as Snakemake merges them."""
+    merged = read_config([default])
+    update_config(merged, config)
     return merged
 
 
