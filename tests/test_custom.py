@@ -259,6 +259,67 @@ def test_every_label_of_the_control_is_kept(tmp_path):
     assert (found.controls, found.separator) == (("ctrl", "NT"), "+")
 
 
+GUIDES = ["NTg1", "NTg2", "Ag1", "Ag2", "Ag1+Bg1", "Bg2+Ag2", "Bg1+ctrl", "Bg1", " Cg1 ", "ctrl"]
+TARGETS = pd.DataFrame({"guide": ["Ag1", "Ag2", "Bg1", "Bg2", "Cg1", "NTg1", "NTg2"], "target": [*"AABBC", "NT", "NT"]})
+
+
+def test_guides_become_their_targets(tmp_path):
+    """By a table and by a pattern, as in a screen whose labels are targets."""
+    screen = small()
+    screen.obs["target"] = ["NT", "NT", "A", "A", "A+B", "B+A", "B+ctrl", "B", " C ", "ctrl"]
+    expected = run(screen, tmp_path)
+    screen.obs["target"] = GUIDES
+    TARGETS.to_csv(tmp_path / "guides.tsv", sep="\t", index=False)
+    for options in ({"targets": str(tmp_path / "guides.tsv")}, {"target_pattern": "(.+)g[0-9]+"}):
+        got = run(screen, tmp_path, **options)
+        assert got.obs["condition"].tolist() == expected.obs["condition"].tolist()
+        assert got.obs["target"].tolist() == GUIDES, "the guides stay in obs"
+        pd.testing.assert_frame_equal(got.uns["perturbations"], expected.uns["perturbations"])
+
+
+def test_a_guide_may_have_two_targets(tmp_path):
+    screen = small()
+    screen.obs["target"] = ["ctrl"] * 4 + ["both"] * 3 + ["Bg1+both"] * 3
+    pd.DataFrame({"guide": ["both", "Bg1"], "target": ["B+A", "B"]}).to_csv(tmp_path / "guides.csv", index=False)
+    got = run(screen, tmp_path, targets=str(tmp_path / "guides.csv"), control="ctrl")
+    assert got.obs["condition"].tolist() == ["ctrl"] * 4 + ["A+B"] * 6
+
+
+def test_controls_by_their_targets_alone_are_not_missed(tmp_path, caplog):
+    """No label is NT itself; the guides NTg1 and NTg2 are."""
+    screen = small()
+    screen.obs["target"] = GUIDES
+    got = run(screen, tmp_path, target_pattern="(.+)g[0-9]+", control=["NT", "ctrl"])
+    assert (got.obs["condition"] == "NT").sum() == 3 and "control label" not in caplog.text
+    assert "no match" not in caplog.text, "a control label needs no target"
+
+
+def test_targets_that_do_not_fit_the_labels(tmp_path, caplog):
+    screen, table = small(), tmp_path / "guides.tsv"
+    screen.obs["target"] = GUIDES
+    TARGETS.iloc[1:-1].to_csv(table, sep="\t", index=False)
+    with pytest.raises(DataError, match=r"guides\.tsv: column 'guide' lacks 2 labels of .*: 'Ag1', 'NTg2'\. Add them"):
+        run(screen, tmp_path, targets=str(table))
+    pd.concat([TARGETS, TARGETS]).to_csv(table, sep="\t", index=False)
+    with pytest.raises(DataError, match="column 'guide' has names more than once: 'Ag1'"):
+        run(screen, tmp_path, targets=str(table))
+    TARGETS.rename(columns={"target": "gene"}).to_csv(table, sep="\t", index=False)
+    with pytest.raises(DataError, match="no column 'target'"):
+        run(screen, tmp_path, targets=str(table))
+    with pytest.raises(DataError, match=r"no label that matches target_pattern '\(\.\+\)_\[0-9\]\+': 'Ag1', "):
+        run(screen, tmp_path, target_pattern="(.+)_[0-9]+")
+    run(screen, tmp_path, target_pattern="([AB]|NT)g[0-9]+")
+    assert "'Cg1': no match of target_pattern, so these labels stay as they are" in caplog.text
+    for options, said in (
+        ({"target_pattern": "(.+", "targets": None}, "target_pattern: '\\(.\\+' is not valid"),
+        ({"target_pattern": ".+g"}, "has 0 groups. Needed: one group"),
+        ({"target_pattern": "(.+)(g)"}, "has 2 groups"),
+        ({"target_pattern": "(.+)g", "targets": "a.tsv"}, "targets and target_pattern: give one of them"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run(screen, tmp_path, **options)
+
+
 def test_annotation(tmp_path):
     table = tmp_path / "pathways.csv"
     table.write_text("perturbation,pathway\nA,glycolysis\nZ,other\n")

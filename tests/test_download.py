@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 from samsvae.errors import DownloadError
+from samsvae.files import recorded_checksum
 from samsvae.screens import download, partial_file
 from samsvae.screens.download import OVERLAP, READ, fetch, verify
 
@@ -733,3 +734,97 @@ def test_verify(tmp_path):
         verify(path, SIZE + 1, MD5)
     with pytest.raises(DownloadError, match=rf"expected md5:{'0' * 32}, found {MD5}"):
         verify(path, SIZE, f"md5:{'0' * 32}")
+
+
+# ---- files whose checksum nobody publishes -------------------------------------------------------------------------
+
+#: Behaviours whose answer does not say how large the file is.
+SIZELESS = (
+    "/no-length",
+    "/chunked",
+    "/chunked-cut",
+    "/chunked-too-long",
+    "/gzip",
+    "/gzip-if-wanted",
+    "/moved-endlessly",
+)
+
+
+def trusted(server, target, *paths, size=None, tries=3):
+    addresses = [server.url + path for path in paths]
+    return fetch(addresses, target, size, "none", tries=tries, pause=0.001, timeout=0.5)
+
+
+@pytest.mark.parametrize("path", [path for path in RIGHT if path not in (*SIZELESS, "/little-by-little", "/moved")])
+def test_without_a_checksum_the_first_download_is_recorded(server, target, path, caplog):
+    assert trusted(server, target, path).read_bytes() == BODY
+    assert sorted(os.listdir(target.parent)) == ["file", "file.sha256"]
+    assert subprocess.run(["sha256sum", "-c", "file.sha256"], cwd=target.parent, capture_output=True).returncode == 0
+    assert recorded_checksum(target) == SHA256 and f"From now on it must have {SHA256}" in caplog.text
+
+
+@pytest.mark.parametrize("path", SIZELESS[:2])
+def test_a_size_that_no_address_says_must_be_given(server, target, path):
+    with pytest.raises(DownloadError, match=r"no address gives the size of the file: http.* does not say how large"):
+        trusted(server, target, path)
+    assert not target.exists() and trusted(server, target, path, size=SIZE).read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/missing", "HTTP 404"),
+        ("/html", "HTTP 200 OK with an HTML page"),
+        ("/down", r"HTTP 500 .*gave up after 3 tries"),
+    ],
+)
+def test_the_next_address_gives_the_size_if_the_first_fails(server, target, path, said):
+    with pytest.raises(DownloadError, match=rf"no address gives the size of the file: http\S+{path}: {said}"):
+        trusted(server, target, path)
+    assert trusted(server, target, path, "/good").read_bytes() == BODY
+
+
+def test_a_later_download_must_have_the_recorded_checksum(server, target):
+    trusted(server, target, "/good")
+    seen = len(server.seen)
+    assert trusted(server, target, "/wrong").read_bytes() == BODY and len(server.seen) == seen, "nothing to download"
+    target.unlink()
+    with pytest.raises(DownloadError, match=rf"1,500,000 bytes with {SHA256}, but .* remove {target}\.sha256\.$"):
+        trusted(server, target, "/wrong")
+    assert not target.exists() and recorded_checksum(target) == SHA256
+    assert trusted(server, target, "/wrong", "/good").read_bytes() == BODY
+
+
+def test_a_damaged_file_is_downloaded_again(server, target):
+    trusted(server, target, "/good")
+    for damaged in (BODY[:-5], OTHER):
+        target.write_bytes(damaged)
+        assert trusted(server, target, "/good").read_bytes() == BODY
+
+
+def test_a_download_that_was_interrupted_resumes_without_a_checksum(server, target, part):
+    part.write_bytes(BODY[:GOOD])
+    assert trusted(server, target, "/good").read_bytes() == BODY
+    assert starts(server, "/good") == [0, GOOD - OVERLAP]
+    target.unlink()
+    (target.parent / "file.sha256").unlink()
+    part.write_bytes(OTHER[:GOOD])
+    assert trusted(server, target, "/good").read_bytes() == BODY, "bytes that the server does not confirm are not kept"
+
+
+def test_pieces_of_two_versions_are_not_joined(server, target):
+    """The server replaces the file after a break; without a checksum only its ETag shows it."""
+    new = BODY[:GOOD] + OTHER[GOOD:]
+    BEHAVIOURS["replaced"] = lambda to: (
+        to.serve(BODY, end=GOOD, ETag='"1"') if to.nth < 2 else to.serve(new, ETag='"2"')
+    )
+    assert trusted(server, target, "/replaced", "/replaced").read_bytes() == new
+    assert starts(server, "/replaced")[-1] is None, "the new version is requested from its first byte"
+
+
+def test_a_wrong_checksum_is_not_taken_for_none(server, target):
+    for checksum in ("None", "", "md5", "none:"):
+        with pytest.raises(DownloadError, match="is not allowed"):
+            get(server, target, "/good", checksum=checksum)
+    with pytest.raises(DownloadError, match="'none' is not allowed"):
+        verify(target, SIZE, "none")

@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -165,6 +165,19 @@ def _read_digest(path: str) -> str:
 @lru_cache(maxsize=64)
 def _cached_digest(path: str, mtime_ns: int, size: int) -> str:
     return _read_digest(path)
+
+
+def checksum_record(path: str | Path) -> Path:
+    """Where the SHA-256 of a download is recorded whose checksum nobody publishes, as `sha256sum -c` reads it."""
+    return Path(path).with_name(f"{Path(path).name}.sha256")
+
+
+def recorded_checksum(path: str | Path) -> str:
+    """The checksum that the first download of a file recorded next to it ('sha256:...'); '' if there is none."""
+    with suppress(OSError, UnicodeDecodeError):
+        found = re.match(r"[0-9a-f]{64}\b", checksum_record(path).read_text())
+        return f"sha256:{found[0]}" if found else ""
+    return ""
 
 
 def record(paths: Iterable[str | Path]) -> None:

@@ -12,12 +12,16 @@ from samsvae.errors import ConfigError, quoted
 
 SCALAR = str | int | float | bool | None
 
+#: The checksum of a download that nobody publishes (`samsvae.screens.download`).
+NO_CHECKSUM = "none"
+
 
 @dataclass(frozen=True)
 class Source:
     """Where a screen comes from: a local ``path``, a verified download from ``urls``, or a synthetic ``miniature``.
 
-    A text stands for a ``path``.
+    A text stands for a ``path``. ``checksum: none`` says that nobody publishes the checksum of a download; the size may
+    then be missing too.
     """
 
     SHORT: ClassVar[str] = "path"
@@ -35,14 +39,18 @@ class Source:
             raise ConfigError("source: give one of path, urls or miniature.")
         check_path("path", self.path)
         at_least(1, self, "size")
-        if self.sort == "urls" and not (self.checksum and self.size):
-            raise ConfigError("source: a download needs its size and its checksum (md5:... or sha256:...).")
-        if self.sort == "path" and self.checksum and not self.size:
+        if self.sort == "urls" and not (self.checksum == NO_CHECKSUM or (self.checksum and self.size)):
+            raise ConfigError(
+                "source: a download needs its size and its checksum (md5:... or sha256:...). If nobody publishes them, "
+                "write checksum: none."
+            )
+        if self.verified and not self.size:
             raise ConfigError("source: a checksum also needs the size.")
-        if self.checksum and not re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum.lower()):
+        known = self.checksum not in (None, NO_CHECKSUM)
+        if known and not re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", str(self.checksum).lower()):
             raise ConfigError(
                 f"source: the checksum {quoted(self.checksum)} is not valid. "
-                "Allowed: md5:(32 digits), sha256:(64 digits)."
+                "Allowed: md5:(32 digits), sha256:(64 digits), and none for a download."
             )
 
     @property
@@ -53,7 +61,7 @@ class Source:
     @property
     def verified(self) -> bool:
         """Whether a local file is verified before it is used."""
-        return self.sort == "path" and self.checksum is not None
+        return self.sort == "path" and self.checksum not in (None, NO_CHECKSUM)
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,8 @@ class CustomOptions:
     perturbation_column: str = "perturbation"
     control: tuple[str, ...] = ("control",)
     separator: str = ""
+    targets: str | None = None
+    target_pattern: str | None = None
     counts: str = "X"
     genes: str | int | tuple[str, ...] = "auto"
     genes_split: SplitConfig | None = None
@@ -147,20 +157,36 @@ class CustomOptions:
         if not self.control or "" in self.control:
             listed = quoted(list(self.control))
             raise ConfigError(f"control: {listed} is not allowed. Allowed: one or more labels, none of them empty.")
-        for name in ("annotation", "cell_table", *(["genes"] if isinstance(self.genes, str) else [])):
+        for name in ("annotation", "cell_table", "targets", *(["genes"] if isinstance(self.genes, str) else [])):
             check_path(name, getattr(self, name))
+        self._check_targets()
         if self.separator.splitlines() not in ([], [self.separator]):
             raise ConfigError(f"separator: {quoted(self.separator)} is not allowed: it has a line break.")
         at_least(0, self, "min_cells")
         if isinstance(self.genes, int):
             at_least(1, self, "genes")
 
+    def _check_targets(self) -> None:
+        if self.target_pattern is None:
+            return
+        if self.targets is not None:
+            raise ConfigError("targets and target_pattern: give one of them.")
+        try:
+            groups = re.compile(self.target_pattern).groups
+        except re.error as error:
+            raise ConfigError(f"target_pattern: {quoted(self.target_pattern)} is not valid ({error}).") from None
+        if groups != 1:
+            raise ConfigError(
+                f"target_pattern: {quoted(self.target_pattern)} has {groups} groups. Needed: one group, in "
+                "parentheses, that matches the target, such as '(.+)g[0-9]+'."
+            )
+
     @property
     def tables(self) -> list[str]:
         """The files that the filter reads in addition to the counts."""
         listed = self.genes if isinstance(self.genes, str) and self.genes not in ("auto", "all") else None
         written = self.genes_split.path if self.genes_split else None
-        return [path for path in (self.annotation, self.cell_table, listed, written) if path]
+        return [path for path in (self.annotation, self.cell_table, self.targets, listed, written) if path]
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def _check_zero_cells(zero: np.ndarray, cells: pd.Index, n_genes: int, options: 
 def _recorded(options: CustomOptions, genes: str | int | list[str]) -> dict[str, Any]:
     """The options to record in the provenance, without those whose content is in the screen itself."""
     parameters = asdict(options) | {"genes": genes}
-    for name in ("annotation", "cell_table", "keep_obs"):
+    for name in ("annotation", "cell_table", "targets", "keep_obs"):
         del parameters[name]
     return parameters
 

@@ -5,6 +5,9 @@ the complete file shows which bytes are correct, so no single response may destr
 that does not continue the part is skipped. If no address does, the download starts again in TARGET.part2 and the first
 part stays. Requests do not use If-Range: the last bytes are requested again and compared. This also works between
 mirrors, and a server whose ETag differs between hosts does not have to send everything again.
+
+Where nobody publishes a checksum (`NO_CHECKSUM`), the first complete file is trusted: its SHA-256 is recorded in
+TARGET.sha256, and every later download must have it.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from pathlib import Path
 
 import requests
 
+from samsvae.config.screens import NO_CHECKSUM
 from samsvae.errors import DownloadError
-from samsvae.screens.partial_file import PartialFile, new_hash, progress_bar, read_into
+from samsvae.files import atomic, checksum_record, recorded_checksum
+from samsvae.screens.partial_file import UNKNOWN, PartialFile, new_hash, progress_bar, read_into
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +71,7 @@ class _Differs(Exception):
 def fetch(
     urls: str | Sequence[str],
     target: str | Path,
-    size: int,
+    size: int | None,
     checksum: str,
     *,
     tries: int = 10,
@@ -76,13 +81,23 @@ def fetch(
     """Download `target` from the first of `urls` that serves `size` bytes with `checksum` ('md5:...', 'sha256:...').
 
     The bytes received so far are in `target`.part, and this call or a later one resumes from them. An existing correct
-    target is left alone; a wrong one is replaced only by the correct file. `tries`: attempts at one address without
-    progress; the first wait is `pause` seconds, and each wait is twice the last, up to a minute. `timeout`: seconds
-    without a response. DownloadError gives the response of each address and the expected size and checksum.
+    target is left alone; a wrong one is replaced only by the correct file. `checksum` 'none' trusts the first complete
+    file and records its checksum (`recorded_checksum`); `size` may then be None, for the size that the server says.
+    `tries`: attempts at one address without progress; the first wait is `pause` seconds, and each wait is twice the
+    last, up to a minute. `timeout`: seconds without a response. DownloadError gives the response of each address and
+    the expected size and checksum.
     """
-    target, checksum = Path(target), _check_checksum(checksum)
+    target, checksum = Path(target), _check_checksum(checksum, NO_CHECKSUM)
     failures: list[str] = []
     left = [urls] if isinstance(urls, str) else list(urls)
+    trusted = ""
+    if checksum == NO_CHECKSUM:
+        trusted = recorded_checksum(target)
+        if trusted and target.is_file() and not _fault(target, size or target.stat().st_size, trusted):
+            return target
+        checksum, size = trusted or UNKNOWN, size or _ask_size(left, failures, tries, pause, timeout)
+    if size is None:
+        raise DownloadError(f"{target}: no address gives the size of the file: {'; '.join(failures)}.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as parts:
@@ -93,9 +108,7 @@ def fetch(
                 _check_space(part, failures)
                 complete, left = _try_all(left, part, failures, tries, pause, timeout)
                 if complete:
-                    part.move_to(target)
-                    log.info("%s: downloaded, %s bytes with %s", target, f"{size:,}", checksum)
-                    return _remove_parts(target)
+                    return _put_in_place(part, target)
                 if not left:
                     break
     except KeyboardInterrupt:
@@ -104,7 +117,55 @@ def fetch(
         raise DownloadError(
             f"{target}: cannot be written ({error}). The next call resumes from the bytes received so far."
         ) from error
-    raise DownloadError(f"{target}: expected {size:,} bytes with {checksum}, but received: {'; '.join(failures)}.")
+    expected = f"{size:,} bytes" + (f" with {checksum}" if checksum != UNKNOWN else "")
+    hint = f" If the file was replaced and you trust the new one, remove {checksum_record(target)}." if trusted else ""
+    raise DownloadError(f"{target}: expected {expected}, but received: {'; '.join(failures)}.{hint}")
+
+
+def _put_in_place(part: PartialFile, target: Path) -> Path:
+    """Rename a complete, correct part to `target`; record its checksum first if nobody publishes one."""
+    found = part.current_checksum()
+    if part.checksum == UNKNOWN:
+        with atomic(checksum_record(target)) as path:
+            path.write_text(f"{found.removeprefix(UNKNOWN)}  {target.name}\n")
+        log.warning(
+            "%s: nobody publishes its checksum, so this first download is trusted. From now on it must have %s, which "
+            "%s records",
+            *(target, found, checksum_record(target)),
+        )
+    part.move_to(target)
+    log.info("%s: downloaded, %s bytes with %s", target, f"{part.size:,}", found)
+    return _remove_parts(target)
+
+
+def _ask_size(urls: Sequence[str], failures: list[str], tries: int, pause: float, timeout: float) -> int | None:
+    """The size of the file as the first address that says it; None if none does."""
+    headers, hooks = {"Accept-Encoding": "identity", "Range": "bytes=0-"}, {"response": _drop_body}
+    for url in urls:
+        for again in range(tries):
+            try:
+                with requests.get(url, headers=headers, hooks=hooks, stream=True, timeout=(20, timeout)) as response:
+                    return _size_of(response)
+            except _Unusable as error:
+                failures.append(f"{url}: {error}")
+                break
+            except (_Broken, requests.RequestException, ValueError) as error:  # ValueErrors are of invalid addresses
+                if isinstance(error, ValueError) or again + 1 == tries:
+                    failures.append(f"{url}: {error} (gave up after {again + 1} tries)")
+                    break
+                time.sleep(min(max(getattr(error, "wait", 0.0), pause * 2**again), LONGEST_WAIT))
+    return None
+
+
+def _size_of(response: requests.Response) -> int:
+    """The size of the complete file by the headers of a response; _Unusable if they do not say it."""
+    _check_answer(response)
+    span = re.fullmatch(r"bytes (?:\d+-\d+)/(\d+)", response.headers.get("Content-Range", ""))
+    length = response.headers.get("Content-Length", "") if response.status_code == 200 else ""
+    total = span[1] if span else length
+    if not total.isdecimal() or int(total) == 0:
+        raise _Unusable("the server does not say how large the file is")
+    return int(total)
 
 
 def verify(path: str | Path, size: int, checksum: str) -> Path:
@@ -117,9 +178,9 @@ def verify(path: str | Path, size: int, checksum: str) -> Path:
     return path
 
 
-def _check_checksum(checksum: str) -> str:
-    """The checksum in lower case; DownloadError, before anything is downloaded, if it is not one."""
-    if not re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", checksum.lower()):
+def _check_checksum(checksum: str, *also: str) -> str:
+    """The checksum in lower case; DownloadError, before anything is downloaded, if it is neither one nor in `also`."""
+    if checksum not in also and not re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", checksum.lower()):
         raise DownloadError(
             f"checksum {checksum!r} is not allowed; allowed: 'md5:' with 32 or 'sha256:' with 64 hexadecimal digits."
         )
@@ -202,7 +263,7 @@ def _download(url: str, part: PartialFile, tries: int, pause: float, timeout: fl
             wait = min(max(error.wait, min(pause * 2 ** max(stuck - 1, 0), 60.0)), LONGEST_WAIT)
             log.warning("%s from %s: %s; next try in %.0f s", part.path, url, error, wait)
             time.sleep(wait)
-    if found != part.checksum:
+    if not part.is_correct(found):
         _reject(part, found)
 
 
@@ -227,6 +288,8 @@ def _stream(url: str, part: PartialFile, back: int, timeout: float) -> None:
         with requests.get(url, headers=headers, hooks=hooks, stream=True, timeout=(20, timeout)) as response:
             at = start = _accept(response, start, part.size)
             etag, name = response.headers.get("ETag", ""), part.path.stem
+            if part.checksum == UNKNOWN and part.have and etag and part.origins[-1][2] not in ("", etag):
+                raise _Conflict("another version of the file than the bytes received so far (by its ETag)")
             with progress_bar(name, start, part.size) as bar:
                 for block in response.iter_content(READ):
                     if at == start and block[:64].lstrip().lower().startswith(HTML):
@@ -260,8 +323,8 @@ def _drop_body(response: requests.Response, **_) -> None:
         response.close()
 
 
-def _accept(response: requests.Response, start: int, size: int) -> int:
-    """The position in the file where the body of this response begins: the requested `start`, or 0."""
+def _check_answer(response: requests.Response) -> str:
+    """The status of a response as text; _Unusable or _Broken if it does not bring the file."""
     status, header = response.status_code, response.headers
     answer = f"HTTP {status} {response.reason or ''}".strip()
     if status in (408, 425, 429) or status >= 500:
@@ -271,6 +334,12 @@ def _accept(response: requests.Response, start: int, size: int) -> int:
         raise _Unusable(f"{answer} without the file" + (f" (x-amzn-waf-action: {action})" if action else ""))
     if "html" in header.get("Content-Type", "").lower() and status != 416:
         raise _Unusable(f"{answer} with an HTML page instead of the file (Content-Type {header['Content-Type']})")
+    return answer
+
+
+def _accept(response: requests.Response, start: int, size: int) -> int:
+    """The position in the file where the body of this response begins: the requested `start`, or 0."""
+    answer, status, header = _check_answer(response), response.status_code, response.headers
     encoded = header.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
     content_range = header.get("Content-Range", "")
     span = re.fullmatch(r"bytes (?:\*|(\d+)-\d+)/(\*|\d+)", content_range)

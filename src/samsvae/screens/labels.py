@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 from samsvae.config.screens import CustomOptions
 from samsvae.errors import DataError, nearest, some
 from samsvae.screens.screen import members, text_of
+from samsvae.screens.user_tables import read_targets
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,8 @@ def conditions_of(
     """Positions of the cells that have a label, and the condition of each.
 
     DataError if the column is missing, if cells have no label and the options do not allow dropping them, if a
-    combination has an empty part, or if a ``complete`` screen has no control cell. Doubtful labels are logged as
-    warnings.
+    combination has an empty part, if a guide has no target, or if a ``complete`` screen has no control cell. Doubtful
+    labels are logged as warnings.
     """
     column, controls, separator = options.perturbation_column, options.control, options.separator
     label = obs_column(obs, column, source)
@@ -41,15 +43,20 @@ def conditions_of(
         )
     rows = np.flatnonzero(~missing)
     label = label.iloc[rows]
-    pieces = {name: name.split(separator) if separator else [name] for name in label.unique()}
-    split = {name: [part.strip() for part in parts] for name, parts in pieces.items()}
+    split = {name: _parts(name, separator) for name in label.unique()}
     if odd := sorted(name for name, parts in split.items() if name not in controls and "" in parts):
         raise DataError(f"{where} has combinations with an empty part (separator {separator!r}): {some(odd)}.")
+    target_of = _targets(sorted({part for name in set(split) - set(controls) for part in split[name]}), options, where)
+    split = {
+        name: [new for part in parts for new in _parts(target_of.get(part, part), separator)]
+        for name, parts in split.items()
+    }
     names = {name: _canonical(name, parts, separator, controls) for name, parts in split.items()}
     condition = label.map(names).to_numpy(object)
     if complete and controls[0] not in condition:
         raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], sorted(names))}")
-    if complete and (unused := [name for name in controls if name not in names]):
+    found = set(names).union(*split.values())
+    if complete and (unused := [name for name in controls if name not in found]):
         log.warning("%s: no cell has the control label %s", where, some(unused))
 
     _warn_of_doubtful_names(label.value_counts(), split, controls, where)
@@ -67,6 +74,36 @@ def conditions_of(
             *(where, len(never), some(never), separator),
         )
     return rows, condition
+
+
+def _parts(label: str, separator: str) -> list[str]:
+    """The parts of a label, stripped."""
+    return [part.strip() for part in (label.split(separator) if separator else [label])]
+
+
+def _targets(guides: Collection[str], options: CustomOptions, where: str) -> Mapping[str, str]:
+    """guide -> target, as the options say; {} if labels name targets already.
+
+    A label in ``control`` needs no target. DataError if the table lacks a guide, or if the pattern matches none.
+    """
+    guides = [guide for guide in guides if guide not in options.control]
+    if options.targets is not None:
+        target_of = read_targets(options.targets)
+        if missing := [guide for guide in guides if guide not in target_of]:
+            raise DataError(
+                f"{options.targets}: column 'guide' lacks {len(missing)} labels of {where}: {some(missing)}. Add them, "
+                "or list those of control cells in control."
+            )
+        return target_of
+    if options.target_pattern is None:
+        return {}
+    matches = {guide: re.fullmatch(options.target_pattern, guide) for guide in guides}
+    target_of = {guide: match[1] for guide, match in matches.items() if match and match[1]}
+    if not target_of:
+        raise DataError(f"{where} has no label that matches target_pattern {options.target_pattern!r}: {some(guides)}.")
+    if others := [guide for guide in guides if guide not in target_of]:
+        log.warning("%s: %s: no match of target_pattern, so these labels stay as they are", where, some(others))
+    return target_of
 
 
 def _warn_of_doubtful_names(

@@ -22,8 +22,9 @@ import scipy.sparse as sp
 from anndata.io import read_elem, write_elem
 from pandas.api.types import infer_dtype, is_numeric_dtype
 
+from samsvae.config.screens import NO_CHECKSUM
 from samsvae.errors import DataError, some
-from samsvae.files import atomic
+from samsvae.files import atomic, recorded_checksum
 from samsvae.screens.counts import integer_counts, read_table
 from samsvae.screens.hdf5 import create_hdf5, open_h5ad, read_anndata, reading
 
@@ -78,12 +79,13 @@ def provenance(
 ) -> dict:
     """The origin of a processed file, for uns['provenance']. `facts`: further numbers or sentences.
 
-    Only the file name of `source` is recorded, not its folder, so the same input gives the same bytes everywhere.
+    `checksum`: the verified one of the source; 'none' stands for the one that its first download recorded. Only the
+    file name of `source` is recorded, not its folder, so the same input gives the same bytes everywhere.
     """
     packages = ("anndata", "h5py", "numpy", "pandas", "scipy")
     return {
         "source": Path(source).name,
-        "checksum": checksum,
+        "checksum": recorded_checksum(source) if checksum == NO_CHECKSUM else checksum,
         "filter": filter,
         "parameters": json.dumps(parameters, sort_keys=True, default=str),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},

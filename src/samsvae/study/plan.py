@@ -169,7 +169,7 @@ class Plan:
     def checksum(self, wildcards: Any) -> str:
         """The checksum that the source of a data set was verified with; '' if there is none."""
         source = self.study.screens[self.screens[wildcards.dataset]].source
-        return source.checksum or "" if source and source.sort != "miniature" else ""
+        return source.checksum or "" if source and (source.sort == "urls" or source.verified) else ""
 
     def source_settings(self, wildcards: Any) -> dict[str, object]:
         """Expected size and checksum of a source. A new address alone does not download it again."""
