@@ -7,7 +7,6 @@ import pytest
 from scipy import sparse, stats
 from scipy.spatial.distance import cdist, pdist
 from sklearn.decomposition import PCA
-from sklearn.metrics.pairwise import rbf_kernel
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics import distributions as module
@@ -17,8 +16,6 @@ from samsvae.evaluation.metrics.distributions import (
     energy_distance,
     mean_distance,
     mean_distance_within,
-    median_bandwidth,
-    mmd2,
     variance_ratio,
 )
 
@@ -115,31 +112,6 @@ def test_impossible_energies_end_in_one_sentence(four_conditions, change, messag
     }
     with pytest.raises(DataError, match=message):
         energies(**(given | change), n_conditions=5)
-
-
-def test_mmd_equals_that_of_sklearns_kernel(monkeypatch):
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(30, 4)), rng.normal(1, size=(20, 4))
-    sigma = median_bandwidth(np.concatenate([a, b]))
-    assert sigma == pytest.approx(np.median(pdist(np.concatenate([a, b]))))
-    monkeypatch.setattr(module, "_BLOCK", 50)
-    within = sum(
-        (kernel.sum() - len(kernel)) / (len(kernel) * (len(kernel) - 1))
-        for kernel in (rbf_kernel(cells, gamma=1 / (2 * sigma**2)) for cells in (a, b))
-    )
-    between = rbf_kernel(a, b, gamma=1 / (2 * sigma**2)).mean()
-    assert mmd2(a, b, sigma) == pytest.approx(within - 2 * between, rel=1e-10)
-    assert np.isnan(mmd2(a[:1], b, sigma))
-    with pytest.raises(DataError, match="sigma is 0"):
-        mmd2(a, b, 0)
-    with pytest.raises(DataError, match="at least two"):
-        median_bandwidth(a[:1])
-
-
-def test_the_bandwidth_takes_every_second_of_1000_cells():
-    cells = np.arange(1000.0)[:, None]
-    assert median_bandwidth(cells) == np.median(pdist(cells[::2]))
-    assert median_bandwidth(cells[:999]) == np.median(pdist(cells[:999]))
 
 
 def test_variance_ratio():

@@ -331,6 +331,17 @@ def test_tables_of_the_figure_restricted_to_one_split(folder):
     assert found["verdicts"].set_index("model").loc[MODEL, "verdict"] == "better than every baseline"
 
 
+def test_the_fraction_of_the_range_from_the_mean_effect_to_the_ceiling(folder):
+    """The mean effect scores 0.1 and the ceiling is 0.95 in both splits; the model has 0.5, the baseline 0.65."""
+    for name, value in (("s1", 0.4), ("s2", 0.9)):
+        values = {"mean_of_perturbations": 0.1, "ceiling": 0.95, "shrunk": value}
+        both = pd.concat([scored(v, model=model) for model, v in values.items()])
+        folder.split(name, both, rows(full(value), model="shrunk"))
+    found = tables(**saved(folder), compared={})["scores"].set_index("model")["fraction_of_range"]
+    assert found[MODEL] == pytest.approx(0.4 / 0.85) and found["shrunk"] == pytest.approx(0.55 / 0.85)
+    assert found["mean_of_perturbations"] == 0 and found["ceiling"] == 1
+
+
 def test_tables_of_the_figure_with_a_reason(tmp_path):
     folder = Folder(tmp_path)
     folder.run("r1", "s1", *nothing())

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from samsvae.config.zoo import ROWS
 from samsvae.evaluation.metrics.constants import LEVELS
+from samsvae.evaluation.metrics.reliability import fraction_of_range
 from samsvae.evaluation.metrics.table import metric
 from samsvae.evaluation.score_tables import CEILING
 from samsvae.evaluation.worth import HEADLINE, verdicts
@@ -61,10 +62,21 @@ def _coverage_names() -> list[str]:
 
 
 def _means(shown: pd.DataFrame) -> pd.DataFrame:
-    """The headline scores of models, baselines and ceiling: means over runs and splits, with the mean interval."""
+    """The headline scores of models, baselines and ceiling: means over runs and splits, with the mean interval.
+
+    ``fraction_of_range``: 0 at the mean effect of the training perturbations, 1 at the ceiling.
+    """
     table = shown[shown["metric"].isin(HEADLINE) & shown["value"].notna()]
     numbers = ["value", "low", "high", "n_conditions"]
-    return table.groupby(["metric", "set", "model"], sort=False)[numbers].mean().reset_index()
+    means = table.groupby(["metric", "set", "model"], sort=False)[numbers].mean()
+    baseline, ceiling = (
+        means["value"].xs(model, level="model").reindex(means.index.droplevel("model")).to_numpy()
+        if model in means.index.get_level_values("model")
+        else np.nan
+        for model in (BASELINES[0], CEILING)
+    )
+    means["fraction_of_range"] = fraction_of_range(means["value"].to_numpy(), baseline, ceiling)
+    return means.reset_index()
 
 
 def _verdicts(each: pd.DataFrame, models: set[str], shown: pd.DataFrame) -> pd.DataFrame:

@@ -153,38 +153,6 @@ def _by_condition(cells: np.ndarray, codes: np.ndarray, n_conditions: int) -> li
     return np.split(cells[order], np.cumsum(np.bincount(codes, minlength=n_conditions))[:-1])
 
 
-def median_bandwidth(cells: np.ndarray) -> float:
-    """Median distance of every max(1, n // 500)-th of the training cells (n, k): sigma of `mmd2` (S7).
-
-    DataError if there are fewer than two cells.
-    """
-    cells = checked("cells", cells, ("n", "k"))
-    if len(cells) < 2:
-        raise DataError("cells has one cell, but a median distance needs at least two.")
-    return float(np.median(distance.pdist(cells[:: max(1, len(cells) // 500)])))
-
-
-def mmd2(a: np.ndarray, b: np.ndarray, sigma: float) -> float:
-    """Unbiased squared MMD of cells a (n, k) and b (m, k), kernel exp(-d^2 / (2 sigma^2)) (S7); NaN with one cell.
-
-    DataError if shapes or values are impossible, or if ``sigma`` is not positive.
-    """
-    a = checked("a", a, ("n", "k"))
-    b = checked("b", b, ("m", a.shape[1]))
-    if not sigma > 0:
-        raise DataError(f"sigma is {sigma}, but a bandwidth must be positive.")
-    if min(len(a), len(b)) < 2:
-        return np.nan
-
-    def total(x: np.ndarray, y: np.ndarray) -> float:
-        step = max(1, _BLOCK // len(y))
-        blocks = (distance.cdist(x[i : i + step], y, "sqeuclidean") for i in range(0, len(x), step))
-        return sum(float(np.exp(-block / (2 * sigma**2)).sum()) for block in blocks)
-
-    within = sum((total(x, x) - len(x)) / (len(x) * (len(x) - 1)) for x in (a, b))
-    return within - 2 * total(a, b) / (len(a) * len(b))
-
-
 def variance_ratio(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
     """Sum over genes of predicted variances (C, G) over that of the observed ones (C, G), per condition: (C,) (S7).
 

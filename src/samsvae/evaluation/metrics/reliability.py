@@ -53,9 +53,10 @@ def ceiling_train_mean(
     return np.sqrt(test * train)
 
 
-def fraction_of_range(score: float, baseline: float, ceiling: float) -> float:
+def fraction_of_range(score: np.ndarray, baseline: np.ndarray | float, ceiling: np.ndarray | float) -> np.ndarray:
     """(score - baseline) / (ceiling - baseline) of means over conditions (S2); may exceed 1; NaN without a range."""
-    return float(_ratio(np.asarray(score - baseline), np.asarray(ceiling - baseline)))
+    score = np.asarray(score, float)
+    return _ratio(score - baseline, np.broadcast_to(np.asarray(ceiling, float) - baseline, score.shape))
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
