@@ -11,7 +11,7 @@ import torch
 from small_model import model
 
 from samsvae.data.arrays import Screen
-from samsvae.evaluation import honest
+from samsvae.evaluation import honest, split_scores
 from samsvae.evaluation.cell_baselines import cell_baselines, others
 from samsvae.evaluation.cell_calibrations import cell_calibrations
 from samsvae.evaluation.cell_scores import CELL_SCORES, EXPRESSION, cell_scores
@@ -238,7 +238,7 @@ def test_a_condition_with_a_single_predicted_cell_is_not_scored(truth):
 
 @pytest.fixture(scope="module")
 def split_tables(truth) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return honest.split_tables(MADE, SPLIT, truth)
+    return split_scores.split_tables(MADE, SPLIT, truth)
 
 
 def test_the_tables_of_a_split_have_baselines_a_ceiling_and_a_duplicate(split_tables):
@@ -294,7 +294,7 @@ def test_undefined_scores_of_cells_have_a_reason(made, net, reason):
     assert table["value"].isna().all() and table["reason"].str.startswith(reason).all()
     assert table.index.get_level_values("metric").tolist() == list(CELL_SCORES)
     if isinstance(truth.cells, str):
-        theirs = honest.split_tables(*made, truth)[0]
+        theirs = split_scores.split_tables(*made, truth)[0]
         theirs = theirs[theirs["metric"].isin(CELL_SCORES)]
         assert set(theirs["reason"]) == {reason} and set(theirs["model"]) >= {"no_change", "ceiling"}
 

@@ -15,7 +15,7 @@ from small_model import model
 from samsvae.data.arrays import Screen
 from samsvae.data.cells import encode
 from samsvae.errors import DataError
-from samsvae.evaluation import effect_scores, honest
+from samsvae.evaluation import effect_scores, honest, split_scores
 from samsvae.evaluation.calibrations import calibrations
 from samsvae.evaluation.effect_scores import coverage_rows
 from samsvae.evaluation.metrics.agreement import nmse, nmse_terms, pearson
@@ -80,7 +80,7 @@ def truth() -> Truth:
 
 @pytest.fixture(scope="module")
 def of_split(truth) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return honest.split_tables(MADE, SPLIT, truth)
+    return split_scores.split_tables(MADE, SPLIT, truth)
 
 
 def by_hand(cells: np.ndarray, controls: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -175,7 +175,7 @@ def test_a_split_that_cannot_be_scored_has_one_row_with_its_reason(made, reason)
     net = model("sams_vae_mf", GENES)
     why = truth_or_reason(data, split)
     for scores, conditions in (
-        honest.split_tables(data, split, why),
+        split_scores.split_tables(data, split, why),
         honest.model_tables(net, why, encode(data, "sum").members, draws=2, cells=2),
     ):
         assert len(scores) == 1 and len(conditions) == 0
@@ -406,7 +406,7 @@ def test_interactions_have_their_own_singles(tested):
     assert found.loc["interaction_nmse", "value"] == pytest.approx(error, abs=1e-9)
     assert found.loc["interaction_nmse", "n_conditions"] == 3
 
-    values = honest.split_tables(made, split, truth)[0].set_index(["model", "metric", "set"])["value"]
+    values = split_scores.split_tables(made, split, truth)[0].set_index(["model", "metric", "set"])["value"]
     for name in ("no_change", "additive"):  # no interaction
         assert values[(name, "interaction_nmse", "unseen")] == pytest.approx(1, abs=1e-12)
         assert values[(name, "interaction_pearson", "unseen")] == 0

@@ -6,7 +6,7 @@ with job(snakemake):
     from samsvae.data.arrays import read_screen, read_split
     from samsvae.evaluation.baselines import baseline_tables
     from samsvae.evaluation.data_effects import effects
-    from samsvae.evaluation.honest import split_tables
+    from samsvae.evaluation.split_scores import split_tables
     from samsvae.evaluation.truth import truth_or_reason
     from samsvae.evaluation.truth_file import write_truth
     from samsvae.matrices import write_h5ad

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 PACKAGE = "samsvae"
 
-#: The package with the rules by which predictions are scored.
+#: The package with the rules by which predictions are scored, and its modules that score: runs and splits.
 SCORING = "samsvae.evaluation"
+SCORERS = ("run.py", "baselines.py", "split_scores.py")
 
 #: Modules that hold messages and compute nothing: an edit here reruns nothing.
 IGNORED = ("samsvae.errors",)
@@ -39,27 +40,27 @@ def code_of(script: str | Path, root: str | Path) -> str:
     newer).
     """
     root = Path(root).resolve()
-    return _digest_of((root / script).resolve(), root / "src", root)[:16]
+    return _digest_of([(root / script).resolve()], root / "src", root)[:16]
 
 
 def scoring_rules() -> str:
-    """Digest of the code in SCORING that scores a run: the column ``rules`` of tables of scores.
+    """Digest of the code in SCORING that scores a run or a split: the column ``rules`` of tables of scores.
 
     Tables whose rules differ must not be compared. Only the code that scores counts, not the models, the settings or
     the data. Returns 12 hexadecimal characters, the same for the workflow, ``samsvae score`` and an installed package.
     """
     src = Path(__file__).resolve().parents[2]
     package = src.joinpath(*SCORING.split("."))
-    return _digest_of(package / "run.py", src, src, below=package)[:12]
+    return _digest_of([package / name for name in SCORERS], src, src, below=package)[:12]
 
 
-def _digest_of(first: Path, src: Path, root: Path, below: Path | None = None) -> str:
-    """Digest of a file and of the modules in the folder ``below`` (or anywhere in ``src``) that it imports.
+def _digest_of(first: Sequence[Path], src: Path, root: Path, below: Path | None = None) -> str:
+    """Digest of files and of the modules in the folder ``below`` (or anywhere in ``src``) that they import.
 
     Files are named from ``root``.
     """
     found: dict[str, str] = {}
-    todo = [first]
+    todo = list(first)
     while todo:
         path = todo.pop()
         name = path.relative_to(root).as_posix()

@@ -13,9 +13,9 @@ from samsvae.errors import DataError
 from samsvae.evaluation.cell_scores import CELL_SCORES, cell_scores
 from samsvae.evaluation.cell_truth import PredictedCells, grouped, measured
 from samsvae.evaluation.effect_scores import scores
-from samsvae.evaluation.honest import split_tables
 from samsvae.evaluation.metrics.estimates import condition_moments, effects
 from samsvae.evaluation.score_tables import tables
+from samsvae.evaluation.split_scores import split_tables
 from samsvae.evaluation.truth import Truth, truth_of
 from samsvae.evaluation.worth import HEADLINE, verdicts
 from samsvae.figures.style import PREDICTION, save
