@@ -11,9 +11,10 @@ import pytest
 import torch
 from small_model import model, screen
 
-from samsvae.api import Fitted, load
+from samsvae.api import load
 from samsvae.config.zoo import ROWS, row
 from samsvae.errors import ConfigError, DataError
+from samsvae.fitted import Fitted
 from samsvae.models.perturbations import select
 from samsvae.training.checkpoint import Checkpoint
 

@@ -13,13 +13,14 @@ import scipy.sparse as sp
 from small_model import screen
 
 from samsvae import api
-from samsvae.api import Fitted, fit, load
+from samsvae.api import fit, load
 from samsvae.config import first_fit
 from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import row
 from samsvae.errors import ConfigError, DataError, SamsvaeError
 from samsvae.evaluation import model_effects as effects
+from samsvae.fitted import Fitted
 from samsvae.screens.custom import filter_screen
 from samsvae.screens.pack import write_arrays
 from samsvae.screens.splits import random_split, write_split

@@ -17,7 +17,7 @@ import torch
 from small_model import model
 from snakemake.cli import get_argument_parser, parse_config
 
-from samsvae import api, cli
+from samsvae import api, cli, fitted
 from samsvae.config.screens import SplitConfig
 from samsvae.config.validate import build
 from samsvae.interop.weights import to_reference
@@ -190,7 +190,7 @@ def test_a_new_knock_out(monkeypatch):
     small = {"steps": 4, "n_latent": 3, "width": 8, "embedding_width": 8, "progress": False}
     fit = api.fit
     monkeypatch.setattr(api, "fit", lambda *data, **settings: fit(*data, **{**settings, **small}))
-    monkeypatch.setattr(api.Fitted, "adapt", with_three_steps(api.Fitted.adapt))
+    monkeypatch.setattr(fitted.Fitted, "adapt", with_three_steps(fitted.Fitted.adapt))
     names: dict = {}
     exec(named("docs/own-data.md", "import anndata as ad\n\nfrom samsvae import"), names)
     assert names["load"]("this_year.pt").perturbations[-1] == "C3" and len(names["fitted"].perturbations) == 9
@@ -207,7 +207,7 @@ def test_the_notebook_of_the_readme(monkeypatch):
     adata = ad.AnnData(np.log1p(counts), obs, layers={"counts": counts})
     new_cells = ad.AnnData(counts[:30], obs[:30].assign(guide="D"))
     names: dict = {"adata": adata, "new_cells": new_cells}
-    monkeypatch.setattr(api.Fitted, "adapt", with_three_steps(api.Fitted.adapt))
+    monkeypatch.setattr(fitted.Fitted, "adapt", with_three_steps(fitted.Fitted.adapt))
     exec(named("README.md", "from samsvae import fit, load"), names)
     assert names["fitted"].perturbations == ("A", "B", "C")
     assert names["load"]("model.pt").genes == names["fitted"].genes

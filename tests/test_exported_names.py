@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import samsvae
-from samsvae import api
+from samsvae import api, fitted
 
 NAMES = ["Fitted", "SamsvaeError", "__version__", "fit", "load"]
 
@@ -25,12 +25,13 @@ def test_the_package_exports_these_names():
         _ = samsvae.fitt
 
 
-def test_the_api_exports_what_it_defines():
+@pytest.mark.parametrize("module", [api, fitted])
+def test_a_module_exports_what_it_defines(module):
     defined = (inspect.isfunction, inspect.isclass)
-    own = [name for name, value in vars(api).items() if any(kind(value) for kind in defined)]
-    public = [name for name in own if not name.startswith("_") and getattr(api, name).__module__ == "samsvae.api"]
-    assert api.__all__ == sorted(public)
-    assert all(getattr(samsvae, name) is getattr(api, name) for name in api.__all__)
+    own = {name: value for name, value in vars(module).items() if any(kind(value) for kind in defined)}
+    public = [name for name, value in own.items() if not name.startswith("_") and value.__module__ == module.__name__]
+    assert module.__all__ == sorted(public)
+    assert all(getattr(samsvae, name) is getattr(module, name) for name in module.__all__)
 
 
 def test_the_stub_has_the_same_names(root):

@@ -12,7 +12,7 @@ def __getattr__(name: str) -> object:
     By string, because samsvae.study.code_digest follows import statements: this file must not make every script of the
     workflow depend on samsvae.api, or on the version. Type checkers read __init__.pyi instead.
     """
-    modules = {"__version__": ("version", "VERSION"), "SamsvaeError": ("errors", name)}
+    modules = {"__version__": ("version", "VERSION"), "SamsvaeError": ("errors", name), "Fitted": ("fitted", name)}
     if name not in __all__:
         raise AttributeError(f"module 'samsvae' has no attribute {name!r}")
     from importlib import import_module

@@ -1,6 +1,7 @@
 # The public names for type checkers, which cannot see what __init__.py imports by string.
-from samsvae.api import Fitted, fit, load
+from samsvae.api import fit, load
 from samsvae.errors import SamsvaeError
+from samsvae.fitted import Fitted
 
 __all__ = ["Fitted", "SamsvaeError", "__version__", "fit", "load"]
 
