@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -38,6 +40,21 @@ def test_the_setting_is_not_changed_on_a_cpu_that_rounds_to_bf16(monkeypatch):
     assert not cpu.exact_products()
     with cpu.fast_products():
         assert SETTINGS.fp32_precision == before
+
+
+@pytest.mark.parametrize(
+    ("width", "genes", "library"), [(64, 200, "MKL"), (100, 100, "MKL"), (128, 299, "oneDNN"), (400, 1187, "oneDNN")]
+)
+def test_the_size_of_a_model_chooses_the_library(monkeypatch, width, genes, library):
+    """The demo and the simulations are below the limit, the smallest real screen and the papers' models above it."""
+    monkeypatch.setattr(cpu, "exact_products", lambda: True)
+    assert cpu.library_of_products(width, genes) == library
+    used = []
+    model = SimpleNamespace(config=SimpleNamespace(width=width), input_mean=torch.zeros(genes))
+    cpu.fast_cpu(lambda model: used.append(SETTINGS.fp32_precision))(model)
+    assert (used == ["bf16"]) == (library == "oneDNN")
+    monkeypatch.setattr(cpu, "exact_products", lambda: False)
+    assert cpu.library_of_products(width, genes) == "MKL"
 
 
 def test_the_setting_is_restored_after_an_error(monkeypatch):

@@ -71,6 +71,7 @@ def test_the_files_of_a_run(files, tmp_path):
     assert (record["commit"] or "").removesuffix("-dirty") == head.stdout.strip()
     assert record["numpy"] == np.__version__
     assert 10 < record["peak_memory_mb"] < 1e5 and record["threads"] >= 1 and record["device"]
+    assert record["products"] == "MKL"  # a small model
     assert record["steps_per_second"] == pytest.approx(9 / record["seconds"], rel=0.1)
 
 

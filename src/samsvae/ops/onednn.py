@@ -7,29 +7,49 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, wraps
+from typing import Literal
 
 import torch
 
+#: From this number of weights between the widest layer and the genes, oneDNN multiplies faster than MKL. Below it is up
+#: to 1.5 times slower (benchmarks/RESULTS.md).
+LEAST_WEIGHTS = 2**14
+
 
 def fast_cpu(work: Callable) -> Callable:
-    """Decorator for a function whose first argument is a model; on a CPU the function runs in `fast_products`."""
+    """Decorator for a function whose first argument is a model.
+
+    On a CPU it runs in `fast_products` if `library_of_products` says so, and memory is reused as in `keep_memory`.
+    """
 
     @wraps(work)
     def wrapper(model, *args, **kwargs):
-        with fast_products() if model.input_mean.device.type == "cpu" else nullcontext():
+        if model.input_mean.device.type != "cpu":
+            return work(model, *args, **kwargs)
+        keep_memory()
+        onednn = library_of_products(model.config.width, len(model.input_mean)) == "oneDNN"
+        with fast_products() if onednn else nullcontext():
             return work(model, *args, **kwargs)
 
     return wrapper
+
+
+def library_of_products(width: int, n_genes: int) -> Literal["oneDNN", "MKL"]:
+    """The library that multiplies the float32 matrices of a model on this CPU.
+
+    Only the sizes of the model and the exactness of oneDNN decide, never a timing: the same model on the same CPU
+    always has the same bits.
+    """
+    return "oneDNN" if width * n_genes >= LEAST_WEIGHTS and exact_products() else "MKL"
 
 
 @contextmanager
 def fast_products() -> Iterator[None]:
     """Within the block, oneDNN multiplies float32 matrices on the CPU instead of MKL, if its products are exact.
 
-    torch uses oneDNN only under the setting that allows bf16. Many CPUs still compute in float32 under it, in half of
-    MKL's time. On a CPU that does not, the setting is left unchanged. Memory is reused as in `keep_memory`.
+    torch uses oneDNN only under the setting that allows bf16. Many CPUs still compute in float32 under it, and large
+    products take less time than MKL's. On a CPU that does not, the setting is left unchanged.
     """
-    keep_memory()
     if not exact_products():
         yield
         return

@@ -19,6 +19,7 @@ import torch
 
 import samsvae
 from samsvae.files import write_json, write_table
+from samsvae.ops.onednn import library_of_products
 from samsvae.training.checkpoint import Checkpoint, save
 from samsvae.training.state import Trained
 
@@ -47,13 +48,17 @@ def write_run(
 ) -> None:
     """Write the files of a run: its checkpoint (``out["model"]``), history (TSV) and record (``out["run"]``, JSON).
 
-    The record has how the fit went, ``fit``, if the checkpoint's facts have it.
+    The record also has the library of matrix products on a CPU, ``products``, and, if the checkpoint's facts have it,
+    how the fit went, ``fit``.
     """
     save(checkpoint, out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
     n_parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     fit = {"fit": checkpoint.facts["fit"]} if "fit" in checkpoint.facts else {}
-    write_json(record(settings, result, device, n_parameters) | fit, out["run"])
+    products = {}
+    if not device.startswith("cuda"):
+        products["products"] = library_of_products(checkpoint.model.config.width, len(checkpoint.genes))
+    write_json(record(settings, result, device, n_parameters) | products | fit, out["run"])
 
 
 def record(settings: Mapping[str, Any], result: Trained, device: str, n_parameters: int) -> dict[str, Any]:
