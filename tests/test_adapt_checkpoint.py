@@ -42,7 +42,7 @@ def known(name: str = "sams_vae_corr", trained: tuple[str, ...] = ("a", "b"), **
         "library": 900.0, "training_cells": dict.fromkeys(trained, 30), **facts,
     }  # fmt: skip
     checkpoint = Checkpoint(net, tuple(f"gene{g}" for g in range(9)), trained, facts)
-    return Fitted(checkpoint, pd.DataFrame(columns=["step"]))
+    return Fitted(checkpoint)
 
 
 def weights(fitted: Fitted, *perturbations: int) -> list[torch.Tensor]:
@@ -182,6 +182,6 @@ def test_a_perturbation_that_was_only_combined_with_an_untrained_one():
 def test_facts_of_an_older_file():
     before = known("sams_vae_mf")
     facts = {"run": "old", "encoding": "sum"}
-    old = Fitted(replace(before.checkpoint, facts=facts), before.history)
+    old = Fitted(replace(before.checkpoint, facts=facts))
     found = old.adapt(adata("x"), **HOW, **FAST)
     assert found.perturbations == ("a", "b", "x") and found.checkpoint.facts == {**facts, "added": ["x"]}

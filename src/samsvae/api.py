@@ -16,7 +16,6 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import torch
 
 from samsvae.config import first_fit
@@ -27,17 +26,18 @@ from samsvae.config.validate import checked_fields
 from samsvae.config.vocabulary import ENCODINGS
 from samsvae.config.zoo import Row, row
 from samsvae.data.cells import cells_of, encode
-from samsvae.errors import ConfigError, DataError, nearest
-from samsvae.fit_progress import log_on_stderr
+from samsvae.errors import ConfigError, nearest
+from samsvae.fit_progress import show_progress
 from samsvae.fitted import Fitted
 from samsvae.models.model import Model
 from samsvae.models.start import initialise
 from samsvae.ops.device import usable
+from samsvae.reader import READS
 from samsvae.screens.custom import check_adata, screen_of
 from samsvae.screens.pack import arrays_of
-from samsvae.screens.splits import column_split
+from samsvae.screens.splits import check_parts, column_split
 from samsvae.training import checkpoint
-from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, screen_facts
+from samsvae.training.checkpoint import Checkpoint, facts, screen_facts
 from samsvae.training.loop import train
 from samsvae.training.verdict import verdict
 
@@ -85,7 +85,7 @@ def fit(
     device
         For example 'cuda'. Default: a GPU if torch sees one.
     progress
-        Log the progress on stderr.
+        Show the progress on stderr: a bar in terminals and notebooks, lines elsewhere.
     settings
         Any setting of ``ModelConfig``, of ``TrainingConfig`` and of the options of a custom screen
         (``CustomOptions``: ``genes``, ``min_cells``, ``zero_cells`` ...). The defaults suit a first fit on a laptop
@@ -99,6 +99,8 @@ def fit(
     DataError
         If the AnnData lacks a column, layer or label, or has no training or no validation cells.
     """
+    reads = {"perturbation": perturbation, "layer": layer or "X"}
+    reads |= {key: str(settings[key]) for key in READS if key in settings}
     if encoding not in ENCODINGS:
         raise ConfigError(f"encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
     chosen = row(model)
@@ -109,7 +111,7 @@ def fit(
     device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     check_adata(adata)
-    with log_on_stderr(progress):
+    with show_progress(progress) as report_every:
         parts = None if options.get("genes_split") else column_split(adata.obs, split, seed)
         screen = screen_of(
             adata, perturbation_column=perturbation, control=control, separator=separator,
@@ -120,7 +122,8 @@ def fit(
             parts = screen.obs["split"].to_numpy(str)
         else:
             parts = parts[adata.obs_names.get_indexer(screen.obs_names)]
-        _check_parts(parts, screen)
+        check_parts(parts)
+        _warn_without_controls(screen, parts)
         arrays = arrays_of(screen)
         dosage = encode(arrays, encoding)
         train_cells, val_cells = (cells_of(arrays, parts == name, dosage, device) for name in ("train", "val"))
@@ -132,15 +135,14 @@ def fit(
         net = Model(config, len(arrays.genes), len(dosage.names), seed=training.seed).to(device)
         initialise(net, train_cells, seed=training.seed)
         names = screen_facts(arrays, dosage, train_cells)
-        result = train(net, train_cells, val_cells, training, genes=arrays.genes)
+        result = train(net, train_cells, val_cells, training, genes=arrays.genes, report_every=report_every)
         found = verdict(net, result, train_cells, val_cells, names["training_cells"])
         for sentence in found.words():
             log.info("%s", sentence)
-    named = {"run": model, "model": model, "encoding": encoding, "training": vars(training)}
+    named = {"run": model, "model": model, "encoding": encoding, "training": vars(training), "reads": reads}
     best = {"best_step": result.best_step, "validation_loss": result.best_loss}
-    described = facts(named, names, **best, fit=found.as_dict())
-    trained = Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, described)
-    return Fitted(trained, pd.DataFrame(result.history, columns=list(HISTORY)))
+    described = facts(named, names, **best, fit=found.as_dict(), history=result.history)
+    return Fitted(Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, described))
 
 
 def _sort_settings(chosen: Row, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -163,16 +165,15 @@ def _sort_settings(chosen: Row, settings: dict[str, Any]) -> tuple[dict[str, Any
 def load(path: str | Path, device: str = "cpu") -> Fitted:
     """Load a model that ``Fitted.save`` or a run of the workflow (``runs/RUN/model.pt``) has written.
 
-    CheckpointError if the file is damaged or is not such a model; ConfigError if torch cannot use the device.
+    Everything works as before it was saved. The model of a run does not know ``perturbation`` and ``layer``: pass them
+    to methods that read cells. No code from the file is run. CheckpointError if the file is damaged or is not such a
+    model; ConfigError if torch cannot use the device.
     """
-    return Fitted(checkpoint.load(path, device), pd.DataFrame(columns=list(HISTORY)))
+    return Fitted(checkpoint.load(path, device))
 
 
-def _check_parts(parts: np.ndarray, screen: ad.AnnData) -> None:
-    """DataError if no cell is 'train' or 'val'; a warning if no training cell is a control."""
-    for name in ("train", "val"):
-        if not (parts == name).any():
-            raise DataError(f"split: no cell is {name!r}; training needs cells with 'train' and with 'val'.")
+def _warn_without_controls(screen: ad.AnnData, parts: np.ndarray) -> None:
+    """Warn if no training cell is a control."""
     control = screen.uns["control"]
     if not (screen.obs["condition"].to_numpy(str)[parts == "train"] == control).any():
         log.warning("no training cell is a control (%r), so the model cannot learn effects against it", control)

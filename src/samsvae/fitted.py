@@ -5,10 +5,10 @@ Letters: n cells, G genes, T perturbations, L latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -18,18 +18,23 @@ from samsvae.config.validate import check_positive, check_whole
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation import model_effects as effects
+from samsvae.evaluation.cell_states import counterfactual, latent_means
+from samsvae.evaluation.effect_tables import effect_table
+from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.evaluation.latent_genes import latent_effects, latent_names
 from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names, as_text
-from samsvae.fit_progress import log_on_stderr
-from samsvae.screens.custom import screen_of
+from samsvae.fit_progress import show_progress
+from samsvae.reader import CLEANING, Reader
 from samsvae.screens.pack import arrays_of
+from samsvae.screens.splits import check_parts, column_split
 from samsvae.training import checkpoint
 from samsvae.training.adapt_checkpoint import adapt_checkpoint
-from samsvae.training.checkpoint import Checkpoint
+from samsvae.training.checkpoint import HISTORY, Checkpoint
+from samsvae.training.more import train_more
 
 __all__ = ["Fitted"]
 
-#: Options of a screen that new cells may need, and options of a fit to them that are whole numbers.
-CLEANING = ("library_size", "unlabelled", "zero_cells", "min_cells", "rare")
+#: Options of a fit to new perturbations that are whole numbers.
 WHOLE = ("steps", "particles", "rounds")
 
 
@@ -43,11 +48,13 @@ class Fitted:
     in the unique encoding too. Models that read one perturbation per cell (SVAE+, sVAE, iVAE) accept only dosages of
     one perturbation. For perturbations without training cells a warning is logged.
 
-    ``history``: losses by step (step, epoch, train_loss, val_loss); no rows after ``load``.
+    Methods that read cells take an AnnData with raw counts of all genes of the model, and maybe others, in any order.
+    ``perturbation`` and ``layer`` say where they are; by default where ``fit`` found them ('X' is X itself). Further
+    keywords are options of a screen: ``library_size``, ``unlabelled``, ``zero_cells``, ``min_cells``, ``rare``.
+    DataError if genes are missing, counts are no counts, or the model does not know a perturbation.
     """
 
     checkpoint: Checkpoint
-    history: pd.DataFrame
 
     def __repr__(self) -> str:
         facts = self.checkpoint.facts
@@ -73,6 +80,11 @@ class Fitted:
     def verdict(self) -> list[str]:
         """How the fit went, in sentences; empty for weights that were not trained here."""
         return list(self.checkpoint.facts.get("fit", {}).get("words", ()))
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Losses by step (step, epoch, train_loss, val_loss), in nats per cell; no rows if the file has none."""
+        return pd.DataFrame(self.checkpoint.facts.get("history"), columns=list(HISTORY))
 
     @property
     def mask_probability(self) -> pd.DataFrame:
@@ -114,32 +126,141 @@ class Fitted:
         ``library``: counts per simulated cell; by default the median of the screen (``Fitted.library``). ConfigError
         if a number is not allowed; DataError if a condition is unknown.
         """
-        library = self.library if library is None else library
         check_positive(level=level)
         if level >= 1.0:
             raise ConfigError(f"level: {level!r} is not allowed; it must lie inside (0, 1).")
-        check_whole(draws=draws, cells=cells)
-        check_positive(library=library)
-        if conditions is None:
-            conditions = self.perturbations
-        if isinstance(conditions, LABELS) or not isinstance(conditions, Iterable):
-            conditions = [cast(Label, conditions)]
-        asked = [as_text(each) for each in conditions]
-        if not asked:
-            raise ConfigError("conditions: the list is empty; pass labels or lists of perturbations.")
-        names = Names(self.checkpoint)
-        *members, control = names.members([*asked, []])
 
         def mean_and_interval(drawn: np.ndarray) -> np.ndarray:
             return np.stack([drawn.mean(0), *np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)])
 
-        found = effects.effect_draws(
-            self.checkpoint.model, members, against=control, draws=draws, cells=cells, library=library, seed=seed,
-            summary=mean_and_interval,
+        return effect_table(
+            self.checkpoint, conditions, ("effect", "low", "high"), mean_and_interval,
+            draws=draws, cells=cells, library=self.library if library is None else library, seed=seed,
         )  # fmt: skip
-        rows = {"condition": np.repeat([names.label(condition) for condition in asked], len(self.genes))}
-        rows["gene"] = np.tile(self.genes, len(asked))
-        return pd.DataFrame(rows | dict(zip(("effect", "low", "high"), found.reshape(3, -1), strict=True)))
+
+    def differential_expression(
+        self,
+        conditions: Label | Sequence[Condition] | None = None,
+        *,
+        delta: float = 0.25,
+        draws: int = 400,
+        cells: int = 25,
+        library: float | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Genes that a condition changes: a table of condition, gene, effect, sd, probability, lfsr.
+
+        ``effect`` (log2) is as in ``effects``, and ``sd`` its standard deviation over ``draws`` from the approximate
+        posterior. ``probability`` is the share of draws with |effect| > ``delta``. ``lfsr``, the local false sign rate,
+        is the smaller of the shares with effect <= 0 and effect >= 0; draws with all masks off count for both. The two
+        come in steps of 1 / ``draws``. They reflect the approximate posterior, not how well the model fits.
+
+        DataError for a model without random perturbation latents (conditional VAE, VAE, iVAE), which has no posterior
+        of its effects. Other arguments and errors as in ``effects``.
+        """
+        check_positive(delta=delta)
+        if not self.checkpoint.model.draws_perturbations():
+            name = self.checkpoint.facts.get("model", "without a name")
+            raise DataError(
+                f"differential_expression: the model {name!r} has no posterior of its effects. Use effects."
+            )
+
+        def shares(drawn: np.ndarray) -> np.ndarray:
+            sign = np.minimum((drawn <= 0).mean(0), (drawn >= 0).mean(0))
+            return np.stack([drawn.mean(0), drawn.std(0), (np.abs(drawn) > delta).mean(0), sign])
+
+        return effect_table(
+            self.checkpoint, conditions, ("effect", "sd", "probability", "lfsr"), shares,
+            draws=draws, cells=cells, library=self.library if library is None else library, seed=seed,
+        )  # fmt: skip
+
+    def latent_genes(
+        self, *, step: float = 1.0, draws: int = 200, library: float | None = None, seed: int = 0
+    ) -> pd.DataFrame:
+        """What each latent does to each gene: log2 fold changes of mean expression, a table of latents x genes (L, G).
+
+        The latent is raised by ``step`` in ``draws`` unperturbed cells; 1 is one standard deviation of the basal state
+        under its prior. ``.loc["z3"].nlargest(10)`` are the genes that latent z3 raises most. The sign of a latent
+        means nothing by itself: multiply by a perturbation's embedding. For real-valued models: differences of means.
+        ConfigError if a number is not allowed.
+        """
+        library = self.library if library is None else library
+        check_whole(draws=draws)
+        check_positive(step=step, library=library)
+        found = latent_effects(self.checkpoint.model, library=library, step=step, draws=draws, seed=seed)
+        return pd.DataFrame(found, pd.Index(latent_names(len(found)), name="latent"), pd.Index(self.genes, name="gene"))
+
+    def latents(
+        self,
+        adata: ad.AnnData,
+        *,
+        perturbation: str | None = None,
+        layer: str | None = None,
+        key_added: str = "X_samsvae",
+        **options: Any,
+    ) -> None:
+        """Write the latent states of cells to an AnnData, in place, as scanpy's tools do.
+
+        ``obsm[key_added]`` (n, L): the state z of every cell, for instance for ``scanpy.pp.neighbors(adata,
+        use_rep=key_added)``. ``obsm[key_added + "_basal"]`` (n, L): its state without the effect of its perturbations.
+        Both are posterior means. ``uns[key_added]``: the model, and how cells were read. Cells that the options drop
+        have NaN.
+        """
+        reader = self._reader(perturbation, layer)
+        names, cells = reader.cells(adata, options)
+        at, (z, basal) = adata.obs_names.get_indexer(names), latent_means(self.checkpoint.model, cells)
+        for key, values in ((key_added, z), (f"{key_added}_basal", basal)):
+            every = np.full((adata.n_obs, values.shape[1]), np.nan, np.float32)
+            every[at] = values.cpu().numpy()
+            adata.obsm[key] = every
+        adata.uns[key_added] = {"model": str(self.checkpoint.facts.get("model")), **reader.where}
+
+    def score(
+        self,
+        adata: ad.AnnData,
+        *,
+        particles: int = 100,
+        perturbation: str | None = None,
+        layer: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> pd.Series:
+        """The predictive IWELBO of every cell (n,), in nats (docs/model.md, eq. 13): higher is better.
+
+        A lower bound of the cell's log-likelihood given its perturbations and library size, which rises with
+        ``particles``. Cells that the options drop have NaN.
+        """
+        check_whole(particles=particles)
+        names, cells = self._reader(perturbation, layer).cells(adata, options)
+        bounds = iwelbo(self.checkpoint.model, cells, particles=particles, seed=seed).cpu().numpy()
+        return pd.Series(bounds, names, name="iwelbo").reindex(adata.obs_names)
+
+    def predict(
+        self,
+        adata: ad.AnnData,
+        condition: Condition,
+        *,
+        draws: int = 20,
+        sample: bool = False,
+        perturbation: str | None = None,
+        layer: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> ad.AnnData:
+        """The same cells as if they had received ``condition`` instead ([] or the control's label: nothing).
+
+        The basal state of each cell is inferred from its counts and its own perturbations, which are then exchanged.
+        X (n, G), float32: expected counts at the cell's own library size, averaged over ``draws`` from the approximate
+        posterior; with ``sample``, counts of one draw. Normalise X as you do your data. Cells that the options drop
+        are left out. ConfigError if a number is not allowed; DataError if the condition is unknown.
+        """
+        check_whole(draws=draws)
+        asked, names = as_text(condition), Names(self.checkpoint)
+        members = names.members([asked])[0]
+        rows, cells = self._reader(perturbation, layer).cells(adata, options)
+        x = counterfactual(self.checkpoint.model, cells, members, draws=draws, sample=sample, seed=seed)
+        obs = pd.DataFrame({"condition": names.label(asked)}, index=rows)
+        return ad.AnnData(x, obs, pd.DataFrame(index=pd.Index(self.genes)))
 
     def sample(self, condition: Condition, n: int = 100, *, library: float | None = None, seed: int = 0) -> ad.AnnData:
         """``n`` simulated cells that received ``condition`` ([] or the control's label: none), with counts X (n, G).
@@ -204,27 +325,57 @@ class Fitted:
         DataError
             If the genes are others, counts are no counts, a new name was trained, or no cell received it.
         """
-        known = self.checkpoint.facts
         cleaning = {key: options.pop(key) for key in CLEANING if key in options}
         check_positive(**options)
         check_whole(**{key: value for key, value in options.items() if key in WHOLE})
         chosen = None if new is None else [str(name) for name in ([new] if isinstance(new, LABELS) else new)]
-        with log_on_stderr(progress):
-            screen = screen_of(
-                adata, perturbation_column=perturbation, control=known.get("controls") or ["control"],
-                separator=known.get("separator", ""), counts="X" if layer is None else f"layer:{layer}",
-                genes=list(self.genes), complete=False, **cleaning,
-            )  # fmt: skip
+        with show_progress(progress):
+            screen = self._reader(perturbation, layer or "X").screen(adata, cleaning)
             found = adapt_checkpoint(self.checkpoint, arrays_of(screen), chosen, how, seed=seed, **options)
-        return Fitted(found, self.history)
+        return Fitted(found)
+
+    def train_more(
+        self,
+        adata: ad.AnnData,
+        *,
+        split: str | None = None,
+        perturbation: str | None = None,
+        layer: str | None = None,
+        progress: bool = True,
+        **settings: Any,
+    ) -> Fitted:
+        """The model trained further, on the same or on other cells; this model is not changed.
+
+        ``settings`` are those of a training (``TrainingConfig``), by default the earlier ones; ``steps`` counts the new
+        steps. Options of a screen may be among them. ``split`` as in ``fit``: the same AnnData gives the same random
+        validation cells. The weights go on; Adam's moments, the noise and the warm-up do not. The result has the best
+        weights of the new steps, and a history that goes on counting.
+
+        ConfigError if a setting is not allowed, or the model was imported without settings; DataError as for all cells.
+        """
+        options = {key: settings.pop(key) for key in CLEANING if key in settings}
+        seed = self.checkpoint.facts.get("training", {}).get("seed", 0)
+        with show_progress(progress) as report_every:
+            parts = column_split(adata.obs, split, seed)
+            screen = self._reader(perturbation, layer).screen(adata, options)
+            parts = parts[adata.obs_names.get_indexer(screen.obs_names)]
+            check_parts(parts)
+            arrays = arrays_of(screen)
+            found = train_more(self.checkpoint, arrays, parts, report_every=report_every, **settings)
+        return Fitted(found)
 
     def save(self, path: str | Path) -> None:
         """Write weights, names and settings to a file that ``load`` reads."""
         checkpoint.save(self.checkpoint, path)
+
+    def _reader(self, perturbation: str | None, layer: str | None) -> Reader:
+        return Reader(self.checkpoint, perturbation, layer)
 
     def _table(self, name: str) -> pd.DataFrame:
         tables = self.checkpoint.tables()
         if name not in tables:
             available = f" It has: {', '.join(tables)}." if tables else ""
             raise DataError(f"{name}: the model {self.checkpoint.facts.get('model')!r} has none.{available}")
-        return pd.DataFrame(tables[name].cpu().numpy(), index=pd.Index(self.perturbations, name="perturbation"))
+        values = tables[name].cpu().numpy()
+        columns = pd.Index(latent_names(values.shape[1]), name="latent")
+        return pd.DataFrame(values, pd.Index(self.perturbations, name="perturbation"), columns)

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from samsvae.evaluation.collect import collect_scores
+from samsvae.evaluation.latent_genes import latent_names
 from samsvae.evaluation.masks import ACTIVE, collect_masks
 from samsvae.evaluation.metrics.constants import FEATURES, MAJORITY
 from samsvae.evaluation.selection import of_best_settings
@@ -70,7 +71,7 @@ def tables(
     matrices = read_h5ad(of_run(perturbations, chosen.run))
     table = read_perturbations(screen)
     names = short_names(table)
-    latents = [f"z{i}" for i in range(matrices.obsm["embedding"].shape[1])]
+    latents = latent_names(matrices.obsm["embedding"].shape[1])
     rows = [names.get(name, name) for name in matrices.obs_names]
     mask, embedding = (
         pd.DataFrame(np.asarray(matrices.obsm[name]), rows, latents) for name in ("mask_probability", "embedding")

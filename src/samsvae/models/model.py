@@ -249,17 +249,22 @@ class Model(nn.Module):
         """The latent state of every cell (n, L), used to score the recovery of latents in simulations.
 
         It is the mean of q(z | x, .) at typical values of the shared latents, plus the offset if the effect is
-        additive. Typical values are the mean of an embedding and the more likely value of a mask, since the networks
-        are only trained on masks of 0 and 1.
+        additive.
         """
         out = []
         for start in range(0, len(cells), chunk):
             batch = cells.batch(slice(start, start + chunk))
-            values: dict[str, Tensor] = {}
-            for latent in self.latents:
-                values[latent.name] = _typical(latent.guide(values, batch, self._inputs_of(latent, batch)))
+            values = self.typical_values(batch)
             out.append(values["z_basal"] + offset(values, batch) if self.config.effect == "additive" else values["z"])
         return torch.cat(out)
+
+    @torch.no_grad()
+    def typical_values(self, batch: Batch) -> dict[str, Tensor]:
+        """The mean of the guide of every latent, or the more likely value of a mask: networks see masks of 0 and 1."""
+        values: dict[str, Tensor] = {}
+        for latent in self.latents:
+            values[latent.name] = _typical(latent.guide(values, batch, self._inputs_of(latent, batch)))
+        return values
 
     @torch.no_grad()
     def perturbation_tables(self) -> dict[str, Tensor]:

@@ -50,7 +50,8 @@ def screen_of(adata: ad.AnnData, *, genes_on: np.ndarray | None = None, complete
     """The screen of an AnnData in memory, which is not modified; `options` as in `CustomOptions`.
 
     `genes_on` (n,) bool: the cells on which genes are selected, by default those of genes_split, or else all.
-    `complete`: False if control cells may be missing. DataError and ConfigError as in `filter_screen`.
+    `complete`: False if control cells or perturbed ones may be missing. DataError and ConfigError as in
+    `filter_screen`.
     """
     check_adata(adata)
     source, chosen = "the AnnData", check_options(options)
@@ -58,7 +59,7 @@ def screen_of(adata: ad.AnnData, *, genes_on: np.ndarray | None = None, complete
     data, obs, var = parts_of(adata, chosen.counts, source)
     screen, rows, cols = select(data, obs, var, source, chosen, genes_on=genes_on, complete=complete)
     screen.X = data.read(rows, cols)
-    check_screen(screen, source)
+    check_screen(screen, source, complete=complete)
     return screen
 
 
@@ -130,7 +131,7 @@ def select(
         total = kept if len(cols) == len(var) else data.totals(rows, np.arange(len(var)))
     zero = kept == 0
     _check_zero_cells(zero, obs.index[rows], len(cols), options, data.what)
-    rare, n_rare = _rare_cells(condition, zero, options, f"{source}: obs column {options.perturbation_column!r}")
+    rare, n_rare = _rare_cells(condition, zero, options, source, complete=complete)
     keep = ~(rare | zero)
     rows, condition, kept = rows[keep], condition[keep], kept[keep]
     library = kept if total is None else total[keep] * (kept.sum() / total[keep].sum())
@@ -231,11 +232,14 @@ def _assemble(
     return screen
 
 
-def _rare_cells(condition: np.ndarray, zero: np.ndarray, options: CustomOptions, where: str) -> tuple[np.ndarray, int]:
+def _rare_cells(
+    condition: np.ndarray, zero: np.ndarray, options: CustomOptions, source: str | Path, *, complete: bool
+) -> tuple[np.ndarray, int]:
     """The nonempty cells (n) of conditions with fewer than min_cells of them, to drop, and the number of conditions.
 
     DataError if the options do not allow dropping them, if the control is one of them, or if nothing else is left.
     """
+    where = f"{source}: obs column {options.perturbation_column!r}"
     sizes = pd.Series(pd.Categorical(condition)[~zero]).value_counts().sort_index()
     control, few = options.control[0], sizes[sizes < options.min_cells]
     if len(few) and options.rare == "error":
@@ -250,9 +254,9 @@ def _rare_cells(condition: np.ndarray, zero: np.ndarray, options: CustomOptions,
             f"{options.min_cells}; the control cannot be dropped. Lower min_cells."
         )
     perturbed = sizes.drop(control, errors="ignore")
-    if not len(perturbed):
+    if not len(perturbed) and complete:
         raise DataError(f"{where} has no perturbed cell: every label is the control's.")
-    if len(few) == len(perturbed):
+    if len(few) and len(few) == len(perturbed):
         raise DataError(
             f"{where} has no perturbed condition with min_cells = {options.min_cells} cells or more; the largest is "
             f"{quoted(str(perturbed.idxmax()))} ({perturbed.max()}). Lower min_cells."

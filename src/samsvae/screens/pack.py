@@ -50,7 +50,7 @@ def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
     label = screen.obs["condition"].astype("category").cat.remove_unused_categories().cat
     conditions, place = np.unique(label.categories.to_numpy(str), return_inverse=True)
     each = [[number[name] for name in members(c, separator, control)] for c in conditions]
-    width = max(map(len, each))
+    width = max(1, *map(len, each))
     return {
         "library": screen.obs["library_size"].to_numpy(np.float32),
         "cells": screen.obs_names.to_numpy(str),

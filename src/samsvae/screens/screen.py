@@ -180,9 +180,12 @@ def assemble(
     return ad.AnnData(counts, obs, var, uns=facts | {"provenance": dict(provenance)} | dict(uns or {}))
 
 
-def check_screen(screen: ad.AnnData, what: str | Path, *, real_valued: bool = False) -> None:
-    """DataError if `screen` breaks the format of this module; the message names `what`, the file."""
-    _check_tables(screen, what)
+def check_screen(screen: ad.AnnData, what: str | Path, *, real_valued: bool = False, complete: bool = True) -> None:
+    """DataError if `screen` breaks the format of this module; the message names `what`, the file.
+
+    ``complete``: False if perturbed cells may be missing.
+    """
+    _check_tables(screen, what, complete=complete)
     _check_library(screen, what)
     x = screen.X
     if real_valued:
@@ -202,7 +205,7 @@ def require(condition: bool, what: str | Path, sentence: str) -> None:
         raise DataError(f"{what}: {sentence}")
 
 
-def _check_tables(screen: ad.AnnData, what: str | Path) -> None:
+def _check_tables(screen: ad.AnnData, what: str | Path, *, complete: bool = True) -> None:
     """Check the tables: everything except X and the library size."""
     for names, kind in ((screen.obs_names, "cell"), (screen.var_names, "gene")):
         twice = names[names.duplicated()].unique()
@@ -221,7 +224,7 @@ def _check_tables(screen: ad.AnnData, what: str | Path) -> None:
     present = condition.astype("category").cat.remove_unused_categories().cat.categories
     require(not control or control in present, what, f"obs column 'condition' has no control cell ({control!r}).")
     singles = {name for label in present for name in members(label, screen.uns["separator"], control)}
-    require(bool(singles), what, "obs column 'condition' has no perturbed cell.")
+    require(bool(singles) or not complete, what, "obs column 'condition' has no perturbed cell.")
     require(
         list(table.index) == sorted(singles), what, "uns['perturbations'] must list the perturbations in obs, sorted."
     )

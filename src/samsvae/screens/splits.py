@@ -55,6 +55,13 @@ def column_split(obs: pd.DataFrame, column: str | None, seed: int) -> np.ndarray
     return parts
 
 
+def check_parts(parts: np.ndarray) -> None:
+    """DataError if no cell is 'train' or 'val' (n)."""
+    for name in ("train", "val"):
+        if not (parts == name).any():
+            raise DataError(f"split: no cell is {name!r}; training needs cells with 'train' and with 'val'.")
+
+
 def norman_ood(
     obs: pd.DataFrame, *, fraction: float, seed: int, test_pairs: float = 0.25, test_fraction: float = 0.2
 ) -> pd.DataFrame:

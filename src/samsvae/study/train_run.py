@@ -73,5 +73,5 @@ def fit(
     for sentence in found.words():
         log.info("%s: %s", settings["run"], sentence)
     best = {"best_step": result.best_step, "validation_loss": result.best_loss}
-    known = facts(used, names, **best, fit=found.as_dict())
+    known = facts(used, names, **best, fit=found.as_dict(), history=result.history)
     write_run(settings, Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, known), result, device, out)

@@ -46,7 +46,7 @@ def adapt_checkpoint(
     if model.config.effect == "none":
         row = checkpoint.facts.get("model", "without a name")
         raise ConfigError(f"the model {row!r} has no effects of perturbations, so no perturbation can be added to it.")
-    screen = _in_order(screen, checkpoint.genes)
+    screen = in_order(screen, checkpoint.genes)
     dosage = encode(screen, checkpoint.facts["encoding"])
     names = _new_names(checkpoint, screen, dosage, new)
     every = checkpoint.perturbations + tuple(name for name in names if name not in checkpoint.perturbations)
@@ -64,7 +64,7 @@ def adapt_checkpoint(
     return Checkpoint(adapted, checkpoint.genes, every, _facts(checkpoint, received))
 
 
-def _in_order(screen: Screen, genes: Sequence[str]) -> Screen:
+def in_order(screen: Screen, genes: Sequence[str]) -> Screen:
     """The screen with the genes of the model, in their order; DataError if it has others."""
     position = {name: at for at, name in enumerate(screen.genes.tolist())}
     if odd := sorted(position.keys() ^ set(genes)):
@@ -89,6 +89,8 @@ def _new_names(checkpoint: Checkpoint, screen: Screen, dosage: Dosage, new: Sequ
                 f"new: cells with {some(known)} have no perturbation that is new to the model. Remove these cells, or "
                 "name the perturbations to add."
             )
+        if not dosage.names:
+            raise DataError("new: no cell received a perturbation.")
         return [name for name in dosage.names if name not in trained]
     if old := [name for name in new if name in trained]:
         raise DataError(f"new: the model was trained on {some(old)}, and adapting changes no trained perturbation.")

@@ -42,7 +42,8 @@ class Checkpoint:
 
     ``facts``: plain values with the row, the encoding, the best step and its validation loss, the training settings,
     how labels are read, and how many training cells received each perturbation (``screen_facts``). ``added``: the
-    perturbations that were added later, to cells of their own. Older files lack some of them.
+    perturbations that were added later, to cells of their own. ``history``: the columns of the training's history.
+    ``reads``: the obs column and the layer that ``samsvae.fit`` read. Older files lack some of them.
     """
 
     model: Model
@@ -92,18 +93,21 @@ def facts(
     best_step: int | None = None,
     validation_loss: float | None = None,
     fit: Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """The facts of a `Checkpoint`; keys that are not given are left out.
 
-    ``run``, ``model`` (row of the zoo), ``encoding`` and ``training`` (a TrainingConfig as a dict) come from
+    ``run``, ``model`` (row of the zoo), ``encoding``, ``training`` (a TrainingConfig as a dict) and ``reads`` come from
     ``settings``, which may have more keys. ``screen``: ``screen_facts`` or ``label_facts``. A training adds its
-    ``best_step``, ``validation_loss``, how the ``fit`` went (``training.verdict``) and the version, ``samsvae``.
-    Imported weights add ``checkpoint``, the name of their file.
+    ``best_step``, ``validation_loss``, how the ``fit`` went (``training.verdict``), the rows of its ``history`` and the
+    version, ``samsvae``. Imported weights add ``checkpoint``, the name of their file.
     """
-    found = {key: settings[key] for key in ("run", "model", "encoding", "training") if key in settings} | dict(screen)
+    found = {key: settings[key] for key in ("run", "model", "encoding", "training", "reads") if key in settings}
+    found |= screen
     version = None if best_step is None else samsvae.__version__
     more: dict[str, Any] = {"checkpoint": checkpoint, "best_step": best_step, "validation_loss": validation_loss}
     more |= {"fit": None if fit is None else dict(fit), "samsvae": version}
+    more["history"] = None if history is None else {key: [row[key] for row in history] for key in HISTORY}
     return found | {key: value for key, value in more.items() if value is not None}
 
 
@@ -278,6 +282,11 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("a list of text", lambda x: isinstance(x, list) and all(isinstance(item, str) for item in x)),
     ),
     "training": ("settings by name", lambda x: isinstance(x, dict)),
+    "history": (f"columns of equal length with the names {', '.join(HISTORY)}", lambda x: _is_history(x)),
+    "reads": (
+        "text by name",
+        lambda x: isinstance(x, dict) and all(isinstance(text, str) for item in x.items() for text in item),
+    ),
     "best_step": ("a whole number of at least 0", lambda x: type(x) is int and x >= 0),
     "validation_loss": ("a number", lambda x: type(x) in (int, float)),
     "training_cells": (
@@ -285,6 +294,16 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda x: isinstance(x, dict) and all(type(n) is int and n >= 0 for n in x.values()),
     ),
 }
+
+
+def _is_history(value: object) -> bool:
+    """Whether a value is columns of numbers, all of one length, with the names `HISTORY`."""
+    if not isinstance(value, dict) or set(value) != set(HISTORY):
+        return False
+    columns = list(value.values())
+    if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return False
+    return all(type(number) in (int, float) for column in columns for number in column)
 
 
 def _checked_facts(facts: object, perturbations: Sequence[str]) -> dict:
