@@ -10,9 +10,9 @@ import sys
 import pytest
 
 import samsvae
-from samsvae import api, fitted
+from samsvae import api, fitted, pl
 
-NAMES = ["Fitted", "SamsvaeError", "__version__", "fit", "load"]
+NAMES = ["Fitted", "SamsvaeError", "__version__", "fit", "load", "pl"]
 
 
 def test_the_package_exports_these_names():
@@ -20,18 +20,28 @@ def test_the_package_exports_these_names():
     assert all(getattr(samsvae, name) is not None for name in NAMES)
     assert set(NAMES) <= set(dir(samsvae))
     public = {name for name in dir(samsvae) if not name.startswith("_")}
-    assert {name for name in public if not inspect.ismodule(getattr(samsvae, name))} == set(NAMES) - {"__version__"}
+    assert {name for name in public if not inspect.ismodule(getattr(samsvae, name))} == set(NAMES) - {
+        "__version__",
+        "pl",
+    }
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         _ = samsvae.fitt
 
 
-@pytest.mark.parametrize("module", [api, fitted])
+@pytest.mark.parametrize("module", [api, fitted, pl])
 def test_a_module_exports_what_it_defines(module):
     defined = (inspect.isfunction, inspect.isclass)
     own = {name: value for name, value in vars(module).items() if any(kind(value) for kind in defined)}
     public = [name for name, value in own.items() if not name.startswith("_") and value.__module__ == module.__name__]
     assert module.__all__ == sorted(public)
-    assert all(getattr(samsvae, name) is getattr(module, name) for name in module.__all__)
+    home = pl if module is pl else samsvae
+    assert all(getattr(home, name) is getattr(module, name) for name in module.__all__)
+
+
+def test_plots_need_no_import_of_their_own(root):
+    code = "import samsvae; print(samsvae.pl.volcano.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(root / "src")}, capture_output=True)
+    assert done.stdout.decode().strip() == "volcano", done.stderr
 
 
 def test_the_stub_has_the_same_names(root):

@@ -16,7 +16,7 @@ LAYERS = (
     *("errors", "version", "text", "signals", "files"),
     *("ops", "config", "models", "data", "screens", "training"),
     *("tables", "matrices", "evaluation", "figures", "study", "interop"),
-    *("fit_progress", "reader", "fitted", "api", "cli"),
+    *("fit_progress", "reader", "fitted", "pl", "api", "cli"),
 )
 
 

@@ -1,9 +1,9 @@
 """Sparse mechanism-shift models of Perturb-seq: SAMS-VAE, CPA-VAE, SVAE+ and the conditional VAE.
 
-from samsvae import fit, load
+from samsvae import fit, load, pl
 """
 
-__all__ = ["Fitted", "SamsvaeError", "__version__", "fit", "load"]
+__all__ = ["Fitted", "SamsvaeError", "__version__", "fit", "load", "pl"]
 
 
 def __getattr__(name: str) -> object:
@@ -17,6 +17,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'samsvae' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "pl":
+        return import_module("samsvae.pl")
     module, attribute = modules.get(name, ("api", name))
     return getattr(import_module(f"samsvae.{module}"), attribute)
 

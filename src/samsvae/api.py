@@ -98,6 +98,11 @@ def fit(
         If a setting is unknown or not allowed.
     DataError
         If the AnnData lacks a column, layer or label, or has no training or no validation cells.
+
+    Examples
+    --------
+    >>> fit(adata, "cpa_vae_corr", perturbation="guide", control="control", separator="+", steps=20, progress=False)
+    Fitted(cpa_vae_corr: 20 genes, 3 perturbations, encoding 'sum')
     """
     reads = {"perturbation": perturbation, "layer": layer or "X"}
     reads |= {key: str(settings[key]) for key in READS if key in settings}
@@ -168,6 +173,10 @@ def load(path: str | Path, device: str = "cpu") -> Fitted:
     Everything works as before it was saved. The model of a run does not know ``perturbation`` and ``layer``: pass them
     to methods that read cells. No code from the file is run. CheckpointError if the file is damaged or is not such a
     model; ConfigError if torch cannot use the device.
+
+    >>> fitted.save("model.pt")
+    >>> load("model.pt").perturbations
+    ('A', 'B', 'C')
     """
     return Fitted(checkpoint.load(path, device))
 

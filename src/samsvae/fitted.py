@@ -19,7 +19,7 @@ from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation import model_effects as effects
 from samsvae.evaluation.cell_states import counterfactual, latent_means
-from samsvae.evaluation.effect_tables import effect_table
+from samsvae.evaluation.effect_tables import effect_table, mean_and_interval, signs
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.latent_genes import latent_effects, latent_names
 from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names, as_text
@@ -125,16 +125,15 @@ class Fitted:
 
         ``library``: counts per simulated cell; by default the median of the screen (``Fitted.library``). ConfigError
         if a number is not allowed; DataError if a condition is unknown.
+
+        >>> fitted.effects(["A", "A+B"]).columns.tolist()
+        ['condition', 'gene', 'effect', 'low', 'high']
         """
         check_positive(level=level)
         if level >= 1.0:
             raise ConfigError(f"level: {level!r} is not allowed; it must lie inside (0, 1).")
-
-        def mean_and_interval(drawn: np.ndarray) -> np.ndarray:
-            return np.stack([drawn.mean(0), *np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)])
-
         return effect_table(
-            self.checkpoint, conditions, ("effect", "low", "high"), mean_and_interval,
+            self.checkpoint, conditions, ("effect", "low", "high"), mean_and_interval(level),
             draws=draws, cells=cells, library=self.library if library is None else library, seed=seed,
         )  # fmt: skip
 
@@ -157,6 +156,10 @@ class Fitted:
 
         DataError for a model without random perturbation latents (conditional VAE, VAE, iVAE), which has no posterior
         of its effects. Other arguments and errors as in ``effects``.
+
+        >>> table = fitted.differential_expression("A")
+        >>> table[table["probability"] > 0.95].nlargest(3, "effect")["gene"].sort_values().tolist()
+        ['g0', 'g1', 'g2']
         """
         check_positive(delta=delta)
         if not self.checkpoint.model.draws_perturbations():
@@ -164,13 +167,8 @@ class Fitted:
             raise DataError(
                 f"differential_expression: the model {name!r} has no posterior of its effects. Use effects."
             )
-
-        def shares(drawn: np.ndarray) -> np.ndarray:
-            sign = np.minimum((drawn <= 0).mean(0), (drawn >= 0).mean(0))
-            return np.stack([drawn.mean(0), drawn.std(0), (np.abs(drawn) > delta).mean(0), sign])
-
         return effect_table(
-            self.checkpoint, conditions, ("effect", "sd", "probability", "lfsr"), shares,
+            self.checkpoint, conditions, ("effect", "sd", "probability", "lfsr"), signs(delta),
             draws=draws, cells=cells, library=self.library if library is None else library, seed=seed,
         )  # fmt: skip
 
@@ -183,6 +181,9 @@ class Fitted:
         under its prior. ``.loc["z3"].nlargest(10)`` are the genes that latent z3 raises most. The sign of a latent
         means nothing by itself: multiply by a perturbation's embedding. For real-valued models: differences of means.
         ConfigError if a number is not allowed.
+
+        >>> fitted.latent_genes().shape
+        (6, 20)
         """
         library = self.library if library is None else library
         check_whole(draws=draws)
@@ -205,6 +206,10 @@ class Fitted:
         use_rep=key_added)``. ``obsm[key_added + "_basal"]`` (n, L): its state without the effect of its perturbations.
         Both are posterior means. ``uns[key_added]``: the model, and how cells were read. Cells that the options drop
         have NaN.
+
+        >>> fitted.latents(adata)
+        >>> adata.obsm["X_samsvae"].shape, adata.obsm["X_samsvae_basal"].shape
+        ((900, 6), (900, 6))
         """
         reader = self._reader(perturbation, layer)
         names, cells = reader.cells(adata, options)
@@ -229,6 +234,8 @@ class Fitted:
 
         A lower bound of the cell's log-likelihood given its perturbations and library size, which rises with
         ``particles``. Cells that the options drop have NaN.
+
+        >>> adata.obs["iwelbo"] = fitted.score(adata, particles=10)
         """
         check_whole(particles=particles)
         names, cells = self._reader(perturbation, layer).cells(adata, options)
@@ -253,6 +260,11 @@ class Fitted:
         X (n, G), float32: expected counts at the cell's own library size, averaged over ``draws`` from the approximate
         posterior; with ``sample``, counts of one draw. Normalise X as you do your data. Cells that the options drop
         are left out. ConfigError if a number is not allowed; DataError if the condition is unknown.
+
+        >>> controls = adata[adata.obs["guide"] == "control"]
+        >>> treated, same = fitted.predict(controls, "A"), fitted.predict(controls, [])
+        >>> bool(treated[:, "g0"].X.mean() > same[:, "g0"].X.mean())
+        True
         """
         check_whole(draws=draws)
         asked, names = as_text(condition), Names(self.checkpoint)
@@ -268,6 +280,9 @@ class Fitted:
         ``condition`` is one condition: ['A', 'B'] simulates cells that received both. (``effects`` takes a list of
         conditions, so there it means two.) ``library``: counts per cell; by default the median of the screen
         (``Fitted.library``). ConfigError if a number is not allowed; DataError if the condition is unknown.
+
+        >>> fitted.sample(["A", "C"], n=50).shape
+        (50, 20)
         """
         library = self.library if library is None else library
         check_whole(n=n)
@@ -279,7 +294,6 @@ class Fitted:
         obs = pd.DataFrame({"condition": names.label(asked)}, index=[f"sample{i}" for i in range(n)])
         return ad.AnnData(x.cpu().numpy(), obs, pd.DataFrame(index=pd.Index(self.genes)))
 
-    # longer than 60 lines because every argument is documented
     def adapt(
         self,
         adata: ad.AnnData,
@@ -297,33 +311,19 @@ class Fitted:
         Only what belongs to the new perturbations is fitted (docs/model.md, "Transfer"); all else stays the same bits.
         Effects, samples, masks and embeddings work for the new names, and for combinations of new and trained ones.
 
-        Parameters
-        ----------
-        adata
-            Cells with raw counts of all genes of the model, and maybe others, in any order. Controls are not used.
-        perturbation
-            The obs column with the perturbation of each cell. Controls and combinations are written as in training.
-        new
-            The perturbations to add. Default: all that the model was not trained on; then cells of others are an error.
-        layer
-            Layer of the counts (default: X).
-        how
-            ``gradient``: by the objective of the model. For SVAE+, sVAE and iVAE also ``closed_form`` (their default),
-            ``sparse`` and ``iwelbo`` (``samsvae.training.transfer``).
-        seed
-            Of the noise, where there is any.
-        progress
-            Log the progress on stderr.
-        options
-            Of the function that ``how`` names (``gradient``: ``steps``, ``rate``), and, as in ``fit``,
-            ``library_size``, ``unlabelled``, ``zero_cells``, ``min_cells`` and ``rare``.
+        ``new``: the perturbations to add; by default all that the model was not trained on, and then cells of others
+        are an error. Controls are not used. ``layer``: of the counts (default: X). ``how``: ``gradient``, by the
+        objective of the model; for SVAE+, sVAE and iVAE also ``closed_form`` (their default), ``sparse`` and ``iwelbo``
+        (``samsvae.training.transfer``), whose options may be passed (``gradient``: ``steps``, ``rate``), as may options
+        of a screen. ``seed``: of the noise, where there is any.
 
-        Raises
-        ------
-        ConfigError
-            If the model has no effects of perturbations (VAE), or an option is unknown or not allowed.
-        DataError
-            If the genes are others, counts are no counts, a new name was trained, or no cell received it.
+        ConfigError if the model has no effects of perturbations (VAE), or an option is unknown or not allowed;
+        DataError, besides that of all cells, if a new name was trained or no cell received it.
+
+        >>> d = adata[adata.obs["guide"] == "C"].copy()
+        >>> d.obs["guide"] = "D"
+        >>> fitted.adapt(d, perturbation="guide", steps=5, progress=False).perturbations
+        ('A', 'B', 'C', 'D')
         """
         cleaning = {key: options.pop(key) for key in CLEANING if key in options}
         check_positive(**options)
@@ -352,6 +352,9 @@ class Fitted:
         weights of the new steps, and a history that goes on counting.
 
         ConfigError if a setting is not allowed, or the model was imported without settings; DataError as for all cells.
+
+        >>> int(fitted.train_more(adata, steps=20, progress=False).history["step"].iloc[-1])
+        420
         """
         options = {key: settings.pop(key) for key in CLEANING if key in settings}
         seed = self.checkpoint.facts.get("training", {}).get("seed", 0)

@@ -17,19 +17,41 @@ from samsvae.evaluation.model_effects import effect_draws
 from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names, as_text
 from samsvae.training.checkpoint import Checkpoint
 
+#: Maps the draws (S, G) of the effects of a condition to columns of a table (s, G).
+Summary = Callable[[np.ndarray], np.ndarray]
+
+
+def mean_and_interval(level: float) -> Summary:
+    """The mean of the draws, and the interval that contains the share ``level`` of them: effect, low, high."""
+
+    def summary(drawn: np.ndarray) -> np.ndarray:
+        return np.stack([drawn.mean(0), *np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)])
+
+    return summary
+
+
+def signs(delta: float) -> Summary:
+    """Mean and standard deviation of the draws, the share with |effect| > ``delta``, and the local false sign rate."""
+
+    def summary(drawn: np.ndarray) -> np.ndarray:
+        rate = np.minimum((drawn <= 0).mean(0), (drawn >= 0).mean(0))
+        return np.stack([drawn.mean(0), drawn.std(0), (np.abs(drawn) > delta).mean(0), rate])
+
+    return summary
+
 
 def effect_table(
     checkpoint: Checkpoint,
     conditions: Label | Sequence[Condition] | None,
     columns: Sequence[str],
-    summary: Callable[[np.ndarray], np.ndarray],
+    summary: Summary,
     *,
     draws: int,
     cells: int,
     library: float,
     seed: int,
 ) -> pd.DataFrame:
-    """A table of condition, gene and the ``columns`` that ``summary`` makes of the draws (S, G) of a condition.
+    """A table of condition, gene and the ``columns`` that ``summary`` makes of the draws of a condition.
 
     ``conditions``: by default every perturbation. The rest as in `samsvae.evaluation.model_effects.effect_draws`.
     ConfigError if a number is not allowed; DataError if a condition is unknown.

@@ -89,7 +89,7 @@ def strip(ax: Axes, group: pd.Series) -> None:
     height = len(code) * (0.125 * np.array([t.count("\n") + 1 for t in texts]) + 0.03) / (0.86 * inches)
     largest = np.argsort(-sizes, kind="stable")
     fit = np.sort(largest[np.cumsum(height[largest]) <= len(code)])  # names of the largest groups, if not all fit
-    places = _apart(middle[fit], height[fit], len(code)) if len(fit) else middle[fit]
+    places = apart(middle[fit], height[fit], -0.5, len(code) - 0.5) if len(fit) else middle[fit]
     for text, at, y in zip([texts[i] for i in fit], places, middle[fit], strict=True):
         link: dict[str, Any] = {
             "arrowstyle": "-",
@@ -103,12 +103,13 @@ def strip(ax: Axes, group: pd.Series) -> None:
         ax.annotate(text, (-0.5, y), (-1.3, at), arrowprops=link, annotation_clip=False, **style_of)
 
 
-def _apart(at: np.ndarray, height: np.ndarray, n: int) -> np.ndarray:
-    """Positions closest to `at` (least squares), in the same order and within 0 to n, whose heights do not overlap."""
+def apart(at: np.ndarray, height: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Positions closest to `at` (least squares), in the same order and within low to high, whose heights do not
+    overlap."""
     offset = np.concatenate([[0], np.cumsum((height[1:] + height[:-1]) / 2)])
     free = isotonic_regression(np.asarray(at, float) - offset).x
-    low, high = height[0] / 2 - 0.5, n - 0.5 - offset[-1] - height[-1] / 2
-    return np.clip(free, low, max(low, high)) + offset
+    first, last = low + height[0] / 2, high - offset[-1] - height[-1] / 2
+    return np.clip(free, first, max(first, last)) + offset
 
 
 def rows_named(ax: Axes, names: Sequence[object]) -> None:

@@ -1,0 +1,1 @@
+"""The configuration that a user writes, as validated frozen dataclasses. Does not import torch."""

@@ -1,0 +1,1 @@
+"""Metrics as plain functions: arrays in, numbers out. `table.py` lists them all."""

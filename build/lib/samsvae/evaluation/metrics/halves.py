@@ -1,0 +1,123 @@
+"""Cells cut in two disjoint halves, controls too: how well one half predicts the other (S2).
+
+Letters: n cells, G genes, C conditions, R repeats, S scored conditions.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from samsvae.errors import DataError
+from samsvae.evaluation.metrics.agreement import pearson, pearson_pooled
+from samsvae.evaluation.metrics.effects import Counts
+from samsvae.evaluation.metrics.estimates import Effects, Moments, centred, checked_cells, effects, transformed
+
+REPEATS = 20
+
+
+class SplitHalf(NamedTuple):
+    """Correlation of halves, mean over repeats: ``conditions`` (S,), and ``pooled`` over conditions and genes.
+
+    The correlations are those of halves; ``spearman_brown`` makes them reliabilities of all cells.
+    """
+
+    conditions: np.ndarray
+    pooled: float
+
+
+def halves(
+    condition: np.ndarray,
+    names: Sequence[str] | np.ndarray,
+    *,
+    cells: np.ndarray | None = None,
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> np.ndarray:
+    """The half of each cell in each repeat (S2): 0, 1, or -1 for cells that are left out, int8 (R, n).
+
+    ``condition`` (n,): codes into ``names`` (C,). ``cells`` (n,) bool: the cells to cut, by default all. The cells of a
+    condition in file order are permuted by ``default_rng([seed, repeat, crc32(name)])``; the first and the second
+    floor(n / 2) are the halves.
+    """
+    chosen = np.ones(len(condition), bool) if cells is None else np.asarray(cells, bool)
+    found = np.full((repeats, len(condition)), -1, np.int8)
+    for c in np.unique(condition[chosen]):
+        rows = np.flatnonzero(chosen & (condition == c))
+        half = len(rows) // 2
+        for r in range(repeats):
+            order = np.random.default_rng([seed, r, zlib.crc32(str(names[c]).encode())]).permutation(len(rows))
+            found[r, rows[order[:half]]] = 0
+            found[r, rows[order[half : 2 * half]]] = 1
+    return found
+
+
+def half_effects(
+    X: Counts, condition: np.ndarray, n_conditions: int, half: np.ndarray, *, control: int = 0, method: str = "log2"
+) -> Iterator[tuple[Effects, Effects]]:
+    """Effects of both halves in each repeat, each half against its own half of the controls (S2), R pairs.
+
+    X (n, G): counts. ``condition`` (n,): codes. ``half`` (R, n): from halves. Each cell is transformed once. The
+    pairs come one after the other, to save memory: make a list of them to use them twice. DataError
+    if a half has fewer than 2 control cells, or as in condition_moments.
+    """
+    condition, X = checked_cells(X, condition, n_conditions)
+    if half.ndim != 2 or half.shape[1] != len(condition):
+        raise DataError(f"The halves of {len(condition)} cells must be (repeats, cells); their shape is {half.shape}.")
+    group = np.concatenate([half == 0, half == 1])  # (2 R, n)
+    n = np.zeros((len(group), n_conditions), int)
+    mean, variance = (np.full((len(group), n_conditions, X.shape[1]), np.nan) for _ in range(2))
+    used = group.any(0)
+    for c in np.unique(condition[used]):
+        rows = np.flatnonzero(used & (condition == c))
+        weights = group[:, rows].astype(float)
+        n[:, c] = weights.sum(1)
+        mean[:, c], variance[:, c] = _moments_of(X, rows, weights, method)
+    for r in range(len(half)):
+        a, b = (effects(Moments(n[i], mean[i], variance[i]), control=control) for i in (r, r + len(half)))
+        yield a, b
+
+
+def _moments_of(X: Counts, rows: np.ndarray, weights: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances (n - 1) of several groups of the cells ``rows`` (k,): (groups, G) each.
+
+    ``weights`` (groups, k): 1 for the cells of a group, otherwise 0. Values count from the first cell, so that the
+    variance loses no digits and is exactly 0 for a constant gene. NaN as in Moments.
+    """
+    n_genes = X.shape[1]
+    total, squares = np.zeros((len(weights), n_genes)), np.zeros((len(weights), n_genes))
+    first = np.zeros(n_genes)
+    for at, y in transformed(X, rows, method):
+        if at[0] == 0:
+            first = y[0].copy()
+        y -= first
+        total += weights[:, at] @ y
+        squares += weights[:, at] @ (y * y)
+    n = weights.sum(1, dtype=float)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(n > 0, total / n, np.nan)
+        variance = np.where(n >= 2, np.maximum(0, squares - total * mean) / (n - 1), np.nan)
+    return mean + first, variance
+
+
+def split_half(pairs: Iterable[tuple[Effects, Effects]], rows: np.ndarray, reference: str = "control") -> SplitHalf:
+    """Pearson correlation of the effects of two halves, per condition and pooled, mean over repeats first (S2).
+
+    ``pairs``: from half_effects. ``rows``: the scored conditions, indices or (C,) bool. ``reference`` as in
+    estimates.at_reference. DataError for undefined effects or fewer than 3 conditions.
+    """
+    each, pooled = [], []
+    for pair in pairs:
+        a, b = (centred(half.delta[rows], reference) for half in pair)
+        each.append(pearson(a, b))
+        pooled.append(pearson_pooled(a, b))
+    return SplitHalf(np.mean(each, 0), float(np.mean(pooled)))
+
+
+def spearman_brown(correlation: np.ndarray | float) -> np.ndarray:
+    """Reliability of all cells from the correlation of halves, 2 r / (1 + r) (S2); NaN at r <= 0, never a number."""
+    r = np.asarray(correlation, float)
+    return np.divide(2 * r, 1 + r, out=np.full_like(r, np.nan), where=r > 0)

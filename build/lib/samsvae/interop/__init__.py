@@ -1,0 +1,1 @@
+"""Read and write weights of the release of the SAMS-VAE authors."""

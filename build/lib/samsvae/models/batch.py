@@ -1,0 +1,116 @@
+"""The input of the model: a batch of cells, with their perturbations as sparse multi-hot dosages.
+
+Letters: n cells, P largest number of perturbations in a cell, T perturbations (R of them drawn), L latents, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samsvae.errors import DataError, some
+
+
+class CellTable(Protocol):
+    """Cells that can be read in batches, such as ``samsvae.data.cells.Cells``."""
+
+    @property
+    def counts(self) -> Splittable: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, at: Tensor | slice) -> Batch: ...
+
+
+class Splittable(Protocol):
+    """Counts (n, G) that can be read in chunks of rows: a tensor, or rows of a file."""
+
+    def split(self, size: int) -> Iterable[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some cells, ready for the model.
+
+    ``rows`` (R,): the perturbations whose latents are drawn (None: all T, in order). ``dosage.index`` (n, P) points
+    into them, with R as padding. ``share`` (R,): the plate weight 1/n_t, or 0 if n_t is 0.
+    """
+
+    x: Tensor  # (n, G)
+    library: Tensor  # (n,)
+    dosage: MultiHot
+    share: Tensor
+    rows: Tensor | None = None
+
+    @classmethod
+    def from_dense(
+        cls, x: Tensor, dosage: Tensor, *, library: Tensor | None = None, n_cells: Tensor | None = None
+    ) -> Batch:
+        """A batch from counts x (n, G) and dense dosages (n, T), which are 0 if a cell did not receive a perturbation.
+
+        ``library`` (n,): by default the row sums of x. ``n_cells`` (T,): the number of cells of the split that received
+        each perturbation; by default this batch is taken as the complete split. DataError if the shapes do not match,
+        or if a library size is not above 0 (of counts, which may not be negative).
+        """
+        x = x if x.is_floating_point() else x.float()
+        counted = library is not None or not (x < 0).any()
+        library = x.sum(-1) if library is None else library
+        n_cells = (dosage != 0).sum(0) if n_cells is None else n_cells
+        for name, value, needed in (
+            ("dosage", dosage, (len(x), dosage.shape[-1])),
+            ("library", library, (len(x),)),
+            ("n_cells", n_cells, (dosage.shape[-1],)),
+        ):
+            if tuple(value.shape) != needed:
+                raise DataError(f"{name} has the shape {tuple(value.shape)}; allowed: {needed}.")
+        if counted and (empty := (~(library > 0)).nonzero()[:, 0].tolist()):
+            listed = some(empty)
+            raise DataError(f"library must be above 0, but {len(empty)} cells have other values, at {listed}.")
+        received = dosage != 0
+        width = max(1, int(received.sum(-1).max())) if len(x) else 1
+        # puts the perturbations of a cell first, in their order; the rest have dose 0 and become padding
+        index = received.int().argsort(dim=-1, descending=True, stable=True)[:, :width]
+        dose = dosage.gather(-1, index).to(x.dtype)
+        index = index.masked_fill(dose == 0, dosage.shape[-1])
+        return cls(x, library.to(x.dtype), MultiHot(index, dose), plate_weights(n_cells, x.dtype))
+
+    @property
+    def received(self) -> MultiHot:
+        """The dosage indexed by all T perturbations, for layers with weights for each of them."""
+        if self.rows is None:
+            return self.dosage
+        # the padding may point to any row, because its dose is 0
+        return MultiHot(torch.nn.functional.pad(self.rows, (0, 1))[self.dosage.index], self.dosage.dose)
+
+
+def plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:
+    """Plate weights (T,) from n_cells (T,): 1 / n_t, or 0 if no cell received t (eq. 11)."""
+    n_cells = n_cells.double()
+    return torch.where(n_cells > 0, 1.0 / n_cells.clamp(min=1.0), 0.0).to(dtype)
+
+
+@dataclass(frozen=True)
+class MultiHot:
+    """A sparse one-hot (or dosage) input, which selects rows of weights to add up.
+
+    ``index`` (n, P): the rows, with the number of rows as padding. ``dose`` (n, P): their factors, 0 for padding.
+    """
+
+    index: Tensor
+    dose: Tensor
+
+    def gather(self, table: Tensor) -> Tensor:
+        """sum_p dose[p] * table[..., index[p], :]; table (..., T, L) gives (..., n, L)."""
+        n, several = self.index.shape
+        # the padding may read any row, because its dose is 0
+        table = table if table.shape[-2] else F.pad(table, (0, 0, 0, 1))
+        rows = table.index_select(-2, self.index.flatten().clamp(max=table.shape[-2] - 1))
+        if several == 1:
+            return rows * self.dose
+        rows = rows.reshape(*table.shape[:-2], n, several, table.shape[-1])
+        return (rows * self.dose[..., None]).sum(-2)

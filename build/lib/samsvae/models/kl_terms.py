@@ -1,0 +1,66 @@
+"""The KL terms of the ELBO (eq. 11, 12): log p - log q of every latent, or minus its KL in closed form.
+
+Letters: K particles, n cells, R perturbations drawn, L latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from samsvae.models.batch import Batch
+from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal
+from samsvae.models.latents import Latent
+
+
+def kl_terms(
+    latents: Iterable[Latent],
+    values: Mapping[str, Tensor],
+    guides: Mapping[str, Distribution],
+    batch: Batch,
+    *,
+    analytic_kl: bool,
+    plate: float | None,
+    extra_share: float,
+) -> dict[str, Tensor]:
+    """The term of every latent that has a guide and a prior, by its name: (K, n) or broadcastable to it.
+
+    ``values`` and ``guides``: drawn values and the distributions they were drawn from, by the latent's name. The
+    options are those of ``Model.terms``. A mask whose probability was drawn has no term: its prior is its guide.
+    """
+    terms = {}
+    for latent in latents:
+        guide = guides.get(latent.name)
+        if guide is None or (prior := latent.prior(values, batch)) is None:
+            continue
+        if analytic_kl and (kl := closed_kl(guide, prior)) is not None:
+            term = -kl
+        else:
+            value = values[latent.name]
+            term = prior.log_prob(value) - guide.log_prob(value)
+        term = term.sum(-1)
+        if latent.plate == "perturbation":
+            term = _to_cells(term, batch, extra_share) if plate is None else plate * term.sum(-1, keepdim=True)
+        terms[latent.name] = term
+    return terms
+
+
+def closed_kl(guide: Distribution, prior: Distribution) -> Tensor | None:
+    """KL(guide || prior), elementwise, in closed form (eq. 12); None for a pair that has none."""
+    if isinstance(guide, Normal) and isinstance(prior, Normal):
+        return guide.kl(prior)
+    if isinstance(guide, Bernoulli) and isinstance(prior, Bernoulli):
+        return guide.kl(prior)
+    if isinstance(guide, Beta) and isinstance(prior, Beta):
+        return guide.kl(prior)
+    return None
+
+
+def _to_cells(term: Tensor, batch: Batch, extra: float) -> Tensor:
+    """Distribute the perturbations' terms (K, R) or (R,) over the cells: sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
+    share = batch.share + extra * (batch.share > 0) if extra else batch.share
+    weighted = (term * share)[..., None]  # (K, R, 1)
+    received = replace(batch.dosage, dose=(batch.dosage.dose != 0).to(term.dtype))
+    return received.gather(weighted)[..., 0]

@@ -1,0 +1,256 @@
+"""The latent variables of the family: prior and approximate posterior of each, side by side.
+
+The approximate posterior q of a latent is called its guide. Letters: K particles, n cells, P largest number of
+perturbations in a cell, T perturbations (R of them drawn), L latents, G genes. Equation numbers refer to docs/model.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from samsvae.config.vocabulary import FLOOR
+from samsvae.models.batch import Batch, MultiHot
+from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal, Point
+from samsvae.models.networks import MLP, GaussianHead
+
+#: The values drawn so far, by the name of the latent.
+Values = Mapping[str, Tensor]
+
+Plate = Literal["cell", "perturbation"]
+
+
+class Latent(Protocol):
+    """A latent variable of the model (an ``nn.Module``). Both methods read the latents that were drawn before it."""
+
+    name: str  # of its noise stream and of its term in the loss
+    plate: Plate  # one value per cell, or one per perturbation
+    per_cell: bool  # whether a latent of the perturbations has a value of its own in every cell
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Distribution:
+        """Approximate posterior; a latent of the cells also reads ``inputs`` (n, G), the normalised counts."""
+
+    def prior(self, values: Values, batch: Batch) -> Distribution | None:
+        """Prior; None if the latent has no term in the loss."""
+
+
+def _rows(table: Tensor, batch: Batch) -> Tensor:
+    """The rows (R, L) of the batch's perturbations, from a table (T, L) with one row per perturbation."""
+    return table if batch.rows is None else table.index_select(0, batch.rows)
+
+
+def shift(values: Values) -> Tensor:
+    """M * E, or E alone if the model has no mask: (K, R, L), or (R, L) for a learned E without a mask."""
+    embedding = values["embedding"]
+    return values["mask"] * embedding if "mask" in values else embedding
+
+
+def offset(values: Values, batch: Batch) -> Tensor:
+    """o = sum_t d_t (E_t * M_t) for each cell (eq. 1): (K, n, L), or (n, L) for a learned E without a mask."""
+    if "cell_mask" not in values:
+        return batch.dosage.gather(shift(values))
+    # every cell has its own mask: (K, n, P, L)
+    padded = nn.functional.pad(values["embedding"], (0, 0, 0, 1))[..., batch.dosage.index, :]
+    return (values["cell_mask"] * padded * batch.dosage.dose[..., None]).sum(-2)
+
+
+class MaskProbability(nn.Module):
+    """pi ~ Beta(a, b), with a point mass at sigmoid(s) or Beta(e^u, e^w) with free u and w as guide (eq. 5).
+
+    Both guides start with the mean sigmoid(init). The free Beta starts with a concentration of 2, so it is flat if init
+    is 0.
+    """
+
+    name = "mask_prob"
+    plate: Plate = "perturbation"
+    per_cell = False
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, n_perturbations: int, n_latent: int, *, a: float, b: float, init: float, guide: str = "point"):
+        super().__init__()
+        size = (n_perturbations, n_latent)
+        self.is_point = guide == "point"
+        if self.is_point:
+            self.logits = nn.Parameter(torch.full(size, float(init), dtype=torch.float32))
+        else:
+            start = torch.sigmoid(torch.tensor([float(init), -float(init)], dtype=torch.float32)) * 2.0
+            self.log_a = nn.Parameter(torch.log(start[0]).expand(size).clone())
+            self.log_b = nn.Parameter(torch.log(start[1]).expand(size).clone())
+        self.register_buffer("a", torch.tensor(float(a), dtype=torch.float32), persistent=False)
+        self.register_buffer("b", torch.tensor(float(b), dtype=torch.float32), persistent=False)
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point | Beta:
+        if not self.is_point:
+            return Beta(torch.exp(_rows(self.log_a, batch)), torch.exp(_rows(self.log_b, batch)))
+        eps = torch.finfo(torch.float32).eps  # the Beta density is not defined at 0 and 1
+        return Point(torch.sigmoid(_rows(self.logits, batch)).clamp(eps, 1.0 - eps))
+
+    def prior(self, values: Values, batch: Batch) -> Beta:
+        return Beta(self.a, self.b)
+
+
+class Mask(nn.Module):
+    """M ~ Bern(alpha), with Bernoulli(sigmoid(s)) as guide and straight-through draws (eq. 6).
+
+    If a mask probability pi was drawn before, p(M | pi) = q(M | pi) = Bern(pi) and the term is 0. ``per_cell`` draws a
+    mask for every cell instead of one per particle, as the training in the SVAE+ paper does.
+    """
+
+    plate: Plate = "perturbation"
+    prior_logit: Tensor
+
+    def __init__(
+        self,
+        n_perturbations: int,
+        n_latent: int,
+        *,
+        prior_prob: float | None,
+        temperature: float,
+        init: float,
+        per_cell: bool = False,
+    ):
+        super().__init__()
+        self.name = "cell_mask" if per_cell else "mask"
+        self.temperature = temperature
+        self.per_cell = per_cell
+        self.shape = (n_perturbations, n_latent)
+        if prior_prob is not None:
+            self.logits = nn.Parameter(torch.full(self.shape, float(init), dtype=torch.float32))
+            prior_logit = math.log(prior_prob / (1.0 - prior_prob))
+            self.register_buffer("prior_logit", torch.tensor(prior_logit, dtype=torch.float32), persistent=False)
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Bernoulli:
+        if "mask_prob" in values:
+            eps = torch.finfo(torch.float32).eps
+            logits = torch.logit(values["mask_prob"].clamp(eps, 1.0 - eps))
+        else:
+            logits = _rows(self.logits, batch)
+        if self.per_cell:
+            logits = nn.functional.pad(logits, (0, 0, 0, 1))[batch.dosage.index]  # (n, P, L)
+        return Bernoulli(logits, self.temperature)
+
+    def prior(self, values: Values, batch: Batch) -> Bernoulli | None:
+        return None if "mask_prob" in values else Bernoulli(self.prior_logit)
+
+
+class FixedMask(nn.Module):
+    """A mask that is not inferred: ``values`` (T, L), ones until others are set. It has no term in the loss.
+
+    The transfer to new perturbations fixes inferred masks in this way (`samsvae.training.transfer`).
+    """
+
+    name = "mask"
+    plate: Plate = "perturbation"
+    per_cell = False
+    values: Tensor
+
+    def __init__(self, n_perturbations: int, n_latent: int):
+        super().__init__()
+        self.register_buffer("values", torch.ones(n_perturbations, n_latent, dtype=torch.float32))
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point:
+        return Point(_rows(self.values, batch))
+
+    def prior(self, values: Values, batch: Batch) -> None:
+        return None
+
+
+class Embedding(nn.Module):
+    """E ~ N(0, beta^2). The guide is N(mu, (exp(u) + 1e-4)^2) with free mu and u (``mean_field``; eq. 7), or a network
+    of [M_t, onehot(t)] with a mean and a log-variance head (``given_mask``; eq. 8)."""
+
+    name = "embedding"
+    plate: Plate = "perturbation"
+    per_cell = False
+    prior_scale: Tensor
+
+    def __init__(self, n_perturbations: int, n_latent: int, *, prior_scale: float, network: dict | None):
+        super().__init__()
+        self.n_perturbations = n_perturbations
+        self.reads_mask = network is not None
+        self.register_buffer("prior_scale", torch.tensor(float(prior_scale), dtype=torch.float32), persistent=False)
+        if network is None:
+            self.loc = nn.Parameter(torch.zeros(n_perturbations, n_latent, dtype=torch.float32))
+            self.log_scale = nn.Parameter(torch.zeros(n_perturbations, n_latent, dtype=torch.float32))
+        else:
+            self.network = MLP((n_latent, n_perturbations), **network)
+            self.head = GaussianHead(network["width"], n_latent)
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Normal:
+        if not self.reads_mask:
+            return Normal(_rows(self.loc, batch), torch.exp(_rows(self.log_scale, batch)) + FLOOR)
+        mask = values["mask"]
+        rows = torch.arange(self.n_perturbations, device=mask.device) if batch.rows is None else batch.rows
+        onehot = MultiHot(rows[:, None], mask.new_ones(len(rows), 1))
+        return self.head(self.network(mask, onehot))
+
+    def prior(self, values: Values, batch: Batch) -> Normal:
+        return Normal(torch.zeros_like(self.prior_scale), self.prior_scale)
+
+
+class LearnedEmbedding(nn.Module):
+    """E as a free parameter without a prior or a term in the loss; it starts from ``init_scale`` times N(0, 1)."""
+
+    name = "embedding"
+    plate: Plate = "perturbation"
+    per_cell = False
+
+    def __init__(self, n_perturbations: int, n_latent: int, *, init_scale: float):
+        super().__init__()
+        start = torch.empty(n_perturbations, n_latent, dtype=torch.float32)
+        if not start.is_meta:  # a draw on the meta device does nothing, but imports a compiler for more than a second
+            start.normal_().mul_(init_scale)
+        self.loc = nn.Parameter(start)
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Point:
+        return Point(_rows(self.loc, batch))
+
+    def prior(self, values: Values, batch: Batch) -> None:
+        return None
+
+
+class CellState(nn.Module):
+    """The state z (or z_basal) of a cell. The prior is N(0, I), or N(o, I) if the effect is ``prior_mean`` (eq. 4). The
+    guide is a network of x, [x, o] or [x, d] (eq. 9), where x is passed as ``inputs``, the normalised counts (eq. 10).
+    """
+
+    plate: Plate = "cell"
+    per_cell = False
+
+    def __init__(
+        self,
+        name: str,
+        n_genes: int,
+        n_perturbations: int,
+        n_latent: int,
+        *,
+        effect: str,
+        reads: str,
+        network: dict,
+    ):
+        super().__init__()
+        self.name = name
+        self.n_latent = n_latent
+        self.effect = effect
+        self.reads = reads
+        second = {"x": (), "x_offset": (n_latent,), "x_dosage": (n_perturbations,)}[reads]
+        self.network = MLP((n_genes, *second), **network)
+        self.head = GaussianHead(network["width"], n_latent)
+
+    def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Normal:
+        if inputs is None:
+            raise ValueError(f"the guide of {self.name!r} reads the normalised counts: pass inputs (n, G)")
+        second = {"x": (), "x_offset": ("offset",), "x_dosage": ("dosage",)}[self.reads]
+        parts = [batch.received if part == "dosage" else offset(values, batch) for part in second]
+        return self.head(self.network(inputs, *parts))
+
+    def prior(self, values: Values, batch: Batch) -> Normal:
+        one = batch.library.new_ones(())
+        if self.effect == "prior_mean":
+            return Normal(offset(values, batch), one)
+        return Normal(one.new_zeros(len(batch.library), self.n_latent), one)

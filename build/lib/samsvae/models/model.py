@@ -1,0 +1,400 @@
+"""The probabilistic model of all methods: draws, terms of the bound, ELBO, IWELBO and prediction.
+
+A model is a list of latents in the order of their draws, and a decoder. A published method is a row of ``zoo``; no
+method is named here. The approximate posterior q is called the guide. Letters: K particles, n cells, P largest number
+of perturbations in a cell, T perturbations (R of them drawn), L latents, G genes. Equation numbers refer to
+docs/model.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samsvae.config.model import ModelConfig
+from samsvae.config.vocabulary import MASKED
+from samsvae.models.batch import Batch, CellTable, MultiHot
+from samsvae.models.distributions import Bernoulli, Distribution
+from samsvae.models.kl_terms import kl_terms
+from samsvae.models.latents import (
+    CellState,
+    Embedding,
+    FixedMask,
+    Latent,
+    LearnedEmbedding,
+    Mask,
+    MaskProbability,
+    offset,
+)
+from samsvae.models.networks import MLP, Dropout, Likelihood, Observed
+from samsvae.models.noise import Noise, given
+
+#: Number of input values whose moments are computed at once: few enough for a CPU's cache, or to keep a GPU busy.
+MOMENTS = {"cpu": 2**18, "cuda": 2**24}
+
+INITIALISING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Values of the latents drawn from their guides, and the guides, both by the name of the latent."""
+
+    values: dict[str, Tensor]
+    guides: dict[str, Distribution]
+
+
+class Model(nn.Module):
+    """A model for given genes and perturbations.
+
+    ``seed`` initialises the weights; ``fit_inputs`` sets the moments of the encoder's input.
+    """
+
+    input_mean: Tensor  # (G,)
+    input_sd: Tensor  # (G,)
+
+    def __init__(self, config: ModelConfig, n_genes: int, n_perturbations: int, *, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.n_genes = n_genes
+        self.n_perturbations = n_perturbations
+        # layers draw their weights from torch's own generator, which the lock keeps from the models of other threads
+        with INITIALISING, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed every GPU
+            latents = _latents(config, n_genes, n_perturbations)
+            # a ModuleList registers the weights; every latent is an nn.Module
+            self.latents: Sequence[Latent] = nn.ModuleList(latents)  # type: ignore[assignment, arg-type]
+            network = _network(config, config.width, config.n_layers)
+            second = (n_perturbations,) if config.effect == "decoder_input" else ()
+            self.decoder = MLP((config.n_latent, *second), **network | {"dropout": 0.0})
+            self.likelihood = Likelihood(config.likelihood, config.width, n_genes, floor=config.mean_floor)
+        self.register_buffer("input_mean", torch.zeros(n_genes, dtype=torch.float32))
+        self.register_buffer("input_sd", torch.ones(n_genes, dtype=torch.float32))
+
+    # ---- inputs ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit_inputs(self, cells: CellTable) -> None:
+        """Set mean and sd (n - 1) of the encoder's input over the training cells (eq. 10); sd 0 becomes 1."""
+        if self.config.input not in ("log_standardise", "standardise"):
+            return
+        n = len(cells)
+        centre: Tensor | None = None
+        total, square = torch.zeros(2, self.n_genes, dtype=torch.float64, device=self.input_mean.device)
+        for chunk in cells.counts.split(max(1, MOMENTS[total.device.type] // self.n_genes)):
+            values = self._transform(chunk.to(self.input_mean.device).double())
+            # a centre near the mean avoids cancellation of large terms, so one pass is enough
+            centre = values.mean(0) if centre is None else centre
+            total += values.sub_(centre).sum(0)
+            square += values.square_().sum(0)
+        if centre is None:
+            raise ValueError("the mean and sd of the inputs need at least one training cell")
+        mean = centre + total / n
+        sd = torch.sqrt((square - total**2 / n).clamp(min=0.0) / max(n - 1, 1))
+        self.input_mean.copy_(mean)
+        # the sd of a constant gene is 0 except for rounding
+        self.input_sd.copy_(torch.where(sd > 1e-9 * (1.0 + mean.abs()), sd, 1.0))
+
+    def _transform(self, x: Tensor) -> Tensor:
+        return torch.log1p(x) if self.config.input in ("log_standardise", "log") else x
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The normalised counts (n, G) that the encoder reads (eq. 10)."""
+        return (self._transform(batch.x) - self.input_mean) / self.input_sd
+
+    # ---- guide and terms ---------------------------------------------------------------------------------------
+
+    def draw(
+        self,
+        batch: Batch,
+        noise: Noise,
+        particles: int,
+        *,
+        shared: Draw | None = None,
+        values: dict[str, Tensor] | None = None,
+    ) -> Draw:
+        """Draw every latent from its guide, in order.
+
+        Latents in ``shared`` keep their values, and their guides are not computed again. ``values`` replace draws, but
+        their guides are computed, so that they can be scored. ValueError if such values have the wrong shape.
+        """
+        drawn = dict(shared.values) if shared else {}
+        guides: dict[str, Distribution] = {}
+        for latent in self.latents:
+            name = latent.name
+            if name in drawn:
+                continue
+            guides[name] = latent.guide(drawn, batch, self._inputs_of(latent, batch))
+            if values is None or name not in values:
+                drawn[name] = _draw(latent, guides[name], noise, particles)
+                continue
+            needed = _shape(latent, guides[name], particles)
+            if tuple(values[name].shape) != needed:
+                raise ValueError(f"values of {name!r} have the shape {tuple(values[name].shape)}; needed: {needed}")
+            drawn[name] = values[name]
+        return Draw(drawn, guides)
+
+    def _inputs_of(self, latent: Latent, batch: Batch) -> Tensor | None:
+        return self.inputs(batch) if latent.plate == "cell" else None
+
+    def decode(self, values: dict[str, Tensor], batch: Batch) -> Observed:
+        """p(x | z) for every particle and cell: (K, n, G)."""
+        config = self.config
+        z = values["z_basal"] + offset(values, batch) if config.effect == "additive" else values["z"]
+        parts = (z, batch.received) if config.effect == "decoder_input" else (z,)
+        return self.likelihood(self.decoder(*parts), batch.library)
+
+    def terms(
+        self,
+        batch: Batch,
+        draw: Draw,
+        *,
+        analytic_kl: bool = False,
+        plate: float | None = None,
+        extra_share: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """The terms of the ELBO (eq. 11), each (K, n) or broadcastable to it.
+
+        ``reconstruction`` is log p(x | .). Every other term is log p - log q of the latent with that name, summed over
+        L; the terms of a cell's perturbations are multiplied by their plate weights. ``analytic_kl`` uses the closed
+        form if there is one. ``extra_share`` is added to every plate weight 1/n_t, but not to the weight 0 of n_t = 0.
+        ``plate`` is a single weight for all perturbations in all cells, used instead of the plate weights.
+        """
+        terms = {"reconstruction": self.decode(draw.values, batch).log_likelihood(batch.x)}
+        return terms | kl_terms(
+            self.latents, draw.values, draw.guides, batch, analytic_kl=analytic_kl, plate=plate, extra_share=extra_share
+        )
+
+    def elbo(self, batch: Batch, noise: Noise, particles: int) -> Tensor:
+        """ELBO for every particle and cell (K, n) (eq. 11)."""
+        return add_up(self.terms(batch, self.draw(batch, noise, particles)).values())
+
+    def log_terms(
+        self,
+        batch: Batch,
+        *,
+        noise: dict[str, Tensor] | None = None,
+        values: dict[str, Tensor] | None = None,
+        **options,
+    ) -> dict[str, Tensor]:
+        """The terms of the ELBO (K, n) for given noise or given values of the latents (eq. 11).
+
+        Both are given by the names of the latents (``names``). ``noise``: standard logistic for ``mask`` and
+        ``cell_mask``, standard normal for the others; (K, T, L) for a latent of the perturbations, (K, n, L) for one of
+        the cells. ``values``: the same shapes; they are scored under prior and guide like a draw. A latent that is not
+        random (a point mass, a learned embedding) needs neither. ``options`` are those of ``terms``. A latent without
+        a term has zeros. ValueError names a latent with missing noise, or with noise or values of the wrong shape.
+        """
+        noise, values = noise or {}, values or {}
+        if unknown := sorted({*noise, *values} - set(self.names)):
+            allowed = ", ".join(self.names)
+            raise ValueError(f"no latent is called {' or '.join(map(repr, unknown))}. Allowed: {allowed}.")
+        particles = next((len(x) for x in (*noise.values(), *values.values())), 1)
+        terms = self.terms(batch, self.draw(batch, given(noise), particles, values=values), **options)
+        zero = batch.x.new_zeros(())
+        names = ("reconstruction", *self.names)
+        return {name: terms.get(name, zero).expand(particles, len(batch.x)) for name in names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the latents, of their noise and of their terms, in the order of the draws."""
+        return tuple(latent.name for latent in self.latents)
+
+    # ---- evaluation --------------------------------------------------------------------------------------------
+
+    def draw_shared(self, noise: Noise, particles: int, batch: Batch | None = None) -> Draw:
+        """One draw of the perturbations' latents from their guides, shared by all cells: (K, R, L) each."""
+        batch = self.no_cells() if batch is None else batch
+        values: dict[str, Tensor] = {}
+        guides: dict[str, Distribution] = {}
+        for latent in self._shared():
+            guides[latent.name] = latent.guide(values, batch)
+            values[latent.name] = _draw(latent, guides[latent.name], noise, particles)
+        return Draw(values, guides)
+
+    def log_weights(self, batch: Batch, noise: Noise, particles: int, shared: Draw, *, joint: bool = False) -> Tensor:
+        """log p(x | .) + log p(z | .) - log q(z | .) (K, n) for one draw of the shared latents (eq. 13).
+
+        ``joint`` adds the terms of the shared latents with their plate weights, as in the training bound.
+        """
+        draw = self.draw(batch, noise, particles, shared=shared)
+        if joint:
+            draw = Draw(draw.values, {**shared.guides, **draw.guides})
+        return add_up(self.terms(batch, draw).values())
+
+    def predict(self, batch: Batch, noise: Noise, particles: int, *, repeats: int = 1):
+        """p(x | z) (K, n, G) from dosages alone: shared latents from their guides, z from its prior (eq. 14).
+
+        Only ``library``, ``dosage`` and ``rows`` of the batch are read. ``repeats``: number of consecutive particles
+        that share a draw of the shared latents; K is a multiple of it.
+        """
+        values = self.draw_shared(noise, particles // repeats, batch).values
+        if repeats > 1:
+            # the value of a point mass has no particle axis to repeat
+            values = {k: v.repeat_interleave(repeats, 0) if v.ndim == 3 else v for k, v in values.items()}
+        for latent in self.latents:
+            if latent.name not in values:
+                source = latent.prior(values, batch) if latent.plate == "cell" else latent.guide(values, batch)
+                assert source is not None  # a latent of the cells has a prior
+                values[latent.name] = _draw(latent, source, noise, particles)
+        return self.decode(values, batch)
+
+    @torch.no_grad()
+    def posterior_mean(self, cells: CellTable, *, chunk: int = 4096) -> Tensor:
+        """The latent state of every cell (n, L), used to score the recovery of latents in simulations.
+
+        It is the mean of q(z | x, .) at typical values of the shared latents, plus the offset if the effect is
+        additive.
+        """
+        out = []
+        for start in range(0, len(cells), chunk):
+            batch = cells.batch(slice(start, start + chunk))
+            values = self.typical_values(batch)
+            out.append(values["z_basal"] + offset(values, batch) if self.config.effect == "additive" else values["z"])
+        return torch.cat(out)
+
+    @torch.no_grad()
+    def typical_values(self, batch: Batch) -> dict[str, Tensor]:
+        """The mean of the guide of every latent, or the more likely value of a mask: networks see masks of 0 and 1."""
+        values: dict[str, Tensor] = {}
+        for latent in self.latents:
+            values[latent.name] = _typical(latent.guide(values, batch, self._inputs_of(latent, batch)))
+        return values
+
+    @torch.no_grad()
+    def perturbation_tables(self) -> dict[str, Tensor]:
+        """``mask_probability`` and ``embedding`` (T, L), if the model has them.
+
+        The embedding is the mean of its guide; a guide that reads masks gets the more likely value of every mask.
+        """
+        batch = self.no_cells()
+        values: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
+        for latent in self._shared():
+            guide = latent.guide(values, batch)
+            values[latent.name], means[latent.name] = _typical(guide), guide.mean.detach()
+        tables = {"mask_probability": means.get("mask", means.get("mask_prob")), "embedding": means.get("embedding")}
+        return {name: table for name, table in tables.items() if table is not None}
+
+    @torch.no_grad()
+    def draws_perturbations(self) -> bool:
+        """Whether a latent of the perturbations is random, so that effects have an interval."""
+        values: dict[str, Tensor] = {}
+        for latent in self._shared():
+            guide = latent.guide(values, self.no_cells())
+            values[latent.name] = _typical(guide)
+            if guide.noise_kind is not None:
+                return True
+        return any(latent.per_cell for latent in self.latents)
+
+    def no_cells(self) -> Batch:
+        """A batch without cells, used to draw the latents of all perturbations."""
+        empty = self.input_mean.new_zeros(0, 1)
+        return Batch(empty, empty[:, 0], MultiHot(empty.long(), empty), empty[:, 0])
+
+    def _shared(self) -> list[Latent]:
+        """The latents of the perturbations that all cells share: not a mask that is drawn for every cell."""
+        return [latent for latent in self.latents if latent.plate == "perturbation" and not latent.per_cell]
+
+
+@contextlib.contextmanager
+def dropout_from(model: Model, source: Dropout) -> Iterator[None]:
+    """Within the block, the dropout of a model draws from a generator, or is given; None: from torch's own."""
+    networks = [module for module in model.modules() if isinstance(module, MLP)]
+    for network in networks:
+        network.dropout_from = source
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.dropout_from = None
+
+
+def add_up(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of one or more terms, in their order."""
+    total, *rest = terms
+    for term in rest:
+        total = total + term
+    return total
+
+
+def _network(config: ModelConfig, width: int, n_layers: int) -> dict[str, Any]:
+    return {
+        "width": width,
+        "n_layers": n_layers,
+        "activation": config.activation,
+        "residual": config.residual,
+        "batch_norm": config.batch_norm,
+        "dropout": config.dropout,
+    }
+
+
+def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[Latent]:
+    """The latents of a configuration, in the order in which they are drawn."""
+    size = (n_perturbations, config.n_latent)
+    latents: list[Latent] = []
+    beta_bernoulli = config.mask == "beta_bernoulli"
+    if beta_bernoulli:
+        latents.append(
+            MaskProbability(
+                *size,
+                a=config.beta_a,
+                b=config.beta_b,
+                init=config.mask_logit_init,
+                guide=config.guide_mask_prob,
+            )
+        )
+    if config.mask in MASKED:
+        latents.append(
+            Mask(
+                *size,
+                prior_prob=None if beta_bernoulli else config.mask_prior,
+                temperature=config.temperature,
+                init=config.mask_logit_init,
+                per_cell=config.mask_per_cell,
+            )
+        )
+    elif config.mask == "fixed":
+        latents.append(FixedMask(*size))
+    if config.embedding == "random":
+        given_mask = config.guide_embedding == "given_mask"
+        network = _network(config, config.embedding_width, config.embedding_layers)
+        network |= {"batch_norm": False, "dropout": 0.0}  # only networks that read cells have these
+        latents.append(Embedding(*size, prior_scale=config.embedding_scale, network=network if given_mask else None))
+    elif config.embedding == "learned":
+        latents.append(LearnedEmbedding(*size, init_scale=config.embedding_init))
+    latents.append(
+        CellState(
+            "z_basal" if config.effect == "additive" else "z",
+            n_genes,
+            *size,
+            effect=config.effect,
+            reads=config.encoder_reads,
+            network=_network(config, config.width, config.n_layers),
+        )
+    )
+    return latents
+
+
+def _draw(latent: Latent, distribution: Distribution, noise: Noise, particles: int) -> Tensor:
+    """K draws from a distribution, which may or may not have a particle axis of size K already."""
+    if distribution.noise_kind is None:
+        return distribution.mean  # a point mass
+    shape = (*_shape(latent, distribution, particles), *distribution.noise_shape)
+    return distribution.draw(noise(latent.name, distribution.noise_kind, shape))
+
+
+def _shape(latent: Latent, distribution: Distribution, particles: int) -> tuple[int, ...]:
+    """The shape of K values of a latent."""
+    dims = 3 if latent.per_cell else 2
+    return (particles, *distribution.mean.shape[-dims:])
+
+
+def _typical(distribution: Distribution) -> Tensor:
+    """The mean of a distribution; for a mask the more likely value."""
+    return torch.round(distribution.mean) if isinstance(distribution, Bernoulli) else distribution.mean

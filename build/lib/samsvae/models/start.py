@@ -1,0 +1,99 @@
+"""Where a training starts: the decoder's output bias and the spread of the likelihood (docs/model.md, eq. 2).
+
+``published`` keeps the random bias of the layer and a concentration of 1. ``data`` sets both from the training cells,
+so that a training does not have to learn the mean of every gene first. ``random`` draws log theta from N(0, 1), and
+equals ``published`` for likelihoods without theta.
+Letters: n cells, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from samsvae.config.vocabulary import FLOOR
+from samsvae.models.batch import Batch, CellTable
+from samsvae.models.model import Model
+from samsvae.models.networks import Likelihood
+
+#: Range of the concentrations that `start_from_data` sets.
+CONCENTRATIONS = (1e-2, 1e3)
+
+#: Least mean and variance of a gene whose logarithm is taken.
+LEAST = 1e-4
+
+#: Number of counts that are read at once.
+CHUNK = 2**22
+
+
+def initialise(model: Model, cells: CellTable, *, seed: int = 0) -> None:
+    """Prepare a new model for its training cells: the moments of its input (eq. 10) and its setting ``start``.
+
+    ``seed`` is used by ``start: random`` alone.
+    """
+    model.fit_inputs(cells)
+    if model.config.start == "data":
+        start_from_data(model.likelihood, cells)
+    elif model.config.start == "random" and model.config.likelihood == "nb":
+        r = model.likelihood.log_concentration
+        with torch.no_grad():
+            r.copy_(torch.randn(r.shape, generator=torch.Generator().manual_seed(seed), dtype=r.dtype))
+
+
+@torch.no_grad()
+def start_from_data(likelihood: Likelihood, cells: CellTable) -> None:
+    """Set the output bias and the concentration or variance of every gene (G,) from the training cells.
+
+    With X_g the sum of a gene's counts and L the sum of the library sizes, the proportion of the gene is
+    p_g = (X_g + 1/2) / (L + G/2), and mu = l p_g. ``nb``: the bias is log p_g minus its mean over genes, and theta_g is
+    E[mu^2] / (E[(x - mu)^2] - E[mu]), or 1000 if the denominator is not positive. ``poisson``: softplus of the bias is
+    the mean. ``normal`` and ``normal_fixed``: the bias is the mean, and the variance that of the cells.
+    """
+    sizes = torch.zeros(2, dtype=torch.float64, device=likelihood.mean.bias.device)  # sums of l and l^2
+    sums = sizes.new_zeros(3, len(likelihood.mean.bias))  # sums of x, x^2 and l x
+    for batch in _batches(cells, sums.shape[1]):
+        x, library = batch.x.double(), batch.library.double()
+        sizes += torch.stack([library.sum(), library.square().sum()])
+        sums += torch.stack([x.sum(0), x.square().sum(0), library @ x])
+    n, (total, squares, products), (size, size_squares) = len(cells), sums, sizes
+    mean = (total / n).clamp(min=LEAST)
+    if likelihood.kind == "nb":
+        p = (total + 0.5) / (size + 0.5 * len(total))
+        likelihood.mean.bias.copy_(torch.log(p) - torch.log(p).mean())
+        expected = p.square() * size_squares / n
+        excess = squares / n - 2.0 * p * products / n + expected - p * size / n
+        theta = torch.where(excess > 0, expected / excess, CONCENTRATIONS[1]).clamp(*CONCENTRATIONS)
+        likelihood.log_concentration.copy_(torch.log(theta))
+    elif likelihood.kind == "poisson":
+        likelihood.mean.bias.copy_(mean + torch.log(-torch.expm1(-mean)))  # the inverse of softplus
+    else:
+        likelihood.mean.bias.copy_(total / n)
+        log_var = likelihood.log_var.bias if isinstance(likelihood.log_var, nn.Linear) else likelihood.log_var
+        log_var.copy_(torch.log((squares / n - (total / n).square()).clamp(min=LEAST)))
+
+
+@torch.no_grad()
+def intercept_only(kind: str, train_cells: CellTable, cells: CellTable, *, floor: float = FLOOR) -> float:
+    """Mean log-likelihood per cell, in nats, if every cell has the mean profile of the training cells.
+
+    ``kind``: the likelihood, whose parameters `start_from_data` sets on ``train_cells``; ``cells`` are scored.
+    ``floor``: of the mean of ``nb``.
+    It is cheap enough for every training and needs torch alone; `samsvae.evaluation` fits the same model by scipy.
+    """
+    first = train_cells.batch(slice(0, 1))
+    head = Likelihood(kind, 1, first.x.shape[1], floor=floor).to(first.x.device)
+    for parameter in head.parameters():
+        parameter.zero_()
+    start_from_data(head, train_cells)
+    total = 0.0
+    for batch in _batches(cells, first.x.shape[1]):
+        h = batch.x.new_zeros(1, len(batch.x), 1)
+        total += head(h, batch.library).log_likelihood(batch.x).double().sum().item()
+    return total / len(cells)
+
+
+def _batches(cells: CellTable, n_genes: int) -> Iterator[Batch]:
+    rows = max(1, CHUNK // n_genes)
+    return (cells.batch(slice(start, start + rows)) for start in range(0, len(cells), rows))

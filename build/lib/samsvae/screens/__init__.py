@@ -1,0 +1,1 @@
+"""Where the cells come from: downloads, filters, simulations, splits and data cards."""

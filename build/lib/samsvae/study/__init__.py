@@ -1,0 +1,1 @@
+"""Running a study: the plan, its jobs, their records and the report."""

@@ -1,0 +1,1 @@
+"""The training loop and its parts. Imports only torch and numpy."""
