@@ -29,7 +29,8 @@ from samsvae.evaluation.transfer import bounds, by_perturbation
 from samsvae.evaluation.transfer_tables import over_perturbations
 from samsvae.models.batch import plate_weights
 from samsvae.models.distributions import Bernoulli
-from samsvae.models.model import Model, add_up, dropout_from
+from samsvae.models.model import Model, add_up
+from samsvae.models.networks import dropout_from
 from samsvae.models.noise import given
 from samsvae.training.objective import objective
 from samsvae.training.optimiser import Adam

@@ -20,7 +20,10 @@ def write_files(folder: Path, screen: Screen, split: np.ndarray | None = None) -
     """Write the arrays and split table of a screen; by default three of five cells are train, one val and one test."""
     if split is None:
         split = np.resize(["train", "train", "val", "train", "test"], len(screen.cells))
-    np.savez(folder / "arrays.npz", **{name: getattr(screen, name) for name in Screen.__dataclass_fields__})
+    np.savez(
+        folder / "arrays.npz",
+        **{name: getattr(screen, name) for name in Screen.__dataclass_fields__ if name != "covariates"},
+    )
     lines = ["cell\tcondition\tsplit"]
     names = screen.conditions[screen.condition]
     lines += ["\t".join(row) for row in zip(screen.cells, names, split, strict=True)]
