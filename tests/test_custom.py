@@ -573,7 +573,7 @@ def test_each_bad_input_gets_one_sentence(tmp_path, how, options, sentence):
         ({"genes": "some"}, "genes: 'some' is not allowed: no such file"),
         ({"genes": True}, "genes: True is not allowed"),
         ({"genes": 0}, "genes: 0 is not allowed"),
-        ({"control": []}, "control"),
+        ({"control": [""]}, "control"),
         ({"min_cells": "many"}, "min_cells: 'many' is not allowed. Allowed: a whole number"),
         ({"genes": 1.5}, "genes: 1.5 is not allowed"),
         ({"genes": 3, "genes_split": {"kindd": "random"}}, "genes_split: unknown key 'kindd'. Did you mean 'kind'"),

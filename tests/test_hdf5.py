@@ -88,8 +88,9 @@ def read_replogle(path):
 def read_tenx(path):
     from samsvae.screens.sources import open_source
 
-    with open_source(path, "X", 1 << 20) as (counts, obs, var):
-        return counts.read(np.arange(24), np.arange(8)).toarray().tolist(), obs.to_csv(), var.to_csv()
+    with open_source(path, "X", 1 << 20) as source:
+        counts = source.counts.read(np.arange(24), np.arange(8))
+        return counts.toarray().tolist(), source.obs.to_csv(), source.var.to_csv()
 
 
 def read_arrays(path):

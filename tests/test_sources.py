@@ -224,7 +224,8 @@ def test_a_zarr_store_is_read_in_blocks(tmp_path, kind):
     adata.X = kind(adata.X.toarray())
     adata.raw = adata
     adata.write_zarr(tmp_path / "in.zarr")
-    with open_source(tmp_path / "in.zarr", "raw", 500) as (counts, obs, _):
+    with open_source(tmp_path / "in.zarr", "raw", 500) as source:
+        counts, obs = source.counts, source.obs
         blocks = list(counts.tiles(np.arange(1, 20), np.arange(6)))
         assert len(blocks) > (kind is not np.asarray) and counts.by_columns == (kind is sp.csc_matrix)
         np.testing.assert_array_equal(counts.read(np.arange(1, 20), np.arange(6)).toarray(), small().X.toarray()[1:])

@@ -33,7 +33,7 @@ from samsvae.models.model import Model
 from samsvae.models.start import initialise
 from samsvae.ops.device import usable
 from samsvae.reader import READS
-from samsvae.screens.custom import check_adata, screen_of
+from samsvae.screens.custom import check_adata, option_of, screen_of
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import check_parts, column_split
 from samsvae.training import checkpoint
@@ -53,7 +53,7 @@ def fit(
     model: str = "sams_vae_corr",
     *,
     perturbation: str,
-    control: str | Sequence[str],
+    control: str | Sequence[str] | None,
     layer: str | None = None,
     separator: str = "",
     encoding: str = "sum",
@@ -72,9 +72,12 @@ def fit(
     model
         Name of the row.
     perturbation
-        The obs column with the perturbation of each cell.
+        The obs column with the perturbation of each cell; or 'obsm:KEY', a matrix (cells x guides; 0 and 1, or counts
+        with the setting ``threshold``) with the names of guides as its columns or in uns['KEY_names'].
     control
-        Label(s) of unperturbed cells in this column.
+        Label(s) of unperturbed cells in this column, or names of control guides in this matrix. None if there are none:
+        effects are then relative to a cell without perturbations, as the model knows it from cells that differ in how
+        many they received.
     layer
         Layer of the counts (default: X).
     separator
@@ -124,7 +127,7 @@ def fit(
     with show_progress(progress) as report_every:
         parts = None if options.get("genes_split") else column_split(adata.obs, split, seed)
         screen = screen_of(
-            adata, perturbation_column=perturbation, control=control, separator=separator,
+            adata, **option_of(perturbation), control=control, separator=separator,
             counts="X" if layer is None else f"layer:{layer}", genes_on=None if parts is None else parts == "train",
             covariates=covariates, **options,
         )  # fmt: skip
@@ -167,7 +170,12 @@ def _sort_settings(chosen: Row, settings: dict[str, Any]) -> tuple[dict[str, Any
     training |= checked_fields(TrainingConfig, own[1], "settings")
     first_fit.build_configs(model, training)
     options = {key: value for key, value in settings.items() if not any(key in home for home in homes)}
-    known = {item.name for item in fields(CustomOptions)} - {"perturbation_column", "counts", "cell_table"}
+    known = {item.name for item in fields(CustomOptions)} - {
+        "perturbation_column",
+        "perturbations",
+        "counts",
+        "cell_table",
+    }
     if unknown := sorted(set(options) - known):
         raise ConfigError(f"{unknown[0]!r} is not a setting.{nearest(unknown[0], sorted(set.union(known, *homes)))}")
     return model, training, options
@@ -188,7 +196,7 @@ def load(path: str | Path, device: str = "cpu") -> Fitted:
 
 
 def _warn_without_controls(screen: ad.AnnData, parts: np.ndarray) -> None:
-    """Warn if no training cell is a control."""
+    """Warn if no training cell is the control that the screen has."""
     control = screen.uns["control"]
-    if not (screen.obs["condition"].to_numpy(str)[parts == "train"] == control).any():
+    if control and not (screen.obs["condition"].to_numpy(str)[parts == "train"] == control).any():
         log.warning("no training cell is a control (%r), so the model cannot learn effects against it", control)

@@ -118,7 +118,7 @@ class Fitted:
         covariates: Mapping[str, Label] | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Effects against control with intervals: a table of condition, gene, effect, low, high.
+        """Effects against control, or against the zero dosage without one: condition, gene, effect, low, high.
 
         ``conditions`` is a list: ['A', 'B'] means A and B separately; ['A+B'] or [['A', 'B']] means both in one cell.
         (``sample`` takes one condition, so there ['A', 'B'] means both in one cell.) Default: every perturbation. The

@@ -14,16 +14,16 @@ import pandas as pd
 
 from samsvae.data.cells import Cells
 from samsvae.errors import ConfigError, nearest
-from samsvae.screens.custom import screen_of
+from samsvae.screens.custom import option_of, screen_of
 from samsvae.screens.pack import arrays_of
 from samsvae.training.checkpoint import Checkpoint
 from samsvae.training.new_cells import cells_for
 
 #: Options of a screen that new cells may need.
-CLEANING = ("library_size", "unlabelled", "zero_cells", "min_cells", "rare")
+CLEANING = ("library_size", "unlabelled", "zero_cells", "min_cells", "rare", "perturbation_names", "threshold")
 
 #: Those that `fit` notes in the model, so that new cells are read as its training cells were.
-READS = ("library_size", "unlabelled", "zero_cells")
+READS = ("library_size", "unlabelled", "zero_cells", "perturbation_names", "threshold")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Reader:
         layer = where.get("layer", "X")
         noted = {key: text for key, text in where.items() if key in READS}
         return screen_of(
-            adata, perturbation_column=where["perturbation"], control=known.get("controls") or ["control"],
+            adata, **option_of(where["perturbation"]), control=known.get("controls") or ["control"],
             separator=known.get("separator", ""), counts="X" if layer == "X" else f"layer:{layer}",
             genes=list(self.checkpoint.genes), covariates=list(self.checkpoint.covariates), complete=False,
             **{**noted, **options},

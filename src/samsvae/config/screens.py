@@ -134,13 +134,21 @@ class NormanOptions:
 
 @dataclass(frozen=True)
 class CustomOptions:
-    """Filter of your own screen (docs/own-data.md)."""
+    """Filter of your own screen (docs/own-data.md).
+
+    Perturbations are in ``perturbation_column``, or in the matrix (cells x guides) that ``perturbations`` names; values
+    of ``threshold`` or more mean "received". ``control``: () if the zero dosage is the reference of effects.
+    """
 
     perturbation_column: str = "perturbation"
-    control: tuple[str, ...] = ("control",)
+    perturbations: str | None = None
+    perturbation_names: str | None = None
+    threshold: float = 1.0
+    control: tuple[str, ...] | None = ("control",)
     separator: str = ""
     targets: str | None = None
     target_pattern: str | None = None
+    guides: Literal["target", "keep"] = "target"
     counts: str = "X"
     genes: str | int | tuple[str, ...] = "auto"
     genes_split: SplitConfig | None = None
@@ -155,9 +163,14 @@ class CustomOptions:
     covariates: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if not self.control or "" in self.control:
-            listed = quoted(list(self.control))
-            raise ConfigError(f"control: {listed} is not allowed. Allowed: one or more labels, none of them empty.")
+        self._check_perturbations()
+        # YAML reads the word none as text; a matrix has no label of that name
+        absent = self.control is None or (self.perturbations is not None and self.control == ("none",))
+        if absent:
+            object.__setattr__(self, "control", ())
+        if "" in self.controls:
+            listed = quoted(list(self.controls))
+            raise ConfigError(f"control: {listed} is not allowed. Allowed: labels that are not empty, or null.")
         for name in ("annotation", "cell_table", "targets", *(["genes"] if isinstance(self.genes, str) else [])):
             check_path(name, getattr(self, name))
         self._check_targets()
@@ -189,11 +202,31 @@ class CustomOptions:
             )
 
     @property
+    def controls(self) -> tuple[str, ...]:
+        """The labels of the control; () without one."""
+        return self.control or ()
+
+    def _check_perturbations(self) -> None:
+        for name, kind in (("perturbations", "obsm:"), ("perturbation_names", "uns:")):
+            value = getattr(self, name)
+            if value is not None and not (value.startswith(kind) and value != kind):
+                raise ConfigError(f"{name}: {quoted(value)} is not allowed. Allowed: {kind}KEY.")
+        if self.perturbations is not None and self.perturbation_column != CustomOptions.perturbation_column:
+            raise ConfigError("perturbations and perturbation_column: give only one of them.")
+        if self.perturbation_names is not None and self.perturbations is None:
+            raise ConfigError("perturbation_names: allowed only with perturbations: obsm:KEY.")
+        if not self.threshold > 0:
+            raise ConfigError(f"threshold: {self.threshold} is not allowed; it must be above 0.")
+        if self.guides == "keep" and self.targets is None and self.target_pattern is None:
+            raise ConfigError("guides: 'keep' is allowed only with targets or target_pattern.")
+
+    @property
     def tables(self) -> list[str]:
         """The files that the filter reads in addition to the counts."""
+        targets = None if (self.targets or "").startswith("uns:") else self.targets
         listed = self.genes if isinstance(self.genes, str) and self.genes not in ("auto", "all") else None
         written = self.genes_split.path if self.genes_split else None
-        return [path for path in (self.annotation, self.cell_table, self.targets, listed, written) if path]
+        return [path for path in (self.annotation, self.cell_table, targets, listed, written) if path]
 
 
 @dataclass(frozen=True)

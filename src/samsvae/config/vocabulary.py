@@ -12,6 +12,9 @@ NEW_ADAPT, NEW_TEST = "new_adapt", "new_test"
 
 ENCODINGS = ("sum", "unique")
 
+#: Without a control, the label of cells that received no perturbation; their dosage, zero, is the reference of effects.
+UNPERTURBED = "(none)"
+
 #: Values of a model's setting ``mask`` under which masks are inferred: these models have masks to show.
 MASKED = ("bernoulli", "beta_bernoulli")
 

@@ -72,6 +72,14 @@ class Screen:
         untreated = np.flatnonzero((self.members < 0).all(1))
         return int(untreated[0]) if len(untreated) else None
 
+    @property
+    def by_dosage(self) -> bool:
+        """Whether effects are relative to the zero dosage: no control, and conditions differ in their perturbations.
+
+        Such a screen has effects of single perturbations, not of the combinations that its cells received.
+        """
+        return not self.controls and len(np.unique((self.members >= 0).sum(1))) > 1
+
 
 #: The names of the arrays that a file must have.
 FIELDS = tuple(item.name for item in fields(Screen) if item.default is MISSING)

@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 
+from samsvae.config.vocabulary import UNPERTURBED
 from samsvae.errors import DataError, nearest, quoted, some
 from samsvae.models.levels import Levels
 from samsvae.training.checkpoint import Checkpoint
@@ -53,8 +54,9 @@ class Names:
 
     @property
     def control(self) -> str:
-        """The label of the control."""
-        return self.checkpoint.facts.get("control") or "control"
+        """The label of the control, or of cells without a perturbation."""
+        without = UNPERTURBED if self.checkpoint.facts.get("controls") == [] else "control"  # older files lack it
+        return self.checkpoint.facts.get("control") or without
 
     @property
     def unique(self) -> bool:

@@ -19,17 +19,23 @@ import pandas as pd
 from samsvae.config.first_fit import GENES
 from samsvae.config.screens import CustomOptions
 from samsvae.config.validate import build
+from samsvae.config.vocabulary import UNPERTURBED
 from samsvae.errors import ConfigError, DataError, quoted, some
 from samsvae.screens.counts import BLOCK_BYTES, Counts
 from samsvae.screens.covariates import checked_covariates
 from samsvae.screens.genes import gene_positions, most_variable, read_names
 from samsvae.screens.labels import conditions_of, obs_column
-from samsvae.screens.screen import assemble, check_screen, provenance, source_columns, write_screen
-from samsvae.screens.sources import open_source, parts_of
+from samsvae.screens.perturbation_matrix import labels_of_matrix
+from samsvae.screens.screen import assemble, check_screen, members, provenance, source_columns, write_screen
+from samsvae.screens.sources import Source, open_source, parts_of
 from samsvae.screens.splits import make_split
+from samsvae.screens.targets import read_table, targets_of
 from samsvae.screens.user_tables import join_cell_table, read_annotation
 
 log = logging.getLogger(__name__)
+
+#: Options that concern only a matrix of perturbations, and are not recorded without one.
+MATRIX = ("perturbations", "perturbation_names", "threshold")
 
 
 def filter_screen(
@@ -41,9 +47,9 @@ def filter_screen(
     the file, the column and the offending values; ConfigError names an option that is not allowed.
     """
     chosen = check_options(options)
-    with open_source(source, chosen.counts, block_bytes) as (data, obs, var):
-        screen, rows, cols = select(data, obs, var, source, chosen, checksum=checksum)
-        write_screen(screen, target, blocks=data.blocks(rows, cols))
+    with open_source(source, chosen.counts, block_bytes) as data:
+        screen, rows, cols = select(data, source, chosen, checksum=checksum)
+        write_screen(screen, target, blocks=data.counts.blocks(rows, cols))
     return screen
 
 
@@ -57,9 +63,9 @@ def screen_of(adata: ad.AnnData, *, genes_on: np.ndarray | None = None, complete
     check_adata(adata)
     source, chosen = "the AnnData", check_options(options)
     adata = adata.to_memory() if adata.isbacked else adata
-    data, obs, var = parts_of(adata, chosen.counts, source)
-    screen, rows, cols = select(data, obs, var, source, chosen, genes_on=genes_on, complete=complete)
-    screen.X = data.read(rows, cols)
+    data = parts_of(adata, chosen.counts, source)
+    screen, rows, cols = select(data, source, chosen, genes_on=genes_on, complete=complete)
+    screen.X = data.counts.read(rows, cols)
     check_screen(screen, source, complete=complete)
     return screen
 
@@ -77,10 +83,15 @@ def check_options(options: Mapping) -> CustomOptions:
     ConfigError for an option or value that is not allowed.
     """
     plain = {key: _plain(value) for key, value in options.items()}
-    control = plain.get("control", [])
+    control = plain.get("control", [])  # None stays None
     if isinstance(control, int | float | list):  # a label may be a number
         plain["control"] = [str(label) for label in (control if isinstance(control, list) else [control])]
     return build(CustomOptions, plain, "options")
+
+
+def option_of(perturbation: str) -> dict[str, Any]:
+    """The option that an argument ``perturbation`` stands for: a matrix if it is obsm:KEY, else an obs column."""
+    return {"perturbations" if perturbation.startswith("obsm:") else "perturbation_column": perturbation}
 
 
 def _plain(value: Any) -> Any:
@@ -93,9 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def select(
-    data: Counts,
-    obs: pd.DataFrame,
-    var: pd.DataFrame,
+    parts: Source,
     source: str | Path,
     options: CustomOptions,
     *,
@@ -103,19 +112,22 @@ def select(
     genes_on: np.ndarray | None = None,
     complete: bool = True,
 ) -> tuple[ad.AnnData, np.ndarray, np.ndarray]:
-    """The screen without its counts, and the sorted positions of the rows and columns of `data` that it keeps.
+    """The screen without its counts, and the sorted positions of the rows and columns of the source that it keeps.
 
     If there are several control labels, the first one names the control in the screen. In a combination, parts equal
     to a control label are dropped and the rest are sorted, so 'B+ctrl+A' becomes 'A+B'. A library size other than
     'kept' is scaled by one factor so that it sums to the kept counts, because the model's expected counts of a cell
     sum to its library size. With genes_split the split is written to obs['split']. A screen without control cells has
-    the control ''. `genes_on` and `complete` as in `screen_of`, ConfigError and DataError as in `filter_screen`.
+    the control '', and, if the options name none, the reference UNPERTURBED. The rest as in `screen_of`.
     """
-    genes = _check_selection(options)
-    obs = join_cell_table(obs, options, source)
+    data, var, obs = parts.counts, parts.var, join_cell_table(parts.obs, options, source)
     _check_unique(obs.index, var.index, source)
+    genes = _check_selection(options)
+    parameters = _recorded(options, genes)
     kept_obs = _select_obs_columns(obs, options, source)
-    rows, condition = conditions_of(obs, options, source, complete=complete)
+    table = read_table(parts, options, source)
+    label, where, options = _labels(parts, obs, options, table, source)
+    rows, condition = conditions_of(label, options, where, complete=complete, table=table)
     unlabelled = len(obs) - len(rows)
     # Only labelled cells need a measured size. Sums over all genes wait: they cost one more pass over the file.
     measured = options.library_size not in ("kept", "all")
@@ -131,15 +143,14 @@ def select(
         total = kept if len(cols) == len(var) else data.totals(rows, np.arange(len(var)))
     zero = kept == 0
     _check_zero_cells(zero, obs.index[rows], len(cols), options, data.what)
-    rare, n_rare = _rare_cells(condition, zero, options, source, complete=complete)
+    rare, n_rare = _rare_cells(condition, zero, options, where, complete=complete)
     keep = ~(rare | zero)
-    rows, condition, kept = rows[keep], condition[keep], kept[keep]
-    library = kept if total is None else total[keep] * (kept.sum() / total[keep].sum())
+    rows, condition, library = rows[keep], condition[keep], _library(kept[keep], None if total is None else total[keep])
     facts = provenance(
         source,
         checksum=checksum,
         filter="custom",
-        parameters=_recorded(options, genes),
+        parameters=parameters,
         source_shape=(len(obs), len(var)),
         kept_shape=(len(rows), len(cols)),
         genes_chosen_on_cells=n_chosen_on,
@@ -149,9 +160,25 @@ def select(
         dropped_zero_cells=int(zero.sum()),
     )
     tables = kept_obs.iloc[rows], var.iloc[cols]
-    screen = _assemble(condition, library, *tables, facts, options, source, complete=complete)
+    screen = _assemble(condition, library, *tables, facts, options, source, table, complete=complete)
     log.info("%s: kept %d of %d cells and %d of %d genes", source, len(rows), len(obs), len(cols), len(var))
     return screen, rows, cols
+
+
+def _library(kept: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+    """The library sizes (n): the counts kept, or measured totals scaled so that they sum to these."""
+    return kept if total is None else total * (kept.sum() / total.sum())
+
+
+def _labels(
+    parts: Source, obs: pd.DataFrame, options: CustomOptions, table: Mapping[str, str], source: str | Path
+) -> tuple[pd.Series, str, CustomOptions]:
+    """The label of each cell (n), where labels come from in words, and the options under which they are read."""
+    if options.perturbations is None:
+        where = f"{source}: obs column {options.perturbation_column!r}"
+        return obs_column(obs, options.perturbation_column, source), where, options
+    label, options = labels_of_matrix(parts, options, table, source)
+    return label, f"{source}: {options.perturbations}", options
 
 
 def _check_selection(options: CustomOptions) -> str | int | list[str]:
@@ -168,7 +195,7 @@ def _check_selection(options: CustomOptions) -> str | int | list[str]:
 def _split_for_genes(labelled: pd.DataFrame, options: CustomOptions) -> pd.DataFrame:
     """The split on whose training cells genes are selected, of the cells with a label."""
     assert options.genes_split is not None  # the caller has checked
-    labelled.attrs["controls"] = list(options.control)
+    labelled.attrs["controls"] = list(options.controls)
     return make_split(labelled, separator=options.separator, **options.genes_split.of_cells())
 
 
@@ -200,7 +227,8 @@ def _check_zero_cells(zero: np.ndarray, cells: pd.Index, n_genes: int, options: 
 def _recorded(options: CustomOptions, genes: str | int | list[str]) -> dict[str, Any]:
     """The options to record in the provenance, without those whose content is in the screen itself."""
     parameters = asdict(options) | {"genes": genes}
-    for name in ("annotation", "cell_table", "targets", "keep_obs", "covariates"):
+    unused = [*([] if options.perturbations else MATRIX), *([] if options.guides == "keep" else ["guides"])]
+    for name in ("annotation", "cell_table", "targets", "keep_obs", "covariates", *unused):
         del parameters[name]
     return parameters
 
@@ -213,16 +241,17 @@ def _assemble(
     facts: Mapping[str, object],
     options: CustomOptions,
     source: str | Path,
+    table: Mapping[str, str],
     *,
     complete: bool,
 ) -> ad.AnnData:
     """The screen without its counts, from the tables of the kept cells and genes."""
-    is_control = condition == options.control[0]
+    is_control = condition == (options.controls[0] if options.controls else UNPERTURBED)
     covariates = checked_covariates(obs, options.covariates, is_control, source, complete=complete)
-    controls = list(options.control) if options.control[0] in condition else []
-    more = ({"controls": controls} if len(controls) > 1 else {}) | (
-        {"covariates": list(options.covariates)} if options.covariates else {}
-    )
+    controls = list(options.controls) if set(options.controls[:1]) <= set(condition) else []
+    more: dict[str, Any] = {"controls": controls} if len(controls) > 1 else {}
+    more |= {} if options.controls else {"reference": UNPERTURBED}
+    more |= {"covariates": list(options.covariates)} if options.covariates else {}
     screen = assemble(
         None,
         obs.assign(**covariates),
@@ -233,6 +262,7 @@ def _assemble(
         provenance=facts,
         library_size=library,
         pathway_of=read_annotation(options.annotation) if options.annotation is not None else None,
+        gene_of=_genes_of(condition, options, source, table),
         uns=more,
     )
     if options.annotation is not None and not (screen.uns["perturbations"]["pathway"] != "").any():
@@ -240,16 +270,27 @@ def _assemble(
     return screen
 
 
+def _genes_of(
+    condition: np.ndarray, options: CustomOptions, source: str | Path, table: Mapping[str, str]
+) -> Mapping[str, str]:
+    """guide -> target, if the options keep guides; {} if they merge them, or if there are no targets."""
+    if options.guides == "target":
+        return {}
+    control = options.controls[0] if options.controls else ""
+    names = {name for label in set(condition) for name in members(label, options.separator, control)}
+    return targets_of(sorted(names), options, str(source), table)
+
+
 def _rare_cells(
-    condition: np.ndarray, zero: np.ndarray, options: CustomOptions, source: str | Path, *, complete: bool
+    condition: np.ndarray, zero: np.ndarray, options: CustomOptions, where: str, *, complete: bool
 ) -> tuple[np.ndarray, int]:
     """The nonempty cells (n) of conditions with fewer than min_cells of them, to drop, and the number of conditions.
 
     DataError if the options do not allow dropping them, if the control is one of them, or if nothing else is left.
     """
-    where = f"{source}: obs column {options.perturbation_column!r}"
     sizes = pd.Series(pd.Categorical(condition)[~zero]).value_counts().sort_index()
-    control, few = options.control[0], sizes[sizes < options.min_cells]
+    control = options.controls[0] if options.controls else UNPERTURBED
+    few = sizes[sizes < options.min_cells]
     if len(few) and options.rare == "error":
         listed = some(f"{name} ({n})" for name, n in few.items())
         raise DataError(

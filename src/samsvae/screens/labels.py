@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from samsvae.config.screens import CustomOptions
+from samsvae.config.vocabulary import UNPERTURBED
 from samsvae.errors import DataError, nearest, some
 from samsvae.screens.screen import members, text_of
-from samsvae.screens.user_tables import read_targets
+from samsvae.screens.targets import targets_of
 
 log = logging.getLogger(__name__)
 
@@ -23,22 +23,27 @@ NO_LABEL = {"nan", "none", "na", "n/a", "<na>", "null"}
 
 
 def conditions_of(
-    obs: pd.DataFrame, options: CustomOptions, source: str | Path, *, complete: bool = True
+    label: pd.Series,
+    options: CustomOptions,
+    where: str,
+    *,
+    complete: bool = True,
+    table: Mapping[str, str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the cells that have a label, and the condition of each.
+    """Positions of the cells that have a label (n), and the condition of each.
 
-    DataError if the column is missing, if cells have no label and the options do not allow dropping them, if a
-    combination has an empty part, if a guide has no target, or if a ``complete`` screen has no control cell. Doubtful
-    labels are logged as warnings.
+    ``where``: the source and column of the labels, for messages. ``table``: guide -> target, for the option targets.
+
+    DataError if cells have no label and the options do not allow dropping them, if a combination has an empty part, if
+    a guide has no target, if a ``complete`` screen has no control cell, or, without a control, if all cells received
+    the same number of perturbations. Doubtful labels are logged as warnings.
     """
-    column, controls, separator = options.perturbation_column, options.control, options.separator
-    label = obs_column(obs, column, source)
-    where = f"{source}: obs column {column!r}"
+    controls, separator = options.controls, options.separator
     label, missing = text_of(label).str.strip(), label.isna().to_numpy()
     missing |= (label == "").to_numpy()
     if missing.any() and options.unlabelled == "error":
         raise DataError(
-            f"{where} has no label in {int(missing.sum())} cells: {some(obs.index[missing])}. "
+            f"{where} has no label in {int(missing.sum())} cells: {some(label.index[missing])}. "
             "Label them, or set unlabelled: drop."
         )
     rows = np.flatnonzero(~missing)
@@ -46,15 +51,15 @@ def conditions_of(
     split = {name: _parts(name, separator) for name in label.unique()}
     if odd := sorted(name for name, parts in split.items() if name not in controls and "" in parts):
         raise DataError(f"{where} has combinations with an empty part (separator {separator!r}): {some(odd)}.")
-    target_of = _targets(sorted({part for name in set(split) - set(controls) for part in split[name]}), options, where)
-    split = {
-        name: [new for part in parts for new in _parts(target_of.get(part, part), separator)]
-        for name, parts in split.items()
-    }
+    if options.perturbations is None and options.guides == "target":
+        split = _merged(split, options, where, table)
     names = {name: _canonical(name, parts, separator, controls) for name, parts in split.items()}
     condition = label.map(names).to_numpy(object)
-    if complete and controls[0] not in condition:
-        raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], sorted(names))}")
+    control = controls[0] if controls else UNPERTURBED
+    if complete:
+        _check_reference(set(names.values()), options, sorted(names), where)
+    if options.perturbations is not None:
+        return rows, condition
     found = set(names).union(*split.values())
     if complete and (unused := [name for name in controls if name not in found]):
         log.warning("%s: no cell has the control label %s", where, some(unused))
@@ -64,7 +69,7 @@ def conditions_of(
         log.warning("%s: no label contains the separator %r, so there are no combinations", where, separator)
     if not separator:
         _warn_of_combinations(set(names), where)
-    parts_of = [members(name, separator, controls[0]) for name in set(names.values())]
+    parts_of = [members(name, separator, control) for name in set(names.values())]
     alone = {parts[0] for parts in parts_of if len(parts) == 1}
     never = sorted({part for parts in parts_of if len(parts) > 1 for part in parts} - alone)
     if complete and never:
@@ -76,34 +81,21 @@ def conditions_of(
     return rows, condition
 
 
+def _merged(
+    split: Mapping[str, list[str]], options: CustomOptions, where: str, table: Mapping[str, str] | None
+) -> dict[str, list[str]]:
+    """The parts of each label, with targets in place of guides."""
+    guides = {part for name in set(split) - set(options.controls) for part in split[name]}
+    target_of = targets_of(sorted(guides), options, where, table)
+    return {
+        name: [new for part in parts for new in _parts(target_of.get(part, part), options.separator)]
+        for name, parts in split.items()
+    }
+
+
 def _parts(label: str, separator: str) -> list[str]:
     """The parts of a label, stripped."""
     return [part.strip() for part in (label.split(separator) if separator else [label])]
-
-
-def _targets(guides: Collection[str], options: CustomOptions, where: str) -> Mapping[str, str]:
-    """guide -> target, as the options say; {} if labels name targets already.
-
-    A label in ``control`` needs no target. DataError if the table lacks a guide, or if the pattern matches none.
-    """
-    guides = [guide for guide in guides if guide not in options.control]
-    if options.targets is not None:
-        target_of = read_targets(options.targets)
-        if missing := [guide for guide in guides if guide not in target_of]:
-            raise DataError(
-                f"{options.targets}: column 'guide' lacks {len(missing)} labels of {where}: {some(missing)}. Add them, "
-                "or list those of control cells in control."
-            )
-        return target_of
-    if options.target_pattern is None:
-        return {}
-    matches = {guide: re.fullmatch(options.target_pattern, guide) for guide in guides}
-    target_of = {guide: match[1] for guide, match in matches.items() if match and match[1]}
-    if not target_of:
-        raise DataError(f"{where} has no label that matches target_pattern {options.target_pattern!r}: {some(guides)}.")
-    if others := [guide for guide in guides if guide not in target_of]:
-        log.warning("%s: %s: no match of target_pattern, so these labels stay as they are", where, some(others))
-    return target_of
 
 
 def _warn_of_doubtful_names(
@@ -137,11 +129,30 @@ def _warn_of_combinations(labels: set[str], where: str) -> None:
             )
 
 
+def _check_reference(conditions: set[str], options: CustomOptions, labels: Sequence[str], where: str) -> None:
+    """DataError if no condition is the control; without one, if all received the same number of perturbations."""
+    controls = options.controls
+    if controls and controls[0] not in conditions:
+        if options.perturbations is not None:
+            raise DataError(
+                f"{where}: every cell received a perturbation, so there is no control cell ({some(controls)}). Name "
+                "the guides that are controls, or set control: none; effects are then relative to the zero dosage."
+            )
+        raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], labels)}")
+    numbers = {len(members(name, options.separator, controls[0] if controls else "")) for name in conditions}
+    if not controls and len(numbers) < 2:
+        raise DataError(
+            f"{where}: every cell received {numbers.pop()} perturbation(s), so the data do not say what a cell without "
+            "any is like. Name a control, or use cells that differ in how many perturbations they received."
+        )
+
+
 def _canonical(label: str, parts: Sequence[str], separator: str, controls: Sequence[str]) -> str:
     """The one name of a condition: control labels dropped, single perturbations sorted and listed once."""
-    if label in controls:
-        return controls[0]
-    return separator.join(sorted(set(parts) - set(controls))) or controls[0]
+    control = controls[0] if controls else UNPERTURBED
+    if label in (*controls, control):  # it may hold the separator
+        return control
+    return separator.join(sorted(set(parts) - set(controls))) or control
 
 
 def obs_column(obs: pd.DataFrame, name: str, source: str | Path, *also: str) -> pd.Series:

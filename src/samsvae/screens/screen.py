@@ -2,7 +2,8 @@
 
 X: CSR int32 counts, or dense float32 in a real-valued simulation. obs: `condition` and `library_size`. uns: `control`,
 `separator`, `perturbations` (gene, pathway, n_cells; sorted by name) and `provenance`; also `controls`, with all labels
-of the control, if the source has several, and `covariates`, the columns of obs that are covariates, if any.
+of the control, if the source has several, and `covariates`, those of obs that are covariates, if any; and
+`reference`, UNPERTURBED, if effects are relative to the zero dosage.
 Letters: n cells, G genes, T single perturbations, C conditions, P largest number of perturbations in one condition.
 """
 
@@ -23,6 +24,7 @@ from anndata.io import read_elem, write_elem
 from pandas.api.types import infer_dtype, is_numeric_dtype
 
 from samsvae.config.screens import NO_CHECKSUM
+from samsvae.config.vocabulary import UNPERTURBED
 from samsvae.errors import DataError, some
 from samsvae.files import atomic, recorded_checksum
 from samsvae.screens.counts import integer_counts, read_table
@@ -32,8 +34,7 @@ CHUNK = 1 << 18  # values per chunk of an HDF5 file: 1 MiB of int32
 
 GZIP = {"compression": "gzip", "compression_opts": 1}
 
-#: anndata writes the row names under this name and refuses a column of that name.
-RESERVED = "_index"
+RESERVED = "_index"  # anndata writes the row names under this name and refuses such a column
 
 #: The entries of uns that a screen needs, with the type of each and its name in messages.
 ENTRIES: Mapping[str, tuple[type, str]] = {
@@ -48,12 +49,12 @@ COUNT_TYPES = (np.uint8, np.int16, np.int32)
 
 
 def members(condition: str, separator: str, control: str) -> tuple[str, ...]:
-    """The single perturbations of a condition, in the order of its label; () for the control.
+    """The single perturbations of a condition, in the order of its label; () for the control or without any.
 
     >>> members("AHR+KLF1", "+", "control"), members("AHR+KLF1", "", "control"), members("ctrl", "+", "ctrl")
     (('AHR', 'KLF1'), ('AHR+KLF1',), ())
     """
-    if condition == control:
+    if condition == (control or UNPERTURBED):
         return ()
     parts = condition.split(separator) if separator else [condition]
     return tuple(part for part in parts if part != control)
@@ -117,9 +118,8 @@ def source_columns(table: pd.DataFrame, reserved: Collection[str]) -> list[str]:
 def _without_ambiguous_name(table: pd.DataFrame) -> pd.DataFrame:
     """The table, without the name of its index if a column has this name too: anndata refuses to write both."""
     name = table.index.name
-    if name in table and not (table[name] == table.index).all():
-        return table.rename_axis(index=None)
-    return table
+    differs = name in table and not (table[name] == table.index).all()
+    return table.rename_axis(index=None) if differs else table
 
 
 def assemble(

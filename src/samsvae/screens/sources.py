@@ -6,8 +6,9 @@ The counts of an h5ad or a zarr store stay there. Every other source is read com
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,23 @@ MATRIX, FEATURES, GENES, BARCODES = "matrix.mtx", "features.tsv", "genes.tsv", "
 
 GENE_EXPRESSION = "Gene Expression"  # the type of feature that the screen keeps
 
-Source = tuple[Counts, pd.DataFrame, pd.DataFrame]
+
+@dataclass(frozen=True)
+class Source:
+    """A source: its counts, obs, the matching var, and ``read``, which reads the entry at obsm:KEY or uns:KEY.
+
+    DataError of ``read`` if there is no such entry.
+    """
+
+    counts: Counts
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    read: Callable[[str], Any]
 
 
 @contextmanager
 def open_source(source: str | Path, counts: str, block_bytes: int) -> Iterator[Source]:
-    """The counts that the option `counts` names, obs, and the matching var.
+    """The source, with the counts that the option `counts` names.
 
     DataError if the source is missing, damaged or has an unknown format, ConfigError if `counts` is not allowed.
     """
@@ -52,11 +64,11 @@ def open_source(source: str | Path, counts: str, block_bytes: int) -> Iterator[S
     if counts != "X":
         raise ConfigError(f"counts: {counts!r} is not allowed for a 10x source; allowed: 'X'.")
     adata = _read_10x_folder(source) if source.is_dir() else _read_10x_h5(source)
-    yield Counts(adata.X.tocsr(), adata.obs_names, adata.var_names, f"{source}: X"), adata.obs, adata.var
+    yield parts_of(adata, counts, source)
 
 
 def parts_of(adata: ad.AnnData, counts: str, source: str | Path) -> Source:
-    """The counts of an AnnData in memory that the option `counts` names, obs, and the matching var."""
+    """The parts of an AnnData in memory, with the counts that the option `counts` names."""
     places = {} if adata.X is None else {"X": adata.X}
     places |= {f"layer:{name}": x for name, x in adata.layers.items()}
     places |= {} if adata.raw is None else {"raw": adata.raw.X}
@@ -66,7 +78,19 @@ def parts_of(adata: ad.AnnData, counts: str, source: str | Path) -> Source:
         x = x.tocsr() if sp.issparse(x) else np.asarray(x)
     var = adata.raw.var if counts == "raw" else adata.var
     data = Counts(x, adata.obs_names.astype(str), var.index.astype(str), f"{source}: {counts}")
-    return data, adata.obs.copy(), var
+
+    def read(place: str) -> Any:
+        kind, _, key = place.partition(":")
+        return find_entry(adata.obsm if kind == "obsm" else adata.uns, kind, key, source)
+
+    return Source(data, adata.obs.copy(), var, read)
+
+
+def find_entry(entries: Mapping[str, Any], kind: str, key: str, source: str | Path) -> Any:
+    """The entry of obsm or uns (`kind`) that an option names; DataError if there is none."""
+    if key not in entries:
+        raise DataError(f"{source}: {kind} has no {key!r}.{nearest(key, entries)}")
+    return entries[key]
 
 
 def find_counts(places: Mapping[str, Any], counts: str, source: str | Path) -> Any:
@@ -93,7 +117,15 @@ def _parts_of_file(file: Any, source: Path, counts: str, block_bytes: int) -> So
     obs, var = (read_frame(file[table], source) for table in ("obs", "raw/var" if counts == "raw" else "var"))
     data = Counts(file[place], obs.index, var.index, f"{source}: {counts}", block_bytes)
     data.check()
-    return data, obs, var
+
+    def read(at: str) -> Any:
+        kind, _, key = at.partition(":")
+        with reading(f"{source}: {kind}"):
+            item = find_entry(file.get(kind, {}), kind, key, source)
+        with reading(f"{source}: {kind} {key!r}", item):
+            return item if kind == "obsm" and not is_group(item) else read_elem(item)  # a dense matrix stays there
+
+    return Source(data, obs, var, read)
 
 
 def _is_matrix(file: Any, place: str) -> bool:

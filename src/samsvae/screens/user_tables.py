@@ -127,24 +127,23 @@ def join_cell_table(obs: pd.DataFrame, options: CustomOptions, source: str | Pat
 
 def read_annotation(path: str | Path) -> Mapping[str, str]:
     """perturbation -> pathway, from a table with these two columns."""
-    return _read_pairs(path, "perturbation", "pathway")
+    return pairs_in(read_user_table(path), path, "perturbation", "pathway")
 
 
 def read_targets(path: str | Path) -> Mapping[str, str]:
     """guide -> target, from a table with these two columns."""
-    return _read_pairs(path, "guide", "target")
+    return pairs_in(read_user_table(path), path, "guide", "target")
 
 
-def _read_pairs(path: str | Path, key: str, value: str) -> Mapping[str, str]:
+def pairs_in(table: pd.DataFrame, where: str | Path, key: str, value: str) -> Mapping[str, str]:
     """key -> value of the rows that have both; DataError if a column is missing or a key has several rows."""
-    table = read_user_table(path)
     for column in (key, value):
         if column not in table:
-            raise DataError(f"{path}: no column {column!r}.{nearest(column, table.columns)}")
+            raise DataError(f"{where}: no column {column!r}.{nearest(column, table.columns)}")
     table = table[(table[key] != "") & (table[value] != "")]
     twice = table[key][table[key].duplicated()].unique()
     if len(twice):
-        raise DataError(f"{path}: column {key!r} has names more than once: {some(twice)}.")
+        raise DataError(f"{where}: column {key!r} has names more than once: {some(twice)}.")
     return dict(zip(table[key], table[value], strict=True))
 
 

@@ -23,7 +23,7 @@ from samsvae.config.validate import build
 from samsvae.config.vocabulary import ENCODINGS
 from samsvae.data.arrays import Screen
 from samsvae.data.cells import Cells, Dosage
-from samsvae.errors import CheckpointError, some
+from samsvae.errors import CheckpointError, ConfigError, some
 from samsvae.files import atomic
 from samsvae.models.levels import Levels
 from samsvae.models.model import Model
@@ -83,8 +83,11 @@ def screen_facts(screen: Screen, dosage: Dosage, train_cells: Cells) -> dict:
     """The facts of a checkpoint about its screen: ``label_facts``, ``training_cells`` and its `covariate_facts`.
 
     ``training_cells``: how many training cells received each perturbation of the model. A warning is logged if there
-    are perturbations without training cells.
+    are perturbations without training cells. ConfigError if combinations are perturbations of their own in a screen
+    whose effects are relative to the zero dosage.
     """
+    if screen.by_dosage and dosage.names != tuple(screen.perturbations.tolist()):
+        raise ConfigError("encoding: 'unique' is not allowed for a screen without a control. Allowed: 'sum'.")
     each = torch.bincount(train_cells.index.flatten(), minlength=len(dosage.names) + 1)[:-1].tolist()
     cells = dict(zip(dosage.names, each, strict=True))
     if never := [name for name, n in cells.items() if n == 0]:
