@@ -1,4 +1,4 @@
-"""The command ``samsvae``: progress, time and preview of a study, scores of any method, imported checkpoints.
+"""The command ``samsvae``: progress, time and preview of a study, scores of any method, imported checkpoints, exports.
 
     samsvae progress --configfile config/core.yaml
     samsvae estimate --configfile config/core.yaml --jobs 8
@@ -72,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
                        help="results/EXPERIMENT/splits/SCREEN/SPLIT/cells.tsv")  # fmt: skip
     score.add_argument("--out", default="scored", metavar="DIR", help="folder of tables and figure (default: scored)")
 
+    export = command("export", _export, "write effects, masks and profiles of finished runs as Parquet and AnnData")
+    export.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="default: all experiments of the study")
+    _add_study(export)
+
     preview = command("preview", _preview, "draw the report from the runs of a study that have finished so far")
     _add_study(preview)
     return parser
@@ -139,3 +143,13 @@ def _preview(given: argparse.Namespace) -> None:
     logging.getLogger("samsvae").setLevel(logging.INFO)
     with contextlib.chdir(given.directory):
         print(write_preview(config, resources=files[0].parents[1] / "resources").absolute())
+
+
+def _export(given: argparse.Namespace) -> None:
+    from samsvae.study.configuration import read_config
+    from samsvae.study.export import write_export
+
+    config = read_config(_config_files(given))
+    with contextlib.chdir(given.directory):
+        for folder in write_export(config, given.experiments):
+            print(folder.absolute())

@@ -38,6 +38,7 @@ from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import check_parts, column_split
 from samsvae.training import checkpoint
 from samsvae.training.checkpoint import Checkpoint, facts, screen_facts
+from samsvae.training.covariates import levels_in
 from samsvae.training.loop import train
 from samsvae.training.verdict import verdict
 
@@ -58,6 +59,7 @@ def fit(
     encoding: str = "sum",
     split: str | None = None,
     device: str | None = None,
+    covariates: str | Sequence[str] = (),
     progress: bool = True,
     **settings,
 ) -> Fitted:
@@ -86,6 +88,9 @@ def fit(
         For example 'cuda'. Default: a GPU if torch sees one.
     progress
         Show the progress on stderr: a bar in terminals and notebooks, lines elsewhere.
+    covariates
+        obs columns with categories of cells that are no perturbation, such as a batch or a donor: the encoder and the
+        decoder read them, and ``Fitted.effects`` averages over them or takes one level.
     settings
         Any setting of ``ModelConfig``, of ``TrainingConfig`` and of the options of a custom screen
         (``CustomOptions``: ``genes``, ``min_cells``, ``zero_cells`` ...). The defaults suit a first fit on a laptop
@@ -121,7 +126,7 @@ def fit(
         screen = screen_of(
             adata, perturbation_column=perturbation, control=control, separator=separator,
             counts="X" if layer is None else f"layer:{layer}", genes_on=None if parts is None else parts == "train",
-            **options,
+            covariates=covariates, **options,
         )  # fmt: skip
         if parts is None:
             parts = screen.obs["split"].to_numpy(str)
@@ -137,9 +142,10 @@ def fit(
             counts_per_cell=train_cells.library.mean().item(), batch_size=training_settings["batch_size"],
         )  # fmt: skip
         config, training = first_fit.build_configs(model_settings, training_settings, sizes)
-        net = Model(config, len(arrays.genes), len(dosage.names), seed=training.seed).to(device)
-        initialise(net, train_cells, seed=training.seed)
         names = screen_facts(arrays, dosage, train_cells)
+        shape = len(arrays.genes), len(dosage.names)
+        net = Model(config, *shape, levels=levels_in(names), seed=training.seed).to(device)
+        initialise(net, train_cells, seed=training.seed)
         result = train(net, train_cells, val_cells, training, genes=arrays.genes, report_every=report_every)
         found = verdict(net, result, train_cells, val_cells, names["training_cells"])
         for sentence in found.words():

@@ -5,7 +5,7 @@ Letters: n cells, G genes, T perturbations, L latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ import pandas as pd
 from samsvae.config.validate import check_positive, check_whole
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import ConfigError, DataError
-from samsvae.evaluation import model_effects as effects
 from samsvae.evaluation.cell_states import counterfactual, latent_means
 from samsvae.evaluation.effect_tables import effect_table, mean_and_interval, signs
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.latent_genes import latent_effects, latent_names
 from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names, as_text
+from samsvae.evaluation.sampled_conditions import sample_condition
 from samsvae.fit_progress import show_progress
 from samsvae.reader import CLEANING, Reader
 from samsvae.screens.pack import arrays_of
@@ -72,6 +72,11 @@ class Fitted:
         return self.checkpoint.genes
 
     @property
+    def covariates(self) -> dict[str, list[str]]:
+        """The levels of each covariate that the model reads, by its name; {} if it reads none."""
+        return self.checkpoint.covariates
+
+    @property
     def library(self) -> float:
         """Counts per simulated cell: the median library size of the screen; 10,000 if an older file lacks it."""
         return float(self.checkpoint.facts.get("library", LIBRARY))
@@ -110,6 +115,7 @@ class Fitted:
         draws: int = 100,
         cells: int = 25,
         library: float | None = None,
+        covariates: Mapping[str, Label] | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Effects against control with intervals: a table of condition, gene, effect, low, high.
@@ -123,8 +129,10 @@ class Fitted:
         ``cells`` cells. It reflects the uncertainty of the approximate posterior, not how well the model fits. For a
         model without perturbation latents (the conditional VAE) it only reflects the simulation error.
 
-        ``library``: counts per simulated cell; by default the median of the screen (``Fitted.library``). ConfigError
-        if a number is not allowed; DataError if a condition is unknown.
+        ``library``: counts per simulated cell; by default the median of the screen (``Fitted.library``).
+        ``covariates``: the level of some covariates, such as {'batch': 'b1'}; over the others the effect is averaged,
+        each level as often as in the training cells. The control has the same levels. ConfigError if a number is not
+        allowed; DataError if a condition, a covariate or its level is unknown.
 
         >>> fitted.effects(["A", "A+B"]).columns.tolist()
         ['condition', 'gene', 'effect', 'low', 'high']
@@ -134,7 +142,8 @@ class Fitted:
             raise ConfigError(f"level: {level!r} is not allowed; it must lie inside (0, 1).")
         return effect_table(
             self.checkpoint, conditions, ("effect", "low", "high"), mean_and_interval(level),
-            draws=draws, cells=cells, library=self.library if library is None else library, seed=seed,
+            draws=draws, cells=cells, library=self.library if library is None else library, covariates=covariates,
+            seed=seed,
         )  # fmt: skip
 
     def differential_expression(
@@ -145,6 +154,7 @@ class Fitted:
         draws: int = 400,
         cells: int = 25,
         library: float | None = None,
+        covariates: Mapping[str, Label] | None = None,
         seed: int = 0,
     ) -> pd.DataFrame:
         """Genes that a condition changes: a table of condition, gene, effect, sd, probability, lfsr.
@@ -169,7 +179,8 @@ class Fitted:
             )
         return effect_table(
             self.checkpoint, conditions, ("effect", "sd", "probability", "lfsr"), signs(delta),
-            draws=draws, cells=cells, library=self.library if library is None else library, seed=seed,
+            draws=draws, cells=cells, library=self.library if library is None else library, covariates=covariates,
+            seed=seed,
         )  # fmt: skip
 
     def latent_genes(
@@ -274,25 +285,27 @@ class Fitted:
         obs = pd.DataFrame({"condition": names.label(asked)}, index=rows)
         return ad.AnnData(x, obs, pd.DataFrame(index=pd.Index(self.genes)))
 
-    def sample(self, condition: Condition, n: int = 100, *, library: float | None = None, seed: int = 0) -> ad.AnnData:
+    def sample(
+        self,
+        condition: Condition,
+        n: int = 100,
+        *,
+        library: float | None = None,
+        covariates: Mapping[str, Label] | None = None,
+        seed: int = 0,
+    ) -> ad.AnnData:
         """``n`` simulated cells that received ``condition`` ([] or the control's label: none), with counts X (n, G).
 
         ``condition`` is one condition: ['A', 'B'] simulates cells that received both. (``effects`` takes a list of
         conditions, so there it means two.) ``library``: counts per cell; by default the median of the screen
-        (``Fitted.library``). ConfigError if a number is not allowed; DataError if the condition is unknown.
+        (``Fitted.library``). ``covariates`` as in ``effects``; obs has the levels of every cell. ConfigError if a
+        number is not allowed; DataError if the condition, a covariate or its level is unknown.
 
         >>> fitted.sample(["A", "C"], n=50).shape
         (50, 20)
         """
         library = self.library if library is None else library
-        check_whole(n=n)
-        check_positive(library=library)
-        asked, names = as_text(condition), Names(self.checkpoint)
-        x = effects.sample(
-            self.checkpoint.model, names.members([asked]), samples=n, library=library, seed=f"{seed}/{asked}"
-        )[:, 0]
-        obs = pd.DataFrame({"condition": names.label(asked)}, index=[f"sample{i}" for i in range(n)])
-        return ad.AnnData(x.cpu().numpy(), obs, pd.DataFrame(index=pd.Index(self.genes)))
+        return sample_condition(self.checkpoint, condition, n, library=library, covariates=covariates, seed=seed)
 
     def adapt(
         self,
@@ -318,7 +331,8 @@ class Fitted:
         of a screen. ``seed``: of the noise, where there is any.
 
         ConfigError if the model has no effects of perturbations (VAE), or an option is unknown or not allowed;
-        DataError, besides that of all cells, if a new name was trained or no cell received it.
+        DataError, besides that of all cells, if a new name was trained or no cell received it, or if a covariate of the
+        model is missing or has a new level.
 
         >>> d = adata[adata.obs["guide"] == "C"].copy()
         >>> d.obs["guide"] = "D"

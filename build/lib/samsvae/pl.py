@@ -181,8 +181,7 @@ def _named(ax: Axes, genes: pd.DataFrame, align: str) -> None:
         return
     genes = genes.sort_values("y", kind="stable")
     low, high = ax.get_ylim()
-    inches = ax.get_position().height * ax.figure.get_figheight()
-    line = 0.13 * (high - low) / inches
+    line = 0.13 * (high - low) / (ax.bbox.height / ax.figure.dpi)  # 0.13 inches in units of the axis
     places = heatmaps.apart(genes["y"].to_numpy(), np.full(len(genes), line), low, high)
     side = 1 if align == "left" else -1
     for (_, gene), place in zip(genes.iterrows(), places, strict=True):

@@ -53,7 +53,8 @@ class Reader:
         return screen_of(
             adata, perturbation_column=where["perturbation"], control=known.get("controls") or ["control"],
             separator=known.get("separator", ""), counts="X" if layer == "X" else f"layer:{layer}",
-            genes=list(self.checkpoint.genes), complete=False, **{**noted, **options},
+            genes=list(self.checkpoint.genes), covariates=list(self.checkpoint.covariates), complete=False,
+            **{**noted, **options},
         )  # fmt: skip
 
     def cells(self, adata: ad.AnnData, options: Mapping[str, Any]) -> tuple[pd.Index, Cells]:

@@ -96,7 +96,10 @@ def dosages(checkpoint: Checkpoint, screen: Screen, conditions: Sequence[str]) -
 
 
 def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, config: EvaluationConfig) -> ad.AnnData:
-    """Effects that the model predicts for the conditions of ``data``, against the same reference: X (C, G)."""
+    """Effects that the model predicts for the conditions of ``data``, against the same reference: X (C, G).
+
+    ``var["reference_mean"]``: the transformed mean of the reference, to which X adds up.
+    """
     reference = str(data.uns["reference"])
     asked = [*data.obs_names, *([reference] if reference else [])]
     library = library_of(config, screen)
@@ -109,9 +112,10 @@ def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, conf
         transform=str(data.uns["transform"]),
         closed_form=config.ate_closed_form,
     )
-    ate = means[:-1] - means[-1] if reference else means - means.mean(0)
+    base = means[-1] if reference else means.mean(0)
+    ate = means[: len(data)] - base
     uns = {"reference": reference, "library": library}
-    return ad.AnnData(ate, data.obs[["n_perturbations"]].copy(), data.var.copy(), uns=uns)
+    return ad.AnnData(ate, data.obs[["n_perturbations"]].copy(), data.var.assign(reference_mean=base), uns=uns)
 
 
 def perturbation_matrices(checkpoint: Checkpoint) -> ad.AnnData:

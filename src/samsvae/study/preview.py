@@ -46,7 +46,7 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
     results = Path(folders.folder("results"))
     plan = Plan(config, results=results, benchmarks=folders.folder("benchmarks"))
     every = sum(map(len, plan.runs.values()))
-    finished = {name: [run for run in found.values() if _is_finished(plan, run)] for name, found in plan.runs.items()}
+    finished = {name: [run for run in found.values() if is_finished(plan, run)] for name, found in plan.runs.items()}
     any_finished = any(finished.values())
     finished = {name: _of_same_rules(plan, name, found) for name, found in finished.items()}
     n = sum(map(len, finished.values()))
@@ -85,7 +85,7 @@ def write_preview(config: Mapping, *, resources: str | Path) -> Path:
     return page
 
 
-def _is_finished(plan: Plan, run: Run) -> bool:
+def is_finished(plan: Plan, run: Run) -> bool:
     """Whether all files of a run exist, made with the current settings."""
     exist = all(Path(file).is_file() for file in plan.files_of(run).values())
     return exist and seconds_of(Path(plan.run_file(run, RUN_FILES["run"])), run_settings(run)) is not None

@@ -152,6 +152,7 @@ class CustomOptions:
     annotation: str | None = None
     cell_table: str | None = None
     keep_obs: tuple[str, ...] | None = None
+    covariates: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.control or "" in self.control:
@@ -163,6 +164,12 @@ class CustomOptions:
         if self.separator.splitlines() not in ([], [self.separator]):
             raise ConfigError(f"separator: {quoted(self.separator)} is not allowed: it has a line break.")
         at_least(0, self, "min_cells")
+        if twice := sorted({name for name in self.covariates if self.covariates.count(name) > 1}):
+            raise ConfigError(f"covariates: {quoted(twice[0])} is listed more than once; list it once.")
+        if self.perturbation_column in self.covariates:
+            raise ConfigError(
+                f"covariates: {quoted(self.perturbation_column)} is the perturbation column, which models read already."
+            )
         if isinstance(self.genes, int):
             at_least(1, self, "genes")
 

@@ -22,6 +22,30 @@ from samsvae.files import SEPARATOR, any_length, atomic, verify
 
 
 @dataclass(frozen=True)
+class Covariates:
+    """Categories of cells that are no perturbation, such as batches or donors; V of them."""
+
+    names: tuple[str, ...]  # (V,)
+    levels: tuple[tuple[str, ...], ...]  # (V,) names of the levels of each, sorted
+    codes: np.ndarray  # (n, V) codes into levels
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of levels of each covariate."""
+        return tuple(map(len, self.levels))
+
+    @property
+    def named(self) -> dict[str, list[str]]:
+        """The levels by the name of the covariate."""
+        return {name: list(levels) for name, levels in zip(self.names, self.levels, strict=True)}
+
+    def strata(self) -> tuple[np.ndarray, np.ndarray]:
+        """The combinations of levels that occur (J, V), and that of each cell (n,)."""
+        combinations, stratum = np.unique(self.codes, axis=0, return_inverse=True)
+        return combinations, stratum.reshape(-1)
+
+
+@dataclass(frozen=True)
 class Screen:
     """A filtered screen as written by ``samsvae.screens.pack.write_arrays``; large counts are memory-mapped."""
 
@@ -35,6 +59,7 @@ class Screen:
     perturbations: np.ndarray  # (T,) names
     controls: tuple[str, ...] = ()  # the labels that mean the control, its name first; () without a control
     separator: str = ""  # joins the labels of a combination
+    covariates: Covariates | None = None
 
     @property
     def transform(self) -> str:
@@ -76,16 +101,26 @@ def _read_screen(path: str, mtime_ns: int, size: int) -> Screen:
             counts = None if archive is None else _mapped(path, archive)
             given: dict[str, Any] = {} if counts is None else {"counts": counts}
             given |= {name: file[name] for name in FIELDS if name not in given}
-            return Screen(**given, **_labels(file, given))
+            return Screen(**given, **read_labels(file, given))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a file of training arrays ({error}). Needed: {', '.join(FIELDS)}.") from None
 
 
-def _labels(file: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """How labels are read. Files written by older versions know only the name of the control."""
-    if "controls" in file:
-        return {"controls": tuple(file["controls"].tolist()), "separator": str(file["separator"])}
-    return {"controls": tuple(given["conditions"][(given["members"] < 0).all(1)].tolist())}
+def read_labels(file: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How labels are read, and the covariates if there are any: the fields of a `Screen` that have a default.
+
+    Files written by older versions know only the name of the control.
+    """
+    if "controls" not in file:
+        return {"controls": tuple(given["conditions"][(given["members"] < 0).all(1)].tolist())}
+    found: dict[str, Any] = {"controls": tuple(file["controls"].tolist()), "separator": str(file["separator"])}
+    return found | ({"covariates": _covariates(file)} if "covariate_names" in file else {})
+
+
+def _covariates(file: Mapping[str, np.ndarray]) -> Covariates:
+    names, level, of = (file[key] for key in ("covariate_names", "covariate_levels", "covariate_of_level"))
+    levels = tuple(tuple(level[of == v].tolist()) for v in range(len(names)))
+    return Covariates(tuple(names.tolist()), levels, file["covariates"])
 
 
 def _mapped(path: str, archive: zipfile.ZipFile) -> np.memmap | None:

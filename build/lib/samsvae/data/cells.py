@@ -1,6 +1,6 @@
 """Cells as the model reads them: counts on the device, dosages as indices.
 
-Letters: n cells, P largest number of perturbations in a cell, T perturbations, G genes, C conditions.
+Letters: n cells, P largest number of perturbations in a cell, T perturbations, G genes, C conditions, V covariates.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class Cells:
     names: np.ndarray  # (n,) cell names, for messages
     share: Tensor  # (T,) 1 / n_t, or 0 if no cell of this split received t
     streamed: bool = False
+    covariates: Tensor | None = None  # (n, V) int64, codes of the levels
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +114,7 @@ class Cells:
             index=index,
             names=self.names[at.cpu().numpy()],
             share=plate_weights(n_cells, self.share.dtype),
+            covariates=None if self.covariates is None else self.covariates[at],
         )
 
     def batch(self, at: Tensor | slice, counts: Tensor | None = None, *, own: bool = False) -> Batch:
@@ -132,7 +134,8 @@ class Cells:
             position[rows] = torch.arange(len(rows), device=index.device)
             position[-1] = len(rows)
             index, share = position[index], share[rows]
-        return Batch(counts.to(self.library), self.library[at], MultiHot(index, dose), share, rows)
+        levels = None if self.covariates is None else self.covariates[at]
+        return Batch(counts.to(self.library), self.library[at], MultiHot(index, dose), share, rows, levels)
 
 
 def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.device | str = "cpu") -> Cells:
@@ -153,6 +156,7 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
     else:
         on_host = torch.from_numpy(np.ascontiguousarray(screen.counts[rows]))
         counts = on_host if streamed else on_host.to(device)
+    levels = None if screen.covariates is None else screen.covariates.codes[rows].astype(np.int64)
     return Cells(
         counts=counts,
         library=torch.from_numpy(screen.library[rows].astype(np.float32)).to(device),
@@ -161,6 +165,7 @@ def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.dev
         names=screen.cells[rows],
         share=plate_weights(n_cells, torch.float32).to(device),
         streamed=streamed,
+        covariates=None if levels is None else torch.from_numpy(levels).to(device),
     )
 
 

@@ -5,7 +5,7 @@ Letters: S draws, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -49,12 +49,14 @@ def effect_table(
     draws: int,
     cells: int,
     library: float,
+    covariates: Mapping[str, Label] | None = None,
     seed: int,
 ) -> pd.DataFrame:
     """A table of condition, gene and the ``columns`` that ``summary`` makes of the draws of a condition.
 
     ``conditions``: by default every perturbation. The rest as in `samsvae.evaluation.model_effects.effect_draws`.
-    ConfigError if a number is not allowed; DataError if a condition is unknown.
+    ``covariates``: the level of some of them (`Names.levels`). ConfigError if a number is not allowed; DataError if a
+    condition, a covariate or its level is unknown.
     """
     check_whole(draws=draws, cells=cells)
     check_positive(library=library)
@@ -69,7 +71,7 @@ def effect_table(
     *members, control = names.members([*asked, []])
     found = effect_draws(
         checkpoint.model, np.array(members), against=control, draws=draws, cells=cells, library=library, seed=seed,
-        summary=summary,
+        summary=summary, levels=names.levels(covariates),
     )  # fmt: skip
     rows = {"condition": np.repeat([names.label(condition) for condition in asked], len(checkpoint.genes))}
     rows["gene"] = np.tile(checkpoint.genes, len(asked))

@@ -5,6 +5,8 @@ Letters: S draws, L latents, G genes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -30,6 +32,8 @@ def latent_effects(model: Model, *, library: float, step: float = 1.0, draws: in
     standard deviation of the basal state. For real values, whose means may be negative, it is the difference of means.
     """
     batch = dosage_batch(model, np.full((1, 1), model.n_perturbations), library)
+    if model.levels:
+        batch = replace(batch, covariates=model.levels.spread(draws, model.input_mean.device))
     noise = Streams(f"{seed}/latent genes", model.input_mean.device)
     values = model.draw_shared(noise, 1, batch).values
     (state,) = (latent.name for latent in model.latents if latent.plate == "cell")

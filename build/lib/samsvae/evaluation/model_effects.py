@@ -19,6 +19,7 @@ from samsvae.config.vocabulary import LIBRARY
 from samsvae.data.arrays import Screen
 from samsvae.evaluation.log2_expectation import Log2Mean
 from samsvae.models.batch import Batch, MultiHot
+from samsvae.models.levels import Levels
 from samsvae.models.model import Model
 from samsvae.models.networks import Observed
 from samsvae.models.noise import Streams
@@ -58,13 +59,23 @@ def dosage_batch(model: Model, members: np.ndarray, library: float | np.ndarray)
 @torch.no_grad()
 @memory_for("samples", "Sample fewer cells at a time.")
 @fast_cpu
-def sample(model: Model, members: np.ndarray, *, samples: int, library: float = LIBRARY, seed: int | str = 0) -> Tensor:
+def sample(
+    model: Model,
+    members: np.ndarray,
+    *,
+    samples: int,
+    library: float = LIBRARY,
+    levels: Levels | None = None,
+    seed: int | str = 0,
+) -> Tensor:
     """Sampled cells x (S, C, G) for the dosages ``members`` (C, P), padded with T (eq. 14).
 
-    The perturbations' latents are drawn from the approximate posterior, the cell state from its prior.
+    The perturbations' latents are drawn from the approximate posterior, the cell state from its prior. ``levels``: of
+    covariates, by default as in the training cells.
     """
     noise = Streams(f"{seed}/samples", model.input_mean.device)
-    return model.predict(dosage_batch(model, members, library), noise, samples).sample(noise.generator("x"))
+    batch = dosage_batch(model, members, library)
+    return model.predict(batch, noise, samples, levels=levels).sample(noise.generator("x"))
 
 
 @torch.no_grad()
@@ -82,6 +93,7 @@ def condition_means(
     library: float = LIBRARY,
     transform: str = "log2",
     closed_form: bool = False,
+    levels: Levels | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Mean of the transformed samples of every condition, float64 (C, G): the published ATE is a difference of two.
@@ -89,7 +101,7 @@ def condition_means(
     ``members`` (C, P): indices of the model's perturbations, padded with T. ``samples``: cells per condition.
     ``transform``: ``log2`` is log2(1 + 1e4 x_g / sum_g x), ``mean`` is none. ``closed_form`` replaces each sampled cell
     by its expectation under the likelihood, which lowers the variance of the estimate; log2 of Poisson counts is still
-    sampled.
+    sampled. ``levels``: of covariates, by default as in the training cells.
     """
     device = model.input_mean.device
     noise = Streams(f"{seed}/effects", device)
@@ -101,7 +113,7 @@ def condition_means(
         batch = dosage_batch(model, members[start : start + at_once], library)
         total = torch.zeros(len(batch.library), model.n_genes, dtype=torch.float64, device=device)
         for first in range(0, samples, cells):
-            likelihood = model.predict(batch, noise, min(cells, samples - first))
+            likelihood = model.predict(batch, noise, min(cells, samples - first), levels=levels)
             total += value(likelihood, noise.generator("x")).sum(0)
         out.append(total / samples)
     return torch.cat(out).cpu().numpy()
@@ -147,6 +159,7 @@ def effect_draws(
     library: float = LIBRARY,
     transform: str = "log2",
     summary: Callable[[np.ndarray], np.ndarray] = lambda draws: draws,
+    levels: Levels | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Effects of conditions under ``draws`` from the approximate posterior of the perturbations, float32 (S, C, G).
@@ -155,7 +168,8 @@ def effect_draws(
     the expected transformed counts, minus the same for the dosage ``against`` (P,). Both sides share the noise of their
     cells, so the spread over draws reflects the perturbations' latents and hardly that of cells. The draws of a
     condition do not depend on the other conditions in the request. ``summary`` maps the draws (S, G) of one condition
-    to the values to return, (s, G).
+    to the values to return, (s, G). ``levels``: of covariates, by default as in the training cells; both sides have the
+    same.
     """
     device = model.input_mean.device
     streams = Streams(f"{seed}/effect draws", device)
@@ -170,7 +184,7 @@ def effect_draws(
             return common[name].expand(shape) if name in common else own(name, kind, shape)
 
         batch = dosage_batch(model, np.stack([row, against]), library)
-        x = value(model.predict(batch, noise, draws * cells, repeats=cells), own.generator("x"))
+        x = value(model.predict(batch, noise, draws * cells, repeats=cells, levels=levels), own.generator("x"))
         x = x.unflatten(0, (draws, cells)).mean(1)  # (S, 2, G)
         out.append(summary((x[:, 0] - x[:, 1]).cpu().numpy()))
     return np.stack(out, 1)

@@ -7,13 +7,14 @@ conditions, P largest number of perturbations in a condition, T perturbations.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
 from samsvae.errors import DataError, nearest, quoted, some
+from samsvae.models.levels import Levels
 from samsvae.training.checkpoint import Checkpoint
 
 log = logging.getLogger("samsvae")
@@ -59,6 +60,27 @@ class Names:
     def unique(self) -> bool:
         """Whether a combination is a perturbation of its own."""
         return self.checkpoint.facts["encoding"] == "unique"
+
+    def levels(self, covariates: Mapping[str, Label] | None) -> Levels | None:
+        """The levels of predicted cells: those of the training cells, with some ``covariates`` at one level.
+
+        None if the model reads no covariates. DataError for a covariate or a level that the model does not know.
+        """
+        known, found = self.checkpoint.covariates, self.checkpoint.model.levels
+        if not covariates or found is None:
+            if covariates:
+                raise DataError(f"covariates: the model reads none, so {quoted(next(iter(covariates)))} has no effect.")
+            return found
+        if unknown := [name for name in covariates if name not in known]:
+            raise DataError(f"covariates: the model reads no {quoted(unknown[0])}.{nearest(unknown[0], known)}")
+        asked = {name: str(level) for name, level in covariates.items()}
+        for name, level in asked.items():
+            if level not in known[name]:
+                raise DataError(
+                    f"covariates: {quoted(name)} has no level {quoted(level)} in the training cells."
+                    f"{nearest(level, known[name])}"
+                )
+        return found.fixed([known[name].index(asked[name]) if name in asked else None for name in known])
 
     def members(self, conditions: Sequence[str | Sequence[str]]) -> np.ndarray:
         """Indices of the perturbations of each condition (C, P), padded with T.

@@ -34,8 +34,13 @@ log = logging.getLogger(__name__)
 
 
 def check_names(checkpoint: Checkpoint, screen: Screen) -> None:
-    """CheckpointError if the checkpoint has other genes or perturbations than the screen, or another order."""
+    """CheckpointError if genes, perturbations or covariates of the checkpoint, or their order, are not the screen's."""
     names = encode(screen, checkpoint.facts["encoding"]).names
+    if checkpoint.covariates and (screen.covariates is None or screen.covariates.named != checkpoint.covariates):
+        raise CheckpointError(
+            f"The covariates of the checkpoint ({some(checkpoint.covariates)}), or their levels, do not match the "
+            "screen. Use the screen that it was trained on."
+        )
     for kind, ours, theirs in (
         ("genes", checkpoint.genes, tuple(screen.genes.tolist())),
         ("perturbations", checkpoint.perturbations, names),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def import_checkpoint(
         for name, cells in (("train", train_cells), ("val", val_cells))
     }
     model.eval()
-    names = screen_facts(screen, dosage, train_cells)
+    names = screen_facts(screen, dosage, replace(train_cells, covariates=None))  # the release knows no covariates
     known = facts(settings, names, checkpoint=Path(path).name, validation_loss=losses["val_loss"])
     history = [dict(zip(HISTORY, (0, 0, losses["train_loss"], losses["val_loss"]), strict=True))]
     trained = Trained(best_step=0, best_loss=losses["val_loss"], steps=0, seconds=0.0, history=history)

@@ -122,6 +122,8 @@ def to_reference(model: Model) -> dict[str, Tensor]:
     CheckpointError if the release has no counterpart for the model's settings.
     """
     _refuse_alien(model.config)
+    if model.levels:
+        raise CheckpointError("The release has no counterpart for covariates, which this model reads.")
     ours = model.state_dict()
     state = _constants(model) | {theirs: ours[name].detach().clone() for theirs, name in _names(model).items()}
     inferred = _inferred(state)

@@ -1,6 +1,7 @@
 """The input of the model: a batch of cells, with their perturbations as sparse multi-hot dosages.
 
-Letters: n cells, P largest number of perturbations in a cell, T perturbations (R of them drawn), L latents, G genes.
+Letters: n cells, P largest number of perturbations in a cell, T perturbations (R of them drawn), L latents, G genes, V
+covariates.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Batch:
     """Some cells, ready for the model.
 
     ``rows`` (R,): the perturbations whose latents are drawn (None: all T, in order). ``dosage.index`` (n, P) points
-    into them, with R as padding. ``share`` (R,): the plate weight 1/n_t, or 0 if n_t is 0.
+    into them, with R as padding. ``share`` (R,): the plate weight 1/n_t, or 0 if n_t is 0. ``covariates``: the level of
+    each covariate, as a code; a leading dimension gives particles levels of their own.
     """
 
     x: Tensor  # (n, G)
@@ -46,6 +48,7 @@ class Batch:
     dosage: MultiHot
     share: Tensor
     rows: Tensor | None = None
+    covariates: Tensor | None = None  # (n, V) or (K, n, V) int64
 
     @classmethod
     def from_dense(

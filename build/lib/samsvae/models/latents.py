@@ -7,15 +7,17 @@ perturbations in a cell, T perturbations (R of them drawn), L latents, G genes. 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from samsvae.config.vocabulary import FLOOR
+from samsvae.config.model import ModelConfig
+from samsvae.config.vocabulary import FLOOR, MASKED
 from samsvae.models.batch import Batch, MultiHot
 from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal, Point
+from samsvae.models.levels import level_parts
 from samsvae.models.networks import MLP, GaussianHead
 
 #: The values drawn so far, by the name of the latent.
@@ -217,6 +219,7 @@ class LearnedEmbedding(nn.Module):
 class CellState(nn.Module):
     """The state z (or z_basal) of a cell. The prior is N(0, I), or N(o, I) if the effect is ``prior_mean`` (eq. 4). The
     guide is a network of x, [x, o] or [x, d] (eq. 9), where x is passed as ``inputs``, the normalised counts (eq. 10).
+    With ``covariates``, the sizes of their levels, their one-hot codes follow x.
     """
 
     plate: Plate = "cell"
@@ -232,14 +235,17 @@ class CellState(nn.Module):
         effect: str,
         reads: str,
         network: dict,
+        covariates: Sequence[int] = (),
     ):
         super().__init__()
         self.name = name
         self.n_latent = n_latent
+        self.covariates = tuple(covariates)
         self.effect = effect
         self.reads = reads
         second = {"x": (), "x_offset": (n_latent,), "x_dosage": (n_perturbations,)}[reads]
-        self.network = MLP((n_genes, *second), **network)
+        levels = (sum(self.covariates),) if self.covariates else ()
+        self.network = MLP((n_genes, *levels, *second), **network)
         self.head = GaussianHead(network["width"], n_latent)
 
     def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Normal:
@@ -247,10 +253,70 @@ class CellState(nn.Module):
             raise ValueError(f"the guide of {self.name!r} reads the normalised counts: pass inputs (n, G)")
         second = {"x": (), "x_offset": ("offset",), "x_dosage": ("dosage",)}[self.reads]
         parts = [batch.received if part == "dosage" else offset(values, batch) for part in second]
-        return self.head(self.network(inputs, *parts))
+        return self.head(self.network(inputs, *level_parts(batch, self.covariates), *parts))
 
     def prior(self, values: Values, batch: Batch) -> Normal:
         one = batch.library.new_ones(())
         if self.effect == "prior_mean":
             return Normal(offset(values, batch), one)
         return Normal(one.new_zeros(len(batch.library), self.n_latent), one)
+
+
+def network_settings(config: ModelConfig, width: int, n_layers: int) -> dict[str, Any]:
+    """The arguments of an `MLP`, but for the sizes of its input."""
+    return {
+        "width": width,
+        "n_layers": n_layers,
+        "activation": config.activation,
+        "residual": config.residual,
+        "batch_norm": config.batch_norm,
+        "dropout": config.dropout,
+    }
+
+
+def latents_of(config: ModelConfig, n_genes: int, n_perturbations: int, covariates: Sequence[int]) -> list[Latent]:
+    """The latents of a configuration, in the order in which they are drawn."""
+    size = (n_perturbations, config.n_latent)
+    latents: list[Latent] = []
+    beta_bernoulli = config.mask == "beta_bernoulli"
+    if beta_bernoulli:
+        latents.append(
+            MaskProbability(
+                *size,
+                a=config.beta_a,
+                b=config.beta_b,
+                init=config.mask_logit_init,
+                guide=config.guide_mask_prob,
+            )
+        )
+    if config.mask in MASKED:
+        latents.append(
+            Mask(
+                *size,
+                prior_prob=None if beta_bernoulli else config.mask_prior,
+                temperature=config.temperature,
+                init=config.mask_logit_init,
+                per_cell=config.mask_per_cell,
+            )
+        )
+    elif config.mask == "fixed":
+        latents.append(FixedMask(*size))
+    if config.embedding == "random":
+        given_mask = config.guide_embedding == "given_mask"
+        network = network_settings(config, config.embedding_width, config.embedding_layers)
+        network |= {"batch_norm": False, "dropout": 0.0}  # only networks that read cells have these
+        latents.append(Embedding(*size, prior_scale=config.embedding_scale, network=network if given_mask else None))
+    elif config.embedding == "learned":
+        latents.append(LearnedEmbedding(*size, init_scale=config.embedding_init))
+    latents.append(
+        CellState(
+            "z_basal" if config.effect == "additive" else "z",
+            n_genes,
+            *size,
+            effect=config.effect,
+            reads=config.encoder_reads,
+            network=network_settings(config, config.width, config.n_layers),
+            covariates=covariates,
+        )
+    )
+    return latents

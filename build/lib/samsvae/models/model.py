@@ -8,31 +8,20 @@ docs/model.md.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from samsvae.config.model import ModelConfig
-from samsvae.config.vocabulary import MASKED
 from samsvae.models.batch import Batch, CellTable, MultiHot
 from samsvae.models.distributions import Bernoulli, Distribution
 from samsvae.models.kl_terms import kl_terms
-from samsvae.models.latents import (
-    CellState,
-    Embedding,
-    FixedMask,
-    Latent,
-    LearnedEmbedding,
-    Mask,
-    MaskProbability,
-    offset,
-)
-from samsvae.models.networks import MLP, Dropout, Likelihood, Observed
+from samsvae.models.latents import Latent, latents_of, network_settings, offset
+from samsvae.models.levels import Levels, level_parts
+from samsvae.models.networks import MLP, Likelihood, Observed
 from samsvae.models.noise import Noise, given
 
 #: Number of input values whose moments are computed at once: few enough for a CPU's cache, or to keep a GPU busy.
@@ -52,29 +41,45 @@ class Draw:
 class Model(nn.Module):
     """A model for given genes and perturbations.
 
-    ``seed`` initialises the weights; ``fit_inputs`` sets the moments of the encoder's input.
+    ``seed`` initialises the weights; ``fit_inputs`` sets the moments of the encoder's input. With ``levels``, encoder
+    and decoder also read the covariates of cells, unless the setting ``use_covariates`` is false.
     """
 
     input_mean: Tensor  # (G,)
     input_sd: Tensor  # (G,)
 
-    def __init__(self, config: ModelConfig, n_genes: int, n_perturbations: int, *, seed: int = 0):
+    def __init__(
+        self,
+        config: ModelConfig,
+        n_genes: int,
+        n_perturbations: int,
+        *,
+        levels: Levels | None = None,
+        seed: int = 0,
+    ):
         super().__init__()
         self.config = config
+        self.levels = levels if config.use_covariates else None
         self.n_genes = n_genes
         self.n_perturbations = n_perturbations
         # layers draw their weights from torch's own generator, which the lock keeps from the models of other threads
         with INITIALISING, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed every GPU
-            latents = _latents(config, n_genes, n_perturbations)
+            latents = latents_of(config, n_genes, n_perturbations, self.covariates)
             # a ModuleList registers the weights; every latent is an nn.Module
             self.latents: Sequence[Latent] = nn.ModuleList(latents)  # type: ignore[assignment, arg-type]
-            network = _network(config, config.width, config.n_layers)
+            network = network_settings(config, config.width, config.n_layers)
             second = (n_perturbations,) if config.effect == "decoder_input" else ()
-            self.decoder = MLP((config.n_latent, *second), **network | {"dropout": 0.0})
+            sizes = (config.n_latent, *([sum(self.covariates)] if self.covariates else []), *second)
+            self.decoder = MLP(sizes, **network | {"dropout": 0.0})
             self.likelihood = Likelihood(config.likelihood, config.width, n_genes, floor=config.mean_floor)
         self.register_buffer("input_mean", torch.zeros(n_genes, dtype=torch.float32))
         self.register_buffer("input_sd", torch.ones(n_genes, dtype=torch.float32))
+
+    @property
+    def covariates(self) -> tuple[int, ...]:
+        """The number of levels of each covariate (V,) that the networks read."""
+        return self.levels.sizes if self.levels else ()
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
@@ -146,8 +151,9 @@ class Model(nn.Module):
         """p(x | z) for every particle and cell: (K, n, G)."""
         config = self.config
         z = values["z_basal"] + offset(values, batch) if config.effect == "additive" else values["z"]
-        parts = (z, batch.received) if config.effect == "decoder_input" else (z,)
-        return self.likelihood(self.decoder(*parts), batch.library)
+        dosage = (batch.received,) if config.effect == "decoder_input" else ()
+        h = self.decoder(z, *level_parts(batch, self.covariates), *dosage)
+        return self.likelihood(h, batch.library)
 
     def terms(
         self,
@@ -227,12 +233,18 @@ class Model(nn.Module):
             draw = Draw(draw.values, {**shared.guides, **draw.guides})
         return add_up(self.terms(batch, draw).values())
 
-    def predict(self, batch: Batch, noise: Noise, particles: int, *, repeats: int = 1):
+    def predict(
+        self, batch: Batch, noise: Noise, particles: int, *, repeats: int = 1, levels: Levels | None = None
+    ) -> Observed:
         """p(x | z) (K, n, G) from dosages alone: shared latents from their guides, z from its prior (eq. 14).
 
-        Only ``library``, ``dosage`` and ``rows`` of the batch are read. ``repeats``: number of consecutive particles
-        that share a draw of the shared latents; K is a multiple of it.
+        Only ``library``, ``dosage``, ``rows`` and ``covariates`` of the batch are read. ``repeats``: number of
+        consecutive particles that share a draw of the shared latents; K is a multiple of it. Without covariates in the
+        batch, the particles have those of ``levels``, by default as often as in the training cells.
         """
+        if self.levels and batch.covariates is None:
+            codes = (levels or self.levels).spread(particles, batch.library.device)
+            batch = replace(batch, covariates=codes)
         values = self.draw_shared(noise, particles // repeats, batch).values
         if repeats > 1:
             # the value of a point mass has no particle axis to repeat
@@ -302,83 +314,12 @@ class Model(nn.Module):
         return [latent for latent in self.latents if latent.plate == "perturbation" and not latent.per_cell]
 
 
-@contextlib.contextmanager
-def dropout_from(model: Model, source: Dropout) -> Iterator[None]:
-    """Within the block, the dropout of a model draws from a generator, or is given; None: from torch's own."""
-    networks = [module for module in model.modules() if isinstance(module, MLP)]
-    for network in networks:
-        network.dropout_from = source
-    try:
-        yield
-    finally:
-        for network in networks:
-            network.dropout_from = None
-
-
 def add_up(terms: Iterable[Tensor]) -> Tensor:
     """The sum of one or more terms, in their order."""
     total, *rest = terms
     for term in rest:
         total = total + term
     return total
-
-
-def _network(config: ModelConfig, width: int, n_layers: int) -> dict[str, Any]:
-    return {
-        "width": width,
-        "n_layers": n_layers,
-        "activation": config.activation,
-        "residual": config.residual,
-        "batch_norm": config.batch_norm,
-        "dropout": config.dropout,
-    }
-
-
-def _latents(config: ModelConfig, n_genes: int, n_perturbations: int) -> list[Latent]:
-    """The latents of a configuration, in the order in which they are drawn."""
-    size = (n_perturbations, config.n_latent)
-    latents: list[Latent] = []
-    beta_bernoulli = config.mask == "beta_bernoulli"
-    if beta_bernoulli:
-        latents.append(
-            MaskProbability(
-                *size,
-                a=config.beta_a,
-                b=config.beta_b,
-                init=config.mask_logit_init,
-                guide=config.guide_mask_prob,
-            )
-        )
-    if config.mask in MASKED:
-        latents.append(
-            Mask(
-                *size,
-                prior_prob=None if beta_bernoulli else config.mask_prior,
-                temperature=config.temperature,
-                init=config.mask_logit_init,
-                per_cell=config.mask_per_cell,
-            )
-        )
-    elif config.mask == "fixed":
-        latents.append(FixedMask(*size))
-    if config.embedding == "random":
-        given_mask = config.guide_embedding == "given_mask"
-        network = _network(config, config.embedding_width, config.embedding_layers)
-        network |= {"batch_norm": False, "dropout": 0.0}  # only networks that read cells have these
-        latents.append(Embedding(*size, prior_scale=config.embedding_scale, network=network if given_mask else None))
-    elif config.embedding == "learned":
-        latents.append(LearnedEmbedding(*size, init_scale=config.embedding_init))
-    latents.append(
-        CellState(
-            "z_basal" if config.effect == "additive" else "z",
-            n_genes,
-            *size,
-            effect=config.effect,
-            reads=config.encoder_reads,
-            network=_network(config, config.width, config.n_layers),
-        )
-    )
-    return latents
 
 
 def _draw(latent: Latent, distribution: Distribution, noise: Noise, particles: int) -> Tensor:

@@ -5,6 +5,7 @@ Letters: K particles, n cells, T perturbations, L latents, G genes, H hidden uni
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -93,6 +94,19 @@ class MLP(nn.Module):
         else:
             kept = next(self.dropout_from).to(h, copy=True)
         return h * kept.div_(share)
+
+
+@contextlib.contextmanager
+def dropout_from(model: nn.Module, source: Dropout) -> Iterator[None]:
+    """Within the block, the dropout of a model draws from a generator, or is given; None: from torch's own."""
+    networks = [module for module in model.modules() if isinstance(module, MLP)]
+    for network in networks:
+        network.dropout_from = source
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.dropout_from = None
 
 
 class GaussianHead(nn.Module):

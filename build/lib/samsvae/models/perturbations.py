@@ -30,9 +30,9 @@ def perturbation_parts(model: Model) -> dict[str, int | None]:
         if isinstance(latent, Embedding) and latent.reads_mask:
             found[f"latents.{number}.network.layers.0.weight"] = model.config.n_latent
         if isinstance(latent, CellState) and latent.reads == "x_dosage":
-            found[f"latents.{number}.network.layers.0.weight"] = model.n_genes
+            found[f"latents.{number}.network.layers.0.weight"] = model.n_genes + sum(model.covariates)
     if model.config.effect == "decoder_input":
-        found["decoder.layers.0.weight"] = model.config.n_latent
+        found["decoder.layers.0.weight"] = model.config.n_latent + sum(model.covariates)
     return found
 
 
@@ -48,7 +48,8 @@ def select(model: Model, perturbations: Sequence[int | None]) -> Model:
     A new perturbation has the mask of an untrained model, an embedding of mean 0, and weights 0 where a layer reads it.
     All else, and the rows of the others, are the same bits.
     """
-    found = Model(model.config, model.n_genes, len(perturbations)).to(model.input_mean).train(model.training)
+    found = Model(model.config, model.n_genes, len(perturbations), levels=model.levels)
+    found = found.to(model.input_mean).train(model.training)
     parts, old = perturbation_parts(model), model.state_dict()
     learned = {f"latents.{i}.loc" for i, latent in enumerate(model.latents) if isinstance(latent, LearnedEmbedding)}
     for name, value in found.state_dict().items():

@@ -21,6 +21,7 @@ from samsvae.config.screens import CustomOptions
 from samsvae.config.validate import build
 from samsvae.errors import ConfigError, DataError, quoted, some
 from samsvae.screens.counts import BLOCK_BYTES, Counts
+from samsvae.screens.covariates import checked_covariates
 from samsvae.screens.genes import gene_positions, most_variable, read_names
 from samsvae.screens.labels import conditions_of, obs_column
 from samsvae.screens.screen import assemble, check_screen, provenance, source_columns, write_screen
@@ -113,10 +114,9 @@ def select(
     genes = _check_selection(options)
     obs = join_cell_table(obs, options, source)
     _check_unique(obs.index, var.index, source)
-    kept_obs = _select_obs_columns(obs, options.keep_obs, source)
+    kept_obs = _select_obs_columns(obs, options, source)
     rows, condition = conditions_of(obs, options, source, complete=complete)
     unlabelled = len(obs) - len(rows)
-
     # Only labelled cells need a measured size. Sums over all genes wait: they cost one more pass over the file.
     measured = options.library_size not in ("kept", "all")
     total = _measured_library(obs.iloc[rows], options.library_size, source) if measured else None
@@ -148,7 +148,8 @@ def select(
         dropped_rare_cells=int(rare.sum()),
         dropped_zero_cells=int(zero.sum()),
     )
-    screen = _assemble(kept_obs.iloc[rows], var.iloc[cols], condition, library, facts, options, source)
+    tables = kept_obs.iloc[rows], var.iloc[cols]
+    screen = _assemble(condition, library, *tables, facts, options, source, complete=complete)
     log.info("%s: kept %d of %d cells and %d of %d genes", source, len(rows), len(obs), len(cols), len(var))
     return screen, rows, cols
 
@@ -199,25 +200,32 @@ def _check_zero_cells(zero: np.ndarray, cells: pd.Index, n_genes: int, options: 
 def _recorded(options: CustomOptions, genes: str | int | list[str]) -> dict[str, Any]:
     """The options to record in the provenance, without those whose content is in the screen itself."""
     parameters = asdict(options) | {"genes": genes}
-    for name in ("annotation", "cell_table", "targets", "keep_obs"):
+    for name in ("annotation", "cell_table", "targets", "keep_obs", "covariates"):
         del parameters[name]
     return parameters
 
 
 def _assemble(
-    obs: pd.DataFrame,
-    var: pd.DataFrame,
     condition: np.ndarray,
     library: np.ndarray,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
     facts: Mapping[str, object],
     options: CustomOptions,
     source: str | Path,
+    *,
+    complete: bool,
 ) -> ad.AnnData:
     """The screen without its counts, from the tables of the kept cells and genes."""
+    is_control = condition == options.control[0]
+    covariates = checked_covariates(obs, options.covariates, is_control, source, complete=complete)
     controls = list(options.control) if options.control[0] in condition else []
+    more = ({"controls": controls} if len(controls) > 1 else {}) | (
+        {"covariates": list(options.covariates)} if options.covariates else {}
+    )
     screen = assemble(
         None,
-        obs,
+        obs.assign(**covariates),
         var,
         condition=condition,
         control=controls[0] if controls else "",
@@ -225,7 +233,7 @@ def _assemble(
         provenance=facts,
         library_size=library,
         pathway_of=read_annotation(options.annotation) if options.annotation is not None else None,
-        uns={"controls": controls} if len(controls) > 1 else None,
+        uns=more,
     )
     if options.annotation is not None and not (screen.uns["perturbations"]["pathway"] != "").any():
         raise DataError(f"{options.annotation}: column 'perturbation' has none of the perturbations in {source}.")
@@ -264,13 +272,12 @@ def _rare_cells(
     return np.isin(condition, list(few.index)) & ~zero, len(few)
 
 
-def _select_obs_columns(obs: pd.DataFrame, keep: Sequence[str] | None, source: str | Path) -> pd.DataFrame:
-    """The columns of obs to keep: all of them for None."""
-    if keep is None:
-        return obs
-    for name in keep:
+def _select_obs_columns(obs: pd.DataFrame, options: CustomOptions, source: str | Path) -> pd.DataFrame:
+    """The columns of obs to keep, the covariates among them: all of them without keep_obs."""
+    asked = list(dict.fromkeys((*(options.keep_obs or ()), *options.covariates)))
+    for name in asked:
         obs_column(obs, name, source)
-    return obs[list(keep)]
+    return obs if options.keep_obs is None else obs[asked]
 
 
 def _measured_library(obs: pd.DataFrame, name: str, source: str | Path) -> np.ndarray:

@@ -15,7 +15,16 @@ import scipy.sparse as sp
 from samsvae.files import atomic, verify
 from samsvae.screens.counts import BLOCK_BYTES, count_blocks, matrix_shape, real_blocks
 from samsvae.screens.hdf5 import open_h5ad, reading
-from samsvae.screens.screen import CHUNK, COUNT_TYPES, controls_of, members, read_tables, require
+from samsvae.screens.screen import (
+    CHUNK,
+    COUNT_TYPES,
+    controls_of,
+    covariates_of,
+    members,
+    read_tables,
+    require,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from samsvae.data.arrays import Screen
@@ -26,7 +35,9 @@ def write_arrays(h5ad: str | Path, npz: str | Path, *, block_bytes: int = BLOCK_
 
     counts (n, G): the smallest of uint8, int16 and int32 that holds them, or float32. library (n): float32. cells (n).
     genes (G). condition (n): index into conditions (C; sorted, with the control). members (C, P): index into
-    perturbations (T), -1 for none. controls: the labels that mean the control, its name first. separator.
+    perturbations (T), -1 for none. controls: the labels that mean the control, its name first. separator. With
+    covariates also: covariates (n, V), codes of their levels; covariate_names (V); covariate_levels (S), the names of
+    all levels; covariate_of_level (S), the covariate of each.
 
     Memory: the tables and one block of counts. DataError if the screen breaks the contract of `screens.screen`.
     """
@@ -61,20 +72,34 @@ def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
         "perturbations": np.array(perturbations, str),
         "controls": np.array(controls_of(screen), str),
         "separator": np.array(separator),
+        **_covariates(screen),
+    }
+
+
+def _covariates(screen: ad.AnnData) -> dict[str, np.ndarray]:
+    """The arrays of the covariates of a screen; {} without any."""
+    names = covariates_of(screen)
+    if not names:
+        return {}
+    each = [np.unique(text_of(screen.obs[name]).to_numpy(str), return_inverse=True) for name in names]
+    return {
+        "covariates": np.stack([codes for _, codes in each], 1).astype(np.int32),
+        "covariate_names": np.array(names),
+        "covariate_levels": np.concatenate([levels for levels, _ in each]),
+        "covariate_of_level": np.repeat(np.arange(len(names)), [len(levels) for levels, _ in each]),
     }
 
 
 def arrays_of(screen: ad.AnnData) -> Screen:
     """The training arrays of a screen in memory, the same as `write_arrays` writes."""
-    from samsvae.data.arrays import Screen  # loads torch, which filters do not need
+    from samsvae.data.arrays import FIELDS, Screen, read_labels  # loads torch, which filters do not need
 
     x = screen.X
     if sp.issparse(x):
         top = x.max()
         x = x.astype(next(t for t in COUNT_TYPES if top <= np.iinfo(t).max)).toarray()
-    names = _names(screen)
-    controls, separator = names.pop("controls"), names.pop("separator")
-    return Screen(counts=x, **names, controls=tuple(controls.tolist()), separator=str(separator))
+    names = {"counts": x} | _names(screen)
+    return Screen(**{name: names[name] for name in FIELDS}, **read_labels(names, names))
 
 
 def _add(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype, blocks: Iterable[np.ndarray]) -> None:

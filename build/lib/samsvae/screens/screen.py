@@ -2,7 +2,7 @@
 
 X: CSR int32 counts, or dense float32 in a real-valued simulation. obs: `condition` and `library_size`. uns: `control`,
 `separator`, `perturbations` (gene, pathway, n_cells; sorted by name) and `provenance`; also `controls`, with all labels
-of the control, if the source has several.
+of the control, if the source has several, and `covariates`, the columns of obs that are covariates, if any.
 Letters: n cells, G genes, T single perturbations, C conditions, P largest number of perturbations in one condition.
 """
 
@@ -225,23 +225,20 @@ def _check_tables(screen: ad.AnnData, what: str | Path, *, complete: bool = True
     require(not control or control in present, what, f"obs column 'condition' has no control cell ({control!r}).")
     singles = {name for label in present for name in members(label, screen.uns["separator"], control)}
     require(bool(singles) or not complete, what, "obs column 'condition' has no perturbed cell.")
-    require(
-        list(table.index) == sorted(singles), what, "uns['perturbations'] must list the perturbations in obs, sorted."
-    )
+    listed = list(table.index) == sorted(singles)
+    require(listed, what, "uns['perturbations'] must list the perturbations in obs, sorted.")
+    for name in covariates_of(screen):
+        filled = name in screen.obs and not screen.obs[name].isna().any()
+        require(filled, what, f"obs has no column {name!r} without missing values, which uns['covariates'] lists.")
 
 
 def _check_library(screen: ad.AnnData, what: str | Path) -> None:
     column = screen.obs["library_size"]
-    require(
-        is_numeric_dtype(column), what, f"obs column 'library_size' must hold numbers, but its type is {column.dtype}."
-    )
+    require(is_numeric_dtype(column), what, f"obs column 'library_size' must hold numbers, not {column.dtype}.")
     size = column.to_numpy(float)
     bad = screen.obs_names[~(np.isfinite(size) & (size > 0))]
-    require(
-        not len(bad),
-        what,
-        f"obs column 'library_size' must be above 0, but {len(bad)} cells have other values: {some(bad)}.",
-    )
+    wrong = f"{len(bad)} cells have other values: {some(bad)}"
+    require(not len(bad), what, f"obs column 'library_size' must be above 0, but {wrong}.")
 
 
 def _check_sums(screen: ad.AnnData, what: str | Path, sums: np.ndarray) -> None:
@@ -370,8 +367,9 @@ def read_tables(path: str | Path) -> ad.AnnData:
 
 
 def _with_controls(screen: ad.AnnData) -> ad.AnnData:
-    """The screen itself, with its `controls_of` in obs.attrs['controls'], where splits look for them."""
+    """The screen itself, with its `controls_of` and `covariates_of` in obs.attrs, where splits look for them."""
     screen.obs.attrs["controls"] = controls_of(screen)
+    screen.obs.attrs["covariates"] = covariates_of(screen)
     return screen
 
 
@@ -379,6 +377,11 @@ def controls_of(screen: ad.AnnData) -> list[str]:
     """The labels that mean the control, its name first; [] without a control."""
     control = screen.uns["control"]
     return [control, *(name for name in screen.uns.get("controls", ()) if name != control)] if control else []
+
+
+def covariates_of(screen: ad.AnnData) -> list[str]:
+    """The columns of obs that are covariates."""
+    return [str(name) for name in screen.uns.get("covariates", ())]
 
 
 def read_uns(path: str | Path, key: str, default: object = None):

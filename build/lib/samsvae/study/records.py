@@ -7,6 +7,7 @@ import platform
 import re
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -97,5 +98,6 @@ def _commit() -> str | None:
 
 
 def _peak_memory() -> int:
-    """Bytes of the largest resident memory of this process so far (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes of the largest resident memory of this process so far; Linux counts in KiB, macOS in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

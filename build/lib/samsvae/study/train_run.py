@@ -18,6 +18,7 @@ from samsvae.models.model import Model
 from samsvae.models.start import initialise
 from samsvae.study.records import write_run
 from samsvae.training.checkpoint import Checkpoint, facts, screen_facts
+from samsvae.training.covariates import levels_in
 from samsvae.training.loop import train
 from samsvae.training.state import Keep
 from samsvae.training.verdict import verdict
@@ -59,14 +60,15 @@ def fit(
         batch_size=settings["training"]["batch_size"],
     )
     config, training = build_configs(settings["config"], settings["training"], sizes)
-    model = Model(config, len(screen.genes), len(dosage.names), seed=training.seed).to(device)
+    names = screen_facts(screen, dosage, train_cells)
+    sizes_of = len(screen.genes), len(dosage.names)
+    model = Model(config, *sizes_of, levels=levels_in(names), seed=training.seed).to(device)
     initialise(model, train_cells, seed=training.seed)
     n_parameters = sum(p.numel() for p in model.parameters())
     log.info(
         "%s: %d training and %d validation cells, %d genes, %d perturbations, %d parameters, on %s",
         settings["run"], len(train_cells), len(val_cells), len(screen.genes), len(dosage.names), n_parameters, device,
     )  # fmt: skip
-    names = screen_facts(screen, dosage, train_cells)
     result = train(model, train_cells, val_cells, training, genes=screen.genes, keep=keep)
     used = dict(settings) | {"training": asdict(training)}
     found = verdict(model, result, train_cells, val_cells, names["training_cells"])

@@ -18,6 +18,7 @@ from samsvae.data.cells import Dosage, cells_of, encode
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.models.perturbations import add_perturbations
 from samsvae.training.checkpoint import Checkpoint
+from samsvae.training.covariates import with_levels
 from samsvae.training.transfer import adapt
 
 log = logging.getLogger("samsvae")
@@ -39,14 +40,15 @@ def adapt_checkpoint(
     sum encoding. Controls are not, because they say nothing about a new perturbation. ``how``, ``seed`` and
     ``options`` as in `samsvae.training.transfer.adapt`, with the settings of the model's training.
 
-    DataError if the genes are not those of the model, for a new name that was trained or has no cell, and, if ``new``
-    is not given, for cells without a new perturbation. ConfigError for a model without effects.
+    DataError if the genes are not those of the model, if a covariate of the model is missing or has a new level, for a
+    new name that was trained or has no cell, and, if ``new`` is not given, for cells without a new perturbation.
+    ConfigError for a model without effects.
     """
     model = checkpoint.model
     if model.config.effect == "none":
         row = checkpoint.facts.get("model", "without a name")
         raise ConfigError(f"the model {row!r} has no effects of perturbations, so no perturbation can be added to it.")
-    screen = in_order(screen, checkpoint.genes)
+    screen = with_levels(in_order(screen, checkpoint.genes), checkpoint.covariates)
     dosage = encode(screen, checkpoint.facts["encoding"])
     names = _new_names(checkpoint, screen, dosage, new)
     every = checkpoint.perturbations + tuple(name for name in names if name not in checkpoint.perturbations)

@@ -25,8 +25,10 @@ from samsvae.data.arrays import Screen
 from samsvae.data.cells import Cells, Dosage
 from samsvae.errors import CheckpointError, some
 from samsvae.files import atomic
+from samsvae.models.levels import Levels
 from samsvae.models.model import Model
 from samsvae.ops.device import usable
+from samsvae.training.covariates import are_levels, are_rows, covariate_facts, levels_in, misfit
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,9 @@ class Checkpoint:
     """A trained model, the names of its genes (G) and perturbations (T), and facts about its training.
 
     ``facts``: plain values with the row, the encoding, the best step and its validation loss, the training settings,
-    how labels are read, and how many training cells received each perturbation (``screen_facts``). ``added``: the
-    perturbations that were added later, to cells of their own. ``history``: the columns of the training's history.
-    ``reads``: the obs column and the layer that ``samsvae.fit`` read. Older files lack some of them.
+    how labels are read, how many training cells received each perturbation, and the covariates (``screen_facts``).
+    ``added``: the perturbations that were added later, to cells of their own. ``history``: the columns of the
+    training's history. ``reads``: where ``samsvae.fit`` found labels and counts. Older files lack some of them.
     """
 
     model: Model
@@ -55,6 +57,11 @@ class Checkpoint:
     def untrained(self) -> tuple[str, ...]:
         """The perturbations that no training cell received; () if the file has no such record."""
         return tuple(name for name, n in self.facts.get("training_cells", {}).items() if n == 0)
+
+    @property
+    def covariates(self) -> dict[str, list[str]]:
+        """The levels of each covariate that the model reads, by its name; {} if it reads none."""
+        return dict(self.facts.get("covariates", {})) if self.model.levels else {}
 
     def tables(self) -> dict[str, torch.Tensor]:
         """``Model.perturbation_tables`` (T, L), with NaN for the perturbations that no training cell received."""
@@ -73,7 +80,7 @@ def label_facts(screen: Screen) -> dict:
 
 
 def screen_facts(screen: Screen, dosage: Dosage, train_cells: Cells) -> dict:
-    """The facts of a checkpoint about its screen: ``label_facts`` and ``training_cells``.
+    """The facts of a checkpoint about its screen: ``label_facts``, ``training_cells`` and its `covariate_facts`.
 
     ``training_cells``: how many training cells received each perturbation of the model. A warning is logged if there
     are perturbations without training cells.
@@ -82,7 +89,7 @@ def screen_facts(screen: Screen, dosage: Dosage, train_cells: Cells) -> dict:
     cells = dict(zip(dosage.names, each, strict=True))
     if never := [name for name, n in cells.items() if n == 0]:
         log.warning("no training cell received %s, so the model cannot learn their effects", some(never))
-    return label_facts(screen) | {"training_cells": cells}
+    return label_facts(screen) | {"training_cells": cells} | covariate_facts(screen, train_cells)
 
 
 def facts(
@@ -186,30 +193,38 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from None
     try:
         config = build(ModelConfig, content["config"], "config")
-        model = fitted(config, len(genes), len(perturbations), content["weights"])
+        model = fitted(config, len(genes), len(perturbations), content["weights"], levels_in(facts))
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
         reason = _brief(str(error)).rstrip(".")
         raise CheckpointError(f"{path}: the weights do not fit their configuration ({reason}).") from None
     return Checkpoint(model.to(device).eval(), genes, perturbations, facts)
 
 
-def fitted(config: ModelConfig, n_genes: int, n_perturbations: int, weights: Mapping[str, Any]) -> Model:
+def fitted(
+    config: ModelConfig,
+    n_genes: int,
+    n_perturbations: int,
+    weights: Mapping[str, Any],
+    levels: Levels | None = None,
+) -> Model:
     """The model with these weights, by the names of its state; memory is used only once everything has been checked.
 
     CheckpointError for weights with other names, shapes or types than the model's, and for values that are not finite.
     """
-    model = outline(config, n_genes, n_perturbations, weights)
+    model = outline(config, n_genes, n_perturbations, weights, levels)
     needed = model.state_dict()
     for problem, odd in (("Missing", set(needed) - set(weights)), ("Unexpected", set(weights) - set(needed))):
         if odd:
             raise CheckpointError(f"{problem} key: {some(sorted(map(str, odd)))}.")
     check_tensors(weights, needed)
-    model = Model(config, n_genes, n_perturbations)
+    model = Model(config, n_genes, n_perturbations, levels=levels)
     model.load_state_dict(weights)
     return model
 
 
-def outline(config: ModelConfig, n_genes: int, n_perturbations: int, weights: object) -> Model:
+def outline(
+    config: ModelConfig, n_genes: int, n_perturbations: int, weights: object, levels: Levels | None = None
+) -> Model:
     """The model without memory for its weights (on torch's meta device), to compare with weights from a file.
 
     CheckpointError if the weights are no dictionary, or too few for the layers of the model.
@@ -221,7 +236,7 @@ def outline(config: ModelConfig, n_genes: int, n_perturbations: int, weights: ob
         raise CheckpointError(f"the settings ask for {layers:,} layers, but the file has {len(weights):,} tensors.")
     try:
         with torch.device("meta"):
-            return Model(config, n_genes, n_perturbations)
+            return Model(config, n_genes, n_perturbations, levels=levels)
     except (RuntimeError, TypeError, OverflowError):  # of torch, for sizes that are negative or have too many digits
         sizes = f"{n_genes} genes, {n_perturbations} perturbations, {config.n_latent} latents, width {config.width}"
         raise CheckpointError(f"no model has these sizes: {sizes}.") from None
@@ -293,6 +308,8 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a whole number of at least 0 for each perturbation",
         lambda x: isinstance(x, dict) and all(type(n) is int and n >= 0 for n in x.values()),
     ),
+    "covariates": ("lists of levels by the name of a covariate", are_levels),
+    "covariate_cells": ("rows of whole numbers, the last of each above 0", are_rows),
 }
 
 
@@ -319,6 +336,12 @@ def _checked_facts(facts: object, perturbations: Sequence[str]) -> dict:
         raise CheckpointError(
             f"the fact 'training_cells' has other names than 'perturbations': "
             f"{some(sorted(map(str, cells.keys() ^ set(perturbations))))}."
+        )
+    if ("covariates" in facts) != ("covariate_cells" in facts):
+        raise CheckpointError("the facts 'covariates' and 'covariate_cells' need each other.")
+    if "covariates" in facts and (row := misfit(facts)) is not None:
+        raise CheckpointError(
+            f"the fact 'covariate_cells' has the row {_brief(reprlib.repr(row))}, which fits no levels."
         )
     return facts
 

@@ -21,8 +21,11 @@ CHUNK = 4096
 def check_inputs(model: Model, *splits: Cells) -> None:
     """ConfigError if a model cannot read the dosages or values of the cells, or is normal for integer counts.
 
-    DataError for cells whose library size is not above 0, if the likelihood divides by it.
+    DataError for cells whose library size is not above 0, if the likelihood divides by it, and for cells without the
+    covariates of the model.
     """
+    if model.levels and any(cells.covariates is None for cells in splits):
+        raise DataError(f"the model reads {len(model.covariates)} covariates, which the cells do not have.")
     for cells in splits:
         empty = (~((cells.library > 0) & torch.isfinite(cells.library))).cpu().numpy()
         if empty.any() and model.config.likelihood == "nb":

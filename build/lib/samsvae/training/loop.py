@@ -19,7 +19,8 @@ from samsvae.config.training import TrainingConfig
 from samsvae.data.cells import Cells
 from samsvae.data.streaming import batches
 from samsvae.errors import ConfigError, Interrupted
-from samsvae.models.model import Model, dropout_from
+from samsvae.models.model import Model
+from samsvae.models.networks import dropout_from
 from samsvae.ops.cuda_graphs import NotCaptured, on_one_stream
 from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu

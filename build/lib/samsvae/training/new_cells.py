@@ -9,14 +9,16 @@ from samsvae.data.cells import Cells, Dosage, cells_of, encode
 from samsvae.errors import DataError, nearest, some
 from samsvae.training.adapt_checkpoint import in_order
 from samsvae.training.checkpoint import Checkpoint
+from samsvae.training.covariates import with_levels
 
 
 def cells_for(checkpoint: Checkpoint, screen: Screen, rows: np.ndarray | None = None) -> Cells:
     """The cells at ``rows`` of a screen (a mask or positions; default: all), on the device of the model.
 
-    DataError if the genes are not those of the model, or if it does not know a perturbation.
+    DataError if the genes are not those of the model, if it does not know a perturbation or the level of a covariate,
+    or if a covariate is missing.
     """
-    screen = in_order(screen, checkpoint.genes)
+    screen = with_levels(in_order(screen, checkpoint.genes), checkpoint.covariates)
     dosage = encode(screen, checkpoint.facts["encoding"])
     position = {name: at for at, name in enumerate(checkpoint.perturbations)}
     if unknown := [name for name in dosage.names if name not in position]:
