@@ -5,8 +5,8 @@ Run by hand, because it takes long::
     python tests/kill_loop.py --kills 20 --configfile tests/smoke.yaml FOLDER
 
 A killed study is restarted until it is finished. If it finishes before the last kill, another one starts from scratch.
-Files with times are not compared: logs, benchmarks, run.json and transfer.json and the stamps with their digests,
-cost.tsv and the reports.
+Files with times are not compared: logs, benchmarks, run.json and transfer.json, cost.tsv and the reports, the digests of
+files (which are compared themselves), and the lock.
 Temporary files that were left behind are reported too. The exit status is 1 if a file differs, is missing or is left
 behind.
 """
@@ -28,8 +28,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = re.compile(
-    r"(?:.*/)?(?:(?:logs|benchmarks)/.*|(?:run|transfer)\.json|\.(?:trained|transferred|refit_\w+)/stamp"
-    r"|cost\.tsv|(?:report|provenance)\.html)"
+    r"(?:.*/)?(?:(?:logs|benchmarks|\.digests)/.*|(?:run|transfer)\.json|\.(?:trained|transferred|refit_\w+)/stamp"
+    r"|\.lock|cost\.tsv|(?:report|provenance)\.html)"
 )
 OFTEN = "checkpoint_minutes=0.001"  # saves the state every few steps, so that small trainings are resumed too
 
