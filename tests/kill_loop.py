@@ -5,8 +5,8 @@ Run by hand, because it takes long::
     python tests/kill_loop.py --kills 20 --configfile tests/smoke.yaml FOLDER
 
 A killed study is restarted until it is finished. If it finishes before the last kill, another one starts from scratch.
-Files with times are not compared: logs, benchmarks, run.json and transfer.json, cost.tsv and the reports, the digests of
-files (which are compared themselves), and the lock.
+Files with times are not compared: logs, benchmarks, run.json and transfer.json, cost.tsv and the reports. Nor are the
+lock and the digests of files, which are compared themselves.
 Temporary files that were left behind are reported too. The exit status is 1 if a file differs, is missing or is left
 behind.
 """
