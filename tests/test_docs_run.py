@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +32,7 @@ from samsvae.study.plan import Plan
 NOT_RUN = {
     "aws s3 cp": "needs the internet",
     "conda env create": "needs the internet; tests/test_envs.py checks the file",
+    "pip install": "needs the internet",
     "pre-commit install": "changes the hooks of the checkout",
     "squeue --me": "needs Slurm",
     "snakemake --executor cluster-generic": "its plugin is not in the lock",
@@ -208,9 +210,28 @@ def test_the_notebook_of_the_readme(monkeypatch):
     new_cells = ad.AnnData(counts[:30], obs[:30].assign(guide="D"))
     names: dict = {"adata": adata, "new_cells": new_cells}
     monkeypatch.setattr(fitted.Fitted, "adapt", with_three_steps(fitted.Fitted.adapt))
-    exec(named("README.md", "from samsvae import fit, load"), names)
+    exec(named("README.md", "from samsvae import fit, load, pl"), names)
     assert names["fitted"].perturbations == ("A", "B", "C")
     assert names["load"]("model.pt").genes == names["fitted"].genes
+
+
+def test_the_page_about_python(monkeypatch, folder):
+    """All its blocks, one after the other, with few steps and a small model."""
+    small = {"steps": 4, "n_latent": 3, "width": 8, "embedding_width": 8, "progress": False}
+    fit, more = api.fit, fitted.Fitted.train_more
+    monkeypatch.setattr(api, "fit", lambda *data, **settings: fit(*data, **{**settings, **small}))
+    monkeypatch.setattr(fitted.Fitted, "adapt", with_three_steps(fitted.Fitted.adapt))
+    monkeypatch.setattr(
+        fitted.Fitted, "train_more", lambda *cells, **_: more(*cells, steps=4, progress=False)
+    )  # fmt: skip
+    names: dict = {}
+    blocks = [block.text for block in of("python") if block.page == "docs/python.md"]
+    for text in blocks:
+        exec(text, names)
+    plt.close("all")
+    assert len(blocks) == 6 and names["fitted"].perturbations[0] == "A1" and (folder / "toy.png").is_file()
+    assert names["new"].obsm["X_samsvae"].shape == (200, 3) and names["better"].history["step"].iloc[-1] == 8
+    assert names["treated"].n_obs == 300 and set(names["treated"].obs["condition"]) == {"A1+B1"}
 
 
 def test_the_weights_of_the_release(monkeypatch):

@@ -136,7 +136,7 @@ def test_the_files(plan):
     pd.testing.assert_frame_equal(effects.astype(expected.dtypes), expected.reset_index(drop=True))
     masks = pd.read_parquet(folder / "perturbations.parquet")
     assert set(masks["run"]) == {run.id} and len(masks) == 6
-    assert {path.stem for path in (folder / "profiles").iterdir() if path.suffix == ".h5ad"} == {run.id, other.id}
+    assert {path.stem for path in (folder / "means").iterdir() if path.suffix == ".h5ad"} == {run.id, other.id}
     first = (folder / "effects.parquet").read_bytes()
     export.write_export(CONFIG)
     assert (folder / "effects.parquet").read_bytes() == first

@@ -113,7 +113,7 @@ def fit(
     Fitted(cpa_vae_corr: 20 genes, 3 perturbations, encoding 'sum')
     """
     reads = {"perturbation": perturbation, "layer": layer or "X"}
-    reads |= {key: str(settings[key]) for key in READS if key in settings}
+    reads |= {key: str(settings[key]) for key in READS if settings.get(key) is not None}
     if encoding not in ENCODINGS:
         raise ConfigError(f"encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
     chosen = row(model)

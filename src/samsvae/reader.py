@@ -23,7 +23,8 @@ from samsvae.training.new_cells import cells_for
 CLEANING = ("library_size", "unlabelled", "zero_cells", "min_cells", "rare", "perturbation_names", "threshold")
 
 #: Those that `fit` notes in the model, so that new cells are read as its training cells were.
-READS = ("library_size", "unlabelled", "zero_cells", "perturbation_names", "threshold")
+READS: tuple[str, ...] = ("library_size", "unlabelled", "zero_cells", "perturbation_names", "threshold")
+READS += ("targets", "target_pattern", "guides")
 
 
 @dataclass(frozen=True)

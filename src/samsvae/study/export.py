@@ -40,7 +40,7 @@ def write_export(config: Mapping, experiments: Sequence[str] = ()) -> list[Path]
     """Export the finished runs of some experiments (by default all) and return the folders (RESULTS/EXPERIMENT/export).
 
     ``config``: the merged configuration, whose paths start in the current folder. A folder gets effects.parquet,
-    perturbations.parquet (if a run has masks or embeddings) and profiles/RUN.h5ad. ConfigError for an unknown
+    perturbations.parquet (if a run has masks or embeddings) and means/RUN.h5ad. ConfigError for an unknown
     experiment or if pyarrow is not installed; DataError if no run has finished.
     """
     _parquet()  # before any work
@@ -66,7 +66,7 @@ def _export(plan: Plan, found: Sequence[Run], folder: Path) -> None:
     if latents:
         _write(latents, folder / "perturbations.parquet")
     for run in found:
-        write_h5ad(profiles(plan, run, screens[run.dataset]), folder / "profiles" / f"{run.id}.h5ad")
+        write_h5ad(profiles(plan, run, screens[run.dataset]), folder / "means" / f"{run.id}.h5ad")
 
 
 def effect_rows(plan: Plan, run: Run, screen: ad.AnnData) -> pd.DataFrame:
