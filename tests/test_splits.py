@@ -10,6 +10,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from samsvae import tables
+from samsvae.config.screens import SplitConfig
 from samsvae.config.vocabulary import SPLIT_LABELS
 from samsvae.data.arrays import read_split
 from samsvae.errors import ConfigError, DataError
@@ -385,3 +386,28 @@ def test_a_damaged_split_table_gives_one_line(tmp_path, content, sentence):
     with pytest.raises(DataError, match=sentence) as error:
         read_split(tmp_path / "split.tsv", ["a"])
     assert "\n" not in str(error.value)
+
+
+def test_a_stratified_split_has_the_same_fractions_of_every_condition_and_level():
+    rng = np.random.default_rng(0)
+    n = 2000
+    obs = pd.DataFrame(
+        {
+            "condition": rng.choice(["a", "b", "control"], n, p=[0.7, 0.28, 0.02]),
+            "batch": rng.choice([1, 2, 3], n, p=[0.8, 0.15, 0.05]),
+        },
+        index=[f"c{i}" for i in range(n)],
+    )
+    obs.attrs["covariates"] = ["batch"]
+    how = {"kind": "random", "test_fraction": 0.25, "val_fraction": 0.2, "stratified": True}
+    split = splits.make_split(obs, **how, split_seed=3)
+    assert split["split"].value_counts().to_dict() == {"train": 1200, "test": 500, "val": 300}
+    groups = split.groupby([split["condition"], obs["batch"].to_numpy()])["split"]
+    for name, share in (("test", 0.25), ("val", 0.15)):
+        expected = share * groups.size()
+        assert (groups.agg(lambda x, name=name: (x == name).sum()) - expected).abs().max() <= 1
+    again = splits.make_split(obs, **how, split_seed=3)
+    other = splits.make_split(obs, **how, split_seed=4)
+    assert again.equals(split) and not other.equals(split)
+    with pytest.raises(ConfigError, match="stratified: a split of kind 'held_out' does not use it"):
+        SplitConfig(kind="held_out", conditions=("a",), stratified=True)

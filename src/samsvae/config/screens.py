@@ -298,6 +298,7 @@ class SplitConfig:
     strongest: int | None = None
     new_cells: int | Literal["all"] = 0
     path: str | None = None
+    stratified: bool = False
     split_seed: int = 0
 
     def __post_init__(self):
@@ -311,6 +312,8 @@ class SplitConfig:
             if getattr(self, name) != getattr(SplitConfig, name) and self.kind not in kinds:
                 allowed = " and ".join(map(repr, kinds))
                 raise ConfigError(f"{name}: a split of kind {self.kind!r} does not use it. Allowed: with {allowed}.")
+        if self.stratified and self.kind != "random":
+            raise ConfigError(f"stratified: a split of kind {self.kind!r} does not use it. Allowed: with 'random'.")
         if (self.kind == "file") != (self.path is not None):
             raise ConfigError("path: required for a split of kind 'file'; not allowed otherwise.")
         if (self.kind == "held_out") != bool(self.combinations_of or self.conditions) and self.kind != "transfer":

@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 
 from samsvae.data.arrays import Screen
+from samsvae.evaluation.matched_parts import part_of
 from samsvae.evaluation.metrics.agreement import PER_CONDITION, nmse_terms
 from samsvae.evaluation.metrics.calibration import REPEATS, Calibration, calibrate, calibration
 from samsvae.evaluation.metrics.discrimination import discrimination
 from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS, REFERENCES, at_reference
 from samsvae.evaluation.metrics.halves import half_effects, halves
+from samsvae.evaluation.metrics.matched import Matched
 from samsvae.evaluation.truth import Truth
 
 
@@ -21,15 +23,17 @@ def calibrations(screen: Screen, truth: Truth) -> dict[str, Calibration]:
     From halves of all cells: per condition, and for the pooled error per repeat. Conditions without two cells in each
     half are left out. {} if fewer than 3 are left.
     """
-    half = halves(screen.condition, screen.conditions, repeats=REPEATS)
+    every = part_of(screen, np.ones(len(screen.condition), bool), screen.condition == truth.control)
+    half = halves(screen.condition, screen.conditions, cells=every.rows, repeats=REPEATS)
     pairs = list(
         half_effects(
-            screen.counts,
+            every.X,
             screen.condition,
             len(screen.conditions),
             half,
             control=truth.control,
-            method=screen.transform,
+            method=every.method,
+            level=every.X.level if isinstance(every.X, Matched) else None,
         )
     )
     defined = np.all([np.isfinite(part.delta).all(1) for pair in pairs for part in pair], axis=0)

@@ -12,7 +12,9 @@ import pandas as pd
 from samsvae.config.vocabulary import SPLITS
 from samsvae.data.arrays import Screen
 from samsvae.errors import DataError
+from samsvae.evaluation.matched_parts import part_of
 from samsvae.evaluation.metrics.effects import average_effect, condition_means
+from samsvae.evaluation.metrics.estimates import condition_moments
 
 
 def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
@@ -23,6 +25,9 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
     the condition that is subtracted; with '' the mean of all rows is subtracted. A layer whose split has no reference
     cell uses the reference's validation cells instead (Norman has no test controls), and ``held_out`` its training
     cells if there are none either. DataError if the reference has neither training nor validation cells.
+
+    In a screen with covariates, cells are compared with reference cells of their own level (`matched_parts`), and
+    ``n_matched`` counts those in levels that have any.
     """
     counts = np.stack([np.bincount(screen.condition[split == s], minlength=len(screen.conditions)) for s in SPLITS])
     control = int(np.flatnonzero(screen.conditions == reference)[0]) if reference else None
@@ -33,6 +38,8 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
     def delta(cells: np.ndarray, *instead: str) -> np.ndarray:
         """Effects in ``cells``; if they have no reference cell, against the first split in ``instead`` with one."""
         n_conditions = len(screen.conditions)
+        if screen.covariates is not None:
+            return _matched(screen, cells, control, [split == s for s in instead], in_split)
         if control is None:
             means = condition_means(screen.counts, screen.condition, n_conditions, cells=cells, method=screen.transform)
             return means - np.nanmean(means[in_split], axis=0)
@@ -50,22 +57,48 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
             method=screen.transform,
         )
 
-    obs = pd.DataFrame(
-        {
-            "n_cells": np.bincount(screen.condition, minlength=len(screen.conditions))[in_split],
-            **{f"n_{name}": number[in_split] for name, number in zip(SPLITS, counts, strict=True)},
-            "n_perturbations": (screen.members >= 0).sum(1)[in_split],
-        },
-        index=screen.conditions[in_split].astype(object),
-    )
     layers = {
         "train": delta(split == "train", "val")[in_split],
         "held_out": delta(split == "test", "val", "train")[in_split],
     }
     return ad.AnnData(
         delta(np.ones(len(split), bool))[in_split],
-        obs,
+        _obs(screen, counts, in_split, control),
         pd.DataFrame(index=screen.genes.astype(object)),
         layers=layers,
         uns={"reference": reference, "transform": screen.transform, "members": screen.members[in_split]},
     )
+
+
+def _references(screen: Screen, control: int | None) -> np.ndarray:
+    """The cells that others are compared with (n,) bool: those of the reference, or all."""
+    return np.ones(len(screen.condition), bool) if control is None else screen.condition == control
+
+
+def _matched(
+    screen: Screen, cells: np.ndarray, control: int | None, instead: list[np.ndarray], in_split: np.ndarray
+) -> np.ndarray:
+    """Effects (C, G) in ``cells`` (n,) bool, matched to reference cells of their own level, here or in ``instead``."""
+    at_reference = _references(screen, control)
+    found = next((c for c in (cells, *instead) if (c & at_reference).any()), None)
+    if found is None:
+        raise DataError("The reference has no cell in training or validation; split some there.")
+    part = part_of(screen, cells, found & at_reference)
+    n_conditions = len(screen.conditions)
+    means = condition_moments(part.X, screen.condition, n_conditions, cells=part.rows, method=part.method).mean
+    return means - np.nanmean(means[in_split], axis=0) if control is None else means
+
+
+def _obs(screen: Screen, counts: np.ndarray, in_split: np.ndarray, control: int | None) -> pd.DataFrame:
+    """The table of the rows: cells in all, in each split and, with covariates, matched ones; perturbations."""
+    n_conditions = len(screen.conditions)
+    columns = {
+        "n_cells": np.bincount(screen.condition, minlength=n_conditions),
+        **{f"n_{name}": number for name, number in zip(SPLITS, counts, strict=True)},
+        "n_perturbations": (screen.members >= 0).sum(1),
+    }
+    if screen.covariates is not None:
+        every = np.ones(len(screen.condition), bool)
+        used = part_of(screen, every, _references(screen, control), "all cells").rows
+        columns["n_matched"] = np.bincount(screen.condition[used], minlength=n_conditions)
+    return pd.DataFrame(columns, index=screen.conditions.astype(object))[in_split]

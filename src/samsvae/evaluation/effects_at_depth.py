@@ -17,6 +17,7 @@ from torch import Tensor
 from samsvae.errors import DataError
 from samsvae.evaluation.log2_expectation import Log2Mean
 from samsvae.evaluation.model_effects import dosage_batch, transformed
+from samsvae.models.levels import Levels
 from samsvae.models.model import Model
 from samsvae.models.networks import Observed
 from samsvae.models.noise import Streams
@@ -45,6 +46,7 @@ def effect_draws_at_depth(
     control: np.ndarray,
     control_libraries: np.ndarray,
     use: Callable[[int, np.ndarray], Result],
+    levels: Sequence[Levels] | None = None,
     draws: int = 100,
     cells: int = 6,
     seed: int = 0,
@@ -57,7 +59,8 @@ def effect_draws_at_depth(
     ``cells`` cells (an even number) of the expectation over their counts; their depths are quantiles of the library
     sizes. All conditions share the noise of cells with the control, and half of the cells have the negative noise of
     the others. Counts of a likelihood without a closed form are sampled; real values are not transformed and have no
-    depth. DataError if a condition has no library size above 0, or ``cells`` is odd.
+    depth. ``levels``: of the covariates of each condition's observed cells; the control then has the same. DataError if
+    a condition has no library size above 0, or ``cells`` is odd.
     """
     if cells % 2:
         raise DataError(f"cells: {cells} is not allowed; it must be even, because half of the cells mirror the others.")
@@ -70,17 +73,23 @@ def effect_draws_at_depth(
     streams = Streams(f"{seed}/effects at depth", model.input_mean.device)
     common = _mirrored_noise(model, streams, draws, cells)
 
-    def mean(row: np.ndarray, at: np.ndarray) -> Tensor:
+    def mean(row: np.ndarray, at: np.ndarray, levels: Levels | None = None) -> Tensor:
         own = Streams(f"{seed}/effects at depth", model.input_mean.device)
 
         def noise(name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
             return common[name].expand(shape) if name in common else own(name, kind, shape)
 
-        likelihood = model.predict(dosage_batch(model, row[None], 1.0), noise, draws * cells, repeats=cells)
+        batch = dosage_batch(model, row[None], 1.0)
+        likelihood = model.predict(batch, noise, draws * cells, repeats=cells, levels=levels)
         return value(likelihood, at, own.generator("x")).unflatten(0, (draws, cells)).mean(1)
 
+    rows = list(enumerate(zip(members, depths[:-1], strict=True)))
+    if levels is not None:
+        return [
+            use(c, (mean(row, at, levels[c]) - mean(control, depths[-1], levels[c])).cpu().numpy())
+            for c, (row, at) in rows
+        ]
     reference = mean(control, depths[-1])
-    rows = enumerate(zip(members, depths[:-1], strict=True))
     return [use(c, (mean(row, at) - reference).cpu().numpy()) for c, (row, at) in rows]
 
 

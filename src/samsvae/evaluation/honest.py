@@ -19,6 +19,7 @@ from samsvae.evaluation.metrics.coverage import Intervals, join, posterior_inter
 from samsvae.evaluation.sampled_cells import predicted_cells
 from samsvae.evaluation.score_tables import tables, undefined
 from samsvae.evaluation.truth import Truth
+from samsvae.models.levels import Levels
 from samsvae.models.model import Model
 
 
@@ -51,6 +52,7 @@ def model_tables(
         [truth.libraries[c] for c in rows],
         control=dosage[truth.control],
         control_libraries=truth.libraries[truth.control],
+        levels=_observed_levels(model, truth, rows),
         use=use,
         draws=draws,
         cells=cells,
@@ -64,3 +66,10 @@ def model_tables(
         if of_condition
     ]
     return pd.concat([table, *parts], ignore_index=True), each
+
+
+def _observed_levels(model: Model, truth: Truth, rows: np.ndarray) -> list[Levels] | None:
+    """The levels of the cells in which the conditions ``rows`` are observed; None if the model reads no covariates."""
+    if not model.levels or isinstance(truth.levels, str):
+        return None
+    return [Levels.of(model.covariates, truth.levels.combinations[truth.levels.cells[c]]) for c in rows]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from samsvae.evaluation.metrics.estimates import LEAST_FOR_VARIANCE, Moments
+from samsvae.evaluation.metrics.estimates import LEAST_FOR_VARIANCE, Moments, Weights
 from samsvae.evaluation.metrics.halves import halves
 from samsvae.evaluation.metrics.interactions import Interactions, pair_interactions
 
@@ -37,21 +37,31 @@ def cells_of_untested_singles(
 
 
 def observed_pairs(
-    moments: Mapping[str, Moments], members: np.ndarray, scored: np.ndarray, *, control: int, controls: Moments
+    moments: Mapping[str, Moments],
+    members: np.ndarray,
+    scored: np.ndarray,
+    *,
+    control: int,
+    controls: Moments,
+    weights: Mapping[str, Weights],
 ) -> Pairs:
     """The interactions of the scored pairs that are observed together with both of their singles.
 
     ``moments``: of the ``test`` cells, of those that are ``instead`` of them (`cells_of_untested_singles`), and of
     ``every`` cell. ``members`` (C, P). ``scored``: codes of the scored conditions. ``control``: its code, and
-    ``controls``: the moments that it has on the observed side.
+    ``controls``: the moments that it has on the observed side. ``weights``: those of the controls, by the same names,
+    if cells are matched; else {}.
     """
     instead = moments["instead"].n > 0
     either = (
         np.where(instead.reshape(-1, *[1] * (test.ndim - 1)), other, test)
         for test, other in zip(moments["test"], moments["instead"], strict=True)
     )
-    observed = pair_interactions(Moments(*either), members, control=control, controls=controls)
+    both = weights.get("test")
+    if both is not None:
+        both = both._replace(of=np.where(instead[:, None], weights["instead"].of, both.of))
+    observed = pair_interactions(Moments(*either), members, control=control, controls=controls, weights=both)
     observed = Interactions(*(values[np.isin(observed.rows, scored)] for values in observed))
-    every = pair_interactions(moments["every"], members, control=control)
+    every = pair_interactions(moments["every"], members, control=control, weights=weights.get("every"))
     at = np.searchsorted(every.rows, observed.rows)  # what a part of the cells shows, all of them show
     return Pairs(observed, Interactions(*(values[at] for values in every)))

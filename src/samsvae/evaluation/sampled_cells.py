@@ -6,6 +6,7 @@ Letters: n cells, C conditions, P largest number of perturbations in a condition
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,8 +44,16 @@ def sampled(model: Model, truth: Truth, dosage: np.ndarray, *, seed: int = 0) ->
     def draw(codes: list[int]) -> np.ndarray:
         of = np.repeat(codes, [len(truth.libraries[c]) for c in codes])
         library = np.concatenate([truth.libraries[c] for c in codes])
+        levels = None
+        if model.levels and not isinstance(truth.levels, str):
+            levels = truth.levels.combinations[np.concatenate([truth.levels.cells[c] for c in codes])]
         parts = (slice(start, start + most) for start in range(0, len(of), most))
-        return np.concatenate([sample_at_depth(model, dosage[of[at]], library[at], noise) for at in parts])
+        return np.concatenate(
+            [
+                sample_at_depth(model, dosage[of[at]], library[at], noise, None if levels is None else levels[at])
+                for at in parts
+            ]
+        )
 
     control = draw([truth.control])
     order = np.argsort(truth.names[truth.rows], kind="stable")
@@ -60,10 +69,16 @@ def sampled(model: Model, truth: Truth, dosage: np.ndarray, *, seed: int = 0) ->
 @torch.no_grad()
 @memory_for("sampled cells", "End other work that fills the memory.")
 @fast_cpu
-def sample_at_depth(model: Model, members: np.ndarray, library: np.ndarray, noise: Streams) -> np.ndarray:
+def sample_at_depth(
+    model: Model, members: np.ndarray, library: np.ndarray, noise: Streams, levels: np.ndarray | None = None
+) -> np.ndarray:
     """Sampled counts (n, G) of cells with the dosages ``members`` (n, P) and the library sizes ``library`` (n,).
 
-    Every cell has draws of its own of the latents of its perturbations and of its state (eq. 14).
+    Every cell has draws of its own of the latents of its perturbations and of its state (eq. 14). ``levels`` (n, V):
+    codes of its covariates.
     """
-    x = model.predict(dosage_batch(model, members, library), noise, 1).sample(noise.generator("x"))
+    batch = dosage_batch(model, members, library)
+    if levels is not None:
+        batch = replace(batch, covariates=torch.as_tensor(levels, dtype=torch.int64, device=batch.library.device))
+    x = model.predict(batch, noise, 1).sample(noise.generator("x"))
     return x[0].cpu().numpy()

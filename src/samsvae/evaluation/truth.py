@@ -13,6 +13,7 @@ import numpy as np
 from samsvae.data.arrays import Screen
 from samsvae.errors import DataError
 from samsvae.evaluation.cell_truth import CellTruth, cell_truth, target_of
+from samsvae.evaluation.matched_parts import ObservedLevels, matched_parts, observed_levels
 from samsvae.evaluation.metrics import baselines
 from samsvae.evaluation.metrics.estimates import (
     LEAST_FOR_VARIANCE,
@@ -34,7 +35,8 @@ class Truth:
     (G,) bool: detected in training controls. ``targets``: genes that the panel targets. ``pairs``: interactions of
     scored pairs. ``libraries``: the library sizes of the cells in which every condition, and the control, is observed;
     these are test cells, or for some singles and controls validation cells. ``cells``: the test cells of scored
-    conditions as cells, or the reason why cells are not scored.
+    conditions as cells, or the reason why cells are not scored. ``levels``: the covariates of the cells of
+    ``libraries``, or '' in a screen without them; with them, all effects are matched to controls of the same level.
     """
 
     names: np.ndarray
@@ -49,6 +51,7 @@ class Truth:
     libraries: list[np.ndarray]
     control: int
     cells: CellTruth | str
+    levels: ObservedLevels | str
 
     @property
     def rows(self) -> np.ndarray:
@@ -92,17 +95,20 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
         raise DataError("the screen has no control cells, against which effects are measured.")
     parts = {**{s: split == s for s in ("train", "val", "test")}, "every": split != ""}
     parts["instead"] = cells_of_untested_singles(screen.condition, screen.conditions, screen.members, split)
+    at_control = screen.condition == control
+    controls = "test" if (at_control & parts["test"]).sum() >= LEAST_FOR_VARIANCE else "val"
+    matched = matched_parts(screen, parts, at_control & parts[controls])
     moments = {
-        name: condition_moments(screen.counts, screen.condition, n_conditions, cells=cells, method=screen.transform)
-        for name, cells in parts.items()
+        name: condition_moments(cells.X, screen.condition, n_conditions, cells=cells.rows, method=cells.method)
+        for name, cells in matched.items()
     }
-    controls = "test" if moments["test"].n[control] >= LEAST_FOR_VARIANCE else "val"
+    parts = {name: cells.rows for name, cells in matched.items()}
+    weights = {name: cells.weights for name, cells in matched.items() if cells.weights is not None}
     sets = scored_sets(moments["train"].n, moments["test"].n, control=control)
     if not sets:
         raise DataError("fewer than 3 conditions have 10 test cells.")
     if any((rows == sets["all"]).all() for name, rows in sets.items() if name != "all"):
         del sets["all"]  # the same rows under another name
-    at_control = screen.condition == control
     tested = np.where(at_control, parts[controls], parts["test"])
     observed = np.where((moments["instead"].n > 0)[screen.condition], parts["instead"], tested)
     # real values have no depth
@@ -111,8 +117,8 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
         genes = detected(screen.counts, at_control & parts["train"])
     else:
         genes = np.ones(len(screen.genes), bool)
-    test = effects(moments["test"], control=control, controls=moments[controls])
-    train, every = (effects(moments[name], control=control) for name in ("train", "every"))
+    test = effects(moments["test"], control=control, controls=moments[controls], weights=weights.get("test"))
+    train, every = (effects(moments[name], control=control, weights=weights.get(name)) for name in ("train", "every"))
     if not genes.any():
         raise DataError("no gene has counts in 3 of the training controls.")
     rows = np.flatnonzero(np.any(list(sets.values()), axis=0))
@@ -126,8 +132,11 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
         sets=sets,
         genes=genes,
         targets=np.unique(targets[targets >= 0]),
-        pairs=observed_pairs(moments, screen.members, rows, control=control, controls=moments[controls]),
+        pairs=observed_pairs(
+            moments, screen.members, rows, control=control, controls=moments[controls], weights=weights
+        ),
         libraries=[library[(screen.condition == c) & observed] for c in range(n_conditions)],
+        levels=observed_levels(screen, observed),
         control=control,
         cells=cell_truth(screen, rows=rows, control=control, train=parts["train"], test=tested, genes=genes),
     )

@@ -196,6 +196,7 @@ def _split_for_genes(labelled: pd.DataFrame, options: CustomOptions) -> pd.DataF
     """The split on whose training cells genes are selected, of the cells with a label."""
     assert options.genes_split is not None  # the caller has checked
     labelled.attrs["controls"] = list(options.controls)
+    labelled.attrs["covariates"] = list(options.covariates)
     return make_split(labelled, separator=options.separator, **options.genes_split.of_cells())
 
 
@@ -230,6 +231,8 @@ def _recorded(options: CustomOptions, genes: str | int | list[str]) -> dict[str,
     unused = [*([] if options.perturbations else MATRIX), *([] if options.guides == "keep" else ["guides"])]
     for name in ("annotation", "cell_table", "targets", "keep_obs", "covariates", *unused):
         del parameters[name]
+    if parameters["genes_split"] and not parameters["genes_split"]["stratified"]:
+        del parameters["genes_split"]["stratified"]  # so that screens of older versions keep their bytes
     return parameters
 
 

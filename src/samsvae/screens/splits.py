@@ -28,14 +28,44 @@ KINDS = ("random", "norman_ood", "norman_efficiency", "held_out", "given", "file
 
 
 def random_split(
-    obs: pd.DataFrame, *, test_fraction: float = 0.2, val_fraction: float = 0.2, seed: int = 0
+    obs: pd.DataFrame,
+    *,
+    test_fraction: float = 0.2,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    stratified: bool = False,
 ) -> pd.DataFrame:
     """Split cells at random: `test_fraction` of all cells are test, then `val_fraction` of the rest are val.
 
-    The published Replogle split is test_fraction 0.2, val_fraction 0.2, seed 0. ConfigError for a fraction outside 0
-    to 1.
+    The published Replogle split is test_fraction 0.2, val_fraction 0.2, seed 0. ``stratified``: the same fractions of
+    each condition, and in it of each level of the covariates, as nearly as whole cells allow. ConfigError for a
+    fraction outside 0 to 1.
     """
+    if stratified:
+        return _stratified(obs, test_fraction, val_fraction, seed)
     return split_old(obs, np.ones(len(obs), bool), test_fraction, val_fraction, seed)
+
+
+def _stratified(obs: pd.DataFrame, test_fraction: float, val_fraction: float, seed: int) -> pd.DataFrame:
+    """A random split with the same fractions of each condition and level.
+
+    Cells are shuffled and then sorted by condition and level, and every part takes them at even distances.
+    """
+    _fractions(test_fraction=test_fraction, val_fraction=val_fraction)
+    keys = ("condition", *obs.attrs.get("covariates", ()))
+    groups = pd.MultiIndex.from_frame(pd.concat([text_of(obs[key]) for key in keys], axis=1))
+    shuffled = np.random.default_rng(seed).permutation(len(obs))
+    order = shuffled[np.argsort(pd.factorize(groups, sort=True)[0][shuffled], kind="stable")]
+    test = _evenly(order, test_fraction)
+    rest = order[~np.isin(order, test)]
+    val = _evenly(rest, val_fraction)
+    return _table(obs, train=rest[~np.isin(rest, val)], val=val, test=test)
+
+
+def _evenly(cells: np.ndarray, fraction: float) -> np.ndarray:
+    """A fraction of the cells, at even distances in their order."""
+    taken = np.floor(np.round(fraction * np.arange(len(cells) + 1) + 0.5, 9))
+    return cells[np.diff(taken) > 0]
 
 
 def column_split(obs: pd.DataFrame, column: str | None, seed: int) -> np.ndarray:
@@ -188,6 +218,7 @@ def make_split(
     conditions: Sequence[str] = (),
     combinations_of: Sequence[str] = (),
     path: str | Path | None = None,
+    stratified: bool = False,
     separator: str = "",
 ) -> pd.DataFrame:
     """The split that a ``SplitConfig`` describes. ``separator``: the text between the parts of a combination.
@@ -198,7 +229,8 @@ def make_split(
     if "split" in obs and kind != "given":
         log.warning("obs has a column 'split', but a split of kind %r ignores it (kind: given uses it)", kind)
     if kind == "random":
-        split = random_split(obs, test_fraction=test_fraction, val_fraction=val_fraction, seed=split_seed)
+        parts = {"test_fraction": test_fraction, "val_fraction": val_fraction}
+        split = random_split(obs, **parts, seed=split_seed, stratified=stratified)
     elif kind == "held_out":
         split = held_out(
             obs,

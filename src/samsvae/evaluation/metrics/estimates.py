@@ -6,7 +6,7 @@ Letters: n cells, G genes, C conditions (a code each), S scored conditions. Ever
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -27,6 +27,22 @@ _BLOCK = 2**22  # values transformed at a time, to save memory
 _IMPOSSIBLE = "Counts must be finite and not negative; correct the counts before they are scored."
 
 
+class RowBlocks(Protocol):
+    """Cells whose values (n, G) are computed when rows are read, such as `Matched` ones."""
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
+
+
+#: Cells that can be read in blocks of rows.
+Values: TypeAlias = "Counts | RowBlocks"
+
+
 class Moments(NamedTuple):
     """Cells, means and variances (n - 1) of conditions: ``n`` (C,), ``mean`` and ``variance`` (C, G).
 
@@ -36,6 +52,21 @@ class Moments(NamedTuple):
     n: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
+
+
+class Weights(NamedTuple):
+    """How the controls of each level of covariates enter effects.
+
+    ``of`` (C, J): the share of a condition's cells in a level. ``error`` (J, G): the squared error of the mean of the
+    level's controls; 0 where it is not used.
+    """
+
+    of: np.ndarray
+    error: np.ndarray
+
+    def se2(self, weights: np.ndarray) -> np.ndarray:
+        """The controls' part of the squared error of sums, sum_j w_j^2 v_0j / n_0j: (S, G) for weights (S, J)."""
+        return weights**2 @ self.error
 
 
 class Effects(NamedTuple):
@@ -88,7 +119,7 @@ class LogCounts:
         return np.log2(1 + (LIBRARY * x.astype(float)) / self.total)
 
 
-def transformed(X: Counts, rows: np.ndarray, method: str = "log2") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def transformed(X: Values, rows: np.ndarray, method: str = "log2") -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The cells ``rows`` (k,) of X in blocks: positions in ``rows``, transformed values float64 (block, G).
 
     ``method``: ``log2`` is log2_counts, ``mean`` is no transform (real-valued simulations). DataError for another
@@ -99,17 +130,20 @@ def transformed(X: Counts, rows: np.ndarray, method: str = "log2") -> Iterator[t
     step = max(1, _BLOCK // max(1, X.shape[1]))
     for start in range(0, len(rows), step):
         at = np.arange(start, min(start + step, len(rows)))
-        block = X[rows[at]]
-        if method == "log2":
-            y = log2_counts(block)
-        else:
-            y = np.asarray(block if isinstance(block, np.ndarray) else block.toarray(), float)
-            if not np.isfinite(y).all():
-                raise DataError("Values to be averaged must be finite; leave out the cells that are not.")
-        yield at, y
+        yield at, transformed_block(X[rows[at]], method)
 
 
-def mean_and_variance(X: Counts, rows: np.ndarray, *, method: str = "log2") -> tuple[np.ndarray, np.ndarray]:
+def transformed_block(block: Counts, method: str) -> np.ndarray:
+    """One block of `transformed`."""
+    if method == "log2":
+        return log2_counts(block)
+    y = np.asarray(block if isinstance(block, np.ndarray) else block.toarray(), float)
+    if not np.isfinite(y).all():
+        raise DataError("Values to be averaged must be finite; leave out the cells that are not.")
+    return y
+
+
+def mean_and_variance(X: Values, rows: np.ndarray, *, method: str = "log2") -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (n - 1) of the transformed cells ``rows`` (k,), (G,) each; NaN as in Moments.
 
     The variance is taken about the mean of each block, so that it loses no digits, and blocks are merged.
@@ -127,7 +161,7 @@ def mean_and_variance(X: Counts, rows: np.ndarray, *, method: str = "log2") -> t
 
 
 def condition_moments(
-    X: Counts,
+    X: Values,
     condition: np.ndarray,
     n_conditions: int,
     *,
@@ -153,7 +187,7 @@ def condition_moments(
     return Moments(n, mean, variance)
 
 
-def checked_cells(X: Counts, condition: np.ndarray, n_conditions: int) -> tuple[np.ndarray, Counts]:
+def checked_cells(X: Values, condition: np.ndarray, n_conditions: int) -> tuple[np.ndarray, Values]:
     """``condition`` and X, whose rows can be chosen. DataError if their shapes differ or a code is not allowed."""
     condition = np.asarray(condition)
     if X.ndim != 2 or condition.shape != (X.shape[0],):
@@ -166,11 +200,15 @@ def checked_cells(X: Counts, condition: np.ndarray, n_conditions: int) -> tuple[
     return condition, sparse.csr_matrix(X) if sparse.issparse(X) else X
 
 
-def effects(moments: Moments, *, control: int = 0, controls: Moments | None = None) -> Effects:
+def effects(
+    moments: Moments, *, control: int = 0, controls: Moments | None = None, weights: Weights | None = None
+) -> Effects:
     """Effects d = m_c - m_0 and squared standard errors e^2 = v_c / n_c + v_0 / n_0 (S1): rows (C, G) each.
 
     ``control``: code of the control. ``controls``: where the control comes from, by default ``moments``; for instance
-    validation cells where the test split has no control. DataError if the control has fewer than 2 cells.
+    validation cells where the test split has no control. ``weights``: of the controls, if the moments are those of
+    `Matched` cells; the controls' part of the error is then sum_j w_j^2 v_0j / n_0j. DataError if the control has fewer
+    than 2 cells.
     """
     source = moments if controls is None else controls
     if source.n[control] < LEAST_FOR_VARIANCE:
@@ -182,7 +220,16 @@ def effects(moments: Moments, *, control: int = 0, controls: Moments | None = No
     n[control] = np.nan
     own = moments.variance / n
     delta = np.where(np.isnan(n), np.nan, moments.mean - source.mean[control])
-    return Effects(delta, own + source.variance[control] / source.n[control], own)
+    if weights is None:
+        return Effects(delta, own + source.variance[control] / source.n[control], own)
+    return Effects(delta, own + weights.se2(weights.of), own)
+
+
+def level_shares(condition: np.ndarray, level: np.ndarray, cells: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The share of each condition's cells in each level, (C, J); 0 for a condition without cells."""
+    n = np.zeros(shape)
+    np.add.at(n, (condition[cells], level[cells]), 1.0)
+    return n / np.maximum(n.sum(1, keepdims=True), 1)
 
 
 def at_reference(effects: Effects, rows: np.ndarray, reference: str) -> tuple[np.ndarray, np.ndarray]:

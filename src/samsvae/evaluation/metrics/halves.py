@@ -13,8 +13,17 @@ import numpy as np
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.agreement import pearson, pearson_pooled
-from samsvae.evaluation.metrics.effects import Counts
-from samsvae.evaluation.metrics.estimates import Effects, Moments, centred, checked_cells, effects, transformed
+from samsvae.evaluation.metrics.estimates import (
+    Effects,
+    Moments,
+    Values,
+    Weights,
+    centred,
+    checked_cells,
+    effects,
+    level_shares,
+    transformed,
+)
 
 REPEATS = 20
 
@@ -56,13 +65,21 @@ def halves(
 
 
 def half_effects(
-    X: Counts, condition: np.ndarray, n_conditions: int, half: np.ndarray, *, control: int = 0, method: str = "log2"
+    X: Values,
+    condition: np.ndarray,
+    n_conditions: int,
+    half: np.ndarray,
+    *,
+    control: int = 0,
+    method: str = "log2",
+    level: np.ndarray | None = None,
 ) -> Iterator[tuple[Effects, Effects]]:
     """Effects of both halves in each repeat, each half against its own half of the controls (S2), R pairs.
 
     X (n, G): counts. ``condition`` (n,): codes. ``half`` (R, n): from halves. Each cell is transformed once. The
-    pairs come one after the other, to save memory: make a list of them to use them twice. DataError
-    if a half has fewer than 2 control cells, or as in condition_moments.
+    pairs come one after the other, to save memory: make a list of them to use them twice. ``level`` (n,): codes of
+    levels, if X are `Matched` cells; each half is then matched to its own controls. DataError if a half has fewer than
+    2 control cells, or as in condition_moments.
     """
     condition, X = checked_cells(X, condition, n_conditions)
     if half.ndim != 2 or half.shape[1] != len(condition):
@@ -76,12 +93,52 @@ def half_effects(
         weights = group[:, rows].astype(float)
         n[:, c] = weights.sum(1)
         mean[:, c], variance[:, c] = _moments_of(X, rows, weights, method)
+    shares = None if level is None else _level_controls(X, condition, level, group, control, method)
     for r in range(len(half)):
-        a, b = (effects(Moments(n[i], mean[i], variance[i]), control=control) for i in (r, r + len(half)))
-        yield a, b
+        yield tuple(  # type: ignore[misc]
+            effects(Moments(n[i], mean[i], variance[i]), control=control)
+            if shares is None or level is None
+            else _rematched(Moments(n[i], mean[i], variance[i]), condition, level, group[i], control, *shares[i])
+            for i in (r, r + len(half))
+        )
 
 
-def _moments_of(X: Counts, rows: np.ndarray, weights: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
+def _level_controls(
+    X: Values, condition: np.ndarray, level: np.ndarray, group: np.ndarray, control: int, method: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each group of cells, the mean of its controls in each level and its squared error, (J, G) each.
+
+    NaN for a level with fewer than two of them.
+    """
+    n_levels = int(level.max()) + 1
+    means, errors = (np.full((len(group), n_levels, X.shape[1]), np.nan) for _ in range(2))
+    for j in range(n_levels):
+        rows = np.flatnonzero(group.any(0) & (condition == control) & (level == j))
+        if len(rows):
+            weights = group[:, rows].astype(float)
+            mean, variance = _moments_of(X, rows, weights, method)
+            means[:, j] = np.where(np.isnan(variance), np.nan, mean)
+            errors[:, j] = variance / np.maximum(weights.sum(1), 1)[:, None]
+    return list(zip(means, errors, strict=True))
+
+
+def _rematched(
+    moments: Moments, condition: np.ndarray, level: np.ndarray, cells: np.ndarray, control: int, means: np.ndarray,
+    errors: np.ndarray,
+) -> Effects:  # fmt: skip
+    """Effects of some cells against their own controls of the same levels, from moments of `Matched` cells.
+
+    Matched cells are relative to all controls of a level; this replaces them by those among the ``cells`` (n,) bool.
+    Conditions with cells in a level without such controls are NaN.
+    """
+    weights = Weights(level_shares(condition, level, cells, (len(moments.n), len(means))), np.nan_to_num(errors))
+    found = effects(moments, control=control, weights=weights)
+    silent = weights.of @ np.isnan(means) > 0
+    delta = found.delta - weights.of @ np.nan_to_num(means) + moments.mean[control]
+    return Effects(*(np.where(silent, np.nan, values) for values in (delta, found.se2, found.own)))
+
+
+def _moments_of(X: Values, rows: np.ndarray, weights: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
     """Means and variances (n - 1) of several groups of the cells ``rows`` (k,): (groups, G) each.
 
     ``weights`` (groups, k): 1 for the cells of a group, otherwise 0. Values count from the first cell, so that the

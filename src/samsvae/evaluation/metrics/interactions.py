@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.estimates import LEAST_FOR_VARIANCE, Moments
+from samsvae.evaluation.metrics.estimates import LEAST_FOR_VARIANCE, Moments, Weights
 
 
 class Interactions(NamedTuple):
@@ -53,11 +53,17 @@ def pairs_with_singles(members: np.ndarray, defined: np.ndarray) -> tuple[np.nda
 
 
 def pair_interactions(
-    moments: Moments, members: np.ndarray, *, control: int = 0, controls: Moments | None = None
+    moments: Moments,
+    members: np.ndarray,
+    *,
+    control: int = 0,
+    controls: Moments | None = None,
+    weights: Weights | None = None,
 ) -> Interactions:
     """I = m_ab - m_a - m_b + m_0 of one set of cells, with e^2 = q_ab + q_a + q_b + q_0 (S12).
 
     ``moments``: of that set. ``members`` (C, P). ``controls``: where the control comes from, by default ``moments``.
+    ``weights``: those of the controls, if the moments are those of matched cells; q_0 is then that of w_ab - w_a - w_b.
     Compare observed and predicted interactions that each come from their own singles and control: sharing the data's
     singles would share their noise, and then even "no change" correlates. DataError if the control has fewer than 2
     cells.
@@ -71,7 +77,11 @@ def pair_interactions(
     a, b = singles.T
     mean = moments.mean
     value = mean[rows] - mean[a] - mean[b] + source.mean[control]
-    se2 = own[rows] + own[a] + own[b] + source.variance[control] / source.n[control]
+    if weights is None:
+        of_control = source.variance[control] / source.n[control]
+    else:
+        of_control = weights.se2(weights.of[rows] - weights.of[a] - weights.of[b])
+    se2 = own[rows] + own[a] + own[b] + of_control
     return Interactions(rows, singles, value, se2)
 
 
