@@ -1,1 +1,0 @@
-"""The configuration that a user writes, as validated frozen dataclasses. Does not import torch."""

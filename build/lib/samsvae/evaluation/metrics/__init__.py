@@ -1,1 +1,0 @@
-"""Metrics as plain functions: arrays in, numbers out. `table.py` lists them all."""

@@ -1,1 +1,0 @@
-"""Read and write weights of the release of the SAMS-VAE authors."""

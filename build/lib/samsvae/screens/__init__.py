@@ -1,1 +1,0 @@
-"""Where the cells come from: downloads, filters, simulations, splits and data cards."""

@@ -1,1 +1,0 @@
-"""Running a study: the plan, its jobs, their records and the report."""

@@ -1,1 +1,0 @@
-"""The training loop and its parts. Imports only torch and numpy."""
