@@ -37,7 +37,8 @@ def targets_of(
 ) -> Mapping[str, str]:
     """guide -> target, as the options say; {} if labels name targets already. ``table``: that of the option targets.
 
-    A label in ``control`` needs no target. DataError if the table lacks a guide, or if the pattern matches none.
+    A label in ``control`` needs no target. DataError if the table lacks another one. A label that the pattern does not
+    match is logged as a warning and stays as it is.
     """
     guides = [guide for guide in guides if guide not in options.controls]
     if options.targets is not None:
@@ -52,8 +53,6 @@ def targets_of(
         return {}
     matches = {guide: re.fullmatch(options.target_pattern, guide) for guide in guides}
     target_of = {guide: match[1] for guide, match in matches.items() if match and match[1]}
-    if not target_of:
-        raise DataError(f"{where} has no label that matches target_pattern {options.target_pattern!r}: {some(guides)}.")
     if others := [guide for guide in guides if guide not in target_of]:
         log.warning("%s: %s: no match of target_pattern, so these labels stay as they are", where, some(others))
     return target_of
