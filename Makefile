@@ -1,5 +1,6 @@
 # make demo    run the workflow on small simulated data (CPU only); prints the path of the report
 # make test    run the tests            make lint    run ruff, snakefmt, mypy and snakemake --lint
+# make docs    build the documentation site in site/
 # make clean   remove .venv and caches  make lock    resolve the dependencies again
 #
 # Everything runs in .venv. On Python 3.11 it is installed from envs/requirements.lock; other versions install the
@@ -21,7 +22,7 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: venv demo test lint clean lock
+.PHONY: venv demo test lint docs clean lock
 .DELETE_ON_ERROR:
 
 # `--` ends the list of configuration files, which would otherwise include the targets.
@@ -40,8 +41,19 @@ lint: $(VENV)
 	mypy
 	snakemake $(DEMO) --lint
 
+# A small venv of its own: the site is built from source files, without torch. The variable turns off an advertisement.
+docs: .docs-venv/installed
+	NO_MKDOCS_2_WARNING=1 .docs-venv/bin/mkdocs build --quiet
+	@echo "Site: $(CURDIR)/site/index.html"
+
+.docs-venv/installed: docs/requirements.txt
+	rm -rf .docs-venv
+	$(PYTHON) -m venv .docs-venv
+	.docs-venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --requirement docs/requirements.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache src/samsvae.egg-info
+	rm -rf .venv .docs-venv site .pytest_cache .ruff_cache .mypy_cache src/samsvae.egg-info
 	find . -path ./results -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv: $(VENV)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 #: Folders that are not part of the documentation.
-SKIPPED = {".venv", ".lock-venv", ".snakemake", ".pytest_cache", "results", "node_modules"}
+SKIPPED = {".venv", ".lock-venv", ".docs-venv", "site", ".snakemake", ".pytest_cache", "results", "node_modules"}
 
 #: First parts of paths in this repository, by which a path in the text is recognised.
 FOLDERS = (
@@ -27,7 +27,7 @@ FOLDERS = (
 )
 
 #: Files in the folder of the repository itself.
-TOP = ("Makefile", "Snakefile", "pyproject.toml", "LICENSE", "CITATION.cff", ".pre-commit-config.yaml")
+TOP = ("Makefile", "Snakefile", "mkdocs.yml", "pyproject.toml", "LICENSE", "CITATION.cff", ".pre-commit-config.yaml")
 
 #: Files that a reader creates.
 CREATED = {"config/my_screen.yaml"}
