@@ -253,3 +253,47 @@ def test_more_training_on_other_cells(cells, fitted, tmp_path):
     imported = {key: value for key, value in fitted.checkpoint.facts.items() if key != "training"}
     with pytest.raises(ConfigError, match="no settings of a training"):
         Fitted(replace(fitted.checkpoint, facts=imported)).train_more(cells, progress=False)
+
+
+# ---- matrices of guides, and covariates ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guides() -> ad.AnnData:
+    """Cells that received some of five guides, by counts of two or more, in two batches that differ in one gene."""
+    rng = np.random.default_rng(0)
+    received = rng.random((400, 5)) < 0.3
+    log2 = received @ np.c_[2.0 * np.eye(5), np.zeros((5, 7))]
+    batch = rng.integers(2, size=400)
+    log2[:, 11] += 2.0 * batch
+    found = ad.AnnData(rng.poisson(10 * 2.0**log2).astype(np.float32))
+    found.obs["batch"] = [f"b{number}" for number in batch]
+    counts = np.where(received, rng.integers(2, 9, (400, 5)), rng.integers(0, 2, (400, 5)))
+    found.obsm["guides"] = pd.DataFrame(counts, found.obs_names, [f"P{number}" for number in range(5)])
+    return found
+
+
+def test_cells_with_a_matrix_of_guides_and_covariates(guides, caplog):
+    """The threshold and the covariates are those of the fit, and a cell does not depend on the others."""
+    how = {"perturbation": "obsm:guides", "control": None, "threshold": 2, "covariates": ["batch"], "progress": False}
+    found = fit(guides, **how, **SHORT)
+    assert found.perturbations == ("P0", "P1", "P2", "P3", "P4")
+    some = guides[:30].copy()
+    found.latents(some)
+    found.latents(guides)
+    np.testing.assert_allclose(some.obsm["X_samsvae"], guides.obsm["X_samsvae"][:30], atol=1e-5)
+    received = guides.obsm["guides"].to_numpy() >= 2
+    shift = guides.obsm["X_samsvae"] - guides.obsm["X_samsvae_basal"]
+    assert np.abs(shift[~received.any(1)]).max() < 1e-6 < np.abs(shift[received.any(1)]).max()
+    none = guides[~received.any(1)].copy()  # no cell of the matrix received anything
+    caplog.clear()
+    treated, same = found.predict(none, ["P1"]), found.predict(none, [])
+    assert not caplog.text
+    ratio = log2_means(treated.X) - log2_means(same.X)
+    assert np.argmax(ratio) == 1 and ratio[1] > 1.2
+    by_batch = [same[(none.obs["batch"] == level).to_numpy()].X[:, 11].mean() for level in ("b0", "b1")]
+    assert by_batch[1] > 2 * by_batch[0]  # a counterfactual stays in its batch
+    other = some.copy()
+    other.obs["batch"] = "b7"
+    with pytest.raises(DataError, match="b7"):
+        found.score(other)

@@ -126,7 +126,7 @@ def select(
     parameters = _recorded(options, genes)
     kept_obs = _select_obs_columns(obs, options, source)
     table = read_table(parts, options, source)
-    label, where, options = _labels(parts, obs, options, table, source)
+    label, where, options = _labels(parts, obs, options, table, source, complete)
     rows, condition = conditions_of(label, options, where, complete=complete, table=table)
     unlabelled = len(obs) - len(rows)
     # Only labelled cells need a measured size. Sums over all genes wait: they cost one more pass over the file.
@@ -171,13 +171,18 @@ def _library(kept: np.ndarray, total: np.ndarray | None) -> np.ndarray:
 
 
 def _labels(
-    parts: Source, obs: pd.DataFrame, options: CustomOptions, table: Mapping[str, str], source: str | Path
+    parts: Source,
+    obs: pd.DataFrame,
+    options: CustomOptions,
+    table: Mapping[str, str],
+    source: str | Path,
+    complete: bool,
 ) -> tuple[pd.Series, str, CustomOptions]:
     """The label of each cell (n), where labels come from in words, and the options under which they are read."""
     if options.perturbations is None:
         where = f"{source}: obs column {options.perturbation_column!r}"
         return obs_column(obs, options.perturbation_column, source), where, options
-    label, options = labels_of_matrix(parts, options, table, source)
+    label, options = labels_of_matrix(parts, options, table, source, complete=complete)
     return label, f"{source}: {options.perturbations}", options
 
 

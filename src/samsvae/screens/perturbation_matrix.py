@@ -32,20 +32,23 @@ _BLOCK = 2**22  # values of a dense matrix that are read at a time
 
 
 def labels_of_matrix(
-    data: Source, options: CustomOptions, table: Mapping[str, str], source: str | Path
+    data: Source, options: CustomOptions, table: Mapping[str, str], source: str | Path, *, complete: bool = True
 ) -> tuple[pd.Series, CustomOptions]:
     """One label per cell (n) from the matrix of perturbations, and the options under which labels are read.
 
     Labels join the names of what a cell received by a separator that occurs in no name. A cell that received nothing
     has the label of the control, or UNPERTURBED without one. ``table``: guide -> target, for the option targets.
     A perturbation that no cell received is left out with a warning, one with fewer than min_cells cells by the options
-    rare and min_cells. DataError in one sentence for a matrix that does not fit.
+    rare and min_cells. ``complete``: False if no cell need have received anything, and columns of zeros are nothing to
+    warn about. DataError in one sentence for a matrix that does not fit.
     """
     where = f"{source}: {options.perturbations}"
     received, names = _received(data, options, where, source)
+    if complete and not received.nnz:
+        raise DataError(f"{where} has no value of threshold = {options.threshold:g} or more: no cell received a guide.")
     if options.guides == "target" and (target_of := targets_of(names, options, where, table)):
         received, names = _merged(received, [target_of.get(name, name) for name in names])
-    kept = _kept(received, names, options, where)
+    kept = _kept(received, names, options, where, complete)
     received, names = received[:, kept], [names[t] for t in kept]
     separator = _separator(names, options, where)
     text, starts = np.array(names, object), received.indptr
@@ -145,8 +148,6 @@ def _at_least(matrix: Any, threshold: float, cells: pd.Index, names: Sequence[st
         parts.append(block)
     received = sp.vstack(parts, format="csr") if parts else sp.csr_matrix(matrix.shape, dtype=np.int8)
     received.sort_indices()
-    if not received.nnz:
-        raise DataError(f"{where} has no value of threshold = {threshold:g} or more: no cell received a guide.")
     return received
 
 
@@ -159,11 +160,13 @@ def _merged(received: sp.csr_matrix, targets: Sequence[str]) -> tuple[sp.csr_mat
     return merged, names.tolist()
 
 
-def _kept(received: sp.csr_matrix, names: Sequence[str], options: CustomOptions, where: str) -> np.ndarray:
+def _kept(
+    received: sp.csr_matrix, names: Sequence[str], options: CustomOptions, where: str, complete: bool
+) -> np.ndarray:
     """The columns to keep, as positions; controls stay, since their cells do."""
     cells = np.asarray((received > 0).sum(0)).ravel()
     control = np.isin(names, options.controls)
-    if (none := (cells == 0) & ~control).any():
+    if complete and (none := (cells == 0) & ~control).any():
         log.warning("%s: no cell received %s; left out", where, some(np.array(names)[none]))
     few = (cells > 0) & (cells < options.min_cells) & ~control
     if few.any():
@@ -173,7 +176,7 @@ def _kept(received: sp.csr_matrix, names: Sequence[str], options: CustomOptions,
             raise DataError(f"{found}. Lower min_cells, or set rare: drop.")
         log.warning("%s; left out, but their cells stay", found)
     kept = np.flatnonzero(~few & (cells > 0))
-    if not (~control[kept]).any():
+    if complete and not (~control[kept]).any():
         raise DataError(f"{where} has no perturbation with min_cells = {options.min_cells} cells or more.")
     return kept
 
