@@ -147,11 +147,24 @@ def test_cells_are_read_as_in_the_fit(cells):
     given.obs.loc[given.obs_names[0], "guide"] = ""
     how = {"layer": "counts", "library_size": "depth", "unlabelled": "drop"}
     found = fit(given, **HOW, **how, **SHORT | {"steps": 3})
-    assert found.checkpoint.facts["reads"] == {"perturbation": "guide", **how}
+    reads = found.checkpoint.facts["reads"]
+    assert reads == {"perturbation": "guide", **how, "library_scale": "0.5"}
     scores = found.score(given, particles=2)
     assert np.isnan(scores.iloc[0]) and scores.notna().sum() == 899
     plain = ad.AnnData(cells.X, given.obs, cells.var)
     pd.testing.assert_series_equal(found.score(plain, particles=2, layer="X"), scores)
+
+
+def test_a_cell_has_the_same_library_size_among_others(cells):
+    """A measured size is scaled so that the sizes of all training cells sum to their kept counts."""
+    few = [*GENES[:10]]
+    found = fit(cells, **HOW, genes=few, library_size="all", **SHORT | {"steps": 3})
+    scale = float(found.checkpoint.facts["reads"]["library_scale"])
+    assert scale == pytest.approx(cells[:, few].X.sum() / cells.X.sum())
+    some = cells[cells.obs["guide"] == "A"].copy()
+    for given in (cells, some):
+        counts = found.predict(given, [], draws=5).to_df().sum(1)
+        np.testing.assert_allclose(counts, given.X.sum(1) * scale, rtol=1e-3)
 
 
 # ---- effects and genes ---------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from samsvae.fitted import Fitted
 from samsvae.models.model import Model
 from samsvae.models.start import initialise
 from samsvae.ops.device import usable
-from samsvae.reader import READS
+from samsvae.reader import READS, library_scale
 from samsvae.screens.custom import check_adata, option_of, screen_of
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import check_parts, column_split
@@ -131,6 +131,8 @@ def fit(
             counts="X" if layer is None else f"layer:{layer}", genes_on=None if parts is None else parts == "train",
             covariates=covariates, **options,
         )  # fmt: skip
+        if settings.get("library_size", "kept") != "kept":
+            reads["library_scale"] = str(library_scale(adata, screen, reads["library_size"], reads["layer"]))
         if parts is None:
             parts = screen.obs["split"].to_numpy(str)
         else:

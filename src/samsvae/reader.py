@@ -27,6 +27,18 @@ READS: tuple[str, ...] = ("library_size", "unlabelled", "zero_cells", "perturbat
 READS += ("targets", "target_pattern", "guides")
 
 
+def library_scale(adata: ad.AnnData, screen: ad.AnnData, library_size: str, layer: str) -> float:
+    """The factor between the library sizes of a screen and the measured ones, in a column or over all genes.
+
+    It makes them sum to the counts of the cells of the screen, so that of a few new cells would be another one.
+    """
+    first = screen.obs_names[0]
+    at = adata.obs_names.get_loc(first)
+    counts = adata.X if layer == "X" else adata.layers[layer]
+    total = counts[at].sum() if library_size == "all" else adata.obs[library_size].iloc[at]
+    return float(screen.obs["library_size"].iloc[0]) / float(total)
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads cells for a model. ``perturbation`` and ``layer`` ('X': X itself) say where; None: as in ``fit``."""
@@ -50,13 +62,17 @@ class Reader:
             raise ConfigError(f"{unknown[0]!r} is not an option.{nearest(unknown[0], CLEANING)}")
         known, where = self.checkpoint.facts, self.where
         layer = where.get("layer", "X")
-        noted = {key: text for key, text in where.items() if key in READS}
-        return screen_of(
+        chosen = {key: text for key, text in where.items() if key in READS} | dict(options)
+        screen = screen_of(
             adata, **option_of(where["perturbation"]), control=known.get("controls") or ["control"],
             separator=known.get("separator", ""), counts="X" if layer == "X" else f"layer:{layer}",
             genes=list(self.checkpoint.genes), covariates=list(self.checkpoint.covariates), complete=False,
-            **{**noted, **options},
+            **chosen,
         )  # fmt: skip
+        if "library_scale" in where and chosen["library_size"] == where["library_size"]:
+            here = library_scale(adata, screen, chosen["library_size"], layer)
+            screen.obs["library_size"] *= float(where["library_scale"]) / here
+        return screen
 
     def cells(self, adata: ad.AnnData, options: Mapping[str, Any]) -> tuple[pd.Index, Cells]:
         """The names of the cells that the options keep (n), and the cells."""
