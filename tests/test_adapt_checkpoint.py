@@ -142,7 +142,7 @@ def change(cells: ad.AnnData, what: str) -> ad.AnnData:
         ("xa", {}, "new: cells with 'a' have no perturbation that is new to the model. Remove these cells, or"),
         ("x", {"new": ["xx"]}, "new: no cell received 'xx'. Did you mean 'x'"),
         ("x", {"new": []}, "new: the list is empty"),
-        ("n", {}, "has no perturbed cell"),
+        ("n", {}, "new: no cell received a perturbation"),
         ("x", {"perturbation": "guides"}, "no column 'guides'. Did you mean 'guide'"),
         ("x", {"layer": None}, "must hold counts"),
         ("x", {"how": "sparse"}, r"adapt: 'sparse' is not possible with effect: 'additive'.*Allowed: 'gradient'"),
