@@ -10,8 +10,8 @@ from small_model import screen
 
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen, read_split
+from samsvae.evaluation.any_truth import truth_or_reason
 from samsvae.evaluation.data_effects import effects
-from samsvae.evaluation.truth import truth_or_reason
 from samsvae.evaluation.truth_file import write_truth
 from samsvae.matrices import write_h5ad
 from samsvae.study.jobs import SCORED, TRAINED, Data, Place

@@ -17,11 +17,11 @@ from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen, read_split
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError
+from samsvae.evaluation.any_truth import truth_or_reason
 from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.expression import model_expression
 from samsvae.evaluation.metrics.de import differential_expression
 from samsvae.evaluation.run import check_names, evaluate, recovery_scores
-from samsvae.evaluation.truth import truth_or_reason
 from samsvae.evaluation.truth_file import write_truth
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.models.noise import Streams

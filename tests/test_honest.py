@@ -16,6 +16,7 @@ from samsvae.data.arrays import Screen
 from samsvae.data.cells import encode
 from samsvae.errors import DataError
 from samsvae.evaluation import effect_scores, honest, split_scores
+from samsvae.evaluation.any_truth import truth_or_reason
 from samsvae.evaluation.calibrations import calibrations
 from samsvae.evaluation.effect_scores import coverage_rows
 from samsvae.evaluation.metrics.agreement import nmse, nmse_terms, pearson
@@ -26,7 +27,7 @@ from samsvae.evaluation.metrics.estimates import Effects, at_reference
 from samsvae.evaluation.metrics.reliability import ceiling_perfect
 from samsvae.evaluation.metrics.table import METRICS
 from samsvae.evaluation.score_tables import CONDITIONS, SCORES, tables
-from samsvae.evaluation.truth import Truth, truth_of, truth_or_reason
+from samsvae.evaluation.truth import Truth, truth_of
 from samsvae.evaluation.truth_file import read_truth, write_truth
 
 GENES = 40

@@ -4,10 +4,10 @@ from samsvae.study.script import job
 
 with job(snakemake):
     from samsvae.data.arrays import read_screen, read_split
+    from samsvae.evaluation.any_truth import truth_or_reason
     from samsvae.evaluation.baselines import baseline_tables
     from samsvae.evaluation.data_effects import effects
     from samsvae.evaluation.split_scores import split_tables
-    from samsvae.evaluation.truth import truth_or_reason
     from samsvae.evaluation.truth_file import write_truth
     from samsvae.matrices import write_h5ad
     from samsvae.screens.screen import reference_of

@@ -60,6 +60,7 @@ class Screen:
     controls: tuple[str, ...] = ()  # the labels that mean the control, its name first; () without a control
     separator: str = ""  # joins the labels of a combination
     covariates: Covariates | None = None
+    by_dosage: bool = False  # without a control: effects are of single perturbations, relative to the zero dosage
 
     @property
     def transform(self) -> str:
@@ -71,14 +72,6 @@ class Screen:
         """The code of the control, the condition without perturbations; None without one."""
         untreated = np.flatnonzero((self.members < 0).all(1))
         return int(untreated[0]) if len(untreated) else None
-
-    @property
-    def by_dosage(self) -> bool:
-        """Whether effects are relative to the zero dosage: no control, and conditions differ in their perturbations.
-
-        Such a screen has effects of single perturbations, not of the combinations that its cells received.
-        """
-        return not self.controls and len(np.unique((self.members >= 0).sum(1))) > 1
 
 
 #: The names of the arrays that a file must have.
@@ -122,6 +115,7 @@ def read_labels(file: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray])
     if "controls" not in file:
         return {"controls": tuple(given["conditions"][(given["members"] < 0).all(1)].tolist())}
     found: dict[str, Any] = {"controls": tuple(file["controls"].tolist()), "separator": str(file["separator"])}
+    found |= {"by_dosage": bool(file["by_dosage"])} if "by_dosage" in file else {}
     return found | ({"covariates": _covariates(file)} if "covariate_names" in file else {})
 
 

@@ -9,12 +9,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from samsvae.config.vocabulary import SPLITS
+from samsvae.config.vocabulary import SPLITS, UNPERTURBED
 from samsvae.data.arrays import Screen
 from samsvae.errors import DataError
 from samsvae.evaluation.matched_parts import part_of
 from samsvae.evaluation.metrics.effects import average_effect, condition_means
 from samsvae.evaluation.metrics.estimates import condition_moments
+from samsvae.evaluation.regression import dosages, level_columns, regress
 
 
 def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
@@ -27,8 +28,11 @@ def effects(screen: Screen, split: np.ndarray, *, reference: str) -> ad.AnnData:
     cells if there are none either. DataError if the reference has neither training nor validation cells.
 
     In a screen with covariates, cells are compared with reference cells of their own level (`matched_parts`), and
-    ``n_matched`` counts those in levels that have any.
+    ``n_matched`` counts those in levels that have any. If effects are relative to the zero dosage, rows are single
+    perturbations, and effects are coefficients of a regression (`regression`).
     """
+    if screen.by_dosage:
+        return _effects_by_dosage(screen, split)
     counts = np.stack([np.bincount(screen.condition[split == s], minlength=len(screen.conditions)) for s in SPLITS])
     control = int(np.flatnonzero(screen.conditions == reference)[0]) if reference else None
     in_split = counts.sum(0) > 0
@@ -102,3 +106,25 @@ def _obs(screen: Screen, counts: np.ndarray, in_split: np.ndarray, control: int 
         used = part_of(screen, every, _references(screen, control), "all cells").rows
         columns["n_matched"] = np.bincount(screen.condition[used], minlength=n_conditions)
     return pd.DataFrame(columns, index=screen.conditions.astype(object))[in_split]
+
+
+def _effects_by_dosage(screen: Screen, split: np.ndarray) -> ad.AnnData:
+    """Effects (T, G) of the single perturbations, relative to the zero dosage."""
+    dosage, more = dosages(screen), level_columns(screen)
+
+    def fitted(cells: np.ndarray) -> np.ndarray:
+        return regress(screen.counts, dosage, np.flatnonzero(cells), more=more, method=screen.transform).effect
+
+    cells = {"cells": np.ones(len(split), bool), **{name: split == name for name in SPLITS}}
+    numbers = {f"n_{name}": np.asarray(dosage[at].sum(0)).ravel().astype(int) for name, at in cells.items()}
+    return ad.AnnData(
+        fitted(cells["cells"]),
+        pd.DataFrame({**numbers, "n_perturbations": 1}, index=screen.perturbations.astype(object)),
+        pd.DataFrame(index=screen.genes.astype(object)),
+        layers={"train": fitted(cells["train"]), "held_out": fitted(cells["test"])},
+        uns={
+            "reference": UNPERTURBED,
+            "transform": screen.transform,
+            "members": np.arange(len(screen.perturbations))[:, None],
+        },
+    )

@@ -52,6 +52,10 @@ def scores(truth: Truth, predicted: np.ndarray) -> Iterator[Scored]:
                 yield metric, name, at, few
             continue
         for reference in REFERENCES:
+            if reference == "control" and truth.no_control:
+                for metric in (*AGREEMENT, TOP_GENES) if name == "seen" else AGREEMENT:
+                    yield f"{metric}_control", name, at, undefined_score(at, truth.no_control)
+                continue
             delta, se2 = at_reference(truth.test, at, reference)
             prediction = centred(predicted[at], reference)
             for metric, score in _agreement(delta, se2, prediction).items():
@@ -87,6 +91,10 @@ def ceilings(truth: Truth) -> Iterator[Scored]:
     for name, rows in truth.sets.items():
         at = np.flatnonzero(rows)
         for reference in REFERENCES:
+            if reference == "control" and truth.no_control:
+                for metric in ("pearson_control", "nmse_control"):
+                    yield metric, name, at, undefined_score(at, truth.no_control)
+                continue
             every, error = at_reference(truth.every, at, reference)
             delta, test_error = at_reference(truth.test, at, reference)
             yield f"pearson_{reference}", name, at, Score(ceiling_perfect(every, error, test_error))

@@ -6,13 +6,14 @@ Letters: S draws, G genes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from samsvae.config.validate import check_positive, check_whole
 from samsvae.errors import ConfigError
+from samsvae.evaluation.added_effects import added_effect_draws, backgrounds_of
 from samsvae.evaluation.model_effects import effect_draws
 from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names, as_text
 from samsvae.training.checkpoint import Checkpoint
@@ -54,7 +55,8 @@ def effect_table(
 ) -> pd.DataFrame:
     """A table of condition, gene and the ``columns`` that ``summary`` makes of the draws of a condition.
 
-    ``conditions``: by default every perturbation. The rest as in `samsvae.evaluation.model_effects.effect_draws`.
+    ``conditions``: by default every perturbation. In a screen without a control, effects are those of
+    `samsvae.evaluation.added_effects`. The rest as in `samsvae.evaluation.model_effects.effect_draws`.
     ``covariates``: the level of some of them (`Names.levels`). ConfigError if a number is not allowed; DataError if a
     condition, a covariate or its level is unknown.
     """
@@ -69,10 +71,16 @@ def effect_table(
         raise ConfigError("conditions: the list is empty; pass labels or lists of perturbations.")
     names = Names(checkpoint)
     *members, control = names.members([*asked, []])
-    found = effect_draws(
-        checkpoint.model, np.array(members), against=control, draws=draws, cells=cells, library=library, seed=seed,
-        summary=summary, levels=names.levels(covariates),
-    )  # fmt: skip
+    how: dict[str, Any] = {"draws": draws, "cells": cells, "library": library, "seed": seed}
+    how["levels"] = names.levels(covariates)
+    backgrounds = backgrounds_of(checkpoint)
+    if backgrounds is None:
+        found = effect_draws(checkpoint.model, np.array(members), against=control, summary=summary, **how)
+    else:
+        parts = added_effect_draws(
+            checkpoint.model, np.array(members), backgrounds=backgrounds, use=lambda _, drawn: summary(drawn), **how
+        )
+        found = np.stack(parts, 1)
     rows = {"condition": np.repeat([names.label(condition) for condition in asked], len(checkpoint.genes))}
     rows["gene"] = np.tile(checkpoint.genes, len(asked))
     return pd.DataFrame(rows | dict(zip(columns, found.reshape(len(columns), -1), strict=True)))

@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
+from samsvae.evaluation.added_effects import added_effect_draws
 from samsvae.evaluation.cell_scores import cell_scores
 from samsvae.evaluation.effect_scores import coverage_rows, scores
 from samsvae.evaluation.effects_at_depth import effect_draws_at_depth
@@ -24,13 +25,20 @@ from samsvae.models.model import Model
 
 
 def model_tables(
-    model: Model, truth: Truth | str, dosage: np.ndarray, *, draws: int = 100, cells: int = 6
+    model: Model,
+    truth: Truth | str,
+    dosage: np.ndarray,
+    *,
+    draws: int = 100,
+    cells: int = 6,
+    backgrounds: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of a model's effects and cells, and the coverage of its intervals: both tables.
 
     ``dosage`` (C, P): indices of the model's perturbations in every condition, padded with T. A model that draws no
-    latents of perturbations has no coverage, since its effects have no interval. A split without effects to score
-    (``truth`` is the reason) has one row that says why.
+    latents of perturbations has no coverage, since its effects have no interval. ``backgrounds``: the dosages to which
+    perturbations are added in a screen without a control (`added_effects`), at the median library size of test cells.
+    A split without effects to score (``truth`` is the reason) has one row that says why.
     """
     if isinstance(truth, str):
         return undefined(truth)
@@ -46,17 +54,21 @@ def model_tables(
         at = slice(i, i + 1)
         return posterior_intervals(effects_drawn[:, None, truth.genes], observed[at], se2[at])
 
-    intervals = effect_draws_at_depth(
-        model,
-        dosage[rows],
-        [truth.libraries[c] for c in rows],
-        control=dosage[truth.control],
-        control_libraries=truth.libraries[truth.control],
-        levels=_observed_levels(model, truth, rows),
-        use=use,
-        draws=draws,
-        cells=cells,
-    )
+    of_control, how = truth.libraries[truth.control], {"use": use, "draws": draws}
+    if backgrounds is None:
+        intervals = effect_draws_at_depth(
+            model,
+            dosage[rows],
+            [truth.libraries[c] for c in rows],
+            control=dosage[truth.control],
+            control_libraries=of_control,
+            levels=_observed_levels(model, truth, rows),
+            cells=cells,
+            **how,
+        )
+    else:
+        depth = float(np.median(of_control))
+        intervals = added_effect_draws(model, dosage[rows], backgrounds=backgrounds, library=depth, **how)
     sampled = predicted_cells(model, truth, dosage)
     table, each = tables(truth.names, chain(scores(truth, predicted), cell_scores(truth, sampled)))
     of_condition = {c: part for c, part in zip(rows, intervals, strict=True) if part is not None}

@@ -105,7 +105,7 @@ def condition_means(
     """
     device = model.input_mean.device
     noise = Streams(f"{seed}/effects", device)
-    value = _expected(model, library, transform) if closed_form else partial(_sampled, transform=transform)
+    value = expected(model, library, transform) if closed_form else partial(_sampled, transform=transform)
     cells = max(1, BUDGET[device.type] // model.n_genes)
     at_once = max(1, cells // samples)
     out = []
@@ -134,7 +134,7 @@ def _sampled(likelihood: Observed, generator: torch.Generator, *, transform: str
     return transformed(likelihood.sample(generator), transform)
 
 
-def _expected(model: Model, library: float, transform: str) -> Value:
+def expected(model: Model, library: float, transform: str) -> Value:
     """The expectation of transformed counts; for log2 of counts that are not negative binomial, samples."""
     if transform != "log2":
         return lambda likelihood, generator: likelihood.mean
@@ -176,7 +176,7 @@ def effect_draws(
     names = [latent.name for latent in model.latents if latent.plate == "cell"]
     common = {name: streams(name, "normal", (draws * cells, 1, model.config.n_latent)) for name in names}
 
-    out, value = [], _expected(model, library, transform)
+    out, value = [], expected(model, library, transform)
     for row in members:
         own = Streams(f"{seed}/effect draws", device)
 

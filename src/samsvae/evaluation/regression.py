@@ -44,6 +44,15 @@ def dosages(screen: Screen) -> sparse.csr_matrix:
     return sparse.csr_matrix((ones, (cell, members[cell, place])), (len(members), len(screen.perturbations)))
 
 
+def level_columns(screen: Screen) -> np.ndarray | None:
+    """The levels of covariates as columns (n, K) of 0 and 1, without the first of each; None without covariates."""
+    if screen.covariates is None:
+        return None
+    sizes, codes = screen.covariates.sizes, screen.covariates.codes
+    parts = [codes[:, [v]] == np.arange(1, size) for v, size in enumerate(sizes)]
+    return np.concatenate(parts, axis=1).astype(float)
+
+
 def regress(
     X: Counts, dosage: sparse.csr_matrix, rows: np.ndarray, *, more: np.ndarray | None = None, method: str = "log2"
 ) -> Regression:
@@ -65,7 +74,9 @@ def regress(
         squares += np.einsum("ng,ng->g", y, y)
     inverse, rank, free = _inverse((design.T @ design).toarray())
     if free[0]:
-        raise DataError("the dosages do not determine what a cell without perturbations is like.")
+        raise DataError(
+            "there are no control cells, and the dosages do not determine what a cell without perturbations is like."
+        )
     if len(rows) <= rank:
         raise DataError(f"{len(rows)} cells are too few for {rank} coefficients.")
     coefficients = inverse @ products

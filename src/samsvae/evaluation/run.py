@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from samsvae.config.evaluation import EvaluationConfig
+from samsvae.config.vocabulary import UNPERTURBED
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError, some
 from samsvae.evaluation import honest
+from samsvae.evaluation.added_effects import added_effect_draws, backgrounds_of
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.evaluation.metrics.constants import EMPTY_MASK, FIT
 from samsvae.evaluation.metrics.recovery import all_ones_f1, largest_entries, latent_recovery, mask_recovery
@@ -90,7 +92,13 @@ def fit_scores(checkpoint: Checkpoint) -> Iterator[dict[str, object]]:
 
 
 def dosages(checkpoint: Checkpoint, screen: Screen, conditions: Sequence[str]) -> np.ndarray:
-    """Indices (C, P) of the model's perturbations in each named condition, padded with T."""
+    """Indices (C, P) of the model's perturbations in each named condition, padded with T.
+
+    Conditions are those of the screen, or its single perturbations if effects are relative to the zero dosage.
+    """
+    if screen.by_dosage:
+        codes = {name: t for t, name in enumerate([*checkpoint.perturbations, UNPERTURBED])}
+        return np.array([[codes[name]] for name in conditions])
     position = {name: i for i, name in enumerate(screen.conditions)}
     return encode(screen, checkpoint.facts["encoding"]).members[[position[name] for name in conditions]]
 
@@ -114,6 +122,12 @@ def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, conf
     )
     base = means[-1] if reference else means.mean(0)
     ate = means[: len(data)] - base
+    backgrounds = backgrounds_of(checkpoint)
+    if backgrounds is not None:
+        every = dosages(checkpoint, screen, data.obs_names.tolist())
+        how = {"draws": config.effect_draws, "library": library, "transform": str(data.uns["transform"])}
+        use = lambda _, drawn: drawn.mean(0)  # noqa: E731
+        ate = np.stack(added_effect_draws(checkpoint.model, every, backgrounds=backgrounds, use=use, **how))
     uns = {"reference": reference, "library": library}
     return ad.AnnData(ate, data.obs[["n_perturbations"]].copy(), data.var.assign(reference_mean=base), uns=uns)
 
@@ -200,9 +214,13 @@ def evaluate(
     write(per_condition(predicted.X, data).assign(run=run), outputs["per_condition"])
     write_h5ad(predicted, outputs["effects"])
     write_h5ad(perturbation_matrices(checkpoint), outputs["perturbations"])
-    every = dosages(checkpoint, screen, screen.conditions.tolist())
     truth = read_truth(inputs["truth"])
-    worth, conditions = honest.model_tables(checkpoint.model, truth, every, draws=config.effect_draws)
+    names = screen.conditions if isinstance(truth, str) else truth.names
+    every = np.zeros((0, 1), int) if isinstance(truth, str) else dosages(checkpoint, screen, names.tolist())
+    added = backgrounds_of(checkpoint)
+    worth, conditions = honest.model_tables(
+        checkpoint.model, truth, every, draws=config.effect_draws, backgrounds=added
+    )
     write(bounds.assign(run=run, rules=rules), outputs["bound"])
     write(worth.assign(run=run, rules=rules), outputs["worth"], digits=PRECISE)
     write(conditions.assign(run=run), outputs["worth_conditions"], digits=PRECISE)

@@ -55,6 +55,8 @@ def split_tables(screen: Screen, split: np.ndarray, truth: Truth | str) -> tuple
 
 def _calibrated(screen: Screen, truth: Truth) -> tuple[dict[str, Calibration], list[Scored]]:
     """What each metric is worth on this screen, and the scores of a technical duplicate."""
+    if truth.no_control:  # halves of cells are compared with controls
+        return {}, []
     try:
         of_cells, duplicate = cell_calibrations(screen, truth)
         return calibrations(screen, truth) | of_cells, duplicate

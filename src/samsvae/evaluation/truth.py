@@ -37,6 +37,7 @@ class Truth:
     these are test cells, or for some singles and controls validation cells. ``cells``: the test cells of scored
     conditions as cells, or the reason why cells are not scored. ``levels``: the covariates of the cells of
     ``libraries``, or '' in a screen without them; with them, all effects are matched to controls of the same level.
+    ``no_control``: why scores against the control are undefined, or ''.
     """
 
     names: np.ndarray
@@ -52,6 +53,7 @@ class Truth:
     control: int
     cells: CellTruth | str
     levels: ObservedLevels | str
+    no_control: str = ""
 
     @property
     def rows(self) -> np.ndarray:
@@ -91,7 +93,7 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     cells.
     """
     control, n_conditions = screen.control, len(screen.conditions)
-    if control is None:
+    if control is None or screen.by_dosage:
         raise DataError("the screen has no control cells, against which effects are measured.")
     parts = {**{s: split == s for s in ("train", "val", "test")}, "every": split != ""}
     parts["instead"] = cells_of_untested_singles(screen.condition, screen.conditions, screen.members, split)
@@ -140,11 +142,3 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
         control=control,
         cells=cell_truth(screen, rows=rows, control=control, train=parts["train"], test=tested, genes=genes),
     )
-
-
-def truth_or_reason(screen: Screen, split: np.ndarray) -> Truth | str:
-    """`truth_of`, or one sentence that says why the split has no effects to score."""
-    try:
-        return truth_of(screen, split)
-    except DataError as error:
-        return str(error)

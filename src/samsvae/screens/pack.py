@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from samsvae.config.vocabulary import UNPERTURBED
 from samsvae.files import atomic, verify
 from samsvae.screens.counts import BLOCK_BYTES, count_blocks, matrix_shape, real_blocks
 from samsvae.screens.hdf5 import open_h5ad, reading
@@ -38,6 +39,8 @@ def write_arrays(h5ad: str | Path, npz: str | Path, *, block_bytes: int = BLOCK_
     perturbations (T), -1 for none. controls: the labels that mean the control, its name first. separator. With
     covariates also: covariates (n, V), codes of their levels; covariate_names (V); covariate_levels (S), the names of
     all levels; covariate_of_level (S), the covariate of each.
+
+    by_dosage: only in a screen without a control whose effects are relative to the zero dosage.
 
     Memory: the tables and one block of counts. DataError if the screen breaks the contract of `screens.screen`.
     """
@@ -72,6 +75,7 @@ def _names(screen: ad.AnnData) -> dict[str, np.ndarray]:
         "perturbations": np.array(perturbations, str),
         "controls": np.array(controls_of(screen), str),
         "separator": np.array(separator),
+        **({"by_dosage": np.array(True)} if screen.uns.get("reference") == UNPERTURBED else {}),
         **_covariates(screen),
     }
 

@@ -32,6 +32,9 @@ from samsvae.training.covariates import are_levels, are_rows, covariate_facts, l
 
 log = logging.getLogger(__name__)
 
+#: Training cells to whose perturbations others are added, in screens without a control.
+BACKGROUNDS = 24
+
 FORMAT = 1
 
 #: The keys of a row of a training's history: steps and epochs done, mean loss of the epoch's batches, validation loss.
@@ -82,9 +85,10 @@ def label_facts(screen: Screen) -> dict:
 def screen_facts(screen: Screen, dosage: Dosage, train_cells: Cells) -> dict:
     """The facts of a checkpoint about its screen: ``label_facts``, ``training_cells`` and its `covariate_facts`.
 
-    ``training_cells``: how many training cells received each perturbation of the model. A warning is logged if there
-    are perturbations without training cells. ConfigError if combinations are perturbations of their own in a screen
-    whose effects are relative to the zero dosage.
+    ``training_cells``: how many training cells received each perturbation of the model. ``backgrounds``: perturbations
+    of some training cells, to which others are added, if effects are relative to the zero dosage. A warning is logged
+    if there are perturbations without training cells. ConfigError if combinations are perturbations of their own in a
+    screen whose effects are relative to the zero dosage.
     """
     if screen.by_dosage and dosage.names != tuple(screen.perturbations.tolist()):
         raise ConfigError("encoding: 'unique' is not allowed for a screen without a control. Allowed: 'sum'.")
@@ -92,7 +96,16 @@ def screen_facts(screen: Screen, dosage: Dosage, train_cells: Cells) -> dict:
     cells = dict(zip(dosage.names, each, strict=True))
     if never := [name for name, n in cells.items() if n == 0]:
         log.warning("no training cell received %s, so the model cannot learn their effects", some(never))
-    return label_facts(screen) | {"training_cells": cells} | covariate_facts(screen, train_cells)
+    found = label_facts(screen) | {"training_cells": cells} | covariate_facts(screen, train_cells)
+    return found | ({"backgrounds": _backgrounds(dosage, train_cells)} if screen.by_dosage else {})
+
+
+def _backgrounds(dosage: Dosage, train_cells: Cells) -> list[list[str]]:
+    """What BACKGROUNDS training cells received, chosen at random."""
+    n = len(train_cells)
+    chosen = np.sort(np.random.default_rng(0).choice(n, min(n, BACKGROUNDS), replace=False))
+    rows = train_cells.index[torch.from_numpy(chosen).to(train_cells.index.device)].tolist()
+    return [[dosage.names[t] for t in row if t < len(dosage.names)] for row in rows]
 
 
 def facts(
@@ -311,6 +324,12 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a whole number of at least 0 for each perturbation",
         lambda x: isinstance(x, dict) and all(type(n) is int and n >= 0 for n in x.values()),
     ),
+    "backgrounds": (
+        "lists of text",
+        lambda x: (
+            isinstance(x, list) and all(isinstance(each, list) and all(isinstance(t, str) for t in each) for each in x)
+        ),
+    ),
     "covariates": ("lists of levels by the name of a covariate", are_levels),
     "covariate_cells": ("rows of whole numbers, the last of each above 0", are_rows),
 }
@@ -333,6 +352,8 @@ def _checked_facts(facts: object, perturbations: Sequence[str]) -> dict:
     for name, (allowed, fits) in FACTS.items():
         if name in facts and not fits(facts[name]):
             raise CheckpointError(f"the fact {name!r} is {_brief(reprlib.repr(facts[name]))}; allowed: {allowed}.")
+    if unknown := {name for each in facts.get("backgrounds", ()) for name in each} - set(perturbations):
+        raise CheckpointError(f"the fact 'backgrounds' has names that 'perturbations' lacks: {some(sorted(unknown))}.")
     if "encoding" not in facts:
         raise CheckpointError(f"the fact 'encoding' is missing; allowed: {' or '.join(ENCODINGS)}.")
     if (cells := facts.get("training_cells")) is not None and cells.keys() != set(perturbations):

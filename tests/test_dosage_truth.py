@@ -1,0 +1,104 @@
+"""The honest protocol without a control: conditions are perturbations, and their effects come from a regression."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from samsvae.config.vocabulary import UNPERTURBED
+from samsvae.data.arrays import Covariates
+from samsvae.evaluation.any_truth import truth_or_reason
+from samsvae.evaluation.data_effects import effects
+from samsvae.evaluation.dosage_truth import NO_CELLS, NO_CONTROL
+from samsvae.evaluation.split_scores import split_tables
+from samsvae.evaluation.truth_file import read_truth, write_truth
+from samsvae.screens.custom import screen_of
+from samsvae.screens.pack import arrays_of
+
+T, G = 6, 15
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    rng = np.random.default_rng(0)
+    dosage = (rng.random((600, T)) < 0.35).astype(int)
+    log_effects = rng.normal(0, 0.6, (T, G))
+    x = rng.poisson(np.exp(1.5 + dosage @ log_effects)) + (np.arange(G) == 0)
+    adata = ad.AnnData(x.astype(np.float32), pd.DataFrame(index=[f"c{i}" for i in range(600)]))
+    adata.obsm["guides"] = pd.DataFrame(dosage, adata.obs_names, [f"p{t}" for t in range(T)])
+    split = rng.choice(["train", "val", "test"], 600, p=[0.6, 0.1, 0.3])
+    screen = arrays_of(screen_of(adata, perturbations="obsm:guides", control=None))
+    return screen, split, x, dosage, log_effects
+
+
+def least_squares(x, dosage):
+    y = np.log2(1 + 1e4 * x / x.sum(1, keepdims=True))
+    return np.linalg.lstsq(np.column_stack([np.ones(len(x)), dosage]), y, rcond=None)[0][1:]
+
+
+def test_the_truth_is_a_regression_of_each_part_of_the_cells(simulated, tmp_path):
+    screen, split, x, dosage, _ = simulated
+    truth = truth_or_reason(screen, split)
+    assert truth.names.tolist() == [*(f"p{t}" for t in range(T)), UNPERTURBED]
+    for name in ("test", "train"):
+        at = split == name
+        found = getattr(truth, name).delta
+        np.testing.assert_allclose(found[:T], least_squares(x[at], dosage[at]), rtol=1e-8, atol=1e-10)
+        assert np.isnan(found[T]).all()
+    assert [rows.tolist() for rows in truth.sets.values()] == [[True] * T + [False]] and list(truth.sets) == ["seen"]
+    assert truth.cells == NO_CELLS and truth.no_control == NO_CONTROL
+    tested = split == "test"
+    for t in range(T):
+        np.testing.assert_array_equal(np.sort(truth.libraries[t]), np.sort(x[tested & (dosage[:, t] > 0)].sum(1)))
+    write_truth(truth, tmp_path / "truth.npz")
+    again = read_truth(tmp_path / "truth.npz")
+    assert again.no_control == NO_CONTROL
+    np.testing.assert_array_equal(again.test.se2, truth.test.se2)
+
+
+def test_scores_against_a_control_are_undefined_and_centred_ones_stay(simulated):
+    screen, split, *_ = simulated
+    table, each = split_tables(screen, split, truth_or_reason(screen, split))
+    against = table["metric"].str.endswith("_control") & (table["model"] != "no_change")
+    assert against.any() and table.loc[against, "value"].isna().all()
+    assert set(table.loc[against, "reason"]) == {NO_CONTROL}
+    value = table.set_index(["model", "metric"])["value"]
+    assert 0.8 < value["train_mean", "pearson_centred"] <= value["ceiling", "pearson_centred"] + 0.05 <= 1.05
+    assert set(each["condition"]) == {f"p{t}" for t in range(T)}
+
+
+def test_effects_of_the_data_have_one_row_per_perturbation(simulated):
+    screen, split, x, dosage, log_effects = simulated
+    data = effects(screen, split, reference=UNPERTURBED)
+    assert data.obs_names.tolist() == [f"p{t}" for t in range(T)] and data.uns["reference"] == UNPERTURBED
+    np.testing.assert_allclose(data.X, least_squares(x, dosage), rtol=1e-8, atol=1e-10)
+    np.testing.assert_array_equal(data.obs["n_test"], dosage[split == "test"].sum(0))
+    centred = log_effects - log_effects.mean(1, keepdims=True)
+    assert np.corrcoef(data.X.ravel(), centred.ravel())[0, 1] > 0.9
+
+
+def test_a_split_that_cannot_be_scored_says_why(simulated):
+    screen, split, *_ = simulated
+    few = split.copy()
+    few[np.flatnonzero(split == "test")[7:]] = "none"
+    assert truth_or_reason(screen, few) == "fewer than 3 perturbations have 10 test cells."
+
+
+def test_covariates_are_columns_of_the_regression(simulated):
+    screen, split, x, dosage, _ = simulated
+    batch = np.random.default_rng(1).integers(0, 3, len(x))
+    with_levels = replace(screen, covariates=Covariates(("batch",), (("a", "b", "c"),), batch[:, None]))
+    truth = truth_or_reason(with_levels, split)
+    at = split == "test"
+    expected = least_squares(x[at], np.column_stack([dosage, batch == 1, batch == 2])[at])
+    np.testing.assert_allclose(truth.test.delta[:T], expected[:T], rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(
+        effects(with_levels, split, reference=UNPERTURBED).X,
+        least_squares(x, np.column_stack([dosage, batch == 1, batch == 2]))[:T],
+        rtol=1e-8,
+        atol=1e-10,
+    )
