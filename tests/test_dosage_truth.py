@@ -17,7 +17,9 @@ from samsvae.evaluation.dosage_truth import NO_CELLS, NO_CONTROL
 from samsvae.evaluation.split_scores import split_tables
 from samsvae.evaluation.truth_file import read_truth, write_truth
 from samsvae.screens.custom import screen_of
+from samsvae.screens.data_card import data_card
 from samsvae.screens.pack import arrays_of
+from samsvae.screens.screen import write_screen
 
 T, G = 6, 15
 
@@ -102,3 +104,23 @@ def test_covariates_are_columns_of_the_regression(simulated):
         rtol=1e-8,
         atol=1e-10,
     )
+
+
+def test_the_data_card_counts_perturbations(simulated, tmp_path):
+    screen, split, x, dosage, _ = simulated
+    index = [f"c{i}" for i in range(len(x))]
+    adata = ad.AnnData(x.astype(np.float32), pd.DataFrame(index=index), pd.DataFrame(index=screen.genes))
+    adata.obsm["guides"] = pd.DataFrame(dosage, index, screen.perturbations)
+    write_screen(screen_of(adata, perturbations="obsm:guides", control=None), tmp_path / "screen.h5ad")
+    pd.DataFrame({"cell": index, "split": split}).to_csv(tmp_path / "cells.tsv", sep="\t", index=False)
+    card = data_card(tmp_path / "screen.h5ad", tmp_path / "cells.tsv")
+    cells = card.conditions.set_index("condition")["cells"]
+    assert cells.to_dict() == dict(zip(screen.perturbations, dosage.sum(0), strict=True))
+    facts = card.facts.set_index("item")["value"]
+    assert facts["perturbations"] == str(T) and "control cells" not in facts
+    received = dosage.sum(1)
+    assert facts["perturbations per cell"] == f"median {np.median(received):.0f}, from 0 to {received.max()}"
+    assert facts["cells without perturbation"] == str((received == 0).sum())
+    split_cells = card.splits.set_index(["split", "kind"])["cells"]
+    assert split_cells["test", "combination"] == ((received > 1) & (split == "test")).sum()
+    assert not card.findings["finding"].str.contains("controls").any()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from samsvae.config.vocabulary import SPLIT_LABELS
+from samsvae.config.vocabulary import SPLIT_LABELS, UNPERTURBED
 from samsvae.data.arrays import read_split
 from samsvae.errors import some
 from samsvae.screens.counts import count_blocks, matrix_shape, real_blocks
@@ -67,21 +67,22 @@ def data_card(screen: str | Path, split: str | Path, *, name: str = "", split_na
     conditions = _conditions(tables)
     splits = _splits(tables, conditions, read_split(split, tables.obs_names))
     genes = pd.DataFrame({"gene": tables.var_names.astype(str), "mean": mean, "detected": detected})
+    found = findings(conditions, total, genes, compared=not _by_dosage(tables))
     return DataCard(
         facts=_facts(tables, conditions, total, detected, splits, {"data set": name, "split": split_name}),
         conditions=conditions,
         counts=_histogram(total),
         genes=genes,
         splits=splits,
-        findings=pd.DataFrame({"finding": findings(conditions, total, genes)}, dtype=object),
+        findings=pd.DataFrame({"finding": found}, dtype=object),
     )
 
 
-def findings(conditions: pd.DataFrame, total: np.ndarray, genes: pd.DataFrame) -> list[str]:
+def findings(conditions: pd.DataFrame, total: np.ndarray, genes: pd.DataFrame, *, compared: bool = True) -> list[str]:
     """What may spoil a fit to this screen, and what to do about it: a sentence or two each.
 
     ``conditions``, ``genes``: as in a `DataCard`. ``total`` (n): the total counts of the cells. Real-valued screens are
-    only checked for cells of conditions.
+    only checked for cells of conditions. ``compared``: whether cells are compared with controls.
     """
     found, n = [], len(total)
     if total.min() >= 0 and total.sum() > 0:
@@ -98,10 +99,11 @@ def findings(conditions: pd.DataFrame, total: np.ndarray, genes: pd.DataFrame) -
                 "more genes if the file has them."
             )
     control = int(conditions.loc[conditions["kind"] == "control", "cells"].sum())
-    if control < max(FEW_CONTROLS, FEW_CONTROLS_SHARE * n):
+    if compared and control < max(FEW_CONTROLS, FEW_CONTROLS_SHARE * n):
         found.append(
             f"Only {control:,} of {n:,} cells are controls. Every effect is measured against them and contains their "
-            "noise; add control cells if there are any."
+            "noise; add control cells if there are any. If most cells received several perturbations, set "
+            "control: none."
         )
     few = conditions.loc[conditions["cells"] < FEW_CELLS, "condition"]
     if len(few):
@@ -132,8 +134,16 @@ def _blocks(x: h5py.Group | h5py.Dataset, tables: ad.AnnData, what: str | Path) 
     yield from count_blocks(x, rows, cols, cells=tables.obs_names, genes=tables.var_names, what=f"{what}: X")
 
 
+def _by_dosage(tables: ad.AnnData) -> bool:
+    """Whether effects are those of single perturbations, relative to the zero dosage."""
+    return tables.uns.get("reference") == UNPERTURBED
+
+
 def _conditions(tables: ad.AnnData) -> pd.DataFrame:
-    """One row per condition, the one with most cells first."""
+    """One row per condition, the one with most cells first; per perturbation if there is no control to compare with."""
+    if _by_dosage(tables):
+        each = tables.uns["perturbations"]["n_cells"].sort_values(ascending=False, kind="stable")
+        return pd.DataFrame({"condition": each.index.astype(str), "kind": "single", "cells": each.to_numpy()})
     control, separator = tables.uns["control"], tables.uns["separator"]
     sizes = tables.obs["condition"].value_counts()
     sizes = sizes[sizes > 0]
@@ -141,9 +151,18 @@ def _conditions(tables: ad.AnnData) -> pd.DataFrame:
     return pd.DataFrame({"condition": sizes.index.astype(str), "kind": kinds, "cells": sizes.to_numpy()})
 
 
+def _received(tables: ad.AnnData) -> np.ndarray:
+    """How many perturbations each cell received (n)."""
+    label, control, separator = text_of(tables.obs["condition"]), tables.uns["control"], tables.uns["separator"]
+    return label.map({name: len(members(name, separator, control)) for name in label.unique()}).to_numpy(int)
+
+
 def _splits(tables: ad.AnnData, conditions: pd.DataFrame, split: np.ndarray) -> pd.DataFrame:
     """Number of cells of each split and kind of condition."""
-    kind = conditions.set_index("condition")["kind"].loc[text_of(tables.obs["condition"])].to_numpy()
+    if _by_dosage(tables):
+        kind = np.array(KINDS)[np.minimum(_received(tables), 2)]
+    else:
+        kind = conditions.set_index("condition")["kind"].loc[text_of(tables.obs["condition"])].to_numpy()
     sizes = pd.crosstab(split, kind).reindex(index=list(SPLIT_LABELS), columns=list(KINDS), fill_value=0)
     return sizes.rename_axis(index="split", columns="kind").stack().rename("cells").reset_index()
 
@@ -166,7 +185,6 @@ def _facts(
     names: Mapping[str, str],
 ) -> pd.DataFrame:
     """Items and values in reading order: numbers of the screen, its split, its provenance, its options."""
-    perturbed = conditions[conditions["kind"] != "control"]
     by_split = splits.groupby("split", sort=False)["cells"].sum()
     origin = dict(tables.uns["provenance"])
     facts: dict[str, object] = {
@@ -174,9 +192,7 @@ def _facts(
         "cells": f"{tables.n_obs:,}",
         "genes": f"{tables.n_vars:,}",
         "perturbations": f"{len(tables.uns['perturbations']):,}",
-        "combinations": f"{(conditions['kind'] == 'combination').sum():,}",
-        "control cells": f"{conditions.loc[conditions['kind'] == 'control', 'cells'].sum():,}",
-        "cells per condition": f"{_range(perturbed['cells'])}",
+        **_facts_of_conditions(tables, conditions),
         "counts per cell" if total.min() >= 0 else "sum of values per cell": _range(total),
         "share of zeros": f"{1 - detected.mean():.1%}",
         **{f"split: {split}": f"{cells:,} cells" for split, cells in by_split.items() if cells},
@@ -193,6 +209,22 @@ def _facts(
         facts |= {f"option: {key}": _text(value) for key, value in json.loads(origin["parameters"]).items()}
     stated = {key: value for key, value in facts.items() if value not in ("", "None")}
     return pd.DataFrame({"item": list(stated), "value": list(stated.values())})
+
+
+def _facts_of_conditions(tables: ad.AnnData, conditions: pd.DataFrame) -> dict[str, str]:
+    if _by_dosage(tables):
+        received = _received(tables)
+        return {
+            "perturbations per cell": _range(received),
+            "cells without perturbation": f"{(received == 0).sum():,}",
+            "cells per perturbation": _range(conditions["cells"]),
+        }
+    cells = conditions.groupby("kind")["cells"]
+    return {
+        "combinations": f"{cells.size().get('combination', 0):,}",
+        "control cells": f"{cells.sum().get('control', 0):,}",
+        "cells per condition": _range(conditions.loc[conditions["kind"] != "control", "cells"]),
+    }
 
 
 def _range(values: np.ndarray | pd.Series) -> str:

@@ -67,10 +67,13 @@ class FigurePlan:
         screen = found[0].screen
         options, kind = screen.options, screen.kind
         simulated = kind.startswith("simulate")
+        by_dosage = kind == "custom" and not getattr(
+            options, "controls", True
+        )  # effects are those of single perturbations
         has = {
             "masks": bool(self.masked(experiment)),
-            "combinations": kind == "norman" or bool(getattr(options, "separator", "")),
-            "control": not simulated or kind == "simulate_sams" or getattr(options, "n_controls", 0) > 0,
+            "combinations": kind == "norman" or bool(getattr(options, "separator", "") and not by_dosage),
+            "control": not (simulated or by_dosage) or kind == "simulate_sams" or getattr(options, "n_controls", 0) > 0,
             "counts": kind != "simulate_sams",
             "truth": simulated,
             "training": any(run.checkpoint is None for run in found),
