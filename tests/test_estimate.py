@@ -157,6 +157,21 @@ def test_sizes_of_simulations_match_the_simulated_data(tmp_path):
 CUSTOM = {"kind": "custom", "source": {"path": "x.h5ad"}, "options": {"separator": "+"}}
 
 
+def test_a_screen_that_is_not_there_has_the_expected_size(tmp_path):
+    """120 cells of a control, four singles and a pair: twenty each."""
+    expected = {"cells": 120, "genes": 9, "perturbations": 4, "combinations": 1}
+    known = CUSTOM | {"expected": expected}
+    [run, *_] = runs(study(tmp_path, screen=known, split={"kind": "random"}), "sim")
+    assert size_of(run, tmp_path) == Size(76, 20, 24, 9, 6, 4)
+    split = {"kind": "held_out", "conditions": ["c+a"], "test_fraction": 0}
+    [run, *_] = runs(study(tmp_path, screen=known, split=split), "sim")
+    assert size_of(run, tmp_path) == Size(80, 20, 20, 9, 6, 4)
+    [run, *_] = runs(study(tmp_path, screen=known, split=split | {"conditions": ["a"] * 9}), "sim")
+    assert size_of(run, tmp_path) is None, "more names than conditions"
+    with pytest.raises(ConfigError, match="expected: cells: 0 is not allowed"):
+        study(tmp_path, screen=CUSTOM | {"expected": expected | {"cells": 0}})
+
+
 def test_existing_files_determine_the_size(tmp_path):
     """First the arrays, with a split drawn from them; then the table of the split."""
     [run, *_] = runs(study(tmp_path, screen=CUSTOM, split={"kind": "random"}), "sim")

@@ -220,7 +220,8 @@ def test_from_a_download_to_the_report(root, tmp_path, serve, name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_time_of_a_study_is_estimated(root, tmp_path, name, capsys):
     main(["estimate", "--configfile", str(root / "config" / f"{name}.yaml"), "--directory", str(tmp_path)])
-    assert name in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(rf"^{name} +[56] .*\ntime left: \d", out, flags=re.M), out
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -52,6 +52,7 @@ def _output(output: dict) -> str:
         return f'<img alt="figure" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
     if "text/html" in data:
         table = re.sub(r"<style.*?</style>|(?m:^\s+)", "", "".join(data["text/html"]), flags=re.S)
+        table = re.sub("<table[^>]*>", "<table>", table)  # the site has a style for tables without a class
         return "\n".join(line for line in table.splitlines() if line)
     return f"```text\n{''.join(data['text/plain'])}\n```"
 

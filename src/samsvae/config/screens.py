@@ -356,12 +356,27 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """The size of a screen as far as it is known before its file is there. Only `samsvae estimate` reads it."""
+
+    cells: int
+    genes: int
+    perturbations: int
+    combinations: int = 0
+
+    def __post_init__(self):
+        at_least(1, self, "cells", "genes", "perturbations")
+        at_least(0, self, "combinations")
+
+
+@dataclass(frozen=True)
 class ScreenConfig:
     """A screen: its kind, its source (none for simulations) and the options of its filter or simulation."""
 
     kind: Literal["replogle", "norman", "custom", "simulate_sams", "simulate_sparse_shift"]
     source: Source | None = None
     options: dict[str, Any] = field(default_factory=dict, metadata={"schema": lambda: tuple(OPTIONS.values())})
+    expected: Expected | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "options", build(OPTIONS[self.kind], self.options, "options"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from samsvae.config.grid import Run
-from samsvae.config.screens import SplitConfig
+from samsvae.config.screens import Expected, SplitConfig
 from samsvae.config.vocabulary import NEW_ADAPT, NEW_TEST, SPLITS
 from samsvae.errors import ConfigError, DataError
 from samsvae.screens.replogle import PUBLISHED, PUBLISHED_PAIRS
@@ -55,8 +56,7 @@ def size_of(run: Run, results: Path) -> Size | None:
     if found is None:
         return None
     obs, *sizes = found
-    # the filter may have made the split
-    how = getattr(run.screen.options, "genes_split", None) or run.split_config
+    how = _split_of(run)
     separator = "+" if run.screen.kind == "norman" else getattr(run.screen.options, "separator", "")
     folder = results / run.experiment / "splits" / run.dataset / run.split
     try:
@@ -70,6 +70,11 @@ def size_of(run: Run, results: Path) -> Size | None:
         cells = summary(split).set_index("split")["cells"]
         number = _number(split) if how.kind == "transfer" else []
     return Size(*(int(cells[name]) for name in SPLITS), *sizes, *number)
+
+
+def _split_of(run: Run) -> SplitConfig:
+    """The split of a run; the filter may have made it."""
+    return getattr(run.screen.options, "genes_split", None) or run.split_config
 
 
 def _number(split: pd.DataFrame) -> list[int]:
@@ -120,6 +125,8 @@ def _size_from_config(run: Run) -> Known | None:
         return _obs(code, code < T, split=split), options.n_features, T + (controls > 0), T
     if run.screen.source is not None and run.screen.source.sort == "miniature":
         return None
+    if run.screen.expected is not None:
+        return _size_expected(run.screen.expected, _split_of(run).conditions)
     if run.screen.kind == "replogle" and options.published_counts:
         pairs = PUBLISHED["guide pairs"]  # each is a perturbation, and a condition like the control
         return _obs(np.arange(PUBLISHED["cells"]) % (pairs + 1), 1), PUBLISHED["genes"], pairs + 1, pairs
@@ -128,6 +135,17 @@ def _size_from_config(run: Run) -> Known | None:
         code = np.append(np.arange(others) % 106, 106 + np.arange(PAIRS) % 131)
         return _obs(code, np.repeat([1, 2], [others, PAIRS])), 5000, 237, 105
     return None
+
+
+def _size_expected(known: Expected, named: Sequence[str]) -> Known:
+    """Conditions of one size: the control, singles, and combinations, the last of which have the names in ``named``."""
+    conditions = 1 + known.perturbations + known.combinations
+    names = np.arange(conditions).astype(object)
+    if named:
+        names[-len(named) :] = named[-conditions:]
+    code = np.arange(known.cells) % conditions
+    targets = (code > 0) + (code > known.perturbations)
+    return _obs(names[code].astype(str), targets), known.genes, conditions, known.perturbations
 
 
 def _obs(condition: np.ndarray, n_targets: np.ndarray | int, *, index: np.ndarray | None = None, **columns):
