@@ -17,6 +17,7 @@ from samsvae.config.grid import run_settings, runs
 from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.data.cells import cells_of, encode
+from samsvae.errors import ConfigError
 from samsvae.screens.simulate import sparse_shift
 from samsvae.study import estimate as estimates
 from samsvae.study.estimate import Estimate, estimate, estimate_report, measure, shape_of, work_of

@@ -17,11 +17,11 @@ import pytest
 import scipy.sparse as sp
 import yaml
 
-from samsvae.cli import main
 from samsvae.screens.miniature import replogle_source
 from samsvae.screens.replogle import read_genes
 from samsvae.screens.screen import read_screen
 from samsvae.study.configuration import read_study
+from samsvae.study.estimate import estimate
 
 STUDIES = ("papalexi2021", "norman2019", "replogle_k562_essential", "replogle_rpe1")
 
@@ -218,10 +218,12 @@ def test_from_a_download_to_the_report(root, tmp_path, serve, name):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_time_of_a_study_is_estimated(root, tmp_path, name, capsys):
-    main(["estimate", "--configfile", str(root / "config" / f"{name}.yaml"), "--directory", str(tmp_path)])
-    out = capsys.readouterr().out
-    assert re.search(rf"^{name} +[56] .*\ntime left: \d", out, flags=re.M), out
+def test_the_time_of_a_study_is_estimated_before_the_download(root, tmp_path, monkeypatch, name):
+    study = read_study([root / "config" / "config.yaml", root / "config" / f"{name}.yaml"])
+    monkeypatch.chdir(tmp_path)
+    rate = {"step": 0.1, "validation": 1e-4, "cell": 1e-3, "condition": 1.0}
+    (found,), unknown = estimate(study, device="cpu", rate=lambda *_: rate)
+    assert unknown == [] and found.trainings in (5, 6) and found.left > 600
 
 
 @pytest.mark.parametrize("name", STUDIES)
