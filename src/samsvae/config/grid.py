@@ -25,7 +25,7 @@ from samsvae.config.zoo import row
 from samsvae.errors import ConfigError, nearest, quoted
 
 #: Kinds of splits that the filter of a screen can make, because they need no column of another screen.
-SPLIT_IN_FILTER = ("random", "held_out", "file")
+SPLIT_IN_FILTER = ("random", "held_out", "held_out_context", "file")
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,9 @@ NEW_BY = ("conditions", "last", "pathway", "strongest")
 class SplitConfig:
     """How cells are split; ``samsvae.screens.splits`` implements the kinds."""
 
-    kind: Literal["random", "norman_ood", "norman_efficiency", "held_out", "given", "file", "transfer"] = "random"
+    kind: Literal[
+        "random", "norman_ood", "norman_efficiency", "held_out", "held_out_context", "given", "file", "transfer"
+    ] = "random"
     test_fraction: float = 0.2
     val_fraction: float = 0.2
     fraction: float = 1.0
@@ -299,6 +301,8 @@ class SplitConfig:
     new_cells: int | Literal["all"] = 0
     path: str | None = None
     stratified: bool = False
+    context_column: str | None = None
+    context: str | None = None
     split_seed: int = 0
 
     def __post_init__(self):
@@ -314,6 +318,9 @@ class SplitConfig:
                 raise ConfigError(f"{name}: a split of kind {self.kind!r} does not use it. Allowed: with {allowed}.")
         if self.stratified and self.kind != "random":
             raise ConfigError(f"stratified: a split of kind {self.kind!r} does not use it. Allowed: with 'random'.")
+        for name in ("context_column", "context"):
+            if (self.kind == "held_out_context") != (getattr(self, name) is not None):
+                raise ConfigError(f"{name}: required for a split of kind 'held_out_context'; not allowed otherwise.")
         if (self.kind == "file") != (self.path is not None):
             raise ConfigError("path: required for a split of kind 'file'; not allowed otherwise.")
         if (self.kind == "held_out") != bool(self.combinations_of or self.conditions) and self.kind != "transfer":

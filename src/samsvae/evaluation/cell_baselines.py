@@ -8,6 +8,7 @@ import numpy as np
 
 from samsvae.data.arrays import Screen
 from samsvae.evaluation.cell_truth import Cells, CellTruth, PredictedCells, grouped, measured
+from samsvae.evaluation.matched_parts import held_out_context
 from samsvae.evaluation.metrics.estimates import mean_and_variance
 from samsvae.evaluation.metrics.expression_agreement import ExpressionTests
 from samsvae.evaluation.truth import Truth
@@ -17,11 +18,16 @@ def cell_baselines(screen: Screen, split: np.ndarray, truth: Truth) -> dict[str,
     """Training cells as predictions of test cells, by the name of the baseline, or why cells are not scored.
 
     ``no_change``: the training controls. ``mean_of_perturbations``: as many cells as are tested, of random other
-    perturbations. ``train_mean``: the condition's own training cells. All are tested against the training controls.
+    perturbations. ``train_mean``: the condition's own training cells. All are tested against the training controls,
+    which are those of the held-out context if there is one.
     """
     if isinstance(truth.cells, str):
         return dict.fromkeys(("no_change", "mean_of_perturbations", "train_mean"), truth.cells)
-    own = grouped(screen, truth.rows, truth.control, split == "train")
+    context = held_out_context(screen, split)
+    train = split == "train"
+    if context is not None:  # the controls of other contexts differ from those of this one
+        train = train & (context[1] | (screen.condition != truth.control))
+    own = grouped(screen, truth.rows, truth.control, train)
     number = [len(each) for each in truth.cells.cells]
     trained = np.flatnonzero((split == "train") & (screen.condition != truth.control))
     return {

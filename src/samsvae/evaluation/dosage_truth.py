@@ -56,7 +56,9 @@ def truth_by_dosage(screen: Screen, split: np.ndarray) -> Truth:
     return Truth(
         names=np.append(screen.perturbations, UNPERTURBED),
         members=np.append(np.arange(n_perturbations), -1)[:, None],
-        **{name: effects(each) for name, each in found.items()},
+        test=effects(found["test"]),
+        train=effects(found["train"]),
+        every=effects(found["every"]),
         sets=sets,
         genes=genes,
         targets=np.unique(targets[targets >= 0]),

@@ -14,7 +14,7 @@ import numpy as np
 
 from samsvae.data.arrays import Screen
 from samsvae.errors import some
-from samsvae.evaluation.metrics.estimates import Weights
+from samsvae.evaluation.metrics.estimates import LEAST_FOR_VARIANCE, Weights, condition_moments
 from samsvae.evaluation.metrics.matched import Matched
 
 log = logging.getLogger(__name__)
@@ -86,3 +86,41 @@ def observed_levels(screen: Screen, observed: np.ndarray) -> ObservedLevels | st
     return ObservedLevels(
         combinations, [level[(screen.condition == c) & observed] for c in range(len(screen.conditions))]
     )
+
+
+def held_out_context(screen: Screen, split: np.ndarray) -> tuple[int, np.ndarray] | None:
+    """The covariate whose levels hold out a context, and the cells (n,) bool of its held-out levels; None without one.
+
+    A context is held out if no level of a covariate has perturbed cells both in training and in test.
+    """
+    if screen.covariates is None or screen.control is None:
+        return None
+    perturbed = screen.condition != screen.control
+    for v, code in enumerate(screen.covariates.codes.T):
+        trained, tested = (set(code[perturbed & (split == name)].tolist()) for name in ("train", "test"))
+        if trained and tested and trained.isdisjoint(tested):
+            return v, np.isin(code, list(tested))
+    return None
+
+
+def effects_in_other_contexts(screen: Screen, split: np.ndarray) -> np.ndarray:
+    """Mean over the contexts in training of the effects in each, (C, G), however many cells each has.
+
+    Each effect is that of the training cells against training controls of the same level. NaN for a condition with
+    fewer than two such cells in every context; (0, G) if no context is held out.
+    """
+    held_out = held_out_context(screen, split)
+    if held_out is None or screen.covariates is None:
+        return np.empty((0, len(screen.genes)))
+    train, n_conditions = split == "train", len(screen.conditions)
+    code = screen.covariates.codes[:, held_out[0]]
+    every = part_of(screen, train, train & (screen.condition == screen.control))
+    total, number = np.zeros((n_conditions, len(screen.genes))), np.zeros((n_conditions, 1))
+    for level in np.unique(code[train & ~held_out[1]]):
+        rows = every.rows & (code == level)
+        found = condition_moments(every.X, screen.condition, n_conditions, cells=rows, method=every.method)
+        enough = found.n[:, None] >= LEAST_FOR_VARIANCE
+        total += np.where(enough, found.mean, 0.0)
+        number += enough
+    number[screen.control] = 0
+    return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)

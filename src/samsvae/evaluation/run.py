@@ -20,6 +20,7 @@ from samsvae.errors import CheckpointError, some
 from samsvae.evaluation import honest
 from samsvae.evaluation.added_effects import added_effect_draws, backgrounds_of
 from samsvae.evaluation.iwelbo import iwelbo
+from samsvae.evaluation.matched_parts import held_out_context
 from samsvae.evaluation.metrics.constants import EMPTY_MASK, FIT
 from samsvae.evaluation.metrics.recovery import all_ones_f1, largest_entries, latent_recovery, mask_recovery
 from samsvae.evaluation.model_bounds import model_bounds
@@ -28,6 +29,7 @@ from samsvae.evaluation.scores import per_condition, score
 from samsvae.evaluation.truth_file import read_truth
 from samsvae.files import write_table
 from samsvae.matrices import read_h5ad, write_h5ad
+from samsvae.models.levels import Levels
 from samsvae.models.model import Model
 from samsvae.tables import PRECISE, write
 from samsvae.training.checkpoint import Checkpoint, load
@@ -103,10 +105,13 @@ def dosages(checkpoint: Checkpoint, screen: Screen, conditions: Sequence[str]) -
     return encode(screen, checkpoint.facts["encoding"]).members[[position[name] for name in conditions]]
 
 
-def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, config: EvaluationConfig) -> ad.AnnData:
+def model_effects(
+    checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, config: EvaluationConfig, levels: Levels | None = None
+) -> ad.AnnData:
     """Effects that the model predicts for the conditions of ``data``, against the same reference: X (C, G).
 
-    ``var["reference_mean"]``: the transformed mean of the reference, to which X adds up.
+    ``var["reference_mean"]``: the transformed mean of the reference, to which X adds up. ``levels``: of covariates, by
+    default as in the training cells.
     """
     reference = str(data.uns["reference"])
     asked = [*data.obs_names, *([reference] if reference else [])]
@@ -119,6 +124,7 @@ def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, conf
         library=library,
         transform=str(data.uns["transform"]),
         closed_form=config.ate_closed_form,
+        levels=levels,
     )
     base = means[-1] if reference else means.mean(0)
     ate = means[: len(data)] - base
@@ -130,6 +136,14 @@ def model_effects(checkpoint: Checkpoint, screen: Screen, data: ad.AnnData, conf
         ate = np.stack(added_effect_draws(checkpoint.model, every, backgrounds=backgrounds, use=use, **how))
     uns = {"reference": reference, "library": library}
     return ad.AnnData(ate, data.obs[["n_perturbations"]].copy(), data.var.assign(reference_mean=base), uns=uns)
+
+
+def context_levels(checkpoint: Checkpoint, screen: Screen, split: np.ndarray) -> Levels | None:
+    """The levels of cells in the held-out context of a split; None if there is none, or the model reads none."""
+    context = held_out_context(screen, split)
+    if context is None or not checkpoint.model.levels or screen.covariates is None:
+        return None
+    return Levels.of(screen.covariates.sizes, screen.covariates.codes[context[1]])
 
 
 def perturbation_matrices(checkpoint: Checkpoint) -> ad.AnnData:
@@ -201,7 +215,7 @@ def evaluate(
     check_names(checkpoint, screen)
     split = read_split(inputs["split"], screen.cells)
     data = read_h5ad(inputs["reference"])
-    predicted = model_effects(checkpoint, screen, data, config)
+    predicted = model_effects(checkpoint, screen, data, config, context_levels(checkpoint, screen, split))
     rows, bounds = likelihood_scores(checkpoint, screen, split, config, device)
     rows += [*score(predicted.X, data), *fit_scores(checkpoint)]
     if data.uns["transform"] == "log2":

@@ -5,7 +5,7 @@ Letters: n cells, C conditions (rows by code, NaN where undefined), G genes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,13 @@ import numpy as np
 from samsvae.data.arrays import Screen
 from samsvae.errors import DataError
 from samsvae.evaluation.cell_truth import CellTruth, cell_truth, target_of
-from samsvae.evaluation.matched_parts import ObservedLevels, matched_parts, observed_levels
+from samsvae.evaluation.matched_parts import (
+    ObservedLevels,
+    effects_in_other_contexts,
+    held_out_context,
+    matched_parts,
+    observed_levels,
+)
 from samsvae.evaluation.metrics import baselines
 from samsvae.evaluation.metrics.estimates import (
     LEAST_FOR_VARIANCE,
@@ -38,6 +44,7 @@ class Truth:
     conditions as cells, or the reason why cells are not scored. ``levels``: the covariates of the cells of
     ``libraries``, or '' in a screen without them; with them, all effects are matched to controls of the same level.
     ``no_control``: why scores against the control are undefined, or ''.
+    ``other_contexts`` (C, G): mean effects in the other contexts, if one is held out; else (0, G).
     """
 
     names: np.ndarray
@@ -54,6 +61,7 @@ class Truth:
     cells: CellTruth | str
     levels: ObservedLevels | str
     no_control: str = ""
+    other_contexts: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def rows(self) -> np.ndarray:
@@ -79,6 +87,8 @@ class Truth:
             "shrunk": baselines.shrunk(delta, self.train.se2, train),
             "ridge_pc": baselines.ridge_pc(delta, self.members, train),
         }
+        if len(self.other_contexts):
+            found["other_contexts"] = self.other_contexts
         if self.members.shape[1] > 1:
             found["additive"] = baselines.additive(delta, self.members)
             found["matching_mean"] = baselines.matching_mean(delta, self.members, train)
@@ -98,6 +108,9 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     parts = {**{s: split == s for s in ("train", "val", "test")}, "every": split != ""}
     parts["instead"] = cells_of_untested_singles(screen.condition, screen.conditions, screen.members, split)
     at_control = screen.condition == control
+    context = held_out_context(screen, split)
+    inside = np.ones(len(split), bool) if context is None else context[1]
+    parts["every"] &= inside
     controls = "test" if (at_control & parts["test"]).sum() >= LEAST_FOR_VARIANCE else "val"
     matched = matched_parts(screen, parts, at_control & parts[controls])
     moments = {
@@ -115,16 +128,14 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
     observed = np.where((moments["instead"].n > 0)[screen.condition], parts["instead"], tested)
     # real values have no depth
     library = screen.library if screen.transform == "log2" else np.ones(len(split))
-    if screen.transform == "log2":
-        genes = detected(screen.counts, at_control & parts["train"])
-    else:
-        genes = np.ones(len(screen.genes), bool)
+    own_controls = at_control & parts["train"] & inside
+    genes = detected(screen.counts, own_controls) if screen.transform == "log2" else np.ones(len(screen.genes), bool)
     test = effects(moments["test"], control=control, controls=moments[controls], weights=weights.get("test"))
     train, every = (effects(moments[name], control=control, weights=weights.get(name)) for name in ("train", "every"))
     if not genes.any():
         raise DataError("no gene has counts in 3 of the training controls.")
-    rows = np.flatnonzero(np.any(list(sets.values()), axis=0))
-    targets = target_of(screen)
+    rows, targets = np.flatnonzero(np.any(list(sets.values()), axis=0)), target_of(screen)
+    train_cells = own_controls | (parts["train"] & ~at_control)
     return Truth(
         names=screen.conditions,
         members=screen.members,
@@ -139,6 +150,7 @@ def truth_of(screen: Screen, split: np.ndarray) -> Truth:
         ),
         libraries=[library[(screen.condition == c) & observed] for c in range(n_conditions)],
         levels=observed_levels(screen, observed),
+        other_contexts=effects_in_other_contexts(screen, split),
         control=control,
-        cells=cell_truth(screen, rows=rows, control=control, train=parts["train"], test=tested, genes=genes),
+        cells=cell_truth(screen, rows=rows, control=control, train=train_cells, test=tested, genes=genes),
     )

@@ -108,6 +108,7 @@ LOOKS: dict[str, Look] = {
         ("additive", "additive", INK, "_", (0, (5, 2)), ""),
         ("mean_of_perturbations", "mean of perturbations", INK, "_", (0, (1, 1.2)), ""),
         ("train_mean", "training mean", GREY, "_", (0, (2, 1)), ""),
+        ("other_contexts", "mean of other contexts", INK, "|", (0, (3, 1, 1, 1, 1, 1)), ""),
         ("shrunk", "shrunk training mean", GREY, "|", (0, (4, 1)), ""),
         ("ridge_pc", "ridge on components", GREY, "x", (0, (6, 1, 1, 1)), ""),
         ("matching_mean", "mean of its singles", GREY, "+", (0, (1, 2)), ""),

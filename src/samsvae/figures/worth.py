@@ -22,7 +22,9 @@ from samsvae.tables import read
 #: Sets of conditions, in words.
 SETS = {"seen": "with training cells", "unseen": "without training cells", "all": "of all kinds"}
 
-BASELINES = ("mean_of_perturbations", "train_mean", "shrunk", "ridge_pc", "additive", "matching_mean")
+BASELINES = (
+    "mean_of_perturbations", "train_mean", "other_contexts", "shrunk", "ridge_pc", "additive", "matching_mean"
+)  # fmt: skip
 
 #: Largest height of the two panels on the right together, in inches.
 RIGHT = 8.5

@@ -236,8 +236,10 @@ def _recorded(options: CustomOptions, genes: str | int | list[str]) -> dict[str,
     unused = [*([] if options.perturbations else MATRIX), *([] if options.guides == "keep" else ["guides"])]
     for name in ("annotation", "cell_table", "targets", "keep_obs", "covariates", *unused):
         del parameters[name]
-    if parameters["genes_split"] and not parameters["genes_split"]["stratified"]:
-        del parameters["genes_split"]["stratified"]  # so that screens of older versions keep their bytes
+    if split := parameters["genes_split"]:  # without these, screens of older versions keep their bytes
+        for name in ("stratified", "context_column", "context"):
+            if not split[name]:
+                del split[name]
     return parameters
 
 

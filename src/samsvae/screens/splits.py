@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from math import ceil, floor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,14 @@ import pandas as pd
 from samsvae.config.vocabulary import SPLIT_LABELS, SPLITS
 from samsvae.errors import ConfigError, DataError, nearest, quoted, some
 from samsvae.files import write_frame
+from samsvae.screens.context_split import held_out_context
+from samsvae.screens.cuts import check_fractions, cut, evenly, exact, split_table, three_ways
 from samsvae.screens.screen import text_of
 from samsvae.screens.user_tables import read_user_table
 
 log = logging.getLogger(__name__)
 
-KINDS = ("random", "norman_ood", "norman_efficiency", "held_out", "given", "file")
+KINDS = ("random", "norman_ood", "norman_efficiency", "held_out", "held_out_context", "given", "file")
 
 
 def random_split(
@@ -51,21 +54,15 @@ def _stratified(obs: pd.DataFrame, test_fraction: float, val_fraction: float, se
 
     Cells are shuffled and then sorted by condition and level, and every part takes them at even distances.
     """
-    _fractions(test_fraction=test_fraction, val_fraction=val_fraction)
+    check_fractions(test_fraction=test_fraction, val_fraction=val_fraction)
     keys = ("condition", *obs.attrs.get("covariates", ()))
     groups = pd.MultiIndex.from_frame(pd.concat([text_of(obs[key]) for key in keys], axis=1))
     shuffled = np.random.default_rng(seed).permutation(len(obs))
     order = shuffled[np.argsort(pd.factorize(groups, sort=True)[0][shuffled], kind="stable")]
-    test = _evenly(order, test_fraction)
+    test = evenly(order, test_fraction)
     rest = order[~np.isin(order, test)]
-    val = _evenly(rest, val_fraction)
-    return _table(obs, train=rest[~np.isin(rest, val)], val=val, test=test)
-
-
-def _evenly(cells: np.ndarray, fraction: float) -> np.ndarray:
-    """A fraction of the cells, at even distances in their order."""
-    taken = np.floor(np.round(fraction * np.arange(len(cells) + 1) + 0.5, 9))
-    return cells[np.diff(taken) > 0]
+    val = evenly(rest, val_fraction)
+    return split_table(obs, train=rest[~np.isin(rest, val)], val=val, test=test)
 
 
 def column_split(obs: pd.DataFrame, column: str | None, seed: int) -> np.ndarray:
@@ -103,15 +100,15 @@ def norman_ood(
 
     DataError if obs lacks n_targets or guide_identity; ConfigError for a fraction outside 0 to 1.
     """
-    _fractions(fraction=fraction, test_pairs=test_pairs, test_fraction=test_fraction)
+    check_fractions(fraction=fraction, test_pairs=test_pairs, test_fraction=test_fraction)
     pair_cells, other_cells, identity = _norman_cells(obs)
     pairs = np.unique(identity[pair_cells])
     np.random.default_rng(seed).shuffle(pairs)
-    test_part = pairs[len(pairs) - ceil(_exact(test_pairs * len(pairs))) :]
-    train_part = pairs[: floor(_exact(fraction * len(pairs)))]
+    test_part = pairs[len(pairs) - ceil(exact(test_pairs * len(pairs))) :]
+    train_part = pairs[: floor(exact(fraction * len(pairs)))]
     train, val, test = three_ways(pair_cells, test_fraction, test_fraction, seed)
-    other_val, other_train = _cut(other_cells, test_fraction, seed)
-    return _table(
+    other_val, other_train = cut(other_cells, test_fraction, seed)
+    return split_table(
         obs,
         train=np.concatenate([other_train, train[np.isin(identity[train], train_part)]]),
         val=np.concatenate([other_val, val[np.isin(identity[val], train_part)]]),
@@ -124,13 +121,13 @@ def norman_efficiency(obs: pd.DataFrame, *, fraction: float, seed: int, test_fra
 
     DataError if obs lacks n_targets or guide_identity; ConfigError for a fraction outside 0 to 1.
     """
-    _fractions(fraction=fraction, test_fraction=test_fraction)
+    check_fractions(fraction=fraction, test_fraction=test_fraction)
     pair_cells, other_cells, _ = _norman_cells(obs)
     train, val, test = three_ways(pair_cells, test_fraction, test_fraction, seed)
-    other_val, other_train = _cut(other_cells, test_fraction, seed)
-    return _table(
+    other_val, other_train = cut(other_cells, test_fraction, seed)
+    return split_table(
         obs,
-        train=np.concatenate([other_train, train[: floor(_exact(fraction * len(train)))]]),
+        train=np.concatenate([other_train, train[: floor(exact(fraction * len(train)))]]),
         val=np.concatenate([other_val, val]),
         test=test,
     )
@@ -175,7 +172,7 @@ def held_out(
 def split_old(obs: pd.DataFrame, old: np.ndarray, test_fraction: float, val_fraction: float, seed: int) -> pd.DataFrame:
     """A random split of the cells ``old`` (n,) bool; the others are 'none'."""
     train, val, test = three_ways(np.flatnonzero(old), test_fraction, val_fraction, seed)
-    return _table(obs, train=train, val=val, test=test)
+    return split_table(obs, train=train, val=val, test=test)
 
 
 def find_condition(
@@ -203,7 +200,7 @@ def given(obs: pd.DataFrame) -> pd.DataFrame:
     split = text_of(obs["split"]).to_numpy(object)
     if wrong := sorted(set(split) - set(SPLIT_LABELS)):
         raise DataError(f"obs column 'split' has the values {some(wrong)}; allowed: {', '.join(SPLIT_LABELS)}.")
-    return _table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
+    return split_table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
 
 
 def make_split(
@@ -219,6 +216,8 @@ def make_split(
     combinations_of: Sequence[str] = (),
     path: str | Path | None = None,
     stratified: bool = False,
+    context_column: str | None = None,
+    context: str | None = None,
     separator: str = "",
 ) -> pd.DataFrame:
     """The split that a ``SplitConfig`` describes. ``separator``: the text between the parts of a combination.
@@ -228,19 +227,15 @@ def make_split(
     """
     if "split" in obs and kind != "given":
         log.warning("obs has a column 'split', but a split of kind %r ignores it (kind: given uses it)", kind)
+    how: dict[str, Any] = {"test_fraction": test_fraction, "val_fraction": val_fraction, "seed": split_seed}
     if kind == "random":
-        parts = {"test_fraction": test_fraction, "val_fraction": val_fraction}
-        split = random_split(obs, **parts, seed=split_seed, stratified=stratified)
+        split = random_split(obs, **how, stratified=stratified)
     elif kind == "held_out":
-        split = held_out(
-            obs,
-            conditions,
-            combinations_of=combinations_of,
-            separator=separator,
-            test_fraction=test_fraction,
-            val_fraction=val_fraction,
-            seed=split_seed,
-        )
+        split = held_out(obs, conditions, combinations_of=combinations_of, separator=separator, **how)
+    elif kind == "held_out_context":
+        if context_column is None or context is None:
+            raise ConfigError("context_column and context: required for a split of kind 'held_out_context'.")
+        split = held_out_context(obs, context_column, context, separator=separator, **how)
     elif kind == "norman_ood":
         split = norman_ood(obs, fraction=fraction, seed=split_seed, test_pairs=test_pairs, test_fraction=test_fraction)
     elif kind == "norman_efficiency":
@@ -338,41 +333,7 @@ def from_file(obs: pd.DataFrame, path: str | Path, *, separator: str = "") -> pd
         log.warning("%s: does not list %d of %d cells; they become 'none' and are unused", path, unlisted, len(obs))
     if unknown:
         log.warning("%s: %d of the cells it lists are not in the screen", path, unknown)
-    return _table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
-
-
-def three_ways(
-    cells: np.ndarray, test_fraction: float, val_fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The train, val and test parts of `cells`, each in the order that train_test_split returns.
-
-    ConfigError for a fraction outside 0 to 1.
-    """
-    _fractions(test_fraction=test_fraction, val_fraction=val_fraction)
-    test, rest = _cut(cells, test_fraction, seed)
-    val, train = _cut(rest, val_fraction, seed)
-    return train, val, test
-
-
-def _cut(cells: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(`fraction` of the cells, the rest); the size of the rest is rounded down, as with train_size = 1 - fraction."""
-    rest = floor(_exact((1 - fraction) * len(cells)))
-    if rest in (0, len(cells)):
-        return (cells, cells[:0]) if rest == 0 else (cells[:0], cells)
-    # what train_test_split does; importing it takes longer than most splits
-    order = np.random.RandomState(seed).permutation(len(cells))
-    return cells[order[: len(cells) - rest]], cells[order[len(cells) - rest :]]
-
-
-def _exact(product: float) -> float:
-    """The product without its rounding error (0.1 * 30 is slightly above 3), to round up or down afterwards."""
-    return round(product, 9)
-
-
-def _fractions(**fractions: float) -> None:
-    for name, value in fractions.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{name}: {value!r} is not allowed; allowed: a number from 0 to 1.")
+    return split_table(obs, **{name: np.flatnonzero(split == name) for name in SPLITS})
 
 
 def _norman_cells(obs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -383,12 +344,3 @@ def _norman_cells(obs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray
     n_targets = obs["n_targets"].to_numpy(int)
     identity = text_of(obs["guide_identity"]).to_numpy(object)
     return np.flatnonzero(n_targets == 2), np.flatnonzero(n_targets < 2), identity
-
-
-def _table(obs: pd.DataFrame, **parts: np.ndarray) -> pd.DataFrame:
-    """The split table; `parts`: the positions of the cells of each split, all other cells are 'none'."""
-    split = np.full(len(obs), "none", dtype=object)
-    for name, rows in parts.items():
-        split[rows] = name
-    condition = text_of(obs["condition"]).to_numpy(object)
-    return pd.DataFrame({"cell": obs.index.astype(str).to_numpy(object), "condition": condition, "split": split})
