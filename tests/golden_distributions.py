@@ -13,7 +13,7 @@ from scipy import sparse, stats
 
 from samsvae.evaluation.metrics.average_precision import average_precision
 from samsvae.evaluation.metrics.coverage import coverage, posterior_intervals
-from samsvae.evaluation.metrics.distributions import components, energies, median_bandwidth, mmd2, variance_ratio
+from samsvae.evaluation.metrics.distributions import components, energies, variance_ratio
 from samsvae.evaluation.metrics.expression_agreement import (
     ExpressionTests,
     expression_agreement,
@@ -105,13 +105,11 @@ def distributions(arrays: Arrays) -> Rows:
         ours[np.isin(our, seen)], our[np.isin(our, seen)], theirs[np.isin(their, seen)], their[np.isin(their, seen)],
         control, n,
     )  # fmt: skip
-    sigma = median_bandwidth(ours)
     variances = [
         np.stack([Y[cells & (condition == c)].toarray().var(0, ddof=1) for c in seen]) for cells in (trained, tested)
     ]
     ratio = variance_ratio(*variances)
     rows: Rows = {
-        ("S7", "bandwidth", "", "", "", ""): sigma,
         ("S7", "energy_share", "", "train cells", "seen", ""): energy.energy_share,
         ("S7", "log2_variance_ratio", "", "train cells", "seen", ""): float(np.log2(ratio).mean()),
     }
@@ -119,7 +117,6 @@ def distributions(arrays: Arrays) -> Rows:
         values = {
             "energy": energy.energy[c - 1],
             "energy_of_control": energy.energy_of_control[c - 1],
-            "mmd2": mmd2(ours[our == c], theirs[their == c], sigma),
             "variance_ratio": ratio[i],
         }
         for name, value in values.items():
@@ -163,6 +160,9 @@ def masks(arrays: Arrays) -> Rows:
     }
     return {("S11", name, "", "", "", ""): value for name, value in values.items()}
 
+
+#: Rows of the files, by section and metric, that we no longer compute.
+NO_LONGER = {("S7", "bandwidth"), ("S7", "mmd2")}
 
 SECTIONS: dict[str, Callable[[Arrays], Rows]] = {
     "S6": expression,
