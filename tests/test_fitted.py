@@ -155,6 +155,21 @@ def test_cells_are_read_as_in_the_fit(cells):
     pd.testing.assert_series_equal(found.score(plain, particles=2, layer="X"), scores)
 
 
+def test_guides_are_read_as_in_the_fit(cells, tmp_path):
+    """New cells are labelled with guides too, also after the model was saved."""
+    guides = cells.copy()
+    numbers = np.arange(len(guides)) % 3 + 1
+    guides.obs["guide"] = [
+        label if label == "control" else "+".join(f"{part}g{number}" for part in label.split("+"))
+        for label, number in zip(guides.obs["guide"], numbers, strict=True)
+    ]
+    found = fit(guides, **HOW, target_pattern="(.)g[0-9]+", **SHORT | {"steps": 3})
+    assert found.perturbations == fit(cells, **HOW, **SHORT | {"steps": 3}).perturbations
+    found.save(tmp_path / "model.pt")
+    scores = load(tmp_path / "model.pt").score(guides[:200])
+    np.testing.assert_array_equal(scores, found.score(guides[:200]))
+
+
 def test_a_cell_has_the_same_library_size_among_others(cells):
     """A measured size is scaled so that the sizes of all training cells sum to their kept counts."""
     few = [*GENES[:10]]

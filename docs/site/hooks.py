@@ -13,6 +13,7 @@ import unicodedata
 from pathlib import Path
 
 import latex2mathml.converter
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,9 +63,13 @@ def on_page_markdown(markdown: str, **_) -> str:
     return re.sub(r"\$`([^`]+)`\$", r"$\1$", markdown)
 
 
-def on_page_content(content: str, **_) -> str:
+def on_page_content(content: str, page, **_) -> str:
     """Turn the equations of a page, which `arithmatex` has marked, into MathML."""
-    return re.sub(r'<(div|span) class="arithmatex">\s*\\[\[(](.*?)\\[\])]\s*</\1>', _equation, content, flags=re.S)
+    found = r'<(div|span) class="arithmatex">\s*\\[\[(](.*?)\\[\])]\s*</\1>'
+    converted = re.sub(found, _equation, content, flags=re.S)
+    if 'class="arithmatex"' in converted:
+        raise PluginError(f"{page.file.src_uri}: an equation was not converted")
+    return converted
 
 
 def _equation(match: re.Match) -> str:
