@@ -60,8 +60,12 @@ def levelled(net: Model, sizes=(3, 2)) -> Model:
     found = Model(
         net.config, net.n_genes, net.n_perturbations, levels=Levels(sizes, combinations, (5, 1, 2, 1, 0, 1))
     ).eval()
-    with torch.no_grad():
-        found.decoder.layers[0].weight[:, net.config.n_latent :] *= 10
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # the weights of levels start at 0
+        decoder = found.decoder.layers[0].weight
+        decoder[:, net.config.n_latent : net.config.n_latent + sum(sizes)].normal_(0.0, 2.0, generator=generator)
+        encoder = found.latents[-1].network.layers[0].weight
+        encoder[:, net.n_genes : net.n_genes + sum(sizes)].normal_(0.0, 1.0, generator=generator)
     return found
 
 
@@ -143,7 +147,7 @@ def test_the_first_layers_read_the_levels_one_hot(name):
         ones = torch.zeros(30, 5)
         for i, (b, d) in enumerate(known.codes[:30]):
             ones[i, b] = ones[i, 3 + d] = 1
-        z = torch.randn(1, 30, net.config.n_latent)
+        z = torch.from_numpy(rng.normal(size=(1, 30, net.config.n_latent))).float()
         parts = [z[0], ones]
         if net.config.effect == "decoder_input":
             parts.append(torch.nn.functional.one_hot(batch.dosage.index[:, 0], 5)[:, :4].float())
@@ -158,6 +162,16 @@ def test_the_first_layers_read_the_levels_one_hot(name):
         net.decode(
             {"z": z, "z_basal": z, "embedding": torch.zeros(4, net.config.n_latent)}, replace(batch, covariates=None)
         )
+
+
+def test_no_level_has_an_effect_before_training():
+    net = model("sams_vae_corr")
+    levels = Levels((3,), ((0,), (1,), (2,)), (1, 1, 1))
+    fresh = Model(net.config, 9, 4, levels=levels)
+    made = replace(screen(), covariates=Covariates(("b",), (("1", "2", "3"),), np.arange(120)[:, None] % 3))
+    cells = cells_of(made, np.arange(120), encode(made, "sum"))
+    turned = replace(cells, covariates=(cells.covariates + 1) % 3)
+    assert torch.equal(iwelbo(fresh, cells, particles=2), iwelbo(fresh, turned, particles=2))
 
 
 def test_a_model_without_covariates_ignores_those_of_the_cells():

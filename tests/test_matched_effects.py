@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from small_model import model
 
 from samsvae.data.arrays import Covariates, Screen
@@ -179,6 +180,8 @@ def test_models_are_scored_in_the_levels_of_the_observed_cells(tmp_path):
     split_tables(screen, split, again)
     net = model("sams_vae_corr", genes=30)
     net = Model(net.config, 30, 4, levels=Levels((3,), ((0,), (1,), (2,)), (1, 1, 1))).eval()
+    with torch.no_grad():  # weights of levels start at 0
+        net.decoder.layers[0].weight[:, net.config.n_latent :] = torch.linspace(-1, 1, 3)
     dosage = np.where(screen.members < 0, 4, screen.members)
     table, _ = model_tables(net, again, dosage, draws=4, cells=2)
     assert np.isfinite(table.loc[table["metric"] == "mse_control", "value"]).all()

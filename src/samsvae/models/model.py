@@ -19,7 +19,7 @@ from samsvae.config.model import ModelConfig
 from samsvae.models.batch import Batch, CellTable, MultiHot
 from samsvae.models.distributions import Bernoulli, Distribution
 from samsvae.models.kl_terms import kl_terms
-from samsvae.models.latents import Latent, latents_of, network_settings, offset
+from samsvae.models.latents import CellState, Latent, latents_of, network_settings, offset
 from samsvae.models.levels import Levels, level_parts
 from samsvae.models.networks import MLP, Likelihood, Observed
 from samsvae.models.noise import Noise, given
@@ -72,9 +72,19 @@ class Model(nn.Module):
             second = (n_perturbations,) if config.effect == "decoder_input" else ()
             sizes = (config.n_latent, *([sum(self.covariates)] if self.covariates else []), *second)
             self.decoder = MLP(sizes, **network | {"dropout": 0.0})
+            self._start_levels_at_zero()
             self.likelihood = Likelihood(config.likelihood, config.width, n_genes, floor=config.mean_floor)
         self.register_buffer("input_mean", torch.zeros(n_genes, dtype=torch.float32))
         self.register_buffer("input_sd", torch.ones(n_genes, dtype=torch.float32))
+
+    @torch.no_grad()
+    def _start_levels_at_zero(self) -> None:
+        """No level has an effect before training, so that a covariate without one costs little."""
+        columns = slice(self.config.n_latent, self.config.n_latent + sum(self.covariates))
+        self.decoder.layers[0].weight[:, columns] = 0.0
+        for latent in self.latents:
+            if isinstance(latent, CellState):
+                latent.network.layers[0].weight[:, self.n_genes : self.n_genes + sum(self.covariates)] = 0.0
 
     @property
     def covariates(self) -> tuple[int, ...]:
