@@ -234,6 +234,23 @@ def test_the_page_about_python(monkeypatch, folder):
     assert names["treated"].n_obs == 300 and set(names["treated"].obs["condition"]) == {"A1+B1"}
 
 
+def test_the_example_of_high_moi(tmp_path):
+    """The screen, the filter of its configuration, and the call in Python with few steps."""
+    names: dict = {}
+    exec(named("docs/own-data.md", "import anndata as ad\nimport numpy as np\nimport pandas as pd\n\nrandom"), names)
+    (tmp_path / "moi.yaml").write_text(named("docs/own-data.md", "title: A synthetic screen of high MOI"))
+    plan = planned((str(tmp_path / "moi.yaml"),)).plan
+    run = next(iter(plan.runs["moi"].values()))
+    screen = filter_screen(plan.source(run), tmp_path / "screen.h5ad", **plan.options(run))
+    assert list(screen.uns["perturbations"].index) == [f"T{t}" for t in range(10)]
+    assert screen.uns["reference"] == "(none)"
+    small = {"steps": 4, "n_latent": 3, "width": 8, "embedding_width": 8, "progress": False}
+    found = api.fit(names["cells"], perturbation="obsm:guides", control=None, **small)
+    assert (
+        found.perturbations == tuple(sorted(names["guides"])) and found.checkpoint.facts["model"] == "sams_vae_corr_z"
+    )
+
+
 def test_the_weights_of_the_release(monkeypatch):
     Path("checkpoints").mkdir()
     torch.save({"state_dict": to_reference(model("sams_vae_mf"))}, "checkpoints/a.ckpt")

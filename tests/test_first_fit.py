@@ -54,6 +54,13 @@ def test_rules_by_size(size, expected):
     assert found["patience"] % found["validation_every"] == 0
 
 
+def test_cells_with_many_perturbations_get_more_latents_than_perturbations():
+    sizes = {"cells": 1000, "counts_per_cell": 10.0, "batch_size": 256}
+    for perturbations, expected in ((10, 30), (40, 60), (1000, 200)):
+        assert by_size(**sizes, perturbations=perturbations, received=8.0)["n_latent"] == expected
+        assert by_size(**sizes, perturbations=perturbations, received=2.0)["n_latent"] in (30, 100)
+
+
 def test_defaults_hold_for_custom_screens_alone_and_give_way_to_what_is_set():
     own = runs(study({"model": {"width": 32}, "training": {"patience": 3}}), "e0")[0]
     assert (own.model.start, own.model.width, own.training.learning_rate) == ("data", 32, 3e-3)

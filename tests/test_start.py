@@ -13,6 +13,7 @@ from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS, TABLE_1
 from samsvae.data.cells import cells_of, encode
 from samsvae.models import start
+from samsvae.models.noise import Streams
 from samsvae.models.start import initialise, intercept_only
 
 
@@ -121,3 +122,25 @@ def test_a_short_training_from_the_data_beats_a_longer_one_from_the_published_st
         config = TrainingConfig(steps=steps, batch_size=100, learning_rate=1e-3, particles=2)
         losses.append(train(net, cells, rest, config).best_loss)
     assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("name", ["sams_vae_corr_z", "sams_vae_corr"])
+def test_cells_with_many_perturbations_start_where_effects_add_up(cells, name):
+    """The decoder is linear in z, its output at z = 0 is the mean profile, and embeddings hardly vary."""
+    net = model(name, start="data")
+    initialise(net, cells, received=5.0)
+    one, two = 0.3 * torch.randn(2, 50, net.config.n_latent, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        at = [net.likelihood.mean(net.decoder(z)) for z in (torch.zeros_like(one), one, two, one + two)]
+    torch.testing.assert_close(at[3] - at[0], (at[1] - at[0]) + (at[2] - at[0]), atol=1e-4, rtol=1e-4)
+    fewer = model(name, start="data")
+    initialise(fewer, cells, received=2.0)
+    start.start_from_data(fewer.likelihood, cells)
+    torch.testing.assert_close(at[0][0], fewer.likelihood.mean.bias, atol=1e-4, rtol=1e-4)
+    draw = net.draw_shared(Streams(0), 200)
+    assert draw.guides["embedding"].scale.mean() < 0.2
+    assert (fewer.decoder.layers[0].bias != start.LINEAR).all()
+
+
+def test_the_number_of_perturbations_of_a_cell(made, cells):
+    assert cells.received == pytest.approx((made.members[made.condition[:200]] >= 0).sum(1).mean())

@@ -33,7 +33,7 @@ from samsvae.models.model import Model
 from samsvae.models.start import initialise
 from samsvae.ops.device import usable
 from samsvae.reader import READS, library_scale
-from samsvae.screens.custom import check_adata, option_of, screen_of
+from samsvae.screens.custom import check_adata, check_options, option_of, screen_of
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import check_parts, column_split
 from samsvae.training import checkpoint
@@ -50,7 +50,7 @@ log = logging.getLogger("samsvae")
 # longer than 60 lines because every argument is documented
 def fit(
     adata: ad.AnnData,
-    model: str = "sams_vae_corr",
+    model: str | None = None,
     *,
     perturbation: str,
     control: str | Sequence[str] | None,
@@ -70,7 +70,7 @@ def fit(
     adata
         Cells with raw counts.
     model
-        Name of the row.
+        Name of the row. Default: ``sams_vae_corr``, or ``sams_vae_corr_z`` without a control.
     perturbation
         The obs column with the perturbation of each cell; or 'obsm:KEY', a matrix (cells x guides; 0 and 1, or counts
         with the setting ``threshold``) with the names of guides as its columns or in uns['KEY_names'].
@@ -116,6 +116,9 @@ def fit(
     reads |= {key: str(settings[key]) for key in READS if settings.get(key) is not None}
     if encoding not in ENCODINGS:
         raise ConfigError(f"encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
+    if model is None:
+        options_of_labels = check_options({**option_of(perturbation), "control": control})
+        model = first_fit.DEFAULT if options_of_labels.controls else first_fit.WITHOUT_CONTROL
     chosen = row(model)
     if split is not None and settings.get("genes_split") is not None:
         raise ConfigError("split and genes_split: pass only one; the split of genes_split is also used for training.")
@@ -144,13 +147,14 @@ def fit(
         train_cells, val_cells = (cells_of(arrays, parts == name, dosage, device) for name in ("train", "val"))
         sizes = first_fit.by_size(
             cells=len(train_cells), perturbations=len(dosage.names),
-            counts_per_cell=train_cells.library.mean().item(), batch_size=training_settings["batch_size"],
+            counts_per_cell=train_cells.library.mean().item(),
+            received=train_cells.received, batch_size=training_settings["batch_size"],
         )  # fmt: skip
         config, training = first_fit.build_configs(model_settings, training_settings, sizes)
         names = screen_facts(arrays, dosage, train_cells)
         shape = len(arrays.genes), len(dosage.names)
         net = Model(config, *shape, levels=levels_in(names), seed=training.seed).to(device)
-        initialise(net, train_cells, seed=training.seed)
+        initialise(net, train_cells, seed=training.seed, received=train_cells.received)
         result = train(net, train_cells, val_cells, training, genes=arrays.genes, report_every=report_every)
         found = verdict(net, result, train_cells, val_cells, names["training_cells"])
         for sentence in found.words():

@@ -41,23 +41,37 @@ AUTO = "auto"
 #: Most genes that ``genes: auto`` keeps.
 GENES = 5_000
 
+#: The default model of ``samsvae.fit``, and that of a screen without a control. The embeddings of the first come from a
+#: network, which learns slowly to tell apart what is added up in each cell.
+DEFAULT, WITHOUT_CONTROL = "sams_vae_corr", "sams_vae_corr_z"
+
+#: Average number of perturbations in a cell above which a fit starts where effects add up (`models.start`).
+SEVERAL = 2.0
+
 #: Steps between two validations, and steps without a better validation after which a training stops; rounded up to
 #: epochs.
 VALIDATE, PATIENCE = 50, 600
 
 
-def by_size(*, cells: int, perturbations: int, counts_per_cell: float, batch_size: int) -> dict[str, int]:
+def by_size(
+    *, cells: int, perturbations: int, counts_per_cell: float, batch_size: int, received: float = 1.0
+) -> dict[str, int]:
     """The settings that depend on the size of the training cells.
 
     Networks have 64 units below a million counts in all training cells, 128 below a hundred million, else 256. There
-    are 30 latents below 200 perturbations, else 100. ``validation_every`` and ``patience`` are in epochs.
+    are 30 latents below 200 perturbations, else 100; if cells ``received`` more than SEVERAL perturbations on average,
+    there are at least 1.5 times as many as perturbations, up to 200, since effects must not share latents by chance.
+    ``validation_every`` and ``patience`` are in epochs.
     """
     counts = cells * counts_per_cell
     width = 64 if counts < 1e6 else 128 if counts < 1e8 else 256
     steps = math.ceil(cells / batch_size)  # of an epoch
     every = math.ceil(VALIDATE / steps)
+    latents = 30 if perturbations < 200 else 100
+    if received > SEVERAL:
+        latents = max(latents, min(math.ceil(1.5 * perturbations), 200))
     return {
-        "n_latent": 30 if perturbations < 200 else 100,
+        "n_latent": latents,
         "width": width,
         "embedding_width": width,
         "validation_every": every,

@@ -103,6 +103,11 @@ class Cells:
     def __len__(self) -> int:
         return len(self.counts)
 
+    @property
+    def received(self) -> float:
+        """How many perturbations a cell received on average."""
+        return (self.index < self.n_perturbations).sum().item() / len(self)
+
     def subset(self, at: Tensor) -> Cells:
         """The cells at some positions (n',) as a split of its own, whose plate weights are those of its cells."""
         index = self.index[at]

@@ -194,6 +194,15 @@ class Embedding(nn.Module):
     def prior(self, values: Values, batch: Batch) -> Normal:
         return Normal(torch.zeros_like(self.prior_scale), self.prior_scale)
 
+    @torch.no_grad()
+    def start_quiet(self, scale: float) -> None:
+        """Start with a small standard deviation."""
+        if self.reads_mask:
+            self.head.log_var.bias.fill_(2.0 * math.log(scale))
+        else:
+            self.log_scale.fill_(math.log(scale))
+            self.loc.copy_(scale * torch.randn(self.loc.shape, generator=torch.Generator().manual_seed(0)))
+
 
 class LearnedEmbedding(nn.Module):
     """E as a free parameter without a prior or a term in the loss; it starts from ``init_scale`` times N(0, 1)."""

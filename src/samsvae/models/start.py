@@ -13,13 +13,18 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from samsvae.config.first_fit import SEVERAL
 from samsvae.config.vocabulary import FLOOR
 from samsvae.models.batch import Batch, CellTable
+from samsvae.models.latents import Embedding
 from samsvae.models.model import Model
 from samsvae.models.networks import Likelihood
 
 #: Range of the concentrations that `start_from_data` sets.
 CONCENTRATIONS = (1e-2, 1e3)
+
+#: The bias and the standard deviation of `start_linear`.
+LINEAR, QUIET = 5.0, 0.1
 
 #: Least mean and variance of a gene whose logarithm is taken.
 LEAST = 1e-4
@@ -28,18 +33,38 @@ LEAST = 1e-4
 CHUNK = 2**22
 
 
-def initialise(model: Model, cells: CellTable, *, seed: int = 0) -> None:
+def initialise(model: Model, cells: CellTable, *, seed: int = 0, received: float = 1.0) -> None:
     """Prepare a new model for its training cells: the moments of its input (eq. 10) and its setting ``start``.
 
-    ``seed`` is used by ``start: random`` alone.
+    ``seed`` is used by ``start: random`` alone. ``received``: how many perturbations a cell received on average; with
+    more than SEVERAL, ``start: data`` also is a `start_linear`.
     """
     model.fit_inputs(cells)
     if model.config.start == "data":
         start_from_data(model.likelihood, cells)
+        if model.config.effect == "additive" and received > SEVERAL:
+            start_linear(model)
     elif model.config.start == "random" and model.config.likelihood == "nb":
         r = model.likelihood.log_concentration
         with torch.no_grad():
             r.copy_(torch.randn(r.shape, generator=torch.Generator().manual_seed(seed), dtype=r.dtype))
+
+
+@torch.no_grad()
+def start_linear(model: Model) -> None:
+    """Start where effects add up: for cells that received many perturbations at a time.
+
+    Every hidden unit of the decoder's first layer starts with the bias LINEAR, far from its kink, so that the decoder
+    is linear at first; the output bias makes up for it. Embeddings start with the standard deviation QUIET, since the
+    noise of all perturbations of a cell adds up.
+    """
+    first, out = model.decoder.layers[0], model.likelihood.mean
+    if len(model.decoder.layers) == 1:
+        first.bias.fill_(LINEAR)
+        out.bias.sub_(LINEAR * out.weight.sum(1))
+    for latent in model.latents:
+        if isinstance(latent, Embedding):
+            latent.start_quiet(QUIET)
 
 
 @torch.no_grad()

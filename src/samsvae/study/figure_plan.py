@@ -67,9 +67,7 @@ class FigurePlan:
         screen = found[0].screen
         options, kind = screen.options, screen.kind
         simulated = kind.startswith("simulate")
-        by_dosage = kind == "custom" and not getattr(
-            options, "controls", True
-        )  # effects are those of single perturbations
+        by_dosage = kind == "custom" and not getattr(options, "controls", True)
         has = {
             "masks": bool(self.masked(experiment)),
             "combinations": kind == "norman" or bool(getattr(options, "separator", "") and not by_dosage),

@@ -57,13 +57,14 @@ def fit(
         cells=len(train_cells),
         perturbations=len(dosage.names),
         counts_per_cell=train_cells.library.mean().item(),
+        received=train_cells.received,
         batch_size=settings["training"]["batch_size"],
     )
     config, training = build_configs(settings["config"], settings["training"], sizes)
     names = screen_facts(screen, dosage, train_cells)
     sizes_of = len(screen.genes), len(dosage.names)
     model = Model(config, *sizes_of, levels=levels_in(names), seed=training.seed).to(device)
-    initialise(model, train_cells, seed=training.seed)
+    initialise(model, train_cells, seed=training.seed, received=train_cells.received)
     n_parameters = sum(p.numel() for p in model.parameters())
     log.info(
         "%s: %d training and %d validation cells, %d genes, %d perturbations, %d parameters, on %s",
