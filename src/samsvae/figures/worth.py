@@ -117,7 +117,7 @@ def draw(
     heights = [0.5 + 0.14 * len(rows) for rows in lines.values()]
     fig = style.figure(10.6, max(4.8, 1.2 + sum(heights)))
     only = f" Only runs with {amount}, the most data." if amount else ""
-    how = "test cells against test controls, effects minus their mean over conditions; models at the depth of the test "
+    how = "effects of test cells minus their mean over conditions; models at the depth of the test "
     style.note(fig, f"Honest protocol: {how}cells, baselines from training cells.{only} {_sentences(verdicts)}")
     left, right = style.side_by_side(fig, [1.9, 1])
     axes = np.ravel(left.subplots(len(lines), 1, height_ratios=heights))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from samsvae.config.vocabulary import SPLIT_LABELS, SPLITS
+from samsvae.config.vocabulary import SPLIT_LABELS, SPLITS, UNPERTURBED
 from samsvae.errors import ConfigError, DataError, nearest, quoted, some
 from samsvae.files import write_frame
 from samsvae.screens.context_split import held_out_context
@@ -274,12 +274,13 @@ def _check_control(obs: pd.DataFrame, split: pd.DataFrame, kind: str) -> None:
 
 
 def untrained(split: pd.DataFrame, separator: str = "") -> list[str]:
-    """The perturbations, and the control, that no training cell received, sorted."""
+    """The perturbations, and the control if there is one, that no training cell received, sorted."""
 
     def parts(conditions: pd.Series) -> set[str]:
         return {part for name in conditions.unique() for part in (name.split(separator) if separator else [name])}
 
-    return sorted(parts(split["condition"]) - parts(split["condition"][split["split"] == "train"]))
+    trained = parts(split["condition"][split["split"] == "train"]) | {UNPERTURBED}
+    return sorted(parts(split["condition"]) - trained)
 
 
 def summary(split: pd.DataFrame) -> pd.DataFrame:
