@@ -94,6 +94,17 @@ def test_the_same_screen_as_joined_labels():
     assert "ctrl" in without.uns["perturbations"].index  # without a control it is a label like any other
 
 
+def test_a_column_of_lists():
+    adata = cells()
+    adata.obs["received"] = [[g for g, there in zip(GUIDES, row, strict=True) if there] for row in RECEIVED]
+    how = {"perturbation_column": "received"}
+    np.testing.assert_array_equal(dosage(arrays_of(screen_of(adata, **how, control=None))), RECEIVED)
+    assert screen_of(adata, **how, control="C").obs["condition"].tolist() == ["C", "A1", "A2+B", "A1+A2", "B", "C"]
+    adata.obs["received"] = ["A1", *adata.obs["received"].iloc[1:]]
+    with pytest.raises(DataError, match=r"has lists in some cells, but not in 'c0'"):
+        screen_of(adata, **how, control=None)
+
+
 def test_counts_above_a_threshold():
     counts = RECEIVED * np.array([1, 2, 3, 9])
     for threshold, kept in ((1, GUIDES), (2, ["A2", "B", "C"]), (2.5, ["B", "C"])):

@@ -25,7 +25,7 @@ from samsvae.screens.counts import BLOCK_BYTES, Counts
 from samsvae.screens.covariates import checked_covariates
 from samsvae.screens.genes import gene_positions, most_variable, read_names
 from samsvae.screens.labels import conditions_of, obs_column
-from samsvae.screens.perturbation_matrix import labels_of_matrix
+from samsvae.screens.perturbation_matrix import joined_lists, labels_of_matrix
 from samsvae.screens.screen import assemble, check_screen, members, provenance, source_columns, write_screen
 from samsvae.screens.sources import Source, open_source, parts_of
 from samsvae.screens.splits import make_split
@@ -181,7 +181,8 @@ def _labels(
     """The label of each cell (n), where labels come from in words, and the options under which they are read."""
     if options.perturbations is None:
         where = f"{source}: obs column {options.perturbation_column!r}"
-        return obs_column(obs, options.perturbation_column, source), where, options
+        label, options = joined_lists(obs_column(obs, options.perturbation_column, source), options, where)
+        return label, where, options
     label, options = labels_of_matrix(parts, options, table, source, complete=complete)
     return label, f"{source}: {options.perturbations}", options
 

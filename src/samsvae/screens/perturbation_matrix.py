@@ -57,6 +57,26 @@ def labels_of_matrix(
     return pd.Series(labels, data.obs.index, dtype=object), replace(options, separator=separator, min_cells=1)
 
 
+def joined_lists(label: pd.Series, options: CustomOptions, where: str) -> tuple[pd.Series, CustomOptions]:
+    """Labels (n) that are lists of names, as in memory, joined as in `labels_of_matrix`; others unchanged.
+
+    DataError if only some labels are lists.
+    """
+    is_list = label.map(lambda each: isinstance(each, list | tuple | set | frozenset | np.ndarray)).to_numpy(bool)
+    if not is_list.any():
+        return label, options
+    if not is_list.all():
+        raise DataError(f"{where} has lists in some cells, but not in {some(label.index[~is_list])}.")
+    lists = [sorted({str(name) for name in each}) for each in label]
+    names = sorted({name for each in lists for name in each})
+    if not names:
+        raise DataError(f"{where} has only empty lists.")
+    separator = _separator(names, options, where)
+    nothing = options.controls[0] if options.controls else UNPERTURBED
+    text = [separator.join(each) or nothing for each in lists]
+    return pd.Series(text, label.index, dtype=object), replace(options, separator=separator)
+
+
 def _received(data: Source, options: CustomOptions, where: str, source: str | Path) -> tuple[sp.csr_matrix, list[str]]:
     """Which cell received which guide, as CSR (n, T) of ones, and the names of the guides (T)."""
     assert options.perturbations is not None  # the caller has checked
