@@ -8,7 +8,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from test_workflow import snakemake
 
+from samsvae.api import load
 from samsvae.config.screens import SplitConfig
 from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation.data_effects import effects
@@ -18,6 +21,7 @@ from samsvae.evaluation.truth import truth_of
 from samsvae.screens.custom import screen_of
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import make_split
+from samsvae.tables import read
 
 OPTIONS = {"perturbation_column": "gene", "control": "control", "separator": "+", "covariates": ["line", "batch"]}
 HOW = {"kind": "held_out_context", "context_column": "line", "context": "C", "separator": "+"}
@@ -135,3 +139,29 @@ def test_effects_are_observed_in_the_held_out_context(made):
         effects(screen, split, reference="control")[[f"p{i}" for i in range(8)]].layers["held_out"]
     ).all()
     assert held_out_context(replace(screen, covariates=None), split) is None
+
+
+@pytest.mark.slow
+def test_from_yaml_to_the_report(root, tmp_path):
+    data, _ = contexts(n=600, genes=30)
+    data.write_h5ad(tmp_path / "lines.h5ad")
+    options = {"perturbation_column": "gene", "control": "control", "covariates": ["line", "batch"]}
+    grid = [{"model": ["sams_vae_corr"], "use_covariates": [True, False], "steps": [20], "seed": [0]}]
+    few = {"ate_samples": 50, "iwelbo_particles": 3, "bound_particles": 3, "bound_cells": 50, "effect_draws": 4}
+    split = {"kind": "held_out_context", "context_column": "line", "context": "C"}
+    config = {
+        "experiments": ["lines"],
+        "pathvars": {"results": "results", "logs": "logs", "benchmarks": "benchmarks"},
+        "screens": {"lines": {"kind": "custom", "source": {"path": "lines.h5ad"}, "options": options}},
+        "settings": {"lines": {"screen": "lines", "split": split, "evaluation": few, "grid": grid}},
+    }
+    (tmp_path / "lines.yaml").write_text(yaml.safe_dump(config))
+    snakemake(root, tmp_path, "--", "lines_worth", "lines_effects", "report", config=tmp_path / "lines.yaml")
+    runs = sorted((tmp_path / "results/lines/runs").glob("*/model.pt"))
+    levels = [load(path).covariates for path in runs]
+    assert levels == [{}, {"line": ["A", "B", "C"], "batch": ["x", "y"]}]
+    worth = read(tmp_path / "results/lines/worth.tsv")
+    assert {"other_contexts", "sams_vae_corr"} <= set(worth["model"])
+    log = (tmp_path / "logs/filter/lines.log").read_text()  # genes: auto makes the split there
+    assert "cannot be predicted and are left out: 'p8'" in log
+    assert (tmp_path / "results/report.html").is_file()
