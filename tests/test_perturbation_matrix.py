@@ -94,6 +94,15 @@ def test_the_same_screen_as_joined_labels():
     assert "ctrl" in without.uns["perturbations"].index  # without a control it is a label like any other
 
 
+def test_labels_without_a_control_called_none():
+    adata = cells()
+    adata.obs["label"] = ["A1+B", "A1", "A2+B", "A1+A2+C", "B+C", "C"]
+    how = {"perturbation_column": "label", "separator": "+"}
+    with pytest.raises(DataError, match=r"has no control cell \('none'\)..* If there is none, write control: null."):
+        screen_of(adata, **how, control="none")
+    assert screen_of(adata, **how, control=None).uns["reference"] == UNPERTURBED
+
+
 def test_a_column_of_lists():
     adata = cells()
     adata.obs["received"] = [[g for g, there in zip(GUIDES, row, strict=True) if there] for row in RECEIVED]

@@ -114,7 +114,9 @@ def model_effects(
     default as in the training cells.
     """
     reference = str(data.uns["reference"])
-    asked = [*data.obs_names, *([reference] if reference else [])]
+    backgrounds = backgrounds_of(checkpoint)
+    alone = [] if backgrounds is not None else [*data.obs_names]
+    asked = [*alone, *([reference] if reference else [])]
     library = library_of(config, screen)
     log.info("effects: %d sampled cells per condition, with %.6g counts each", config.ate_samples, library)
     means = condition_means(
@@ -128,7 +130,6 @@ def model_effects(
     )
     base = means[-1] if reference else means.mean(0)
     ate = means[: len(data)] - base
-    backgrounds = backgrounds_of(checkpoint)
     if backgrounds is not None:
         every = dosages(checkpoint, screen, data.obs_names.tolist())
         how = {"draws": config.effect_draws, "library": library, "transform": str(data.uns["transform"])}

@@ -138,7 +138,8 @@ def _check_reference(conditions: set[str], options: CustomOptions, labels: Seque
                 f"{where}: every cell received a perturbation, so there is no control cell ({some(controls)}). Name "
                 "the guides that are controls, or set control: none; effects are then relative to the zero dosage."
             )
-        raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], labels)}")
+        without = " If there is none, write control: null." if controls == ("none",) else ""
+        raise DataError(f"{where} has no control cell ({some(controls)}).{nearest(controls[0], labels)}{without}")
     numbers = {len(members(name, options.separator, controls[0] if controls else "")) for name in conditions}
     if not controls and len(numbers) < 2:
         raise DataError(
