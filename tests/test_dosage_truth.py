@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
+from samsvae import fit
+from samsvae.config.evaluation import EvaluationConfig
 from samsvae.config.vocabulary import UNPERTURBED
 from samsvae.data.arrays import Covariates
 from samsvae.evaluation.any_truth import truth_or_reason
 from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.dosage_truth import NO_CELLS, NO_CONTROL
+from samsvae.evaluation.run import evaluate
 from samsvae.evaluation.split_scores import split_tables
 from samsvae.evaluation.truth_file import read_truth, write_truth
+from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.screens.custom import screen_of
 from samsvae.screens.data_card import data_card
-from samsvae.screens.pack import arrays_of
+from samsvae.screens.pack import arrays_of, write_arrays
 from samsvae.screens.screen import write_screen
 
 T, G = 6, 15
@@ -106,13 +110,45 @@ def test_covariates_are_columns_of_the_regression(simulated):
     )
 
 
-def test_the_data_card_counts_perturbations(simulated, tmp_path):
+@pytest.fixture
+def files(simulated, tmp_path):
+    """The AnnData, and the files of the screen and of its split."""
     screen, split, x, dosage, _ = simulated
     index = [f"c{i}" for i in range(len(x))]
     adata = ad.AnnData(x.astype(np.float32), pd.DataFrame(index=index), pd.DataFrame(index=screen.genes))
     adata.obsm["guides"] = pd.DataFrame(dosage, index, screen.perturbations)
     write_screen(screen_of(adata, perturbations="obsm:guides", control=None), tmp_path / "screen.h5ad")
     pd.DataFrame({"cell": index, "split": split}).to_csv(tmp_path / "cells.tsv", sep="\t", index=False)
+    return adata, tmp_path
+
+
+def test_a_run_is_scored(simulated, files):
+    """From files to files: effects of single perturbations, whatever combinations cells received."""
+    screen, split, *_ = simulated
+    adata, folder = files
+    write_arrays(folder / "screen.h5ad", folder / "arrays.npz")
+    data = effects(screen, split, reference=UNPERTURBED)
+    write_h5ad(data, folder / "reference.h5ad")
+    write_truth(truth_or_reason(screen, split), folder / "truth.npz")
+    fit(adata, perturbation="obsm:guides", control=None, steps=150, width=32, progress=False).save(folder / "model.pt")
+    names = {"model": "model.pt", "arrays": "arrays.npz", "split": "cells.tsv", "reference": "reference.h5ad"}
+    outputs = {name: folder / f"out_{name}" for name in ("scores", "per_condition", "effects", "perturbations")}
+    outputs |= {name: folder / f"out_{name}" for name in ("bound", "worth", "worth_conditions")}
+    config = EvaluationConfig(iwelbo_particles=3, bound_particles=10, bound_cells=5, ate_samples=20, effect_draws=10)
+    evaluate(
+        {name: folder / file for name, file in names.items()} | {"truth": folder / "truth.npz", "screen": None},
+        outputs, settings=asdict(config), simulated=False, rules="r", device="cpu",
+    )  # fmt: skip
+    predicted = read_h5ad(outputs["effects"])
+    assert predicted.obs_names.tolist() == data.obs_names.tolist()
+    assert np.corrcoef(predicted.X.ravel(), data.X.ravel())[0, 1] > 0.6
+    worth = pd.read_csv(outputs["worth"], sep="\t").set_index("metric")
+    assert worth.loc["pearson_centred", "value"] > 0.5 and worth.loc["pearson_control", "reason"] == NO_CONTROL
+
+
+def test_the_data_card_counts_perturbations(simulated, files):
+    screen, split, _, dosage, _ = simulated
+    _, tmp_path = files
     card = data_card(tmp_path / "screen.h5ad", tmp_path / "cells.tsv")
     cells = card.conditions.set_index("condition")["cells"]
     assert cells.to_dict() == dict(zip(screen.perturbations, dosage.sum(0), strict=True))
