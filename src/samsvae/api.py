@@ -86,7 +86,8 @@ def fit(
         ``sum`` adds up the parts of a combination; ``unique`` makes it a perturbation of its own.
     split
         An obs column with 'train' and 'val'; cells with 'test' or 'none' are not used. Default: the split of
-        ``genes_split`` if that setting is passed, else a random 20 % of the cells are used for validation.
+        ``genes_split`` if that setting is passed, else a random 20 % of the cells are used for validation (without a
+        control 10 %).
     device
         For example 'cuda'. Default: a GPU if torch sees one.
     progress
@@ -116,9 +117,9 @@ def fit(
     reads |= {key: str(settings[key]) for key in READS if settings.get(key) is not None}
     if encoding not in ENCODINGS:
         raise ConfigError(f"encoding: {encoding!r} is not known.{nearest(encoding, ENCODINGS)}")
+    compared = bool(check_options({**option_of(perturbation), "control": control}).controls)
     if model is None:
-        options_of_labels = check_options({**option_of(perturbation), "control": control})
-        model = first_fit.DEFAULT if options_of_labels.controls else first_fit.WITHOUT_CONTROL
+        model = first_fit.DEFAULT if compared else first_fit.WITHOUT_CONTROL
     chosen = row(model)
     if split is not None and settings.get("genes_split") is not None:
         raise ConfigError("split and genes_split: pass only one; the split of genes_split is also used for training.")
@@ -128,7 +129,11 @@ def fit(
 
     check_adata(adata)
     with show_progress(progress) as report_every:
-        parts = None if options.get("genes_split") else column_split(adata.obs, split, seed)
+        parts = (
+            None
+            if options.get("genes_split")
+            else column_split(adata.obs, split, seed, first_fit.validation_share(compared))
+        )
         screen = screen_of(
             adata, **option_of(perturbation), control=control, separator=separator,
             counts="X" if layer is None else f"layer:{layer}", genes_on=None if parts is None else parts == "train",

@@ -14,6 +14,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from samsvae.config.first_fit import validation_share
 from samsvae.config.validate import check_positive, check_whole
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import ConfigError, DataError
@@ -373,7 +374,7 @@ class Fitted:
         options = {key: settings.pop(key) for key in CLEANING if key in settings}
         seed = self.checkpoint.facts.get("training", {}).get("seed", 0)
         with show_progress(progress) as report_every:
-            parts = column_split(adata.obs, split, seed)
+            parts = column_split(adata.obs, split, seed, validation_share("backgrounds" not in self.checkpoint.facts))
             screen = self._reader(perturbation, layer).screen(adata, options)
             parts = parts[adata.obs_names.get_indexer(screen.obs_names)]
             check_parts(parts)

@@ -53,6 +53,14 @@ SEVERAL = 2.0
 VALIDATE, PATIENCE = 50, 600
 
 
+def validation_share(compared: bool) -> float:
+    """The share of cells that a fit in Python keeps for validation; fewer if cells are not ``compared`` with controls.
+
+    Then every cell informs about all of its perturbations, and a regression, which needs no validation, uses them all.
+    """
+    return 0.2 if compared else 0.1
+
+
 def by_size(
     *, cells: int, perturbations: int, counts_per_cell: float, batch_size: int, received: float = 1.0
 ) -> dict[str, int]:

@@ -234,7 +234,10 @@ def _check_zero_cells(zero: np.ndarray, cells: pd.Index, n_genes: int, options: 
 def _recorded(options: CustomOptions, genes: str | int | list[str]) -> dict[str, Any]:
     """The options to record in the provenance, without those whose content is in the screen itself."""
     parameters = asdict(options) | {"genes": genes}
-    unused = [*([] if options.perturbations else MATRIX), *([] if options.guides == "keep" else ["guides"])]
+    unused = [
+        *(["perturbation_column"] if options.perturbations else MATRIX),
+        *([] if options.guides == "keep" else ["guides"]),
+    ]
     for name in ("annotation", "cell_table", "targets", "keep_obs", "covariates", *unused):
         del parameters[name]
     if split := parameters["genes_split"]:  # without these, screens of older versions keep their bytes

@@ -65,14 +65,14 @@ def _stratified(obs: pd.DataFrame, test_fraction: float, val_fraction: float, se
     return split_table(obs, train=rest[~np.isin(rest, val)], val=val, test=test)
 
 
-def column_split(obs: pd.DataFrame, column: str | None, seed: int) -> np.ndarray:
-    """The split of every cell (n): that of a column of obs, or 20 % 'val' and the rest 'train' if there is none.
+def column_split(obs: pd.DataFrame, column: str | None, seed: int, share: float = 0.2) -> np.ndarray:
+    """The split of every cell (n): that of a column of obs, or a ``share`` of 'val', the rest 'train', without one.
 
     DataError if obs has no such column, or other values in it.
     """
     if column is None:
         parts = np.full(len(obs), "train", dtype="<U5")
-        parts[three_ways(np.arange(len(obs)), 0.0, 0.2, seed)[1]] = "val"
+        parts[three_ways(np.arange(len(obs)), 0.0, share, seed)[1]] = "val"
         return parts
     if column not in obs:
         raise DataError(f"split: obs has no column {column!r}.{nearest(column, obs.columns)}")
