@@ -167,7 +167,7 @@ def test_a_path_alone_is_the_source(study):
         (("control: ctrl", "control: ctrl, genes: ~/a.txt"), "genes: .*Write the complete path"),
         (("    grid", "    split: {kind: file, path: ~/a.csv}\n    grid"), "split: path: .*Write the complete path"),
         (("seed: [0]", "checkpoint: ~/a.ckpt"), "checkpoint: .*Write the complete path"),
-        (("control: ctrl", "control: []"), r"control: \[\] is not allowed. Allowed: one or more labels"),
+        (("control: ctrl", "control: ['']"), r"control: \[''\] is not allowed. Allowed: labels that are not empty"),
         (("seed: [0]", "seed: [4294967296]"), "seed: 4294967296 is not allowed; a seed is 4,294,967,295 at most"),
         (("seed: [0]", "seed: [9223372036854775808]"), "seed: 9223372036854775808 is not allowed"),
         (("seed: [0]", f"seed: [{'9' * 400}]"), "seed: a number of about 40. digits is not allowed"),

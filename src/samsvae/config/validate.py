@@ -99,7 +99,11 @@ def _advice(value: Any) -> list[str]:
 
 
 def _union(value: Any, hint: Any, where: str) -> Any:
-    for option in typing.get_args(hint):
+    options = typing.get_args(hint)
+    lists = [option for option in options if typing.get_origin(option) is tuple]
+    if isinstance(value, list | tuple) and options == (*lists, types.NoneType):
+        return checked(value, lists[0], where)  # its message names the item
+    for option in options:
         try:
             return checked(value, option, where)
         except ConfigError as error:
