@@ -356,6 +356,13 @@ URLS = {"urls": ["https://x.org/a.h5ad"]}
         (small(experiments=["ee"]), ["'ee'", "Did you mean 'e'"]),
         (small(experiments=[]), ["experiments", "none"]),
         (small(settings={"e": {"screen": "sin", "grid": []}}), ["settings.e.screen", "'sin'", "Did you mean 'sim'"]),
+        (
+            small(
+                screens={"own": {"kind": "custom", "source": "x.h5ad", "options": {"control": None}}},
+                settings={"e": {"screen": "own", "grid": [], "split": {"kind": "transfer", "conditions": ["a"]}}},
+            ),
+            ["settings.e.split", "'transfer' is not possible with the screen 'own', which has no control"],
+        ),
         (small(settings={"e": {"grid": []}}), ["settings.e", "'screen' is missing"]),
         (small(settings={"e": {"screen": "sim"}}), ["settings.e", "'grid' is missing"]),
         (small(settings=["e"]), ["settings", "['e']"]),

@@ -93,6 +93,12 @@ class Study:
                 raise ConfigError(f"experiments: no settings for {quoted(name)}.{nearest(name, self.settings)}")
             if (screen := self.settings[name].screen) not in self.screens:
                 raise ConfigError(f"settings.{name}.screen: unknown {quoted(screen)}.{nearest(screen, self.screens)}")
+            without = getattr(self.screens[screen].options, "controls", None) == ()
+            if without and self.settings[name].split.kind == "transfer":
+                raise ConfigError(
+                    f"settings.{name}.split: kind 'transfer' is not possible with the screen {screen!r}, which has no "
+                    "control: its cells receive several perturbations, new and old ones together."
+                )
 
 
 def _check_names(where: str, names: Iterable[str], also: str) -> None:
