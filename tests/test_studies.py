@@ -178,12 +178,12 @@ def own(name: str, source: dict, **screen) -> str:
     return yaml.safe_dump(changed)
 
 
-def run(root: Path, where: Path, name: str, override: str) -> Path:
-    """Run a study with one command; return its folder of results."""
+def run(root: Path, where: Path, name: str, override: str, *targets: str) -> Path:
+    """Make targets of a study with one command; return its folder of results."""
     (where / "override.yaml").write_text(override)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--cores", "2"]
     command += ["--workflow-profile", str(root / "profiles" / "default"), "--configfile"]
-    command += [str(root / "config" / f"{name}.yaml"), str(where / "override.yaml"), "--", "all", "report"]
+    command += [str(root / "config" / f"{name}.yaml"), str(where / "override.yaml"), "--", *targets]
     done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return where / "results"
@@ -191,20 +191,18 @@ def run(root: Path, where: Path, name: str, override: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
-def test_from_a_download_to_the_report(root, tmp_path, serve, name):
+def test_from_a_download_to_the_data_card(root, tmp_path, serve, name):
+    """Two of the studies also go on to the report; the others differ only in their data and splits."""
+    whole = name in ("papalexi2021", "replogle_rpe1")
     source = serve(name, root)
     known = source["checksum"]
     if name == "papalexi2021":  # its checksum is not known
         source = {"urls": source["urls"]}
-    results = run(root, tmp_path, name, own(name, source))
+    results = run(root, tmp_path, name, own(name, source), *(["all", "report"] if whole else [f"{name}_data_card"]))
     screen = read_screen(results / "data" / name / "screen.h5ad")
     assert screen.uns["provenance"]["checksum"] == known
     record = results / "sources" / f"{name}.h5ad.sha256"
     assert record.exists() == (name == "papalexi2021")
-    page = (results / "report.html").read_text()
-    figures = {path.stem for path in (results / "figures" / name).glob("*.png")}
-    assert figures >= {"data_card", "scores", "bound", "masks", "effects", "curves", "worth", "expression"}
-    assert all(f'id="{name}.{figure}"' in page for figure in figures)
     names = set(screen.uns["perturbations"].index)
     if name == "papalexi2021":
         assert names == {"ATF2", "IFNGR1", "IFNGR2", "STAT5A", "NFKBIA", "UBE2L6"}
@@ -212,9 +210,14 @@ def test_from_a_download_to_the_report(root, tmp_path, serve, name):
     if name == "norman2019":
         split = pd.read_csv(next(results.glob("norman2019/splits/*/*/cells.tsv")), sep="\t", dtype=str)
         tested, seen = (set(split["condition"][split["split"].isin(parts)]) for parts in (["test"], ["train", "val"]))
-        assert len(tested - seen) == 32 and "combinations" in figures
+        assert len(tested - seen) == 32
     if name.startswith("replogle"):
         assert screen.uns["provenance"]["missing_perturbed_genes"] > 0, "the file is smaller than the lists"
+    if whole:
+        page = (results / "report.html").read_text()
+        figures = {path.stem for path in (results / "figures" / name).glob("*.png")}
+        assert figures >= {"data_card", "scores", "bound", "masks", "effects", "curves", "worth", "expression"}
+        assert all(f'id="{name}.{figure}"' in page for figure in figures)
 
 
 @pytest.mark.parametrize("name", STUDIES)
