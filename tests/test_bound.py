@@ -37,7 +37,7 @@ class Known:
 
     def __init__(self, weights: np.ndarray, genes: int = 9):
         self.weights, self.drawn, self.input_mean = torch.from_numpy(weights).float(), 0, torch.zeros(genes)
-        self.n_perturbations, self.n_genes, self.config = 4, genes, SimpleNamespace(n_latent=4)
+        self.n_perturbations, self.n_genes, self.config = 4, genes, SimpleNamespace(n_latent=4, width=1)
 
     def draw_shared(self, noise, particles: int) -> Draw:
         self.drawn += particles
