@@ -508,7 +508,7 @@ def test_a_signal_during_validation_stops_the_training(tmp_path, monkeypatch):
     def stop_once(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # in this thread, at once
         return validation_loss(*args, **kwargs)
 
     monkeypatch.setattr("samsvae.training.state.validation_loss", stop_once)
