@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import signal
 import threading
 from dataclasses import replace
@@ -267,7 +266,7 @@ class Kill:
     def __call__(self) -> float:
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return float(-self.left)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from dataclasses import replace
 
@@ -440,7 +439,7 @@ class Kill:
     def __call__(self) -> float:
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
         return float(-self.left)
 
 
