@@ -71,13 +71,9 @@ def _means(shown: pd.DataFrame) -> pd.DataFrame:
     table = shown[shown["metric"].isin(HEADLINE) & shown["value"].notna()]
     numbers = ["value", "low", "high", "n_conditions"]
     means = table.groupby(["metric", "set", "model"], sort=False)[numbers].mean()
-    baseline, ceiling = (
-        means["value"].xs(model, level="model").reindex(means.index.droplevel("model")).to_numpy()
-        if model in means.index.get_level_values("model")
-        else np.nan
-        for model in (BASELINES[0], CEILING)
-    )
-    means["fraction_of_range"] = fraction_of_range(means["value"].to_numpy(), baseline, ceiling)
+    ends = means["value"].unstack("model").reindex(columns=[BASELINES[0], CEILING])
+    of_row = ends.loc[means.index.droplevel("model")].to_numpy()
+    means["fraction_of_range"] = fraction_of_range(means["value"].to_numpy(), *of_row.T)
     return means.reset_index()
 
 

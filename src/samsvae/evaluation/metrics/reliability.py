@@ -53,10 +53,12 @@ def ceiling_train_mean(
     return np.sqrt(test * train)
 
 
-def fraction_of_range(score: np.ndarray, baseline: np.ndarray | float, ceiling: np.ndarray | float) -> np.ndarray:
-    """(score - baseline) / (ceiling - baseline) of means over conditions (S2); may exceed 1; NaN without a range."""
-    score = np.asarray(score, float)
-    return _ratio(score - baseline, np.broadcast_to(np.asarray(ceiling, float) - baseline, score.shape))
+def fraction_of_range(score: np.ndarray, baseline: np.ndarray, ceiling: np.ndarray) -> np.ndarray:
+    """(score - baseline) / (ceiling - baseline) of means over conditions (S2), of one shape.
+
+    May exceed 1; NaN without a range.
+    """
+    return _ratio(np.asarray(score) - baseline, np.asarray(ceiling) - baseline)
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
