@@ -125,6 +125,7 @@ def test_rules_of_scoring_are_those_of_any_copy_of_the_package(root, tmp_path):
         ("evaluation/metrics/discrimination.py", "# a comment", False),
         ("evaluation/metrics/discrimination.py", "CHANGED = True", True),
         ("evaluation/calibrations.py", "CHANGED = True", True),  # of splits only
+        ("evaluation/dosage_truth.py", "CHANGED = True", True),  # of screens without a control only
         ("evaluation/worth.py", "CHANGED = True", False),  # verdicts are made from scores
         ("models/model.py", "CHANGED = True", False),
     ):

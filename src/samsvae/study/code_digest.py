@@ -18,7 +18,7 @@ PACKAGE = "samsvae"
 
 #: The package with the rules by which predictions are scored, and its modules that score: runs and splits.
 SCORING = "samsvae.evaluation"
-SCORERS = ("run.py", "baselines.py", "split_scores.py")
+SCORERS = ("run.py", "baselines.py", "split_scores.py", "any_truth.py")
 
 #: Modules that hold messages and compute nothing: an edit here reruns nothing.
 IGNORED = ("samsvae.errors",)
