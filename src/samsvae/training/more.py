@@ -14,7 +14,6 @@ from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build, checked_fields
 from samsvae.data.arrays import Screen
 from samsvae.errors import ConfigError
-from samsvae.training.adapt_checkpoint import in_order
 from samsvae.training.checkpoint import HISTORY, Checkpoint
 from samsvae.training.loop import train
 from samsvae.training.new_cells import cells_for
@@ -50,7 +49,7 @@ def train_more(
     )
     train_cells, val_cells = (cells_for(checkpoint, screen, parts == name) for name in ("train", "val"))
     model = copy.deepcopy(checkpoint.model)
-    genes = in_order(screen, checkpoint.genes).genes
+    genes = np.array(checkpoint.genes)
     result = train(model, train_cells, val_cells, config, genes=genes, report_every=report_every)
 
     received = torch.bincount(train_cells.index.flatten(), minlength=model.n_perturbations + 1)[:-1].tolist()
