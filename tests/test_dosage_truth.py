@@ -19,6 +19,7 @@ from samsvae.evaluation.dosage_truth import NO_CELLS, NO_CONTROL
 from samsvae.evaluation.run import evaluate
 from samsvae.evaluation.split_scores import split_tables
 from samsvae.evaluation.truth_file import read_truth, write_truth
+from samsvae.figures.data_card import draw as draw_data_card
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.screens.custom import screen_of
 from samsvae.screens.data_card import data_card
@@ -158,5 +159,13 @@ def test_the_data_card_counts_perturbations(simulated, files):
     assert facts["perturbations per cell"] == f"median {np.median(received):.0f}, from 0 to {received.max()}"
     assert facts["cells without perturbation"] == str((received == 0).sum())
     split_cells = card.splits.set_index(["split", "kind"])["cells"]
-    assert split_cells["test", "combination"] == ((received > 1) & (split == "test")).sum()
+    several = "several perturbations"
+    assert split_cells["test", several] == ((received > 1) & (split == "test")).sum()
+    axes = {ax.get_label(): ax for part in draw_data_card(**vars(card)).subfigs for ax in part.axes}
+    legends = {
+        name: [text.get_text() for text in axes[name].get_legend().get_texts()] for name in ("conditions", "splits")
+    }
+    assert legends == {
+        "conditions": [f"perturbations ({T})"], "splits": ["no perturbation", "one perturbation", several]
+    }  # fmt: skip
     assert not card.findings["finding"].str.contains("controls").any()

@@ -6,11 +6,17 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from test_workflow import snakemake
 
 from samsvae import fit
+from samsvae.evaluation.dosage_truth import NO_CELLS, NO_CONTROL
 from samsvae.evaluation.regression import dosages, regress
+from samsvae.figures.registry import FIGURES
+from samsvae.matrices import read_h5ad
 from samsvae.screens.custom import screen_of
 from samsvae.screens.pack import arrays_of
+from samsvae.tables import read
 
 
 def simulate(
@@ -59,6 +65,51 @@ def test_effects_of_the_default_fit_are_the_true_ones():
     """40 perturbations at 20 % each, 1,500 cells: benchmarks/RESULTS.md has three seeds and other depths."""
     model, least_squares = scores(0)
     assert model >= 0.85 and model >= least_squares - 0.005
+
+
+@pytest.mark.slow
+def test_from_yaml_to_the_report(root, tmp_path):
+    """One command. Effects agree with the simulated ones, scores that need a control or its cells say so."""
+    adata, true = simulate(0, cells=800, perturbations=12, genes=40, depth=2000)
+    adata.write_h5ad(tmp_path / "moi.h5ad")
+    config = {
+        "experiments": ["moi"],
+        "pathvars": {"results": "results"},
+        "runs_per_job": 2,
+        "screens": {
+            "moi": {
+                "kind": "custom", "source": "moi.h5ad", "options": {"perturbations": "obsm:guides", "control": "none"}
+            }
+        },
+        "settings": {
+            "moi": {
+                "screen": "moi",
+                "training": {"steps": 400},
+                "grid": [{"model": ["sams_vae_corr_z", "cond_vae"], "seed": [0]}],
+                "evaluation": {"ate_samples": 200, "iwelbo_particles": 5, "bound_particles": 20, "bound_cells": 50},
+            }
+        },
+    }  # fmt: skip
+    (tmp_path / "moi.yaml").write_text(yaml.safe_dump(config))
+    snakemake(root, tmp_path, "--", "all", "report", config=tmp_path / "moi.yaml")
+    results = tmp_path / "results"
+    figures = {path.stem for path in (results / "figures" / "moi").glob("*.png")}
+    assert figures == {"data_card", "scores", "worth", "bound", "masks", "effects", "curves"}
+    page = (results / "report.html").read_text()
+    assert all(f"figures/moi/{name}.pdf" in page and FIGURES[name].title in page for name in figures)
+
+    for run in ("sams_vae_corr_z-seed0", "cond_vae-seed0"):
+        predicted = read_h5ad(results / "moi" / "runs" / run / "effects.h5ad")
+        assert predicted.obs_names.tolist() == adata.obsm["guides"].columns.tolist()
+        assert np.corrcoef(predicted.X.ravel(), true.ravel())[0, 1] > 0.85, run
+        agreement = read(results / "moi/scores.tsv").query(f"run == '{run}' and metric == 'ate_pearson'")
+        assert len(agreement) == 2 and agreement["value"].min() > 0.6
+        worth = read(results / "moi" / "worth.tsv").query(f"run == '{run}'").set_index("metric")
+        assert worth.loc["pearson_centred", "value"] > 0.5 and worth.loc["pearson_centred", "verdict"]
+        for metric in worth.index[worth.index.str.endswith("_control")]:
+            assert np.isnan(worth.loc[metric, "value"]) and worth.loc[metric, "reason"] == NO_CONTROL
+            assert pd.isna(worth.loc[metric, "verdict"])
+        assert worth.loc["energy_share", "reason"] == NO_CELLS
 
 
 if __name__ == "__main__":

@@ -46,7 +46,19 @@ def dosage(screen: Screen) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("kind", [pd.DataFrame, np.asarray, sp.csr_matrix, sp.csc_matrix, sp.csr_array])
+def explicit_zeros(matrix) -> sp.csr_matrix:
+    """Every entry is stored, also those that are 0."""
+    n, t = matrix.shape
+    return sp.csr_matrix((matrix.ravel(), np.tile(np.arange(t), n), np.arange(n + 1) * t), matrix.shape)
+
+
+def boolean(matrix) -> np.ndarray:
+    return matrix > 0
+
+
+@pytest.mark.parametrize(
+    "kind", [pd.DataFrame, np.asarray, boolean, sp.csr_matrix, sp.csc_matrix, sp.csr_array, explicit_zeros]
+)
 def test_the_dosages_are_the_matrix_in_memory_and_from_a_file(tmp_path, kind):
     adata = cells(kind=kind)
     before = adata.copy()
@@ -129,6 +141,29 @@ def test_names_with_every_usual_separator_are_not_split():
     assert screen.uns["separator"] == "++"
 
 
+def test_fractions_below_the_threshold_are_named(caplog):
+    """Probabilities are no counts: with threshold 1, nearly all are lost."""
+    screen_of(cells(np.where(RECEIVED, 0.9, 0) + np.eye(6, 4)), **BASE)
+    assert "obsm:guides: 7 values are fractions below threshold = 1, so they count as not received" in caplog.text
+    caplog.clear()
+    found = arrays_of(screen_of(cells(np.where(RECEIVED, 0.9, 0)), **BASE, threshold=0.5))
+    np.testing.assert_array_equal(dosage(found), RECEIVED)
+    screen_of(cells(RECEIVED * 3), **BASE, threshold=2)
+    assert not caplog.text
+
+
+def test_missing_and_repeated_names_in_memory():
+    """They cannot be written to a file."""
+    for names in (["A", None, "B", "C"], ["A", np.nan, "B", "C"]):
+        adata = cells(kind=np.asarray)
+        adata.uns["guides_names"] = np.array(names, object)
+        for bad in (adata, cells(names=names)):
+            with pytest.raises(DataError, match="1 of 4 names of guides are missing"):
+                screen_of(bad, **BASE)
+    with pytest.raises(DataError, match="the AnnData: obsm:guides: 1 names of guides occur more than once: 'A'"):
+        screen_of(cells(names=["A", "A", "B", "C"]), **BASE)
+
+
 def test_control_guides_are_no_perturbation():
     screen = screen_of(cells(), perturbations="obsm:guides", control="C")
     assert screen.obs["condition"].tolist() == ["C", "A1", "A2+B", "A1+A2", "B", "C"]
@@ -175,7 +210,12 @@ BAD = {
     "NaN": (lambda: cells(np.where(RECEIVED, RECEIVED, np.nan)), {}, "cell 'c0', guide 'A1' is nan"),
     "negative": (lambda: cells(RECEIVED - 1), {}, r"cell 'c0', guide 'A1' is -1\.0"),
     "zero": (lambda: cells(RECEIVED * 0), {}, "no cell received a guide"),
-    "threshold": (lambda: cells(), {"threshold": 2}, "no value of threshold = 2 or more"),
+    "threshold": (lambda: cells(), {"threshold": 2}, r"no value of threshold = 2 or more \(the largest is 1\)"),
+    "probabilities": (lambda: cells(RECEIVED * 0.9, kind=np.asarray), {}, r"the largest is 0\.9\), .* Lower threshold"),
+    "infinite": (lambda: cells(np.where(RECEIVED, np.inf, 0), kind=sp.csr_matrix), {}, "cell 'c1', guide 'A1' is inf"),
+    "complex": (lambda: cells(kind=lambda x: x.astype(complex)), {}, "must hold numbers, .* the type complex128"),
+    "text without names": (lambda: cells(kind=lambda x: x.astype(str)), {}, "must hold numbers, .* the type "),
+    "a table as names": (lambda: cells(kind=np.asarray, names=None), {"perturbation_names": "uns:t"}, "uns has no 't'"),
     "twice": (
         lambda: cells(kind=np.asarray, names=["A", "A", "B", "C"]),
         {},

@@ -61,7 +61,7 @@ def test_what_cannot_be_fitted_is_said():
     one = np.eye(6)[np.arange(len(x)) % 6]  # every cell received one: the intercept is not determined
     with pytest.raises(DataError, match="do not determine what a cell without perturbations is like"):
         regress(x, sparse.csr_matrix(one), np.arange(len(x)))
-    with pytest.raises(DataError, match="7 cells are too few for 7 coefficients"):
+    with pytest.raises(DataError, match="7 cells are too few for a regression on 6 perturbations"):
         many = np.array([[0] * 6, *np.eye(6)])
         regress(x[:7], sparse.csr_matrix(many), np.arange(7))
 

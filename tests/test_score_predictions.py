@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 from small_files import write_files
+from test_high_moi import simulate
 from test_honest import CONTROL, MADE, SPLIT
 
 from samsvae.cli import main
 from samsvae.errors import DataError
 from samsvae.evaluation.truth import truth_of
+from samsvae.screens.custom import screen_of
+from samsvae.screens.pack import arrays_of
 from samsvae.study.code_digest import scoring_rules
 from samsvae.study.predictions import read_cells, read_effects, with_controls
 from samsvae.study.score_predictions import score_predictions
@@ -82,13 +85,43 @@ def test_what_does_not_fit_is_named(truth, tmp_path, change, said):
     with pytest.raises(DataError, match=said):
         with pytest.warns(UserWarning) if "unique" in said else np.errstate():
             path = predictions(tmp_path / "p.h5ad", values, **change)
-        read_effects(path, MADE)
+        read_effects(path, MADE, MADE.conditions)
 
 
 def test_a_file_without_predictions_of_scored_conditions_is_named(files, truth, tmp_path):
     path = predictions(tmp_path / "p.h5ad", np.full(truth.test.delta.shape, np.nan))
     with pytest.raises(DataError, match=r"predicts none of the 7 conditions that are scored"):
         score_predictions(path, *files, tmp_path / "out")
+
+
+def test_a_screen_without_a_control(tmp_path, capsys):
+    """Rows are perturbations: the simulated effects beat every baseline, and no score is against a control."""
+    adata, true = simulate(0, cells=600, perturbations=10, genes=40)
+    screen = arrays_of(screen_of(adata, perturbations="obsm:guides", control=None))
+    split = np.random.default_rng(0).choice(["train", "test"], len(screen.cells), p=[0.3, 0.7])
+    arrays, cells = map(str, write_files(tmp_path, screen, split))
+    order = np.random.default_rng(1).permutation(10)
+    names = screen.perturbations[order]
+    path, out = predictions(tmp_path / "p.h5ad", true[order], screen.genes, names), tmp_path / "out"
+    command = ["--arrays", arrays, "--split", cells, "--out", str(out)]
+    assert main(["score", path, *command]) == 0
+    *lines, picture = capsys.readouterr().out.splitlines()
+    assert picture == str(out / "worth.png")
+    assert "nmse_centred, seen conditions: better than every baseline" in lines
+    assert not any("_control" in line or "undecided" in line for line in lines)
+    worth = read(out / "worth.tsv")
+    value = worth[worth["set"] == "seen"].set_index(["model", "metric"])["value"]
+    assert value["prediction", "discrimination"] > 0.95 and value["prediction", "nmse_centred"] < 0.2
+    against = worth[worth["metric"].str.endswith("_control") & (worth["model"] == "prediction")]
+    assert len(against) and set(against["reason"]) == {"the screen has no control"}
+    assert main(["score", path, "--cells", "target", *command]) == 1
+    assert "has no control, so cells are not scored; give effects of single perturb" in capsys.readouterr().err
+    predictions(path, true, screen.genes, ["p00+p01", *names[1:]])
+    assert main(["score", path, *command]) == 1
+    assert "conditions that the screen lacks: 'p00+p01'" in capsys.readouterr().err
+    write_files(tmp_path, screen, np.full(len(split), "train"))
+    with pytest.raises(DataError, match=r"cells\.tsv: 0 cells are too few for a regression on 10 perturbations"):
+        score_predictions(path, arrays, cells, out)
 
 
 # ---- cells

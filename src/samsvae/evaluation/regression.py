@@ -73,12 +73,12 @@ def regress(
         products += design[at].T @ y
         squares += np.einsum("ng,ng->g", y, y)
     inverse, rank, free = _inverse((design.T @ design).toarray())
+    if len(rows) <= rank:
+        raise DataError(f"{len(rows)} cells are too few for a regression on {dosage.shape[1]} perturbations.")
     if free[0]:
         raise DataError(
             "there are no control cells, and the dosages do not determine what a cell without perturbations is like."
         )
-    if len(rows) <= rank:
-        raise DataError(f"{len(rows)} cells are too few for {rank} coefficients.")
     coefficients = inverse @ products
     residual = np.maximum(squares - np.einsum("cg,cg->g", coefficients, products), 0) / (len(rows) - rank)
     of_dosages = slice(1, 1 + dosage.shape[1])

@@ -62,7 +62,7 @@ def verdicts(
 ) -> pd.DataFrame:
     """`compare` scores by condition; a row for each group of the columns ``by``: these, VERDICT and ``ranks``.
 
-    Metrics that have no better direction have no row.
+    Metrics that have no better direction have no row, nor have undefined scores, whose table has the reason.
     ``each``: scores of models by condition. ``baselines``: the same for baselines, with one row per model and condition
     in each PLACE. ``calibrated``: rows of the tables of splits, with the DRF and BDS of metrics. ``ranks``: whether the
     metric may rank models.
@@ -74,7 +74,7 @@ def verdicts(
     rows = []
     for values, found in each.groupby(list(by), sort=False):
         group = dict(zip(by, values, strict=True))
-        if not metric(str(group["metric"])).better:
+        if not metric(str(group["metric"])).better or found["value"].isna().all():
             continue
         place = tuple(group[column] for column in shared)
         theirs, known = (there.get(place, table.iloc[:0]) for there, table in zip(at_place, tables, strict=True))

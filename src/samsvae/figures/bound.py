@@ -129,11 +129,16 @@ def _sentences(verdicts: pd.DataFrame) -> str:
         alone = 2 < len(found) == len(verdicts)
         who = "all models" if alone else " · ".join(map(style.label, found["model"]))  # names have commas
         words.append(f"{who}: {text}.")
-    return f"With {_number(verdicts['particles'])} particles on the sample: {' '.join(words)}"
+    return f"With {_particles(verdicts['particles'])} on the sample: {' '.join(words)}"
 
 
 def _number(values: pd.Series) -> str:
     return f"{int(values.max()):,}" if len(values) else "no"
+
+
+def _particles(values: pd.Series) -> str:
+    number = _number(values)
+    return f"{number} particle{'' if number == '1' else 's'}"
 
 
 def _curves(ax: Axes, rows: pd.DataFrame, cells: str, models: list[str]) -> None:
@@ -166,7 +171,7 @@ def _differences(ax: Axes, shown: pd.DataFrame, models: list[str]) -> None:
             ax.errorbar(row["relative"], y, xerr=error, color=look.colour, marker=look.marker, ms=5, **face)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel("nats per cell, ± 2 block errors (hollow: undecided)")
-    style.letter(ax, "c", f"minus the highest, {_number(shown['particles'])} particles")
+    style.letter(ax, "c", f"minus the highest, {_particles(shown['particles'])}")
 
 
 def _sizes(ax: Axes, sample: pd.DataFrame, models: list[str]) -> None:
@@ -183,7 +188,7 @@ def _sizes(ax: Axes, sample: pd.DataFrame, models: list[str]) -> None:
     particles = float(sample["particles"].max()) if len(sample) else 1.0
     ax.set(xscale="log", xlim=(0.9, 1.1 * particles), xlabel="median of cells, line to their 5 % quantile")
     style.log_ticks(ax.xaxis, 1, max(200, particles))
-    style.letter(ax, "d", f"effective number of {particles:,.0f} particles")
+    style.letter(ax, "d", f"effective number of {_particles(sample['particles'])}")
 
 
 def _heavy(ax: Axes, sample: pd.DataFrame, models: list[str]) -> None:

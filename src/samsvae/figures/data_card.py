@@ -11,9 +11,10 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from samsvae.figures import style
-from samsvae.screens.data_card import data_card
+from samsvae.screens.data_card import DOSAGES, data_card
 
-COLOURS = {"control": style.GREY, "single": "#1B6CB0", "combination": "#DD7400"}
+COLOURS = {"control": style.GREY, "single": "#1B6CB0", "combination": "#DD7400", "perturbation": style.INK}
+COLOURS |= dict(zip(DOSAGES, COLOURS.values(), strict=False))
 
 WIDTH = 42  # characters of a value before it is broken into lines
 
@@ -106,18 +107,19 @@ def _counts(ax: Axes, counts: pd.DataFrame) -> None:
 
 
 def _conditions(ax: Axes, conditions: pd.DataFrame) -> None:
-    """Cells of every condition by kind, largest first."""
+    """Cells of every condition by kind, or of every perturbation; largest first."""
     ax.set_label("conditions")
     start = 1  # each kind begins where the previous one ends, so that none hides another
     for kind, colour in COLOURS.items():
         cells = np.sort(conditions.loc[conditions["kind"] == kind, "cells"])[::-1]
         if len(cells):
-            several = {"control": "", "single": "s", "combination": "s"}[kind]
-            label = f"{kind}{several if len(cells) > 1 else ''} ({len(cells):,})"
+            label = f"{kind}{'s' if len(cells) > 1 and kind != 'control' else ''} ({len(cells):,})"
             at = np.arange(start, start + len(cells))
             ax.plot(at, cells, color=colour, label=label, marker="." if len(cells) < 60 else "")
             start += len(cells)
-    ax.set(xlabel="condition, by kind and number of cells", ylabel="number of cells")
+    by_dosage = (conditions["kind"] == "perturbation").all()
+    what, order = ("perturbation", "number") if by_dosage else ("condition", "kind and number")
+    ax.set(xlabel=f"{what}, by {order} of cells", ylabel="number of cells")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     low, high = conditions["cells"].min(), conditions["cells"].max()
     if high > 10 * low > 0:
@@ -126,7 +128,7 @@ def _conditions(ax: Axes, conditions: pd.DataFrame) -> None:
     else:
         ax.set_ylim(0, 1.1 * high)
     ax.legend(loc="best")
-    style.letter(ax, "b", "cells per condition")
+    style.letter(ax, "b", f"cells per {what}")
 
 
 def _genes(ax: Axes, genes: pd.DataFrame) -> None:
@@ -144,7 +146,7 @@ def _genes(ax: Axes, genes: pd.DataFrame) -> None:
 
 
 def _splits(ax: Axes, splits: pd.DataFrame) -> None:
-    """Cells of every split, stacked by kind in the colours of b."""
+    """Cells of every split, stacked by kind in the colours of b, or with a legend if b has no kinds of cells."""
     ax.set_label("splits")
     table = splits.pivot(index="split", columns="kind", values="cells").loc[list(dict.fromkeys(splits["split"]))]
     table = table[table.sum(1) > 0]
@@ -157,4 +159,6 @@ def _splits(ax: Axes, splits: pd.DataFrame) -> None:
         ax.annotate(f"{int(total):,}", (x, total), (0, 2), textcoords="offset points", ha="center", fontsize=7)
     ax.yaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(ylabel="number of cells", ylim=(0, 1.12 * bottom.max()))
+    if set(splits["kind"]) <= set(DOSAGES):
+        ax.legend(loc="best")
     style.letter(ax, "d", "cells by split")

@@ -15,6 +15,7 @@ FEATURES = {
     "masks": "a model that infers masks",
     "combinations": "a screen with combinations",
     "control": "control cells",
+    "reference": "control cells, or cells that differ in how many perturbations they received",
     "counts": "integer counts",
     "truth": "simulated data with known masks and latents",
     "training": "a training, rather than imported weights alone",
@@ -51,10 +52,11 @@ ROWS = (
         settings=("dataset", "split_name"),
         caption="""\
 What the screen holds and how it is split. Left: numbers, the origin of the data, and what the filter dropped. **a**,
-cells by their counts in the genes kept. **b**, cells per condition, by kind of condition, sorted. **c**, the share of
-cells in which each gene is detected, against its mean. **d**, cells used for training, validation and testing, in the
-colours of b. If the experiment has several data sets or splits, one of them is shown; the rows *data set* and *split*
-name it. The `summary.tsv` of each split has its numbers.""",
+cells by their counts in the genes kept. **b**, cells per condition, by kind of condition, sorted; without a control,
+cells per perturbation, so that a cell counts for each that it received. **c**, the share of cells in which each gene is
+detected, against its mean. **d**, cells used for training, validation and testing, in the colours of b; without a
+control, by how many perturbations they received. If the experiment has several data sets or splits, one of them is
+shown; the rows *data set* and *split* name it. The `summary.tsv` of each split has its numbers.""",
     ),
     FigureRow(
         "scores",
@@ -95,16 +97,17 @@ model below them has learned less than these baselines. The figure *worth* has i
         "What the scores are worth",
         {"scores": "score_table", "worth": "worth_table", "conditions": "worth_conditions_table"},
         ("", "conditions", "verdicts", "coverage"),
-        needs=("counts", "control", "test"),
+        needs=("counts", "reference", "test"),
         settings=("compared",),
         caption="""\
-*Honest protocol: effects of test cells against test controls. Models predict cells as deep as these; baselines read
-training cells alone.* **a**, the headline scores of every model and baseline, with 95 % intervals over conditions. The
-band reaches from predicting the mean of all perturbations for each of them to the ceiling: what a perfect prediction
-would score, given the error of the test cells. All three score effects minus their mean over the conditions, so that
-only differences between conditions count: the squared error without the error of the test cells (0 is perfect, 1 is the
-mean), the Pearson correlation over genes, and the rank of the right condition among all. The note states in words
-whether each model beats every baseline, by paired differences over conditions.
+*Honest protocol: effects of test cells against test controls; without a control, by a regression on what test cells
+received. Models predict cells as deep as these; baselines read training cells alone.* **a**, the headline scores of
+every model and baseline, with 95 % intervals over conditions. The band reaches from predicting the mean of all
+perturbations for each of them to the ceiling: what a perfect prediction would score, given the error of the test cells.
+All three score effects minus their mean over the conditions, so that only differences between conditions count: the
+squared error without the error of the test cells (0 is perfect, 1 is the mean), the Pearson correlation over genes, and
+the rank of the right condition among all. The note states in words whether each model beats every baseline, by paired
+differences over conditions.
 
 **b**, the correlation of each condition for the best model, against the ceiling of that condition; grey, the training
 mean shrunk towards the mean of all perturbations. A condition at the left has no measurable effect. **c**, how often
@@ -186,11 +189,11 @@ test).""",
         settings=("shown",),
         caption="""\
 *Published protocol: effects of the data from all cells.* The note above the panels names the model and run shown.
-**a**, **b**, average treatment effect (ATE: mean of log2(1 + counts per 10,000) minus that of the control) of
-perturbations (rows; those with an annotation, if there are any) on genes (columns), for the data and for the model,
-in the same order and on the same colour scale, both set by the data. **c**, every perturbation and gene, model
-against data, with Pearson's r over all of them; dashed: identity. A cloud flatter than the identity means that the
-model shrinks effects.
+**a**, **b**, average treatment effect (ATE: mean of log2(1 + counts per 10,000) minus that of the control; without a
+control, what a perturbation adds, in the data by a regression on what cells received) of perturbations (rows; those
+with an annotation, if there are any) on genes (columns), for the data and for the model, in the same order and on the
+same colour scale, both set by the data. **c**, every perturbation and gene, model against data, with Pearson's r over
+all of them; dashed: identity. A cloud flatter than the identity means that the model shrinks effects.
 
 **d**, *honest protocol*: Pearson's r over genes for each perturbation with 10 test cells, of effects minus their mean
 over the perturbations. Lines are means: of the model; of the training mean shrunk towards the mean of all and of ridge

@@ -25,6 +25,9 @@ from samsvae.screens.screen import members, read_tables, require, text_of
 
 KINDS = ("control", "single", "combination")
 
+#: The kinds of cells in a screen without a control.
+DOSAGES = ("no perturbation", "one perturbation", "several perturbations")
+
 #: A gene with a larger share of all counts, and a screen with a lower median of counts per cell, are findings.
 MOST_OF_ONE_GENE, FEW_COUNTS = 0.2, 50
 
@@ -40,10 +43,11 @@ OMITTED = ("versions", "parameters", "source_cells", "source_genes", "kept_cells
 class DataCard:
     """The tables of a data card, each tidy.
 
-    facts: item, value (text, in reading order). conditions: condition, kind, cells. counts: low, high, cells (a
-    histogram of the total counts of a cell, or of the sums of its values in a real-valued screen). genes: gene, mean,
-    detected (the share of cells in which the gene is not 0). splits: split, kind, cells. findings: finding (sentences
-    on what may spoil a fit, and what to do about it; often no rows).
+    facts: item, value (text, in reading order). conditions: condition, kind (of KINDS), cells; without a control, a row
+    of the kind 'perturbation' for each, with the cells that received it. counts: low, high, cells (a histogram of the
+    total counts of a cell, or of the sums of its values in a real-valued screen). genes: gene, mean, detected (the
+    share of cells in which the gene is not 0). splits: split, kind (of KINDS, or DOSAGES without a control), cells.
+    findings: finding (sentences on what may spoil a fit, and what to do about it; often no rows).
     """
 
     facts: pd.DataFrame
@@ -143,7 +147,7 @@ def _conditions(tables: ad.AnnData) -> pd.DataFrame:
     """One row per condition, the one with most cells first; per perturbation if there is no control to compare with."""
     if _by_dosage(tables):
         each = tables.uns["perturbations"]["n_cells"].sort_values(ascending=False, kind="stable")
-        return pd.DataFrame({"condition": each.index.astype(str), "kind": "single", "cells": each.to_numpy()})
+        return pd.DataFrame({"condition": each.index.astype(str), "kind": "perturbation", "cells": each.to_numpy()})
     control, separator = tables.uns["control"], tables.uns["separator"]
     sizes = tables.obs["condition"].value_counts()
     sizes = sizes[sizes > 0]
@@ -159,11 +163,12 @@ def _received(tables: ad.AnnData) -> np.ndarray:
 
 def _splits(tables: ad.AnnData, conditions: pd.DataFrame, split: np.ndarray) -> pd.DataFrame:
     """Number of cells of each split and kind of condition."""
+    kinds = DOSAGES if _by_dosage(tables) else KINDS
     if _by_dosage(tables):
-        kind = np.array(KINDS)[np.minimum(_received(tables), 2)]
+        kind = np.array(kinds)[np.minimum(_received(tables), 2)]
     else:
         kind = conditions.set_index("condition")["kind"].loc[text_of(tables.obs["condition"])].to_numpy()
-    sizes = pd.crosstab(split, kind).reindex(index=list(SPLIT_LABELS), columns=list(KINDS), fill_value=0)
+    sizes = pd.crosstab(split, kind).reindex(index=list(SPLIT_LABELS), columns=list(kinds), fill_value=0)
     return sizes.rename_axis(index="split", columns="kind").stack().rename("cells").reset_index()
 
 
@@ -236,7 +241,8 @@ def _range(values: np.ndarray | pd.Series) -> str:
 def _text(value: object) -> str:
     """A value of the provenance as text; at most five items of a list."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
+        stated = {key: _text(item) for key, item in value.items()}
+        return ", ".join(f"{key}: {text}" for key, text in stated.items() if text not in ("", "None"))
     if isinstance(value, list | tuple | np.ndarray):
         shown = [str(item) for item in list(value)[:5]]
         return ", ".join(shown) + (f" and {len(value) - 5} more" if len(value) > 5 else "")

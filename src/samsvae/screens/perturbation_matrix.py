@@ -43,9 +43,7 @@ def labels_of_matrix(
     warn about. DataError in one sentence for a matrix that does not fit.
     """
     where = f"{source}: {options.perturbations}"
-    received, names = _received(data, options, where, source)
-    if complete and not received.nnz:
-        raise DataError(f"{where} has no value of threshold = {options.threshold:g} or more: no cell received a guide.")
+    received, names = _received(data, options, where, source, complete)
     if options.guides == "target" and (target_of := targets_of(names, options, where, table)):
         received, names = _merged(received, [target_of.get(name, name) for name in names])
     kept = _kept(received, names, options, where, complete)
@@ -77,7 +75,9 @@ def joined_lists(label: pd.Series, options: CustomOptions, where: str) -> tuple[
     return pd.Series(text, label.index, dtype=object), replace(options, separator=separator)
 
 
-def _received(data: Source, options: CustomOptions, where: str, source: str | Path) -> tuple[sp.csr_matrix, list[str]]:
+def _received(
+    data: Source, options: CustomOptions, where: str, source: str | Path, complete: bool
+) -> tuple[sp.csr_matrix, list[str]]:
     """Which cell received which guide, as CSR (n, T) of ones, and the names of the guides (T)."""
     assert options.perturbations is not None  # the caller has checked
     found = data.read(options.perturbations)
@@ -89,6 +89,8 @@ def _received(data: Source, options: CustomOptions, where: str, source: str | Pa
         if not numeric.all():
             raise DataError(f"{where}: the columns {some(found.columns[~numeric])} hold no numbers.")
         found = sp.csr_matrix(found.astype(float).to_numpy())
+    elif np.dtype(found.dtype).kind not in "buif":
+        raise DataError(f"{where} must hold numbers, but its values have the type {found.dtype}.")
     shape = tuple(getattr(found, "shape", ()))
     if len(shape) != 2:
         raise DataError(f"{where} must be a matrix of cells x guides, but its shape is {shape}.")
@@ -96,7 +98,13 @@ def _received(data: Source, options: CustomOptions, where: str, source: str | Pa
         raise DataError(f"{where} has {shape[0]} rows, but there are {len(data.obs)} cells.")
     names = _names(data, options, columns, shape[1], where, source)
     with reading(where):
-        return _at_least(found, options.threshold, data.obs.index, names, where), names
+        received, largest = _at_least(found, options.threshold, data.obs.index, names, where)
+    if complete and not received.nnz:
+        raise DataError(
+            f"{where} has no value of threshold = {options.threshold:g} or more (the largest is {largest:g}), so no "
+            "cell received a guide. Lower threshold, or correct the matrix."
+        )
+    return received, names
 
 
 def _check_index(rows: pd.Index, cells: pd.Index, where: str) -> None:
@@ -131,6 +139,8 @@ def _names(
     what = where if place is None else f"{source}: {place}"
     if isinstance(columns, str) or np.ndim(columns) != 1:
         raise DataError(f"{what} must be a list of {number} names, not {quoted(columns)}.")
+    if missing := int(pd.isna(columns).sum()):
+        raise DataError(f"{what}: {missing} of {number} names of guides are missing.")
     names = [str(name) for name in np.asarray(columns).tolist()]
     if len(names) != number:
         raise DataError(f"{what} has {len(names)} names, but the matrix {options.perturbations} has {number} columns.")
@@ -142,8 +152,13 @@ def _names(
     return names
 
 
-def _at_least(matrix: Any, threshold: float, cells: pd.Index, names: Sequence[str], where: str) -> sp.csr_matrix:
-    """The entries of `threshold` or more as ones. DataError for values that are negative or not finite."""
+def _at_least(
+    matrix: Any, threshold: float, cells: pd.Index, names: Sequence[str], where: str
+) -> tuple[sp.csr_matrix, float]:
+    """The entries of `threshold` or more as ones, and the largest entry.
+
+    DataError for values that are negative or not finite; a warning for fractions below the threshold.
+    """
     if sp.issparse(matrix):
         check_sparse(matrix)
         matrix = sp.csr_matrix(matrix, copy=True)  # the caller's stays as it is
@@ -151,7 +166,7 @@ def _at_least(matrix: Any, threshold: float, cells: pd.Index, names: Sequence[st
         step = max(matrix.shape[0], 1)
     else:  # in a file or in memory, block by block
         step = max(1, _BLOCK // max(1, matrix.shape[1]))
-    parts = []
+    parts, largest, fractions = [], 0.0, 0
     for start in range(0, matrix.shape[0], step):
         block = sp.csr_matrix(matrix[start : start + step])
         values = block.data.astype(float)
@@ -163,12 +178,20 @@ def _at_least(matrix: Any, threshold: float, cells: pd.Index, names: Sequence[st
                 f"{where} must hold numbers of 0 or more, but cell {quoted(cell)}, guide "
                 f"{quoted(names[block.indices[at]])} is {values[at]}."
             )
+        largest = max(largest, values.max(initial=0.0))
+        fractions += int(((values < threshold) & (values % 1 > 0)).sum())
         block = sp.csr_matrix(((values >= threshold).astype(np.int8), block.indices, block.indptr), block.shape)
         block.eliminate_zeros()
         parts.append(block)
     received = sp.vstack(parts, format="csr") if parts else sp.csr_matrix(matrix.shape, dtype=np.int8)
     received.sort_indices()
-    return received
+    if fractions:
+        log.warning(
+            "%s: %d values are fractions below threshold = %g, so they count as not received; if these are no counts, "
+            "set threshold to the value from which a guide counts as received",
+            *(where, fractions, threshold),
+        )
+    return received, largest
 
 
 def _merged(received: sp.csr_matrix, targets: Sequence[str]) -> tuple[sp.csr_matrix, list[str]]:

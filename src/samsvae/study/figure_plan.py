@@ -68,10 +68,12 @@ class FigurePlan:
         options, kind = screen.options, screen.kind
         simulated = kind.startswith("simulate")
         by_dosage = kind == "custom" and not getattr(options, "controls", True)
+        control = not (simulated or by_dosage) or kind == "simulate_sams" or getattr(options, "n_controls", 0) > 0
         has = {
             "masks": bool(self.masked(experiment)),
             "combinations": kind == "norman" or bool(getattr(options, "separator", "") and not by_dosage),
-            "control": not (simulated or by_dosage) or kind == "simulate_sams" or getattr(options, "n_controls", 0) > 0,
+            "control": control,
+            "reference": control or by_dosage,
             "counts": kind != "simulate_sams",
             "truth": simulated,
             "training": any(run.checkpoint is None for run in found),

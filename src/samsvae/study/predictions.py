@@ -1,6 +1,6 @@
 """Predictions of any method, read from an h5ad: effects of conditions, or cells.
 
-Letters: n predicted cells, C conditions and G genes of the screen.
+Letters: n predicted cells, C conditions (perturbations, in a screen without a control) and G genes of the screen.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from samsvae.evaluation.metrics.estimates import LEAST_FOR_VARIANCE
 from samsvae.screens.hdf5 import read_anndata
 
 
-def read_effects(path: str | Path, screen: Screen) -> np.ndarray:
-    """Predicted effects (C, G) in the order of the screen, from rows that are conditions; NaN without a prediction.
+def read_effects(path: str | Path, screen: Screen, conditions: np.ndarray) -> np.ndarray:
+    """Predicted effects (C, G) in the order of ``conditions`` (C,) and genes; NaN without a prediction.
 
     DataError if a gene of the screen is missing, a name occurs twice, a condition is unknown or a value is infinite.
     """
@@ -28,11 +28,13 @@ def read_effects(path: str | Path, screen: Screen) -> np.ndarray:
     if found.obs_names.has_duplicates:
         twice = some(found.obs_names[found.obs_names.duplicated()].unique())
         raise DataError(f"{path}: condition {twice} occurs more than once.")
-    codes = _codes(path, found.obs_names, screen, " If rows are cells, name their column of conditions with --cells.")
+    codes = _codes(
+        path, found.obs_names, conditions, " If rows are cells, name their column of conditions with --cells."
+    )
     values = _dense(found, screen, float)
     if np.isinf(values).any():
         raise DataError(f"{path}: X has infinite values; effects must be finite, or NaN where nothing is predicted.")
-    predicted = np.full((len(screen.conditions), len(screen.genes)), np.nan)
+    predicted = np.full((len(conditions), len(screen.genes)), np.nan)
     predicted[codes] = values
     return predicted
 
@@ -41,8 +43,14 @@ def read_cells(path: str | Path, screen: Screen, column: str) -> Screen:
     """The screen with the predicted cells in place of its own: counts (n, G), which need not be whole numbers.
 
     ``column``: that of obs with the conditions. DataError if it is missing or has unknown conditions, a gene of the
-    screen is missing, a count is negative or undefined, a condition has one cell, or the screen has no counts.
+    screen is missing, a count is negative or undefined, a condition has one cell, or the screen has no counts or no
+    control.
     """
+    if screen.by_dosage:
+        raise DataError(
+            f"{path}: the screen has no control, so cells are not scored; give effects of single perturbations, "
+            "without --cells."
+        )
     if screen.transform != "log2":
         raise DataError(f"{path}: the screen has real values, so cells are not scored; give effects, without --cells.")
     found = read_anndata(path)
@@ -52,7 +60,7 @@ def read_cells(path: str | Path, screen: Screen, column: str) -> Screen:
     labels = found.obs[column]
     if labels.isna().any():
         raise DataError(f"{path}: obs column {column!r} is empty for {labels.isna().sum()} cells; name a condition.")
-    condition = _codes(path, pd.Index(labels.astype(str)), screen)
+    condition = _codes(path, pd.Index(labels.astype(str)), screen.conditions)
     counts = _dense(found, screen, np.float32)
     if not np.isfinite(counts).all() or counts.min(initial=0) < 0:
         raise DataError(f"{path}: X has negative, infinite or missing values; cells must have counts of 0 or more.")
@@ -88,9 +96,9 @@ def _check_genes(path: str | Path, found: ad.AnnData, screen: Screen) -> None:
         raise DataError(f"{path}: var lacks {len(missing)} genes of the screen: {some(missing)}.")
 
 
-def _codes(path: str | Path, names: pd.Index, screen: Screen, hint: str = "") -> np.ndarray:
+def _codes(path: str | Path, names: pd.Index, conditions: np.ndarray, hint: str = "") -> np.ndarray:
     """The codes of conditions; DataError for one that the screen lacks."""
-    known = screen.conditions.tolist()
+    known = conditions.tolist()
     codes = pd.Index(known).get_indexer(names)
     if (codes < 0).any():
         unknown = names[codes < 0].unique().tolist()

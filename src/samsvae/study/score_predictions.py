@@ -10,13 +10,14 @@ import pandas as pd
 
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.errors import DataError
-from samsvae.evaluation.cell_scores import CELL_SCORES, cell_scores
+from samsvae.evaluation.any_truth import truth_or_reason
+from samsvae.evaluation.cell_scores import cell_scores
 from samsvae.evaluation.cell_truth import PredictedCells, grouped, measured
 from samsvae.evaluation.effect_scores import scores
 from samsvae.evaluation.metrics.estimates import condition_moments, effects
 from samsvae.evaluation.score_tables import tables
 from samsvae.evaluation.split_scores import split_tables
-from samsvae.evaluation.truth import Truth, truth_of
+from samsvae.evaluation.truth import Truth
 from samsvae.evaluation.worth import HEADLINE, verdicts
 from samsvae.figures.style import PREDICTION, save
 from samsvae.figures.worth import draw
@@ -30,18 +31,20 @@ def score_predictions(
 ) -> pd.DataFrame:
     """Score predictions, write the tables and the figure ``worth`` to the folder ``out``; return the verdicts.
 
-    ``path``: an h5ad with every gene of the screen, in any order. Its rows are conditions, and X are effects against
-    control in log2(1 + counts per 10,000); or its rows are cells, X are counts, and ``cells`` is the column of obs with
-    their conditions. Conditions that it lacks, or with a NaN, are not scored. ``arrays`` and ``split``: arrays.npz of
-    the screen and cells.tsv of the split (results/data/SCREEN, results/EXPERIMENT/splits). DataError if the file does
-    not fit the screen, or the split has no effects to score.
+    ``path``: an h5ad with every gene of the screen, in any order. Its rows are conditions (perturbations, in a screen
+    without a control), and X are effects in log2(1 + counts per 10,000); or its rows are cells, X are counts, and
+    ``cells`` is the column of obs with their conditions. Conditions that it lacks, or with a NaN, are not scored.
+    ``arrays`` and ``split``: arrays.npz of the screen and cells.tsv of the split (results/data/SCREEN,
+    results/EXPERIMENT/splits). DataError if the file does not fit the screen, or the split has no effects to score.
     """
     screen = read_screen(arrays)
     of_cell = read_split(split, screen.cells)
-    truth = truth_of(screen, of_cell)
+    truth = truth_or_reason(screen, of_cell)
+    if isinstance(truth, str):
+        raise DataError(f"{split}: {truth}")
     sampled: PredictedCells | str = "the file predicts effects, no cells"
     if cells is None:
-        predicted = read_effects(path, screen)
+        predicted = read_effects(path, screen, truth.names)
     else:
         made = with_controls(read_cells(path, screen, cells), screen, of_cell, truth.control)
         moments = condition_moments(made.counts, made.condition, len(truth.names))
@@ -54,8 +57,6 @@ def score_predictions(
     each = each.assign(model=PREDICTION)
     conditions = pd.concat([each, their_each], ignore_index=True)
     found = verdicts(each, their_each, theirs, by=["model", "metric", "set"])
-    if cells is None:  # worth.tsv has the reason
-        found = found[~found["metric"].isin(CELL_SCORES)]
     folder = Path(out)
     write(worth.assign(rules=scoring_rules()), folder / "worth.tsv", digits=PRECISE)
     write(conditions, folder / "worth_conditions.tsv", digits=PRECISE)
