@@ -50,6 +50,10 @@ onstart:
     logger.info(notice(PLAN.study.device, PLAN.study.jobs_per_gpu))
 
 
+onsuccess:
+    logger.info(last_line(PLAN, STARTED))
+
+
 rule all:
     """Everything that the configuration asks for: every run, table and figure."""
     default_target: True

@@ -1,5 +1,6 @@
 # The plan of the study (samsvae.study.plan), and its look-ups under the names that the rules use.
 import functools
+import time
 
 from samsvae.errors import SamsvaeError
 from samsvae.figures.registry import FIGURES
@@ -12,8 +13,10 @@ from samsvae.study.lock import StudyLock
 from samsvae.study.plan import IMPORTED, RUN_FILES, SPLIT_FILES, TRANSFER_FILES, Plan, alternatives
 from samsvae.study.rate_limit import lift_rate_limit
 from samsvae.study.script import CALL, call_of
+from samsvae.study.times import last_line
 
 RESOURCES = ROOT / "resources"
+STARTED = time.monotonic()
 
 
 def one_sentence(look_up, before="Configuration: "):

@@ -22,6 +22,7 @@ from samsvae.screens.simulate import sparse_shift
 from samsvae.study import estimate as estimates
 from samsvae.study.estimate import Estimate, estimate, estimate_report, measure, shape_of, work_of
 from samsvae.study.sizes import Size, size_of
+from samsvae.study.times import read_estimates, training_key
 from samsvae.training.loop import train
 
 RATE = {"step": 0.01, "validation": 0.0001, "cell": 0.002, "condition": 0.5}
@@ -70,6 +71,8 @@ def test_sums_by_hand_and_a_shape_is_timed_once(tmp_path):
     assert found.left == pytest.approx(found.training + found.scoring)
     again = estimate(study(tmp_path), device="cpu", rate=lambda *_: pytest.fail("timed again"))
     assert again == ([found], [])
+    of_runs = [read_estimates(tmp_path)[training_key("sim", run_settings(run))] for run in runs(study(tmp_path), "sim")]
+    assert of_runs == [pytest.approx(found.training / 6)] * 6  # for the last line of the study
 
 
 def test_done_runs_correct_the_estimate_of_the_rest(tmp_path):
@@ -173,6 +176,16 @@ def test_a_screen_that_is_not_there_has_the_expected_size(tmp_path):
         study(tmp_path, screen=CUSTOM | {"expected": expected | {"cells": 0}})
 
 
+def test_the_demo_has_a_size_before_its_screens_are_simulated(root, tmp_path, configuration):
+    """Those of a finished demo: 2,600 and 1,420 cells."""
+    demo = build(Study, configuration("config.yaml", "demo.yaml"))
+    first = {name: size_of(runs(demo, name)[0], tmp_path) for name in demo.experiments}
+    assert first["replogle"] == Size(1664, 416, 520, 120, 53, 52)
+    pairs = first["norman_ood"]  # of 16 pairs, four are tested, and the singles and the control are in training
+    assert (pairs.genes, pairs.conditions, pairs.perturbations) == (150, 29, 12) and pairs.test > 0
+    assert first["replogle_transfer"].new == 3
+
+
 def test_existing_files_determine_the_size(tmp_path):
     """First the arrays, with a split drawn from them; then the table of the split."""
     [run, *_] = runs(study(tmp_path, screen=CUSTOM, split={"kind": "random"}), "sim")
@@ -220,6 +233,7 @@ def test_experiments_of_unknown_size_are_named(tmp_path, root, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(estimates, "measure", None)  # nothing is timed
     demo = yaml.safe_load((root / "config" / "demo.yaml").read_text()) | {"experiments": ["replogle"]}
+    del demo["screens"]["replogle"]["expected"]
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(demo))
     assert main(["estimate", "--configfile", "demo.yaml", "--jobs", "4"]) == 0
     said = capsys.readouterr().out

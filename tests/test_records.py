@@ -13,7 +13,8 @@ from small_model import model
 
 from samsvae.study.cost import COST
 from samsvae.study.estimate import machine
-from samsvae.study.records import cpu_model, record, seconds_of, write_run
+from samsvae.study.records import cpu_model, record, write_run
+from samsvae.study.times import seconds_of
 from samsvae.text import span
 from samsvae.training.checkpoint import HISTORY, Checkpoint, facts, load
 from samsvae.training.loop import log_progress

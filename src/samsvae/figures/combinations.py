@@ -62,7 +62,7 @@ def tables(
 
     scores, effects, worth: RUN/scores.tsv, RUN/effects.h5ad and RUN/worth.tsv of the runs. baselines, references,
     baseline_worth: SPLIT/baselines.tsv, SPLIT/effects.h5ad and SPLIT/worth.tsv of every split. published: the path of
-    the published table, or nothing; read if the screen is the published one (comparable).
+    the published table, or nothing; read if screen and training are the published ones (comparable).
     """
     found = read_all_scores(grid, scores, baselines)
     kind = str(found["split_name"].iloc[0]).partition("-")[0]

@@ -56,7 +56,8 @@ def build_table(
     published.replogle_table1; without it the table has no columns about published numbers.
     ``ate_pearson_published_rule`` is that of the one run with the best *test* IWELBO among all settings with the chosen
     number of latents. ``inside_seed_interval``: the published mean is within mean ± 2 sd of our replicates; empty for
-    a single run. comparable: whether the screen is the published one; if not, differences and intervals are empty.
+    a single run. comparable: whether screen and training are the published ones; if not, differences and intervals are
+    empty.
     """
     style.need(scores, ["model", "run", "metric", "split", "value"], "scores")
     style.need(selected, ["model"], "selected settings")

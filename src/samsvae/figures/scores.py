@@ -35,8 +35,8 @@ def tables(
 
     scores: EXPERIMENT/scores.tsv. per_condition: RUN/worth_conditions.tsv of every run. baseline_conditions:
     SPLIT/worth_conditions.tsv of every split. published: the path of replogle_table1.tsv, or nothing. comparable:
-    whether the screen is the published one, so that differences from the published numbers mean something. compared:
-    values of axes of the grid to which the table is restricted.
+    whether screen and training are the published ones, so that differences from the published numbers mean something.
+    compared: values of axes of the grid to which the table is restricted.
     """
     every = read(scores)
     rows, amount = of_largest_amount(restricted(models_only(every), compared))
@@ -74,10 +74,10 @@ def draw(
 
     runs: model, run, metric, value. baselines: metric, model, value; named at the edge of the axis where they are
     outside. per_condition (conditions.table): drawn below the table. fits (fit_table): the note names models whose loss
-    had not levelled off, or that are no better than an intercept-only model. comparable: whether the screen is the
-    published one. If so, published means are hollow diamonds and differences are printed, with ● inside and ○ outside
-    the interval of our replicates; if not, the note says that published numbers must not be compared. unit: the word
-    for a replicate. amount: how much of the data the runs saw, in words.
+    had not levelled off, or that are no better than an intercept-only model. comparable: whether screen and training
+    are the published ones. If so, published means are hollow diamonds and differences are printed, with ● inside and ○
+    outside the interval of our replicates; if not, the note says that published numbers must not be compared. unit: the
+    word for a replicate. amount: how much of the data the runs saw, in words.
     """
     style.need(table, ["model", "method", "inference", "settings", "n_runs"], "table of scores")
     table = table.set_index("model", drop=False).loc[style.models_in(table["model"])]
@@ -143,7 +143,7 @@ def _note(table: pd.DataFrame, per_condition: pd.DataFrame | None, *, comparable
         parts.append(
             "Hollow diamond: published mean; ● inside, ○ outside our mean ± 2 sd."
             if comparable
-            else "Miniature screen, not the published one: its numbers must not be compared with the published ones."
+            else "Not the published screen or training: its numbers must not be compared with the published ones."
         )
     if per_condition is not None:
         parts.append(

@@ -1,8 +1,9 @@
 """Estimate the time of a study before it runs, by timing steps and scores of every model shape on this machine.
 
 For each shape a step, a validation and the scores are timed once on synthetic counts. The rates are cached in
-RESULTS/.rates.json. The actual time of finished runs is shown as well, and corrects the estimate for the remaining
-runs of their experiment.
+RESULTS/.rates.json, and the estimated time of every training is written for the last line of the study
+(`study.times`). The actual time of finished runs is shown as well, and corrects the estimate for the remaining runs of
+their experiment.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from samsvae.models.noise import Streams
 from samsvae.ops.cuda_graphs import WARM, Steps, graphs, on_one_stream
 from samsvae.ops.precision import precision
 from samsvae.study.progress import aligned
-from samsvae.study.records import cpu_model, seconds_of
+from samsvae.study.records import cpu_model
 from samsvae.study.sizes import Size, size_of
+from samsvae.study.times import ESTIMATES, read_estimates, seconds_of, training_key
 from samsvae.text import span
 from samsvae.training.adapt_rows import CELLS as GRADIENT_CELLS
 from samsvae.training.adapt_rows import PARTICLES as GRADIENT_PARTICLES
@@ -261,6 +263,7 @@ def estimate(
         return rates[key]
 
     estimates, unknown = [], []
+    of_runs = read_estimates(results)
     for name in study.experiments:
         trained = [run for run in runs(study, name) if run.checkpoint is None]
         splits = {(run.dataset, run.split): run for run in trained}
@@ -278,6 +281,7 @@ def estimate(
             needed = number * own["step"] + validated * own["validation"]
             steps += number
             training += needed
+            of_runs[training_key(name, run_settings(run))] = needed
             sample = min(size.test, evaluation.bound_cells) * evaluation.bound_particles / evaluation.iwelbo_particles
             scoring += (size.val + size.test + sample) * own["cell"] + size.conditions * own["condition"]
             if transfer:
@@ -287,6 +291,8 @@ def estimate(
                 done, done_estimated, done_actual = done + 1, done_estimated + needed, done_actual + took
         times = (training, scoring, done_estimated, done_actual, transferring)
         estimates.append(Estimate(name, len(trained), done, steps, *times))
+    if of_runs:
+        write_json(of_runs, results / ESTIMATES)
     return estimates, unknown
 
 

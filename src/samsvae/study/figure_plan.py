@@ -14,7 +14,13 @@ from samsvae.errors import ConfigError, some
 from samsvae.evaluation.selection import shown
 from samsvae.figures.registry import FIGURES
 from samsvae.study.plan import Plan
-from samsvae.study.published_plan import not_comparable, published_files, reproductions
+from samsvae.study.published_plan import (
+    OTHER_TRAINING,
+    not_comparable,
+    other_training,
+    published_files,
+    reproductions,
+)
 
 #: The methods compared in figures that have no room for every row of the zoo.
 COMPARED = ("sams_vae_corr", "cpa_vae_corr", "cond_vae", "svae_plus")
@@ -112,7 +118,7 @@ class FigurePlan:
         return [
             {
                 "name": experiment,
-                "screen": self.describe_screen(experiment),
+                "screen": f"{self.describe_screen(experiment)} {self.describe_training(experiment)}".strip(),
                 "runs": len(found),
                 "figures": [
                     {"name": figure, "stem": self.stem(experiment, figure), "saved": list(FIGURES[figure].saved)}
@@ -212,6 +218,13 @@ class FigurePlan:
             return f"Screen {name}: simulated ({screen.kind.removeprefix('simulate_').replace('_', ' ')})."
         origin = {"miniature": "a synthetic miniature", "path": f"from {screen.source.path}", "urls": "downloaded"}
         return f"Screen {name}: {origin[screen.source.sort]}."
+
+    def describe_training(self, experiment: str) -> str:
+        """The settings of an experiment's trainings that are not those of the papers; '' if there are none."""
+        if not_comparable(self.plan, experiment) != OTHER_TRAINING:
+            return ""
+        words = ", ".join(f"{name} {value}" for name, value in other_training(self.plan, experiment).items())
+        return f"This is not the published training: {words}."
 
     def annotated(self, experiment: str, found: Iterable[Run] | None = None) -> list[Run]:
         """The masked runs (of ``found``, or all) whose pathways are predicted.

@@ -27,9 +27,9 @@ from samsvae.study.code_digest import scoring_rules
 from samsvae.study.cost import collect_cost
 from samsvae.study.figure_plan import FigurePlan
 from samsvae.study.plan import RUN_FILES, Plan
-from samsvae.study.records import seconds_of
 from samsvae.study.report_contents import report_of
 from samsvae.study.reproduction import reproduction
+from samsvae.study.times import seconds_of
 from samsvae.tables import PRECISE, of_experiments, read, write
 
 log = logging.getLogger(__name__)

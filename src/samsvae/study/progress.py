@@ -20,7 +20,7 @@ from pathlib import Path
 from samsvae.config.grid import Run, run_settings, runs
 from samsvae.config.study import Study
 from samsvae.config.transfer import TransferConfig
-from samsvae.study.records import seconds_of
+from samsvae.study.times import seconds_of
 from samsvae.text import span
 
 STATES = ("done", "outdated", "running", "stopped", "failed", "waiting")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import resource
@@ -23,16 +22,6 @@ from samsvae.files import write_json, write_table
 from samsvae.ops.onednn import library_of_products
 from samsvae.training.checkpoint import Checkpoint, save
 from samsvae.training.state import Trained
-
-
-def seconds_of(record: Path, settings: Mapping) -> float | None:
-    """Seconds that a run took, from its run.json; None if the file is missing, damaged or has other settings."""
-    try:
-        found = json.loads(record.read_text())
-        same = all(found[key] == value for key, value in settings.items())
-        return float(found["seconds"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 @cache

@@ -60,6 +60,7 @@ class Table:
 _NOT_COMPARED = {
     "not comparable: miniature screen": "its screens are synthetic miniatures",
     "not comparable: other data": "its screens are not the published ones",
+    "not comparable: other training": "its trainings are not the published ones",
     "not run": "no run of this study repeats them yet",
 }
 

@@ -91,7 +91,8 @@ def _drawn(obs: pd.DataFrame, how: SplitConfig, separator: str) -> pd.DataFrame:
     if how.conditions:
         new = [find_condition(name, known, separator, (), known) for name in how.conditions]
     else:
-        number = how.last or how.strongest or PUBLISHED_PAIRS.get(str(how.pathway), 0)
+        share = PUBLISHED_PAIRS.get(str(how.pathway), 0) / (PUBLISHED["guide pairs"] + 1)
+        number = how.last or how.strongest or round(share * len(known))
         if not 0 < number < len(known):
             raise ConfigError(f"pathway: the number of perturbations in {how.pathway!r} is unknown.")
         new = known[-number:]
@@ -123,10 +124,10 @@ def _size_from_config(run: Run) -> Known | None:
         split = np.append(split, np.repeat(SPLITS, np.diff([0, *ends, controls])))
         code = np.append(code, np.full(controls, T))
         return _obs(code, code < T, split=split), options.n_features, T + (controls > 0), T
-    if run.screen.source is not None and run.screen.source.sort == "miniature":
-        return None
     if run.screen.expected is not None:
         return _size_expected(run.screen.expected, _split_of(run).conditions)
+    if run.screen.source is not None and run.screen.source.sort == "miniature":
+        return None
     if run.screen.kind == "replogle" and options.published_counts:
         pairs = PUBLISHED["guide pairs"]  # each is a perturbation, and a condition like the control
         return _obs(np.arange(PUBLISHED["cells"]) % (pairs + 1), 1), PUBLISHED["genes"], pairs + 1, pairs
@@ -144,7 +145,7 @@ def _size_expected(known: Expected, named: Sequence[str]) -> Known:
     if named:
         names[-len(named) :] = named[-conditions:]
     code = np.arange(known.cells) % conditions
-    targets = (code > 0) + (code > known.perturbations)
+    targets = (code > 0).astype(int) + (code > known.perturbations)  # a sum of bools would be a bool
     return _obs(names[code].astype(str), targets), known.genes, conditions, known.perturbations
 
 
