@@ -272,7 +272,11 @@ def test_cells_in_another_order_or_number_in_a_file(tmp_path):
     [
         ({"perturbations": "guides"}, r"perturbations: 'guides' is not allowed. Allowed: obsm:KEY"),
         ({"perturbations": "obsm:"}, r"Allowed: obsm:KEY"),
-        ({"perturbations": "obsm:g", "perturbation_column": "x"}, "give only one of them"),
+        (
+            {"perturbations": "obsm:g", "perturbation_column": "x"},
+            "perturbation_column: 'x' is not allowed together with perturbations: 'obsm:g'",
+        ),
+        ({"perturbations": "obsm:g", "perturbation_column": "perturbation"}, "is not allowed together with"),
         ({"perturbation_names": "uns:x"}, "allowed only with perturbations"),
         ({"threshold": 0}, "threshold: .* must be above 0"),
         ({"guides": "keep"}, "'keep' is allowed only with targets"),
@@ -282,6 +286,16 @@ def test_cells_in_another_order_or_number_in_a_file(tmp_path):
 def test_options_that_do_not_go_together(options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         build(CustomOptions, options)
+
+
+def test_neither_a_column_nor_a_matrix():
+    """The column called perturbation, if there is one; otherwise both possibilities are named."""
+    adata = cells()
+    adata.obs["label"] = ["ctrl", "A1", "A2+B", "A1+A2+C", "B+C", "C"]
+    with pytest.raises(DataError, match=r"no column 'perturbation', the default.* Allowed: label.* perturbations to a matrix"):
+        screen_of(adata, control="ctrl")
+    adata.obs["perturbation"] = adata.obs["label"]
+    assert screen_of(adata, control="ctrl").obs["condition"].tolist()[0] == "ctrl"
 
 
 def test_no_control_in_yaml():

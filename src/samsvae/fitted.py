@@ -25,7 +25,7 @@ from samsvae.evaluation.latent_genes import latent_effects, latent_names
 from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names, as_text
 from samsvae.evaluation.sampled_conditions import sample_condition
 from samsvae.fit_progress import show_progress
-from samsvae.reader import CLEANING, Reader
+from samsvae.reader import OPTIONS, Reader
 from samsvae.screens.pack import arrays_of
 from samsvae.screens.splits import check_parts, column_split
 from samsvae.training import checkpoint
@@ -340,7 +340,7 @@ class Fitted:
         >>> fitted.adapt(d, perturbation="guide", steps=5, progress=False).perturbations
         ('A', 'B', 'C', 'D')
         """
-        cleaning = {key: options.pop(key) for key in CLEANING if key in options}
+        cleaning = {key: options.pop(key) for key in OPTIONS if key in options}
         check_positive(**options)
         check_whole(**{key: value for key, value in options.items() if key in WHOLE})
         chosen = None if new is None else [str(name) for name in ([new] if isinstance(new, LABELS) else new)]
@@ -371,7 +371,7 @@ class Fitted:
         >>> int(fitted.train_more(adata, steps=20, progress=False).history["step"].iloc[-1])
         420
         """
-        options = {key: settings.pop(key) for key in CLEANING if key in settings}
+        options = {key: settings.pop(key) for key in OPTIONS if key in settings}
         seed = self.checkpoint.facts.get("training", {}).get("seed", 0)
         with show_progress(progress) as report_every:
             parts = column_split(adata.obs, split, seed, validation_share("backgrounds" not in self.checkpoint.facts))

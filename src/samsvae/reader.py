@@ -19,12 +19,14 @@ from samsvae.screens.pack import arrays_of
 from samsvae.training.checkpoint import Checkpoint
 from samsvae.training.new_cells import cells_for
 
-#: Options of a screen that new cells may need.
-CLEANING = ("library_size", "unlabelled", "zero_cells", "min_cells", "rare", "perturbation_names", "threshold")
+#: Options of a screen that `fit` notes in the model, so that new cells are read as its training cells were.
+READS = (
+    *("library_size", "unlabelled", "zero_cells", "perturbation_names", "threshold"),
+    *("targets", "target_pattern", "guides"),
+)
 
-#: Those that `fit` notes in the model, so that new cells are read as its training cells were.
-READS: tuple[str, ...] = ("library_size", "unlabelled", "zero_cells", "perturbation_names", "threshold")
-READS += ("targets", "target_pattern", "guides")
+#: All options that new cells may have in place of the noted ones.
+OPTIONS = (*READS, "min_cells", "rare")
 
 
 def library_scale(adata: ad.AnnData, screen: ad.AnnData, library_size: str, layer: str) -> float:
@@ -58,8 +60,8 @@ class Reader:
 
     def screen(self, adata: ad.AnnData, options: Mapping[str, Any]) -> ad.AnnData:
         """Cells as a screen, whose controls may be missing; ConfigError for an option that does not concern cells."""
-        if unknown := sorted(set(options) - set(CLEANING)):
-            raise ConfigError(f"{unknown[0]!r} is not an option.{nearest(unknown[0], CLEANING)}")
+        if unknown := sorted(set(options) - set(OPTIONS)):
+            raise ConfigError(f"{unknown[0]!r} is not an option.{nearest(unknown[0], OPTIONS)}")
         known, where = self.checkpoint.facts, self.where
         layer = where.get("layer", "X")
         chosen = {key: text for key, text in where.items() if key in READS} | dict(options)

@@ -132,15 +132,20 @@ class NormanOptions:
         return [self.genes] if self.genes else []
 
 
+#: The obs column with the labels, if the options name neither a column nor a matrix.
+PERTURBATION_COLUMN = "perturbation"
+
+
 @dataclass(frozen=True)
 class CustomOptions:
     """Filter of your own screen (docs/own-data.md).
 
-    Perturbations are in ``perturbation_column``, or in the matrix (cells x guides) that ``perturbations`` names; values
-    of ``threshold`` or more mean "received". ``control``: () if the zero dosage is the reference of effects.
+    Perturbations are in ``perturbation_column`` (default: perturbation), or in the matrix (cells x guides) that
+    ``perturbations`` names; values of ``threshold`` or more mean "received". ``control``: () if the zero dosage is the
+    reference of effects.
     """
 
-    perturbation_column: str = "perturbation"
+    perturbation_column: str | None = None
     perturbations: str | None = None
     perturbation_names: str | None = None
     threshold: float = 1.0
@@ -211,8 +216,13 @@ class CustomOptions:
             value = getattr(self, name)
             if value is not None and not (value.startswith(kind) and value != kind):
                 raise ConfigError(f"{name}: {quoted(value)} is not allowed. Allowed: {kind}KEY.")
-        if self.perturbations is not None and self.perturbation_column != CustomOptions.perturbation_column:
-            raise ConfigError("perturbations and perturbation_column: give only one of them.")
+        if self.perturbations is not None and self.perturbation_column is not None:
+            raise ConfigError(
+                f"perturbation_column: {quoted(self.perturbation_column)} is not allowed together with perturbations: "
+                f"{quoted(self.perturbations)}. Give the column for labels, or the matrix."
+            )
+        if self.perturbations is None and self.perturbation_column is None:
+            object.__setattr__(self, "perturbation_column", PERTURBATION_COLUMN)
         if self.perturbation_names is not None and self.perturbations is None:
             raise ConfigError("perturbation_names: allowed only with perturbations: obsm:KEY.")
         if not self.threshold > 0:

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from samsvae.config.first_fit import GENES
-from samsvae.config.screens import CustomOptions
+from samsvae.config.screens import PERTURBATION_COLUMN, CustomOptions
 from samsvae.config.validate import build
 from samsvae.config.vocabulary import UNPERTURBED
-from samsvae.errors import ConfigError, DataError, quoted, some
+from samsvae.errors import ConfigError, DataError, nearest, quoted, some
 from samsvae.screens.counts import BLOCK_BYTES, Counts
 from samsvae.screens.covariates import checked_covariates
 from samsvae.screens.genes import gene_positions, most_variable, read_names
@@ -179,9 +179,14 @@ def _labels(
     complete: bool,
 ) -> tuple[pd.Series, str, CustomOptions]:
     """The label of each cell (n), where labels come from in words, and the options under which they are read."""
-    if options.perturbations is None:
-        where = f"{source}: obs column {options.perturbation_column!r}"
-        label, options = joined_lists(obs_column(obs, options.perturbation_column, source), options, where)
+    if (column := options.perturbation_column) is not None:
+        if column == PERTURBATION_COLUMN and column not in obs:
+            raise DataError(
+                f"{source}: obs has no column {column!r}, the default of perturbation_column.{nearest(column, obs)} Set "
+                "perturbation_column to the column with the labels, or perturbations to a matrix, such as obsm:KEY."
+            )
+        where = f"{source}: obs column {column!r}"
+        label, options = joined_lists(obs_column(obs, column, source), options, where)
         return label, where, options
     label, options = labels_of_matrix(parts, options, table, source, complete=complete)
     return label, f"{source}: {options.perturbations}", options
