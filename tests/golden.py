@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from small_model import dense_batch
 
 from samsvae.interop.weights import LATENT_NAMES, ROW_NAMES, from_reference
-from samsvae.models.batch import Batch
 
 
 class Golden:
@@ -21,7 +21,7 @@ class Golden:
         self.row = ROW_NAMES.get(name, "sams_vae_corr")  # the extra files belong to that row
         self.state = {key.removeprefix("param/"): self.tensor(key) for key in self.arrays if key.startswith("param/")}
         self.model = from_reference(self.state, self.row)
-        self.batch = Batch.from_dense(
+        self.batch = dense_batch(
             self.tensor("in/X"),
             self.tensor("in/D"),
             library=self.tensor("in/library_size"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.zoo import row
 from samsvae.data.arrays import Screen
+from samsvae.models.batch import Batch, MultiHot, plate_weights
 from samsvae.models.model import Model
 
 SIZES = {"n_latent": 4, "width": 16, "embedding_width": 8, "mask_prior": 0.2}
@@ -42,3 +44,16 @@ def screen(n: int = 120, genes: int = 9, *, pairs: bool = True, seed: int = 0) -
 def model(name: str, genes: int = 9, perturbations: int = 4, *, seed: int = 0, **changes) -> Model:
     config = ModelConfig(**{**row(name).model, **SIZES, **changes})
     return Model(config, genes, perturbations, seed=seed)
+
+
+def dense_batch(x: Tensor, dosage: Tensor, *, library: Tensor | None = None, n_cells: Tensor | None = None) -> Batch:
+    """A batch from counts (n, G) and dense dosages (n, T). ``n_cells`` (T,): of the split, by default of this batch."""
+    received = dosage != 0
+    # the perturbations of a cell come first, in their order; the rest have dose 0 and become padding
+    index = received.int().argsort(dim=-1, descending=True, stable=True)[:, : max(1, int(received.sum(-1).max()))]
+    dose = dosage.gather(-1, index).to(x.dtype)
+    multi_hot = MultiHot(index.masked_fill(dose == 0, dosage.shape[-1]), dose)
+    library = x.sum(-1) if library is None else library
+    return Batch(
+        x, library.to(x.dtype), multi_hot, plate_weights(received.sum(0) if n_cells is None else n_cells, x.dtype)
+    )

@@ -21,7 +21,8 @@ from snakemake.utils import update_config
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.config.grid import batches, grid_table, run_settings, runs
 from samsvae.config.model import ModelConfig
-from samsvae.config.screens import OPTIONS, NormanMiniature, ReplogleMiniature, SplitConfig
+from samsvae.config.screens import OPTIONS, NormanMiniature, ReplogleMiniature
+from samsvae.config.splits import SplitConfig
 from samsvae.config.study import PathVars, Study
 from samsvae.config.training import TrainingConfig
 from samsvae.config.validate import build

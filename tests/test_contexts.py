@@ -12,7 +12,7 @@ import yaml
 from test_workflow import snakemake
 
 from samsvae.api import load
-from samsvae.config.screens import SplitConfig
+from samsvae.config.splits import SplitConfig
 from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.matched_parts import held_out_context

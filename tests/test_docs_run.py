@@ -19,7 +19,7 @@ from small_model import model
 from snakemake.cli import get_argument_parser, parse_config
 
 from samsvae import api, cli, fitted
-from samsvae.config.screens import SplitConfig
+from samsvae.config.splits import SplitConfig
 from samsvae.config.validate import build
 from samsvae.interop.weights import to_reference
 from samsvae.screens.custom import filter_screen

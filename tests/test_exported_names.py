@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import re
 import subprocess
 import sys
 
@@ -57,3 +59,16 @@ def test_importing_the_package_imports_nothing_heavy(root):
     code = "import sys, samsvae; samsvae.__version__; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(root / "src")}, capture_output=True)
     assert done.stdout.decode().strip() == "[]", done.stderr
+
+
+def test_the_reference_lists_public_names_where_users_find_them(root):
+    """`samsvae.fit`, not the module that defines it; the other entries are what they say."""
+    entries = re.findall(r"^::: samsvae\.(\S+)$", (root / "docs" / "reference.md").read_text(), flags=re.M)
+    assert set(NAMES) - {"SamsvaeError", "__version__"} <= set(entries)
+    private = {
+        f"{module.__name__.removeprefix('samsvae.')}.{name}" for module in (api, fitted) for name in module.__all__
+    }
+    assert not private & set(entries)
+    for entry in set(entries) - set(NAMES):
+        module, _, name = entry.rpartition(".")
+        assert inspect.getdoc(getattr(importlib.import_module(f"samsvae.{module}"), name)), entry

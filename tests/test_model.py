@@ -7,16 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_model import model, screen
+from small_model import dense_batch, model, screen
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.zoo import ROWS, TABLE_1, row
 from samsvae.data.cells import cells_of, encode
-from samsvae.errors import ConfigError, DataError
+from samsvae.errors import ConfigError
 from samsvae.evaluation import iwelbo as iwelbo_module
 from samsvae.evaluation.iwelbo import iwelbo
 from samsvae.models import model as model_module
-from samsvae.models.batch import Batch
 from samsvae.models.noise import Streams, given
 
 SHARED = ("mask_prob", "mask", "embedding")
@@ -166,29 +165,16 @@ def test_both_guides_of_a_mask_probability_start_from_the_same_mean(init):
         torch.testing.assert_close(mean, torch.full((4, 4), init).sigmoid())
 
 
-def test_dense_dosages_equal_sparse_ones():
+def test_dosages_are_factors_of_the_rows():
     data = cells("sams_vae_corr")
     batch = data.batch(slice(None))
     dense = torch.zeros(len(data), 5).scatter_(1, data.index, 1.0)[:, :4]
-    found = Batch.from_dense(batch.x, dense)
     table = torch.randn(3, 4, 2)
-    torch.testing.assert_close(found.dosage.gather(table), batch.dosage.gather(table))
-    torch.testing.assert_close(found.share, batch.share)
-    torch.testing.assert_close(found.library, batch.x.sum(1))
-    twice = Batch.from_dense(batch.x, 2.0 * dense, n_cells=torch.tensor([0, 5, 1, 2]))
-    torch.testing.assert_close(twice.dosage.gather(table), 2.0 * batch.dosage.gather(table))
+    torch.testing.assert_close(batch.dosage.gather(table), dense @ table)
+    torch.testing.assert_close(batch.share, 1 / dense.sum(0))
+    twice = dense_batch(batch.x, 2.0 * dense, n_cells=torch.tensor([0, 5, 1, 2]))
+    torch.testing.assert_close(twice.dosage.gather(table), 2.0 * dense @ table)
     assert twice.share.tolist() == [0.0, pytest.approx(0.2), 1.0, 0.5]
-    whole = Batch.from_dense(batch.x.long(), 0.5 * dense, n_cells=torch.tensor([2, 4, 5, 8]))
-    assert whole.share.tolist() == [0.5, 0.25, pytest.approx(0.2), 0.125] and whole.x.is_floating_point()
-    torch.testing.assert_close(whole.dosage.gather(table), 0.5 * batch.dosage.gather(table))
-    with pytest.raises(DataError, match=r"n_cells has the shape \(3,\); allowed: \(4,\)"):
-        Batch.from_dense(batch.x, dense, n_cells=torch.ones(3))
-    library = batch.library.clone()
-    library[[3, 7]] = torch.tensor([0.0, torch.nan])
-    for x, sizes in ((batch.x * (library > 0)[:, None], None), (batch.x, library)):
-        with pytest.raises(DataError, match="library must be above 0, but 2 cells have other values, at '3', '7'"):
-            Batch.from_dense(x, dense, library=sizes)
-    assert (Batch.from_dense(-batch.x, dense).library < 0).all()  # real values, of which nothing reads the sum
 
 
 def test_sum_and_unique_encodings():

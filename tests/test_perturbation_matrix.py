@@ -292,7 +292,9 @@ def test_neither_a_column_nor_a_matrix():
     """The column called perturbation, if there is one; otherwise both possibilities are named."""
     adata = cells()
     adata.obs["label"] = ["ctrl", "A1", "A2+B", "A1+A2+C", "B+C", "C"]
-    with pytest.raises(DataError, match=r"no column 'perturbation', the default.* Allowed: label.* perturbations to a matrix"):
+    with pytest.raises(
+        DataError, match=r"no column 'perturbation', the default.* Allowed: label.* perturbations to a matrix"
+    ):
         screen_of(adata, control="ctrl")
     adata.obs["perturbation"] = adata.obs["label"]
     assert screen_of(adata, control="ctrl").obs["condition"].tolist()[0] == "ctrl"

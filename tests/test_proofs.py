@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal
-from small_model import model, screen
+from small_model import dense_batch, model, screen
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS
 from samsvae.data.cells import cells_of, encode
-from samsvae.models.batch import Batch
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams, given
 from samsvae.training.objective import objective
@@ -78,7 +77,7 @@ class Linear:
         )
         self.net = Model(config, genes, dosage.shape[1]).double()
         self.set_weights(shift, widen)
-        self.batch = Batch.from_dense(torch.tensor(self.x), torch.tensor(dosage))
+        self.batch = dense_batch(torch.tensor(self.x), torch.tensor(dosage))
 
     @torch.no_grad()
     def set_weights(self, shift: float, widen: float) -> None:

@@ -18,7 +18,6 @@ from samsvae.data.cells import cells_of, encode
 from samsvae.errors import NumericalError
 from samsvae.evaluation import model_effects as effects
 from samsvae.evaluation.iwelbo import iwelbo
-from samsvae.models.batch import Batch
 from samsvae.models.networks import MLP
 from samsvae.training.loop import train
 from samsvae.training.state import Keep, TrainingState
@@ -171,8 +170,3 @@ def in_float32() -> dict[str, list[bytes]]:
 @pytest.mark.parametrize("name", ROWS)
 def test_the_default_dtype_of_the_caller_changes_nothing(name, in_float32, in_float64):
     assert results(name) == in_float32[name]
-
-
-def test_a_batch_of_integer_counts_has_the_dtype_of_a_model(in_float64):
-    batch = Batch.from_dense(torch.tensor([[1, 2], [0, 3]]), torch.tensor([[1.0], [0.0]]))
-    assert {batch.x.dtype, batch.library.dtype, batch.dosage.dose.dtype, batch.share.dtype} == {torch.float32}

@@ -9,7 +9,8 @@ import pytest
 from samsvae.config.evaluation import EvaluationConfig
 from samsvae.config.model import ModelConfig
 from samsvae.config.schema import schema
-from samsvae.config.screens import MINIATURES, OPTIONS, ScreenConfig, Source, SplitConfig
+from samsvae.config.screens import MINIATURES, OPTIONS, ScreenConfig, Source
+from samsvae.config.splits import SplitConfig
 from samsvae.config.study import Experiment, PathVars, Study
 from samsvae.config.training import TrainingConfig
 from samsvae.config.transfer import TransferConfig

@@ -10,7 +10,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from samsvae import tables
-from samsvae.config.screens import SplitConfig
+from samsvae.config.splits import SplitConfig
 from samsvae.config.vocabulary import SPLIT_LABELS
 from samsvae.data.arrays import read_split
 from samsvae.errors import ConfigError, DataError

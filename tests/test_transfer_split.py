@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from samsvae.config.screens import SplitConfig
+from samsvae.config.splits import SplitConfig
 from samsvae.data.arrays import read_split
 from samsvae.errors import ConfigError, DataError
 from samsvae.screens.screen import assemble, provenance, write_screen

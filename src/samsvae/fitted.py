@@ -51,8 +51,10 @@ class Fitted:
 
     Methods that read cells take an AnnData with raw counts of all genes of the model, and maybe others, in any order.
     ``perturbation`` and ``layer`` say where they are; by default where ``fit`` found them ('X' is X itself). Further
-    keywords are options of a screen: ``library_size``, ``unlabelled``, ``zero_cells``, ``min_cells``, ``rare``.
-    DataError if genes are missing, counts are no counts, or the model does not know a perturbation.
+    keywords are options of a screen: ``library_size``, ``unlabelled``, ``zero_cells``, ``min_cells``, ``rare``, and of
+    guides (``targets``, ``target_pattern``, ``guides``, ``threshold``, ``perturbation_names``); by default those of
+    ``fit``, except ``min_cells`` and ``rare``. DataError if genes are missing, counts are no counts, or the model does
+    not know a perturbation.
     """
 
     checkpoint: Checkpoint
@@ -223,7 +225,7 @@ class Fitted:
         >>> adata.obsm["X_samsvae"].shape, adata.obsm["X_samsvae_basal"].shape
         ((900, 6), (900, 6))
         """
-        reader = self._reader(perturbation, layer)
+        reader = Reader(self.checkpoint, perturbation, layer)
         names, cells = reader.cells(adata, options)
         at, (z, basal) = adata.obs_names.get_indexer(names), latent_means(self.checkpoint.model, cells)
         for key, values in ((key_added, z), (f"{key_added}_basal", basal)):
@@ -250,7 +252,7 @@ class Fitted:
         >>> adata.obs["iwelbo"] = fitted.score(adata, particles=10)
         """
         check_whole(particles=particles)
-        names, cells = self._reader(perturbation, layer).cells(adata, options)
+        names, cells = Reader(self.checkpoint, perturbation, layer).cells(adata, options)
         bounds = iwelbo(self.checkpoint.model, cells, particles=particles, seed=seed).cpu().numpy()
         return pd.Series(bounds, names, name="iwelbo").reindex(adata.obs_names)
 
@@ -281,7 +283,7 @@ class Fitted:
         check_whole(draws=draws)
         asked, names = as_text(condition), Names(self.checkpoint)
         members = names.members([asked])[0]
-        rows, cells = self._reader(perturbation, layer).cells(adata, options)
+        rows, cells = Reader(self.checkpoint, perturbation, layer).cells(adata, options)
         x = counterfactual(self.checkpoint.model, cells, members, draws=draws, sample=sample, seed=seed)
         obs = pd.DataFrame({"condition": names.label(asked)}, index=rows)
         return ad.AnnData(x, obs, pd.DataFrame(index=pd.Index(self.genes)))
@@ -345,7 +347,7 @@ class Fitted:
         check_whole(**{key: value for key, value in options.items() if key in WHOLE})
         chosen = None if new is None else [str(name) for name in ([new] if isinstance(new, LABELS) else new)]
         with show_progress(progress):
-            screen = self._reader(perturbation, layer or "X").screen(adata, cleaning)
+            screen = Reader(self.checkpoint, perturbation, layer or "X").screen(adata, cleaning)
             found = adapt_checkpoint(self.checkpoint, arrays_of(screen), chosen, how, seed=seed, **options)
         return Fitted(found)
 
@@ -375,7 +377,7 @@ class Fitted:
         seed = self.checkpoint.facts.get("training", {}).get("seed", 0)
         with show_progress(progress) as report_every:
             parts = column_split(adata.obs, split, seed, validation_share("backgrounds" not in self.checkpoint.facts))
-            screen = self._reader(perturbation, layer).screen(adata, options)
+            screen = Reader(self.checkpoint, perturbation, layer).screen(adata, options)
             parts = parts[adata.obs_names.get_indexer(screen.obs_names)]
             check_parts(parts)
             arrays = arrays_of(screen)
@@ -385,9 +387,6 @@ class Fitted:
     def save(self, path: str | Path) -> None:
         """Write weights, names and settings to a file that ``load`` reads."""
         checkpoint.save(self.checkpoint, path)
-
-    def _reader(self, perturbation: str | None, layer: str | None) -> Reader:
-        return Reader(self.checkpoint, perturbation, layer)
 
     def _table(self, name: str) -> pd.DataFrame:
         tables = self.checkpoint.tables()

@@ -15,7 +15,8 @@ from typing import Any
 from samsvae.config import first_fit
 from samsvae.config.model import ModelConfig
 from samsvae.config.run_ids import make_id, order_axes
-from samsvae.config.screens import SCALAR, CustomOptions, ScreenConfig, SplitConfig
+from samsvae.config.screens import SCALAR, CustomOptions, ScreenConfig
+from samsvae.config.splits import SplitConfig
 from samsvae.config.study import Study
 from samsvae.config.training import TrainingConfig
 from samsvae.config.transfer import TransferConfig

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from samsvae.config.evaluation import EvaluationConfig
-from samsvae.config.screens import SCALAR, ScreenConfig, SplitConfig
+from samsvae.config.screens import SCALAR, ScreenConfig
+from samsvae.config.splits import SplitConfig
 from samsvae.config.transfer import TransferConfig
 from samsvae.config.validate import at_least, check_path, field_names
 from samsvae.config.zoo import row

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from samsvae.config.screens import NEW_BY
+from samsvae.config.splits import NEW_BY
 from samsvae.config.transfer import ALL_CELLS
 from samsvae.evaluation.selection import best_settings, chosen
 from samsvae.evaluation.transfer_tables import ALL, read_transfer

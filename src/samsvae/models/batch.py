@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samsvae.errors import DataError, some
-
 
 class CellTable(Protocol):
     """Cells that can be read in batches, such as ``samsvae.data.cells.Cells``."""
@@ -49,38 +47,6 @@ class Batch:
     share: Tensor
     rows: Tensor | None = None
     covariates: Tensor | None = None  # (n, V) or (K, n, V) int64
-
-    @classmethod
-    def from_dense(
-        cls, x: Tensor, dosage: Tensor, *, library: Tensor | None = None, n_cells: Tensor | None = None
-    ) -> Batch:
-        """A batch from counts x (n, G) and dense dosages (n, T), which are 0 if a cell did not receive a perturbation.
-
-        ``library`` (n,): by default the row sums of x. ``n_cells`` (T,): the number of cells of the split that received
-        each perturbation; by default this batch is taken as the complete split. DataError if the shapes do not match,
-        or if a library size is not above 0 (of counts, which may not be negative).
-        """
-        x = x if x.is_floating_point() else x.float()
-        counted = library is not None or not (x < 0).any()
-        library = x.sum(-1) if library is None else library
-        n_cells = (dosage != 0).sum(0) if n_cells is None else n_cells
-        for name, value, needed in (
-            ("dosage", dosage, (len(x), dosage.shape[-1])),
-            ("library", library, (len(x),)),
-            ("n_cells", n_cells, (dosage.shape[-1],)),
-        ):
-            if tuple(value.shape) != needed:
-                raise DataError(f"{name} has the shape {tuple(value.shape)}; allowed: {needed}.")
-        if counted and (empty := (~(library > 0)).nonzero()[:, 0].tolist()):
-            listed = some(empty)
-            raise DataError(f"library must be above 0, but {len(empty)} cells have other values, at {listed}.")
-        received = dosage != 0
-        width = max(1, int(received.sum(-1).max())) if len(x) else 1
-        # puts the perturbations of a cell first, in their order; the rest have dose 0 and become padding
-        index = received.int().argsort(dim=-1, descending=True, stable=True)[:, :width]
-        dose = dosage.gather(-1, index).to(x.dtype)
-        index = index.masked_fill(dose == 0, dosage.shape[-1])
-        return cls(x, library.to(x.dtype), MultiHot(index, dose), plate_weights(n_cells, x.dtype))
 
     @property
     def received(self) -> MultiHot:

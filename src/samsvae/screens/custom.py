@@ -182,8 +182,8 @@ def _labels(
     if (column := options.perturbation_column) is not None:
         if column == PERTURBATION_COLUMN and column not in obs:
             raise DataError(
-                f"{source}: obs has no column {column!r}, the default of perturbation_column.{nearest(column, obs)} Set "
-                "perturbation_column to the column with the labels, or perturbations to a matrix, such as obsm:KEY."
+                f"{source}: obs has no column {column!r}, the default of perturbation_column.{nearest(column, obs)} "
+                "Set perturbation_column to the column with the labels, or perturbations to a matrix, such as obsm:KEY."
             )
         where = f"{source}: obs column {column!r}"
         label, options = joined_lists(obs_column(obs, column, source), options, where)

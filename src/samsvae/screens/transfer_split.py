@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from samsvae.config.screens import SplitConfig
+from samsvae.config.splits import SplitConfig
 from samsvae.config.vocabulary import LIBRARY, NEW_ADAPT, NEW_TEST
 from samsvae.errors import ConfigError, DataError, nearest, some
 from samsvae.screens.screen import members, read_screen, read_tables, text_of

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from samsvae.config.grid import Run
-from samsvae.config.screens import Expected, SplitConfig
+from samsvae.config.screens import Expected
+from samsvae.config.splits import SplitConfig
 from samsvae.config.vocabulary import NEW_ADAPT, NEW_TEST, SPLITS
 from samsvae.errors import ConfigError, DataError
 from samsvae.screens.replogle import PUBLISHED, PUBLISHED_PAIRS

@@ -1,24 +1,21 @@
-"""Cells cut in two disjoint halves, controls too: how well one half predicts the other (S2).
+"""Cells cut in two disjoint halves, controls too, and the effects of each half (S2).
 
-Letters: n cells, G genes, C conditions, R repeats, S scored conditions.
+Letters: n cells, G genes, C conditions, R repeats.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.agreement import pearson, pearson_pooled
 from samsvae.evaluation.metrics.estimates import (
     Effects,
     Moments,
     Values,
     Weights,
-    centred,
     checked_cells,
     effects,
     level_shares,
@@ -26,16 +23,6 @@ from samsvae.evaluation.metrics.estimates import (
 )
 
 REPEATS = 20
-
-
-class SplitHalf(NamedTuple):
-    """Correlation of halves, mean over repeats: ``conditions`` (S,), and ``pooled`` over conditions and genes.
-
-    The correlations are those of halves; ``spearman_brown`` makes them reliabilities of all cells.
-    """
-
-    conditions: np.ndarray
-    pooled: float
 
 
 def halves(
@@ -158,23 +145,3 @@ def _moments_of(X: Values, rows: np.ndarray, weights: np.ndarray, method: str) -
         mean = np.where(n > 0, total / n, np.nan)
         variance = np.where(n >= 2, np.maximum(0, squares - total * mean) / (n - 1), np.nan)
     return mean + first, variance
-
-
-def split_half(pairs: Iterable[tuple[Effects, Effects]], rows: np.ndarray, reference: str = "control") -> SplitHalf:
-    """Pearson correlation of the effects of two halves, per condition and pooled, mean over repeats first (S2).
-
-    ``pairs``: from half_effects. ``rows``: the scored conditions, indices or (C,) bool. ``reference`` as in
-    estimates.at_reference. DataError for undefined effects or fewer than 3 conditions.
-    """
-    each, pooled = [], []
-    for pair in pairs:
-        a, b = (centred(half.delta[rows], reference) for half in pair)
-        each.append(pearson(a, b))
-        pooled.append(pearson_pooled(a, b))
-    return SplitHalf(np.mean(each, 0), float(np.mean(pooled)))
-
-
-def spearman_brown(correlation: np.ndarray | float) -> np.ndarray:
-    """Reliability of all cells from the correlation of halves, 2 r / (1 + r) (S2); NaN at r <= 0, never a number."""
-    r = np.asarray(correlation, float)
-    return np.divide(2 * r, 1 + r, out=np.full_like(r, np.nan), where=r > 0)

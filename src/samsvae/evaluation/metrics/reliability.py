@@ -45,14 +45,6 @@ def ceiling_perfect(delta_all: np.ndarray, se2_all: np.ndarray, se2_test: np.nda
     return np.sqrt(share_of_signal(delta_all, se2_all, se2_test))
 
 
-def ceiling_train_mean(
-    delta_all: np.ndarray, se2_all: np.ndarray, se2_test: np.ndarray, se2_train: np.ndarray
-) -> np.ndarray:
-    """The correlation expected of the training mean, sqrt(rho_test rho_train) (S2): (S,)."""
-    test, train = (share_of_signal(delta_all, se2_all, se2) for se2 in (se2_test, se2_train))
-    return np.sqrt(test * train)
-
-
 def fraction_of_range(score: np.ndarray, baseline: np.ndarray, ceiling: np.ndarray) -> np.ndarray:
     """(score - baseline) / (ceiling - baseline) of means over conditions (S2), of one shape.
 
