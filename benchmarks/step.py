@@ -72,6 +72,7 @@ PRODUCT = (2560, 400, 1187)  # the calibration: particles x cells, width, genes 
 VARIANTS = {
     "plain": "plain PyTorch",
     "train": "samsvae, `train()`",
+    "plain kernel": "samsvae, `train()`, `kernel: plain`",
     "bf16": "samsvae, `train()`, bf16",
 }
 MODELS = TABLE_1[1:]  # plain.py has no conditional VAE
@@ -285,17 +286,22 @@ def plain_steps(shape: Shape, model: str, device: str) -> Callable[[int], None]:
     return take
 
 
-def train_steps(shape: Shape, model: str, device: str, precision: str = "float32") -> Callable[[int], None]:
+def train_steps(shape: Shape, model: str, device: str, **settings: str) -> Callable[[int], None]:
     """A function that calls `train` for some steps; the cost outside the steps does not depend on their number."""
     screen = screen_of(shape, model)
     dosage = encode(screen, "sum")
     cells, few = (cells_of(screen, np.arange(n), dosage, device) for n in (shape.cells, 2))
-    config = replace(shape.settings(model)[1], validation_every=10**9, precision=precision)
+    config = replace(shape.settings(model)[1], validation_every=10**9, **settings)
     made = product_model(shape, model, cells)
     return lambda count: train(made, cells, few, replace(config, steps=count))
 
 
-STEPS = {"plain": plain_steps, "train": train_steps, "bf16": partial(train_steps, precision="bf16")}
+STEPS = {
+    "plain": plain_steps,
+    "train": train_steps,
+    "plain kernel": partial(train_steps, kernel="plain"),
+    "bf16": partial(train_steps, precision="bf16"),
+}
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------

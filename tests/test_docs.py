@@ -124,7 +124,7 @@ def test_contributing_lists_every_source_file(root):
     there = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*")
-        if path.suffix in (".py", ".pyi", ".j2", ".typed") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".c", ".j2", ".typed") or path.name == "py.typed"
     }
     there -= {path for path in there if path.endswith("/__init__.py")}
     assert sorted(there - listed) == [], "not in CONTRIBUTING.md"

@@ -20,6 +20,7 @@ from samsvae.data.arrays import read_screen, read_split
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError
 from samsvae.models.noise import Streams
+from samsvae.ops.cpu_softmax_nb import resolve_kernel
 from samsvae.study.train_run import fit
 from samsvae.training.checkpoint import load
 from samsvae.training.validation import validation_loss
@@ -72,6 +73,7 @@ def test_the_files_of_a_run(files, tmp_path):
     assert record["numpy"] == np.__version__
     assert 10 < record["peak_memory_mb"] < 1e5 and record["threads"] >= 1 and record["device"]
     assert record["products"] == "MKL"  # a small model
+    assert record["kernel"] == found.facts["kernel"] == resolve_kernel("auto")
     assert record["steps_per_second"] == pytest.approx(9 / record["seconds"], rel=0.1)
 
 

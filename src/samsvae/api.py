@@ -165,7 +165,7 @@ def fit(
         for sentence in found.words():
             log.info("%s", sentence)
     named = {"run": model, "model": model, "encoding": encoding, "training": vars(training), "reads": reads}
-    best = {"best_step": result.best_step, "validation_loss": result.best_loss}
+    best = {"best_step": result.best_step, "validation_loss": result.best_loss, "kernel": result.kernel}
     described = facts(named, names, **best, fit=found.as_dict(), history=result.history)
     return Fitted(Checkpoint(net, tuple(arrays.genes.tolist()), dosage.names, described))
 

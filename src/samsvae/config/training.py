@@ -47,6 +47,7 @@ class TrainingConfig:
     patience: int | None = None
     keep_weights: Literal["best", "last"] = "best"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
+    kernel: Literal["auto", "plain", "compiled"] = "auto"
     capture: Literal["auto", "never"] = "auto"
     compile: bool = False
     seed: int = 0

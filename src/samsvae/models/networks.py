@@ -16,6 +16,8 @@ from samsvae.config.vocabulary import FLOOR
 from samsvae.models.batch import MultiHot
 from samsvae.models.distributions import Normal, Poisson
 from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
+from samsvae.ops.cpu_softmax_nb import is_compiled
+from samsvae.ops.precision import product
 
 #: p(x | h), for each likelihood.
 Observed = SoftmaxNegativeBinomial | Normal | Poisson
@@ -145,6 +147,10 @@ class Likelihood(nn.Module):
             self.log_var = nn.Parameter(torch.zeros(n_genes, dtype=torch.float32))
 
     def forward(self, h: Tensor, library: Tensor) -> Observed:
+        if self.kind == "nb" and not h.is_cuda and not torch.compiler.is_compiling() and is_compiled():
+            # the kernel adds the bias, and reads products in bf16
+            out, theta = product(h, self.mean.weight), torch.exp(self.log_concentration)
+            return SoftmaxNegativeBinomial(out, library, theta, self.floor, self.mean.bias)
         out = self.mean(h)  # (..., n, G)
         if self.kind == "nb":
             return SoftmaxNegativeBinomial(out, library, torch.exp(self.log_concentration), self.floor)

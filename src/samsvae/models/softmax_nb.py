@@ -1,7 +1,8 @@
 """The likelihood of counts: a negative binomial whose mean is the library size times a softmax (eq. 2).
 
-On a CPU the sum over genes is computed in blocks that fit the cache, with explicit gradients and a table of gamma
-terms. On a GPU a fused kernel does the same. Letters: K particles, n cells, G genes.
+A fused kernel computes the sum over genes: compiled C code on a CPU, Triton on a GPU. On a CPU without a compiler,
+torch's operations run in blocks that fit the cache, with explicit gradients and a table of gamma terms. Letters: K
+particles, n cells, G genes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from samsvae.config.vocabulary import FLOOR
 from samsvae.models.distributions import NegativeBinomial
+from samsvae.ops import cpu_softmax_nb
+from samsvae.ops.softmax_nb import softmax_nb
 
 #: The smallest normal float32.
 TINY = torch.finfo(torch.float32).tiny
@@ -23,16 +26,21 @@ TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class SoftmaxNegativeBinomial:
-    """Negative binomial counts with mean l softmax(logits) + ``floor`` (eq. 2).
+    """Negative binomial counts with mean l softmax(logits) + ``floor`` (eq. 2); the logits are ``product`` + ``bias``.
 
-    Shapes: ``logits`` (..., n, G), ``library`` l (n,), ``concentration`` (G,), value (n, G). ``log_likelihood``, which
-    training uses, never holds the complete mean in memory.
+    Shapes: ``product`` (..., n, G), ``library`` l (n,), ``concentration`` (G,), ``bias`` (G,), by default 0; value
+    (n, G). ``log_likelihood``, which training uses, never holds the complete mean in memory.
     """
 
-    logits: Tensor
+    product: Tensor
     library: Tensor
     concentration: Tensor
     floor: float = FLOOR
+    bias: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        return self.product if self.bias is None else self.product + self.bias
 
     @property
     def mean(self) -> Tensor:
@@ -45,15 +53,16 @@ class SoftmaxNegativeBinomial:
         return NegativeBinomial(self.mean, self.concentration).sample(generator)
 
     def log_likelihood(self, value: Tensor) -> Tensor:
-        """log_prob summed over genes (..., n): by a kernel on a GPU, by blocks and a table on a CPU."""
-        if self.logits.is_cuda or torch.compiler.is_compiling():
-            from samsvae.ops.softmax_nb import softmax_nb
-
-            gammas = _gammas(self.concentration, value).sum(-1)
-            return softmax_nb(self.logits, self.library, self.concentration, value, self.floor) + gammas
-        logits = self.logits if self.logits.ndim == 3 else self.logits.reshape(-1, *self.logits.shape[-2:])
-        rest = _MeanTerms.apply(logits, self.library, self.concentration, value, self.floor)
-        return rest.view(self.logits.shape[:-1]) + _GammaTerms.apply(self.concentration, value)
+        """log_prob summed over genes (..., n)."""
+        product, library, theta = self.product, self.library, self.concentration
+        if product.is_cuda or torch.compiler.is_compiling():
+            return softmax_nb(self.logits, library, theta, value, self.floor) + _gammas(theta, value).sum(-1)
+        if cpu_softmax_nb.fits(product, theta, value):
+            bias = torch.zeros_like(theta) if self.bias is None else self.bias
+            return cpu_softmax_nb.softmax_nb(product, bias, library, theta, value, self.floor)
+        logits = self.logits.reshape(-1, *product.shape[-2:])
+        rest = _MeanTerms.apply(logits, library, theta, value, self.floor)
+        return rest.view(product.shape[:-1]) + _GammaTerms.apply(theta, value)
 
 
 class _GammaTerms(torch.autograd.Function):

@@ -8,21 +8,28 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
+
+
+def product(input: Tensor, weight: Tensor) -> Tensor:
+    """input weight^T, in the dtype in which it is computed: bfloat16 under ``bf16``, else float32."""
+    if has_torch_function((input, weight)):  # true within `_Bfloat16Linear`
+        return handle_torch_function(product, (input, weight), input, weight)
+    return F.linear(input, weight)
 
 
 class _Bfloat16Linear(TorchFunctionMode):
     """Computes linear maps in bfloat16, forward and backward, with float32 results; changes nothing else."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not F.linear:
-            return func(*args, **(kwargs or {}))
+        def rough(input: Tensor, weight: Tensor) -> Tensor:
+            return F.linear(input.to(torch.bfloat16), weight.to(torch.bfloat16))
 
         def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-            product = F.linear(input.to(torch.bfloat16), weight.to(torch.bfloat16)).to(weight.dtype)
-            return product if bias is None else product + bias
+            found = rough(input, weight).to(weight.dtype)
+            return found if bias is None else found + bias
 
-        return linear(*args, **(kwargs or {}))
+        return {product: rough, F.linear: linear}.get(func, func)(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 Snakemake notices an edit of a script by its modification time and does not look at the package in `src/` at all. A
 rule with `params: code=code_of(...)` is rerun if and only if the code behind its script has changed. Comments,
-docstrings, formatting and modules that the script never imports do not count. Imports by string (`importlib`) are not
-followed.
+docstrings, formatting and modules that the script never imports do not count. C code counts with the module of the same
+name that loads it. Imports by string (`importlib`) are not followed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def _digest_of(first: Sequence[Path], src: Path, root: Path, below: Path | None 
     while todo:
         path = todo.pop()
         name = path.relative_to(root).as_posix()
-        if name not in found:
+        if path.suffix == ".c":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif name not in found:
             found[name], imports = _read(path.read_text(encoding="utf-8"), _module(path, src))
             files = (file for module in imports for file in _files(module, src))
             todo += [file for file in files if file.is_relative_to(below or src)]
@@ -120,5 +122,5 @@ def _files(name: str, src: Path) -> list[Path]:
     """The files that importing a name runs: for a.b.c the existing files of a, a.b and a.b.c."""
     parts = name.split(".")
     bases = [src.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
-    files = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
+    files = [file for base in bases for file in (base.with_suffix(".py"), base.with_suffix(".c"), base / "__init__.py")]
     return [file for file in files if file.is_file()]

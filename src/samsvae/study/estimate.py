@@ -34,6 +34,7 @@ from samsvae.evaluation.model_effects import condition_means
 from samsvae.files import write_json
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams
+from samsvae.ops.cpu_softmax_nb import kernel
 from samsvae.ops.cuda_graphs import WARM, Steps, graphs, on_one_stream
 from samsvae.ops.precision import precision
 from samsvae.study.progress import aligned
@@ -53,7 +54,7 @@ PRIORS = ("mask_prior", "embedding_scale", "beta_a", "beta_b", "temperature", "m
 #: Settings of a training that change the work of a step.
 WORK: tuple[str, ...] = ("batch_size", "particles", "validation_particles", "objective", "analytic_kl")
 
-WORK += ("precision", "capture", "compile")
+WORK += ("precision", "kernel", "capture", "compile")
 
 Rate = dict[str, float]
 
@@ -205,7 +206,7 @@ def _seconds_of_validation(run: Run, model: Model, cells: Cells, seconds: _Timer
     noise = Streams("validation", cells.device)
     captured = Steps(validation_step(model, cells, run.training, noise, n), noise, make)
     validate = partial(validation_loss, model, cells, run.training, noise, n_cells=n, steps=captured)
-    with precision(run.training.precision, cells.device), on_one_stream(cells.device):
+    with precision(run.training.precision, cells.device), kernel(run.training.kernel), on_one_stream(cells.device):
         for _ in range(1 + WARM if cells.device.type == "cuda" else 1):
             validate()
         return statistics.median([seconds(validate) for _ in range(3)]) / n

@@ -38,17 +38,17 @@ def write_run(
 ) -> None:
     """Write the files of a run: its checkpoint (``out["model"]``), history (TSV) and record (``out["run"]``, JSON).
 
-    The record also has the library of matrix products on a CPU, ``products``, and, if the checkpoint's facts have it,
-    how the fit went, ``fit``.
+    The record also has, on a CPU, the library of matrix products, ``products``, and the ``kernel`` of the likelihood,
+    and, if the checkpoint's facts have it, how the fit went, ``fit``.
     """
     save(checkpoint, out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
     n_parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     fit = {"fit": checkpoint.facts["fit"]} if "fit" in checkpoint.facts else {}
-    products = {}
+    on_cpu = {} if result.kernel is None else {"kernel": result.kernel}
     if not device.startswith("cuda"):
-        products["products"] = library_of_products(checkpoint.model.config.width, len(checkpoint.genes))
-    write_json(record(settings, result, device, n_parameters) | products | fit, out["run"])
+        on_cpu["products"] = library_of_products(checkpoint.model.config.width, len(checkpoint.genes))
+    write_json(record(settings, result, device, n_parameters) | on_cpu | fit, out["run"])
 
 
 def record(settings: Mapping[str, Any], result: Trained, device: str, n_parameters: int) -> dict[str, Any]:

@@ -75,6 +75,6 @@ def fit(
     found = verdict(model, result, train_cells, val_cells, names["training_cells"])
     for sentence in found.words():
         log.info("%s: %s", settings["run"], sentence)
-    best = {"best_step": result.best_step, "validation_loss": result.best_loss}
+    best = {"best_step": result.best_step, "validation_loss": result.best_loss, "kernel": result.kernel}
     known = facts(used, names, **best, fit=found.as_dict(), history=result.history)
     write_run(settings, Checkpoint(model, tuple(screen.genes.tolist()), dosage.names, known), result, device, out)

@@ -115,6 +115,7 @@ def facts(
     checkpoint: str | None = None,
     best_step: int | None = None,
     validation_loss: float | None = None,
+    kernel: str | None = None,
     fit: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
@@ -122,14 +123,14 @@ def facts(
 
     ``run``, ``model`` (row of the zoo), ``encoding``, ``training`` (a TrainingConfig as a dict) and ``reads`` come from
     ``settings``, which may have more keys. ``screen``: ``screen_facts`` or ``label_facts``. A training adds its
-    ``best_step``, ``validation_loss``, how the ``fit`` went (``training.verdict``), the rows of its ``history`` and the
-    version, ``samsvae``. Imported weights add ``checkpoint``, the name of their file.
+    ``best_step``, ``validation_loss``, the ``kernel`` of the likelihood, how the ``fit`` went (``training.verdict``),
+    the rows of its ``history`` and the version, ``samsvae``. Imported weights add ``checkpoint``, their file's name.
     """
     found = {key: settings[key] for key in ("run", "model", "encoding", "training", "reads") if key in settings}
     found |= screen
     version = None if best_step is None else samsvae.__version__
     more: dict[str, Any] = {"checkpoint": checkpoint, "best_step": best_step, "validation_loss": validation_loss}
-    more |= {"fit": None if fit is None else dict(fit), "samsvae": version}
+    more |= {"kernel": kernel, "fit": None if fit is None else dict(fit), "samsvae": version}
     more["history"] = None if history is None else {key: [row[key] for row in history] for key in HISTORY}
     return found | {key: value for key, value in more.items() if value is not None}
 
@@ -305,7 +306,9 @@ def checked_names(names: object, key: str) -> tuple[str, ...]:
 
 #: What each fact must be; a file need not have all of them.
 FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("run", "control", "separator", "samsvae", "checkpoint"), ("text", lambda x: isinstance(x, str))),
+    **dict.fromkeys(
+        ("run", "control", "separator", "samsvae", "checkpoint", "kernel"), ("text", lambda x: isinstance(x, str))
+    ),
     "model": ("text or nothing", lambda x: x is None or isinstance(x, str)),
     "encoding": (" or ".join(ENCODINGS), lambda x: isinstance(x, str) and x in ENCODINGS),
     **dict.fromkeys(

@@ -21,6 +21,7 @@ from samsvae.data.streaming import batches
 from samsvae.errors import ConfigError, Interrupted
 from samsvae.models.model import Model
 from samsvae.models.networks import dropout_from
+from samsvae.ops.cpu_softmax_nb import kernel
 from samsvae.ops.cuda_graphs import NotCaptured, on_one_stream
 from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu
@@ -120,6 +121,7 @@ def _train(
         precision(config.precision, device),
         on_one_stream(device),
         dropout_from(model, dropout),
+        kernel(run.result.kernel or config.kernel),
     ):
         monitor = _Monitor(run, steps, signals, keep, report_every, clock)
         while (run.step < steps or run.permutation is not None) and not run.done:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from samsvae.config.training import TrainingConfig
 from samsvae.data.cells import Cells
-from samsvae.errors import CheckpointError, NumericalError
+from samsvae.errors import CheckpointError, ConfigError, NumericalError
 from samsvae.files import atomic
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams, set_stream_states, stream_states
+from samsvae.ops.cpu_softmax_nb import resolve_kernel
 from samsvae.ops.cuda_graphs import Steps, graphs
 from samsvae.training.checkpoint import HISTORY, read
 from samsvae.training.diagnosis import culprit
@@ -53,7 +54,8 @@ def torch_generator(device: torch.device) -> torch.Generator:
 class Trained:
     """The result of a training, besides the weights in the model; ``history`` has one row per validation.
 
-    ``best_step``, ``best_loss``: of the best validation, also if the model keeps its last weights.
+    ``best_step``, ``best_loss``: of the best validation, also if the model keeps its last weights. ``kernel``: how the
+    likelihood of counts was computed, 'plain' or 'compiled'; None for other likelihoods and on a GPU.
     """
 
     best_step: int
@@ -61,6 +63,7 @@ class Trained:
     steps: int
     seconds: float
     history: list[dict[str, float]] = field(default_factory=list)
+    kernel: str | None = None
 
 
 class TrainingState:
@@ -102,7 +105,9 @@ class TrainingState:
         self.step = self.epoch = self.stale = 0
         self.done = False
         self.best: dict[str, Tensor] = {}
-        self.result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0)
+        counts = model.config.likelihood == "nb" and self.device.type == "cpu"
+        kernel = resolve_kernel(config.kernel) if counts else None
+        self.result = Trained(best_step=0, best_loss=math.inf, steps=0, seconds=0.0, kernel=kernel)
 
     def warm_up(self) -> bool:
         """Set the warm-up weight for the epoch; return whether it is 1."""
@@ -212,7 +217,10 @@ class Keep:
         log.info("step %d: state saved in %s", run.step, self.path)
 
     def load(self, run: TrainingState) -> bool:
-        """Restore a saved state and return True; return False if it is missing, damaged or has another stamp."""
+        """Restore a saved state and return True; return False if it is missing, damaged or has another stamp.
+
+        ConfigError if it was saved with a kernel that does not work here or that the settings do not allow.
+        """
         if not self.path.is_file():
             return False
         try:
@@ -223,5 +231,12 @@ class Keep:
         if state.get("stamp") != self.stamp:
             log.info("%s was saved with other code, settings or data; training from the start", self.path)
             return False
+        saved, setting = state["result"]["kernel"], run.config.kernel
+        if saved not in (run.result.kernel, "plain" if setting == "auto" else None):
+            raise ConfigError(
+                f"{self.path} was saved with kernel: {saved}, but here kernel: {setting} gives {run.result.kernel}; "
+                "continue on a machine and with settings that give the same kernel, or delete the file to train from "
+                "the start."
+            )
         run.restore(state)
         return True
