@@ -146,7 +146,7 @@ def test_from_yaml_to_the_report(root, tmp_path):
     data, _ = contexts(n=600, genes=30)
     data.write_h5ad(tmp_path / "lines.h5ad")
     options = {"perturbation_column": "gene", "control": "control", "covariates": ["line", "batch"]}
-    grid = [{"model": ["sams_vae_corr"], "use_covariates": [True, False], "steps": [20], "seed": [0]}]
+    grid = [{"model": ["sams_vae_corr"], "covariate_effect": ["additive", "none"], "steps": [20], "seed": [0]}]
     few = {"ate_samples": 50, "iwelbo_particles": 3, "bound_particles": 3, "bound_cells": 50, "effect_draws": 4}
     split = {"kind": "held_out_context", "context_column": "line", "context": "C"}
     config = {
@@ -158,7 +158,7 @@ def test_from_yaml_to_the_report(root, tmp_path):
     (tmp_path / "lines.yaml").write_text(yaml.safe_dump(config))
     snakemake(root, tmp_path, "--", "lines_worth", "lines_effects", "report", config=tmp_path / "lines.yaml")
     runs = sorted((tmp_path / "results/lines/runs").glob("*/model.pt"))
-    levels = [load(path).covariates for path in runs]
+    levels = sorted((load(path).covariates for path in runs), key=len)
     assert levels == [{}, {"line": ["A", "B", "C"], "batch": ["x", "y"]}]
     worth = read(tmp_path / "results/lines/worth.tsv")
     assert {"other_contexts", "sams_vae_corr"} <= set(worth["model"])

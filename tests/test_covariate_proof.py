@@ -19,10 +19,11 @@ from samsvae.screens.splits import make_split
 PERTURBATIONS, GENES, DEPTH = 8, 60, 2000.0
 
 
-def simulate(shift: float, n: int = 900, seed: int = 0) -> tuple[ad.AnnData, np.ndarray]:
+def simulate(shift: float, n: int = 900, seed: int = 0, *, spared: bool = False) -> tuple[ad.AnnData, np.ndarray]:
     """A screen whose perturbations are spread unevenly over three batches, and its true effects (P, G) in log2.
 
-    ``shift``: the size of what batches do to genes. The true effects are means over many cells, as many in each batch.
+    ``shift``: the size of what batches do to genes. ``spared``: the first half of the perturbations do nothing in the
+    third batch. The true effects are means over many cells, as many in each batch.
     """
     rng = np.random.default_rng(seed)
     programs = rng.normal(0, 0.8, (4, GENES)) * (rng.random((4, GENES)) < 0.25)
@@ -33,7 +34,10 @@ def simulate(shift: float, n: int = 900, seed: int = 0) -> tuple[ad.AnnData, np.
     loadings = rng.normal(0, 0.25, (2, GENES))
 
     def counts(code: np.ndarray, batch: np.ndarray) -> np.ndarray:
-        rate = np.exp(base + shifts[code] + of_batch[batch] + rng.normal(size=(len(code), 2)) @ loadings)
+        none = spared & (batch == 2) & (code < PERTURBATIONS // 2)
+        rate = np.exp(
+            base + shifts[code] * ~none[:, None] + of_batch[batch] + rng.normal(size=(len(code), 2)) @ loadings
+        )
         return rng.poisson(DEPTH * rate / rate.sum(1, keepdims=True))
 
     code = np.where(rng.random(n) < 0.25, PERTURBATIONS, rng.integers(PERTURBATIONS, size=n))
@@ -49,11 +53,12 @@ def simulate(shift: float, n: int = 900, seed: int = 0) -> tuple[ad.AnnData, np.
     return data, np.stack(means[:-1]) - means[-1]
 
 
-def scores(data: ad.AnnData, truth: np.ndarray, covariates: list[str]) -> tuple[float, float, float]:
+def scores(data: ad.AnnData, truth: np.ndarray, covariates: list[str], **more) -> tuple[float, float, float]:
     """IWELBO of test cells in nats, Pearson correlation and root mean square error of effects with the true ones."""
     fitted = fit(
-        data, perturbation="guide", control="control", split="split", covariates=covariates, steps=700, progress=False
-    )
+        data, perturbation="guide", control="control", split="split", covariates=covariates, steps=700, progress=False,
+        **more,
+    )  # fmt: skip
     effects = fitted.effects([f"p{i}" for i in range(PERTURBATIONS)], draws=50, cells=10)["effect"].to_numpy()
     bound = fitted.score(data[data.obs["split"] == "test"].copy(), particles=20).mean()
     apart = truth.ravel() - effects
@@ -63,16 +68,35 @@ def scores(data: ad.AnnData, truth: np.ndarray, covariates: list[str]) -> tuple[
 def test_a_batch_effect_costs_likelihood_and_effects_unless_it_is_a_covariate():
     data, truth = simulate(shift=1.0)
     without, with_batch = scores(data, truth, []), scores(data, truth, ["batch"])
-    assert with_batch[0] > without[0] + 0.5  # nats per cell
-    assert with_batch[1] > 0.95 > without[1] + 0.05
-    assert with_batch[2] < 0.6 * without[2]
+    assert with_batch[0] > without[0] + 1.5  # nats per cell
+    assert with_batch[1] > 0.97 > without[1] + 0.05
+    assert with_batch[2] < 0.5 * without[2]
 
 
 def test_without_a_batch_effect_a_covariate_costs_next_to_nothing():
     data, truth = simulate(shift=0.0)
     without, with_batch = scores(data, truth, []), scores(data, truth, ["batch"])
-    assert abs(with_batch[0] - without[0]) < 2.0
-    assert with_batch[1] > without[1] - 0.02 and with_batch[1] > 0.95
+    assert abs(with_batch[0] - without[0]) < 0.4  # of 180 nats per cell; seeds differ by 0.1
+    assert with_batch[1] > without[1] - 0.01 and with_batch[1] > 0.97
+
+
+def test_effects_that_depend_on_the_level_need_levels_that_interact():
+    """Half of the perturbations do nothing in the third batch."""
+    data, _ = simulate(shift=1.0, n=1500, spared=True)
+    found = {}
+    for how in ("additive", "interacting"):
+        fitted = fit(
+            data, perturbation="guide", control="control", split="split", covariates=["batch"], covariate_effect=how,
+            steps=700, progress=False,
+        )  # fmt: skip
+        names = [f"p{i}" for i in range(PERTURBATIONS)]
+        effects = [
+            fitted.effects(names, draws=50, cells=10, covariates={"batch": batch})["effect"].to_numpy()
+            for batch in ("0", "2")
+        ]
+        first, third = (each.reshape(PERTURBATIONS, GENES)[: PERTURBATIONS // 2] for each in effects)
+        found[how] = np.sqrt((third**2).mean() / (first**2).mean())
+    assert found["interacting"] < 0.75 < 0.9 < found["additive"]
 
 
 def test_effects_and_cells_of_a_context_of_which_only_controls_were_seen():
@@ -90,6 +114,6 @@ def test_effects_and_cells_of_a_context_of_which_only_controls_were_seen():
         )  # fmt: skip
         table, _ = model_tables(fitted.checkpoint.model, truth, encode(arrays, "sum").members, draws=10, cells=6)
         found[bool(covariates)] = table[table["set"] == "seen"].set_index("metric")["value"]
-    assert found[True]["pearson_centred"] > 0.8
+    assert found[True]["pearson_centred"] > 0.94
     # cells are where those of the context are only if the model knows the context
-    assert found[True]["energy_share"] < 0.7 < 1 < found[False]["energy_share"]
+    assert found[True]["energy_share"] < 0.2 < 1 < found[False]["energy_share"]

@@ -23,6 +23,7 @@ from samsvae.interop.weights import to_reference
 from samsvae.models.levels import Levels
 from samsvae.models.model import Model
 from samsvae.models.perturbations import add_perturbations
+from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
 from samsvae.screens.custom import filter_screen, screen_of
 from samsvae.screens.pack import arrays_of, write_arrays
 from samsvae.training import checkpoint
@@ -54,16 +55,19 @@ def adata(n: int = 150, seed: int = 0) -> ad.AnnData:
     return ad.AnnData(made.counts.astype(np.float32), obs, pd.DataFrame(index=made.genes))
 
 
-def levelled(net: Model, sizes=(3, 2)) -> Model:
+def levelled(net: Model, how: str = "additive", sizes=(3, 2)) -> Model:
     """The same kind of model that reads covariates; their weights are large, so that they matter."""
     combinations = tuple((a, b) for a in range(sizes[0]) for b in range(sizes[1]))
-    found = Model(
-        net.config, net.n_genes, net.n_perturbations, levels=Levels(sizes, combinations, (5, 1, 2, 1, 0, 1))
-    ).eval()
+    config = replace(net.config, covariate_effect=how)
+    levels = Levels(sizes, combinations, (5, 1, 2, 1, 0, 1))
+    found = Model(config, net.n_genes, net.n_perturbations, levels=levels).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # the weights of levels start at 0
-        decoder = found.decoder.layers[0].weight
-        decoder[:, net.config.n_latent : net.config.n_latent + sum(sizes)].normal_(0.0, 2.0, generator=generator)
+        if how == "additive":
+            found.level_offset.normal_(0.0, 1.0, generator=generator)
+        else:
+            decoder = found.decoder.layers[0].weight
+            decoder[:, net.config.n_latent : net.config.n_latent + sum(sizes)].normal_(0.0, 2.0, generator=generator)
         encoder = found.latents[-1].network.layers[0].weight
         encoder[:, net.n_genes : net.n_genes + sum(sizes)].normal_(0.0, 1.0, generator=generator)
     return found
@@ -129,11 +133,12 @@ def test_levels_are_spread_as_often_as_in_the_cells():
     assert levels.fixed([2, None]) == Levels((3, 2), ((2, 0), (2, 1)), (70, 30))
 
 
+@pytest.mark.parametrize("how", ["additive", "interacting"])
 @pytest.mark.parametrize("name", ROWS)
-def test_the_first_layers_read_the_levels_one_hot(name):
-    """Against a model without covariates whose inputs are [x, levels] by plain matrix products."""
+def test_the_networks_read_the_levels_one_hot(name, how):
+    """Against a decoder whose first or last layer reads [., levels] by plain matrix products."""
     made = screen(pairs=False)
-    net = levelled(model(name))
+    net = levelled(model(name), how)
     rng = np.random.default_rng(0)
     known = Covariates(
         ("b", "d"), (("1", "2", "3"), ("x", "y")), np.stack([rng.integers(3, size=120), rng.integers(2, size=120)], 1)
@@ -148,12 +153,17 @@ def test_the_first_layers_read_the_levels_one_hot(name):
         for i, (b, d) in enumerate(known.codes[:30]):
             ones[i, b] = ones[i, 3 + d] = 1
         z = torch.from_numpy(rng.normal(size=(1, 30, net.config.n_latent))).float()
-        parts = [z[0], ones]
+        parts = [z[0]] if how == "additive" else [z[0], ones]
         if net.config.effect == "decoder_input":
             parts.append(torch.nn.functional.one_hot(batch.dosage.index[:, 0], 5)[:, :4].float())
         whole = copy.deepcopy(net.decoder)
         whole.sizes = (sum(whole.sizes),)  # one part instead of several
-        expected = net.likelihood(whole(torch.cat(parts, 1)[None]), batch.library)
+        last = copy.deepcopy(net.likelihood)
+        h = whole(torch.cat(parts, 1)[None])
+        if how == "additive":
+            last.mean.weight = torch.nn.Parameter(torch.cat([last.mean.weight, net.level_offset.T], 1))
+            h = torch.cat([h, ones[None]], 2)
+        expected = SoftmaxNegativeBinomial(last.mean(h), batch.library, torch.exp(last.log_concentration), last.floor)
         found = net.decode({"z": z, "z_basal": z, "embedding": torch.zeros(4, net.config.n_latent)}, batch)
         torch.testing.assert_close(found.mean, expected.mean, rtol=1e-5, atol=1e-6)
     # subsets keep the levels of their cells
@@ -164,10 +174,11 @@ def test_the_first_layers_read_the_levels_one_hot(name):
         )
 
 
-def test_no_level_has_an_effect_before_training():
+@pytest.mark.parametrize("how", ["additive", "interacting"])
+def test_no_level_has_an_effect_before_training(how):
     net = model("sams_vae_corr")
     levels = Levels((3,), ((0,), (1,), (2,)), (1, 1, 1))
-    fresh = Model(net.config, 9, 4, levels=levels)
+    fresh = Model(replace(net.config, covariate_effect=how), 9, 4, levels=levels)
     made = replace(screen(), covariates=Covariates(("b",), (("1", "2", "3"),), np.arange(120)[:, None] % 3))
     cells = cells_of(made, np.arange(120), encode(made, "sum"))
     turned = replace(cells, covariates=(cells.covariates + 1) % 3)
@@ -180,14 +191,15 @@ def test_a_model_without_covariates_ignores_those_of_the_cells():
     known = replace(made, covariates=Covariates(("b",), (("1", "2"),), codes))
     scores = [iwelbo(net, cells_of(s, np.arange(120), encode(s, "sum")), particles=3) for s in (made, known)]
     assert torch.equal(*scores)
-    off = Model(replace(net.config, use_covariates=False), 9, 4, levels=Levels((2,), ((0,),), (1,)))
+    off = Model(replace(net.config, covariate_effect="none"), 9, 4, levels=Levels((2,), ((0,),), (1,)))
     assert off.levels is None and {k: v.shape for k, v in off.state_dict().items()} == {
         k: v.shape for k, v in net.state_dict().items()
     }
 
 
-def test_predictions_average_over_levels_or_take_one():
-    net = levelled(model("sams_vae_corr"))
+@pytest.mark.parametrize("how", ["additive", "interacting"])
+def test_predictions_average_over_levels_or_take_one(how):
+    net = levelled(model("sams_vae_corr"), how)
     members = np.array([[0], [4]])
     share = np.array(net.levels.cells, float) / sum(net.levels.cells)
     options = {"samples": 4000, "closed_form": True}
@@ -206,12 +218,13 @@ def test_predictions_average_over_levels_or_take_one():
     assert not torch.equal(cells, sample(net, members, samples=50, levels=rows[3]))
 
 
+@pytest.mark.parametrize("how", ["additive", "interacting"])
 @pytest.mark.parametrize("name", ["cond_vae", "sams_vae_corr", "cpa_vae_mf", "svae_plus"])
-def test_a_new_perturbation_leaves_the_weights_of_levels_alone(name):
+def test_a_new_perturbation_leaves_the_weights_of_levels_alone(name, how):
     made = screen(pairs=False)
     codes = np.stack([np.arange(120) % 3, np.arange(120) % 2], 1)
     made = replace(made, covariates=Covariates(("b", "d"), (("1", "2", "3"), ("x", "y")), codes))
-    net = levelled(model(name)).eval()
+    net = levelled(model(name), how).eval()
     cells = cells_of(made, np.arange(120), encode(made, "sum"))
     grown = add_perturbations(net, 2).eval()
     assert grown.levels == net.levels

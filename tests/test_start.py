@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import statsmodels.api as sm
 import torch
 from scipy import stats
 from small_model import model, screen
@@ -11,10 +14,13 @@ from small_model import model, screen
 from samsvae.config.model import ModelConfig
 from samsvae.config.training import TrainingConfig
 from samsvae.config.zoo import ROWS, TABLE_1
+from samsvae.data.arrays import Covariates
 from samsvae.data.cells import cells_of, encode
 from samsvae.models import start
+from samsvae.models.levels import Levels
+from samsvae.models.model import Model
 from samsvae.models.noise import Streams
-from samsvae.models.start import initialise, intercept_only
+from samsvae.models.start import initialise, intercept_only, level_profiles
 
 
 @pytest.fixture
@@ -144,3 +150,68 @@ def test_cells_with_many_perturbations_start_where_effects_add_up(cells, name):
 
 def test_the_number_of_perturbations_of_a_cell(made, cells):
     assert cells.received == pytest.approx((made.members[made.condition[:200]] >= 0).sum(1).mean())
+
+
+def levels_of(made, sizes, *, seed=5):
+    """The screen with covariates whose levels are spread at random over its cells."""
+    rng = np.random.default_rng(seed)
+    codes = np.stack([rng.integers(size, size=len(made.counts)) for size in sizes], 1)
+    levels = tuple(tuple(map(str, range(size))) for size in sizes)
+    return replace(made, covariates=Covariates(tuple("ab"[: len(sizes)]), levels, codes))
+
+
+def test_levels_start_at_the_main_effects_of_a_poisson_regression(made, monkeypatch):
+    """Against statsmodels, in the unperturbed cells: with many counts and large effects nothing is shrunk."""
+    monkeypatch.setattr(start, "CHUNK", 9 * 70)
+    made = levels_of(made, (3, 2))
+    a, b = made.covariates.codes.T
+    rng = np.random.default_rng(1)
+    effects = rng.normal(0, 1, (3, 9))[a] + rng.normal(0, 1, (2, 9))[b]
+    counts = rng.poisson(np.exp(6 + effects)).astype(np.int32)
+    made = replace(made, counts=counts, library=counts.sum(1).astype(np.float32))
+    dosage = encode(made, "sum")
+    cells = cells_of(made, np.arange(300), dosage)
+    offset = level_profiles(cells, (3, 2), torch.full((9,), 1e6)).numpy()
+    plain = (cells.index == 4).all(1).numpy()
+    assert 20 < plain.sum() < 280
+    columns = np.column_stack([np.ones(300), a == 1, a == 2, b == 1])[plain]
+    log_library = np.log(counts.sum(1))[plain]
+    for g in range(9):
+        fit = sm.GLM(counts[plain, g], columns, family=sm.families.Poisson(), offset=log_library).fit()
+        found = offset[1, g] - offset[0, g], offset[2, g] - offset[0, g], offset[4, g] - offset[3, g]
+        np.testing.assert_allclose(found, fit.params[1:], atol=5e-3)
+
+
+def test_levels_start_as_close_to_zero_as_their_noise_demands(made):
+    made = levels_of(made, (4,))
+    cells = cells_of(replace(made, condition=np.zeros_like(made.condition)), np.arange(300), encode(made, "sum"))
+    theta = torch.linspace(0.5, 4.0, 9)
+    x, library = made.counts.astype(float), made.library.astype(float)
+    codes = made.covariates.codes[:, 0]
+    counts = np.stack([x[codes == level].sum(0) for level in range(4)])
+    each, n = np.bincount(codes, library), np.bincount(codes)[:, None]
+    p = (counts.sum(0) + 0.5) / (library.sum() + 4.5)
+    b = np.log((counts + 0.5) / (each[:, None] * p + 0.5))
+    for scale in (1.0, 30.0):  # chance alone, and far more than chance
+        v = 1 / (counts + 0.5) + 1 / (n * theta.numpy() * scale)
+        t = max(0.0, (b**2 / v - 1).sum() / (1 / v).sum())
+        found = level_profiles(cells, (4,), theta * scale).numpy()
+        np.testing.assert_allclose(found, b * t / (t + v), rtol=1e-5, atol=1e-9)
+    # a level without unperturbed cells stays at 0
+    held = replace(cells, covariates=torch.where(cells.covariates == 3, 2, cells.covariates))
+    assert not level_profiles(held, (4,), theta)[3].any()
+
+
+def test_only_a_start_from_data_knows_the_levels(made):
+    made = levels_of(made, (3,))
+    cells = cells_of(made, np.arange(200), encode(made, "sum"))
+    levels = Levels.of((3,), made.covariates.codes[:200])
+    for name, how, known in (
+        ("sams_vae_corr", "data", True), ("sams_vae_corr", "published", False), ("sams_vae_corr", "random", False),
+    ):  # fmt: skip
+        net = model(name, start=how)
+        net = Model(net.config, 9, 4, levels=levels)
+        initialise(net, cells)
+        theta = torch.exp(net.likelihood.log_concentration)
+        expected = level_profiles(cells, (3,), theta) if known else torch.zeros(3, 9)
+        torch.testing.assert_close(net.level_offset.detach(), expected.float())

@@ -42,7 +42,7 @@ class ModelConfig:
     residual: bool = True
     batch_norm: bool = False
     dropout: float = 0.0
-    use_covariates: bool = True
+    covariate_effect: Literal["additive", "interacting", "none"] = "additive"
 
     def __post_init__(self):
         at_least(1, self, "n_latent", "n_layers", "width", "embedding_layers", "embedding_width")

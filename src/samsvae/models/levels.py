@@ -69,5 +69,10 @@ def level_parts(batch: Batch, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     codes = batch.covariates
     if codes is None:
         raise ValueError(f"the model reads {len(sizes)} covariates, but the batch has none: pass covariates (n, V)")
+    return (one_hot(codes, sizes).to(batch.library),)
+
+
+def one_hot(codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The levels (..., V) of covariates with ``sizes`` (V,) levels as booleans (..., S)."""
     parts = [codes[..., v, None] == torch.arange(size, device=codes.device) for v, size in enumerate(sizes)]
-    return (torch.cat(parts, -1).to(batch.library),)
+    return torch.cat(parts, -1)

@@ -42,7 +42,7 @@ class Model(nn.Module):
     """A model for given genes and perturbations.
 
     ``seed`` initialises the weights; ``fit_inputs`` sets the moments of the encoder's input. With ``levels``, encoder
-    and decoder also read the covariates of cells, unless the setting ``use_covariates`` is false.
+    and decoder also read the covariates of cells, as the setting ``covariate_effect`` says.
     """
 
     input_mean: Tensor  # (G,)
@@ -59,7 +59,7 @@ class Model(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.levels = levels if config.use_covariates else None
+        self.levels = None if config.covariate_effect == "none" else levels
         self.n_genes = n_genes
         self.n_perturbations = n_perturbations
         # layers draw their weights from torch's own generator, which the lock keeps from the models of other threads
@@ -70,17 +70,19 @@ class Model(nn.Module):
             self.latents: Sequence[Latent] = nn.ModuleList(latents)  # type: ignore[assignment, arg-type]
             network = network_settings(config, config.width, config.n_layers)
             second = (n_perturbations,) if config.effect == "decoder_input" else ()
-            sizes = (config.n_latent, *([sum(self.covariates)] if self.covariates else []), *second)
-            self.decoder = MLP(sizes, **network | {"dropout": 0.0})
+            inside = (self.decoder_levels,) if self.decoder_levels else ()
+            self.decoder = MLP((config.n_latent, *inside, *second), **network | {"dropout": 0.0})
             self._start_levels_at_zero()
             self.likelihood = Likelihood(config.likelihood, config.width, n_genes, floor=config.mean_floor)
+            zero = torch.zeros(sum(self.covariates), n_genes, dtype=torch.float32)
+            self.level_offset = nn.Parameter(zero) if self.covariates and not inside else None
         self.register_buffer("input_mean", torch.zeros(n_genes, dtype=torch.float32))
         self.register_buffer("input_sd", torch.ones(n_genes, dtype=torch.float32))
 
     @torch.no_grad()
     def _start_levels_at_zero(self) -> None:
         """No level has an effect before training, so that a covariate without one costs little."""
-        columns = slice(self.config.n_latent, self.config.n_latent + sum(self.covariates))
+        columns = slice(self.config.n_latent, self.config.n_latent + self.decoder_levels)
         self.decoder.layers[0].weight[:, columns] = 0.0
         for latent in self.latents:
             if isinstance(latent, CellState):
@@ -90,6 +92,11 @@ class Model(nn.Module):
     def covariates(self) -> tuple[int, ...]:
         """The number of levels of each covariate (V,) that the networks read."""
         return self.levels.sizes if self.levels else ()
+
+    @property
+    def decoder_levels(self) -> int:
+        """The number of levels of all covariates that the decoder's first layer reads."""
+        return sum(self.covariates) if self.config.covariate_effect == "interacting" else 0
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
@@ -162,8 +169,10 @@ class Model(nn.Module):
         config = self.config
         z = values["z_basal"] + offset(values, batch) if config.effect == "additive" else values["z"]
         dosage = (batch.received,) if config.effect == "decoder_input" else ()
-        h = self.decoder(z, *level_parts(batch, self.covariates), *dosage)
-        return self.likelihood(h, batch.library)
+        levels = level_parts(batch, self.covariates)
+        h = self.decoder(z, *(levels if self.decoder_levels else ()), *dosage)
+        shift = None if self.level_offset is None else levels[0] @ self.level_offset
+        return self.likelihood(h, batch.library, shift)
 
     def terms(
         self,

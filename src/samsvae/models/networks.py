@@ -146,12 +146,16 @@ class Likelihood(nn.Module):
         elif kind == "normal_fixed":
             self.log_var = nn.Parameter(torch.zeros(n_genes, dtype=torch.float32))
 
-    def forward(self, h: Tensor, library: Tensor) -> Observed:
-        if self.kind == "nb" and not h.is_cuda and not torch.compiler.is_compiling() and is_compiled():
+    def forward(self, h: Tensor, library: Tensor, shift: Tensor | None = None) -> Observed:
+        """``shift`` (n, G) or (K, n, G) is added to W h + c."""
+        fused = self.kind == "nb" and not h.is_cuda and not torch.compiler.is_compiling() and is_compiled()
+        if fused and shift is None:
             # the kernel adds the bias, and reads products in bf16
             out, theta = product(h, self.mean.weight), torch.exp(self.log_concentration)
             return SoftmaxNegativeBinomial(out, library, theta, self.floor, self.mean.bias)
         out = self.mean(h)  # (..., n, G)
+        if shift is not None:
+            out = out + shift
         if self.kind == "nb":
             return SoftmaxNegativeBinomial(out, library, torch.exp(self.log_concentration), self.floor)
         if self.kind == "poisson":

@@ -32,7 +32,7 @@ def perturbation_parts(model: Model) -> dict[str, int | None]:
         if isinstance(latent, CellState) and latent.reads == "x_dosage":
             found[f"latents.{number}.network.layers.0.weight"] = model.n_genes + sum(model.covariates)
     if model.config.effect == "decoder_input":
-        found["decoder.layers.0.weight"] = model.config.n_latent + sum(model.covariates)
+        found["decoder.layers.0.weight"] = model.config.n_latent + model.decoder_levels
     return found
 
 

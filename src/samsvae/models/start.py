@@ -8,15 +8,16 @@ Letters: n cells, G genes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samsvae.config.first_fit import SEVERAL
 from samsvae.config.vocabulary import FLOOR
 from samsvae.models.batch import Batch, CellTable
 from samsvae.models.latents import Embedding
+from samsvae.models.levels import one_hot
 from samsvae.models.model import Model
 from samsvae.models.networks import Likelihood
 
@@ -29,10 +30,14 @@ LINEAR, QUIET = 5.0, 0.1
 #: Least mean and variance of a gene whose logarithm is taken.
 LEAST = 1e-4
 
+#: How often the levels of several covariates are fitted in turn.
+SWEEPS = 10
+
 #: Number of counts that are read at once.
 CHUNK = 2**22
 
 
+@torch.no_grad()
 def initialise(model: Model, cells: CellTable, *, seed: int = 0, received: float = 1.0) -> None:
     """Prepare a new model for its training cells: the moments of its input (eq. 10) and its setting ``start``.
 
@@ -42,12 +47,14 @@ def initialise(model: Model, cells: CellTable, *, seed: int = 0, received: float
     model.fit_inputs(cells)
     if model.config.start == "data":
         start_from_data(model.likelihood, cells)
+        if model.level_offset is not None and model.config.likelihood == "nb":
+            theta = torch.exp(model.likelihood.log_concentration)
+            model.level_offset.copy_(level_profiles(cells, model.covariates, theta))
         if model.config.effect == "additive" and received > SEVERAL:
             start_linear(model)
     elif model.config.start == "random" and model.config.likelihood == "nb":
         r = model.likelihood.log_concentration
-        with torch.no_grad():
-            r.copy_(torch.randn(r.shape, generator=torch.Generator().manual_seed(seed), dtype=r.dtype))
+        r.copy_(torch.randn(r.shape, generator=torch.Generator().manual_seed(seed), dtype=r.dtype))
 
 
 @torch.no_grad()
@@ -97,6 +104,49 @@ def start_from_data(likelihood: Likelihood, cells: CellTable) -> None:
         likelihood.mean.bias.copy_(total / n)
         log_var = likelihood.log_var.bias if isinstance(likelihood.log_var, nn.Linear) else likelihood.log_var
         log_var.copy_(torch.log((squares / n - (total / n).square()).clamp(min=LEAST)))
+
+
+@torch.no_grad()
+def level_profiles(cells: CellTable, sizes: Sequence[int], theta: Tensor) -> Tensor:
+    """How the log proportions of genes in unperturbed cells differ between the levels of covariates (S, G).
+
+    All cells are used if none is unperturbed. The differences are the main effects of a Poisson regression on all
+    covariates at once, by proportional fitting: with m_jg the expected counts in the cells with the j-th combination of
+    levels, every level in turn gets log((sum_j x_jg + 1/2) / (sum_j m_jg + 1/2)) added, where j runs over the
+    combinations with this level. Then empirical Bayes (eq. 19): a difference b from n cells and x counts has the
+    sampling variance v = 1 / (x + 1/2) + 1 / (n theta) and is multiplied by t / (t + v), where t, the variance of the
+    covariate's true differences, is sum (b^2 / v - 1) / sum (1 / v), or 0 if this is negative. So a covariate without
+    an effect starts near 0, and a level without cells at 0.
+    ``sizes`` (V,): the number of levels of each covariate, as in the codes of the cells. ``theta`` (G,):
+    concentrations.
+    """
+    assert cells.covariates is not None  # a model with levels is trained on cells that have them
+    combinations, of = torch.unique(cells.covariates, dim=0, return_inverse=True)
+    n_genes = len(theta)
+    # columns: counts of the genes, library size and number of cells; of unperturbed and of other cells
+    sums = torch.zeros(2, len(combinations), n_genes + 2, dtype=torch.float64, device=of.device)
+    start = 0
+    for batch in _batches(cells, n_genes):
+        j, perturbed = of[start : start + len(batch.x)], (batch.dosage.dose != 0).any(-1).long()
+        values = torch.cat([batch.x, batch.library[:, None], torch.ones_like(batch.library)[:, None]], 1)
+        sums.flatten(0, 1).index_add_(0, perturbed * len(combinations) + j, values.double())
+        start += len(j)
+    counts, library, n = (sums[0] if sums[0, :, -1].any() else sums.sum(0)).split([n_genes, 1, 1], 1)
+    p = (counts.sum(0) + 0.5) / (library.sum() + 0.5 * n_genes)
+    ones = one_hot(combinations, sizes).double()
+    offset = counts.new_zeros(sum(sizes), n_genes)
+    each = torch.arange(sum(sizes)).split(list(sizes))
+    for _ in range(SWEEPS if len(sizes) > 1 else 1):
+        for level in each:
+            expected = library * p * torch.exp(ones @ offset)
+            here = ones[:, level].T
+            offset[level] += torch.log((here @ counts + 0.5) / (here @ expected + 0.5))
+    precision = 1.0 / (1.0 / (ones.T @ counts + 0.5) + 1.0 / (ones.T @ n * theta.double()))
+    for level in each:
+        weight = precision[level]  # 0 without cells
+        t = ((offset[level].square() * weight - (weight > 0).double()).sum() / weight.sum()).clamp(min=0.0)
+        offset[level] *= t * weight / (t * weight + 1.0)
+    return offset
 
 
 @torch.no_grad()
