@@ -114,6 +114,16 @@ def test_a_column_that_is_no_covariate_is_refused(columns, error, message):
         screen_of(adata(), **OPTIONS, covariates=columns)
 
 
+def test_a_column_that_is_probably_a_measurement_is_named(caplog):
+    data = adata()
+    data.obs["age"] = np.arange(len(data)) % 60 + 0.5
+    data.obs["plate"] = [f"plate{i % 60}" for i in range(len(data))]
+    screen_of(data, **OPTIONS, covariates=["batch", "plate"])
+    assert "holds numbers" not in caplog.text
+    screen_of(data, **OPTIONS, covariates=["age"])
+    assert "'age', a covariate, holds numbers, and models read each of its 60 levels as a category" in caplog.text
+
+
 def test_levels_without_control_cells_are_named(caplog):
     data = adata()
     data.obs["batch"] = np.where(data.obs["guide"] == "none", "b0", data.obs["batch"].astype(str))

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from samsvae.errors import DataError
 from samsvae.figures.data_card import draw as draw_data_card
 from samsvae.screens import splits
+from samsvae.screens.custom import screen_of
 from samsvae.screens.data_card import data_card, findings
 from samsvae.screens.screen import assemble, provenance, write_screen
 
@@ -63,6 +64,16 @@ def test_a_data_card_matches_numbers_counted_by_hand(files):
     sizes = found.splits.set_index(["split", "kind"])["cells"]
     assert sizes["train", "control"] == 2 and sizes["val", "single"] == 1 and sizes["none", "control"] == 1
     assert sizes["train", "combination"] == 1 and sizes.sum() == 10
+
+
+def test_a_data_card_names_the_levels_of_covariates(tmp_path):
+    obs = pd.DataFrame({"guide": LABELS, "batch": list("aaabbbbbbc")}, index=[f"cell{i}" for i in range(10)])
+    adata = ad.AnnData(np.ones((10, 3), np.float32), obs)
+    screen = screen_of(adata, perturbation_column="guide", control="ctrl", separator="+", covariates="batch")
+    write_screen(screen, tmp_path / "screen.h5ad")
+    splits.write_split(pd.DataFrame({"cell": obs.index, "condition": LABELS, "split": "train"}), tmp_path / "cells.tsv")
+    facts = data_card(tmp_path / "screen.h5ad", tmp_path / "cells.tsv").facts.set_index("item")["value"]
+    assert facts["covariate: batch"] == "3 levels: b (6), a (3), c (1)"
 
 
 def test_a_real_valued_screen_has_a_data_card(files, tmp_path):

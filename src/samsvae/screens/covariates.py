@@ -18,6 +18,9 @@ from samsvae.screens.screen import RESERVED, text_of
 
 log = logging.getLogger(__name__)
 
+#: A column of numbers with more levels than this is probably a measurement.
+MANY = 50
+
 #: Columns that a screen has anyway, under these names.
 TAKEN = ("condition", "library_size", "split", RESERVED)
 
@@ -27,7 +30,8 @@ def checked_covariates(
 ) -> dict[str, pd.Categorical]:
     """The covariates ``names`` of the kept cells, with their levels as text, by name.
 
-    ``is_control`` (n,). A warning names the levels without control cells, in which effects cannot be observed.
+    ``is_control`` (n,). A warning names the levels without control cells, in which effects cannot be observed, and a
+    column that is probably a measurement.
     ``complete``: False if the cells are only a part of a screen, and may all have one level. DataError if a column is
     missing or reserved, has missing values, only one level, or nearly as many levels as cells.
     """
@@ -51,6 +55,12 @@ def checked_covariates(
             raise DataError(
                 f"{where} has {len(kinds)} levels in {len(level)} cells; a covariate is a category that many cells "
                 "share. Group its values, or leave it out."
+            )
+        if complete and len(kinds) > MANY and pd.api.types.is_numeric_dtype(column):
+            log.warning(
+                "%s holds numbers, and models read each of its %d levels as a category of its own. If it measures "
+                "something, group its values, or leave it out",
+                *(where, len(kinds)),
             )
         if complete and is_control.any() and (without := sorted(set(kinds) - set(level[is_control]))):
             log.warning(

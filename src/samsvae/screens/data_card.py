@@ -21,7 +21,7 @@ from samsvae.data.arrays import read_split
 from samsvae.errors import some
 from samsvae.screens.counts import count_blocks, matrix_shape, real_blocks
 from samsvae.screens.hdf5 import open_h5ad
-from samsvae.screens.screen import members, read_tables, require, text_of
+from samsvae.screens.screen import covariates_of, members, read_tables, require, text_of
 
 KINDS = ("control", "single", "combination")
 
@@ -198,6 +198,7 @@ def _facts(
         "genes": f"{tables.n_vars:,}",
         "perturbations": f"{len(tables.uns['perturbations']):,}",
         **_facts_of_conditions(tables, conditions),
+        **{f"covariate: {name}": _levels(tables.obs[name]) for name in covariates_of(tables)},
         "counts per cell" if total.min() >= 0 else "sum of values per cell": _range(total),
         "share of zeros": f"{1 - detected.mean():.1%}",
         **{f"split: {split}": f"{cells:,} cells" for split, cells in by_split.items() if cells},
@@ -230,6 +231,12 @@ def _facts_of_conditions(tables: ad.AnnData, conditions: pd.DataFrame) -> dict[s
         "control cells": f"{cells.sum().get('control', 0):,}",
         "cells per condition": _range(conditions.loc[conditions["kind"] != "control", "cells"]),
     }
+
+
+def _levels(column: pd.Series) -> str:
+    """The levels of a covariate with their cells, the largest first."""
+    sizes = column.value_counts()
+    return f"{len(sizes)} levels: {_text([f'{level} ({cells:,})' for level, cells in sizes.items()])}"
 
 
 def _range(values: np.ndarray | pd.Series) -> str:
