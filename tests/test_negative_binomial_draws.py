@@ -7,10 +7,21 @@ import pytest
 import torch
 from scipy import stats
 
+from samsvae.ops import cpu_softmax_nb
 from samsvae.ops import negative_binomial_draws as sampling
+from samsvae.ops.cpu_softmax_nb import draw_by_inversion, kernel, resolve_kernel
 from samsvae.ops.negative_binomial_draws import negative_binomial
 
 N = 200_000
+
+
+@pytest.fixture(autouse=True, params=["plain", "compiled"])
+def chosen(request):
+    """Every test runs with torch's operations and with compiled inversion."""
+    if resolve_kernel("auto") != "compiled" and request.param == "compiled":
+        pytest.skip("no C compiler works here")
+    with kernel(request.param):
+        yield request.param
 
 
 def fits(draws: np.ndarray, cdf) -> bool:
@@ -33,7 +44,8 @@ def fits(draws: np.ndarray, cdf) -> bool:
 CASES = [
     (1e-4, 1.0), (0.05, 2.0), (0.3, 0.05), (0.5, 1e6), (0.6, 4.0), (0.8, 0.3), (3.5, 1.5), (5.9, 2.0),
     (3.9, 50.0), (2.0, 1e6), (0.5, 1e-3), (2.0, 0.1), (6.0, 0.5),
-    (6.0, 3.0), (40.0, 0.4), (40.0, 30.0), (127.0, 1e6), (129.0, 1e6), (300.0, 2.0), (300.0, 1e6), (20_000.0, 1e5),
+    (6.0, 3.0), (30.0, 1.5), (39.0, 1e6), (70.0, 5.0),
+    (40.0, 0.4), (40.0, 30.0), (127.0, 1e6), (129.0, 1e6), (300.0, 2.0), (300.0, 1e6), (20_000.0, 1e5),
 ]  # fmt: skip
 
 
@@ -155,3 +167,22 @@ def test_seeds_dtypes_and_no_cells():
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert negative_binomial(mean.double(), theta.double(), torch.Generator()).dtype == torch.float64
     assert negative_binomial(mean[:0], theta, torch.Generator()).shape == (0, 7)
+
+
+def test_compiled_inversion_takes_the_smallest_count_that_reaches_the_uniform_number(chosen, monkeypatch):
+    """Against scipy's quantiles, for rows of a length that fills no block, by one thread and by several."""
+    if chosen == "plain":
+        pytest.skip("it is about compiled code")
+    rng = np.random.default_rng(0)
+    mean = torch.from_numpy(rng.uniform(0, 80, (40, 77)) * (rng.random((40, 77)) < 0.9)).float()
+    theta = torch.from_numpy(np.geomspace(1.5, 1e6, 77)).float()
+    u = torch.rand(mean.shape, generator=torch.Generator().manual_seed(0)).double().numpy()
+    x = draw_by_inversion(mean, theta, torch.Generator().manual_seed(0))
+    m, t = mean.double().numpy(), theta.double().numpy()
+    law = stats.nbinom(t, t / (t + m))
+    # a count is right if the distribution function passes u there, up to the rounding of its sum
+    assert (law.cdf(x.numpy()) > u - 2e-6).all() and (law.cdf(x.numpy() - 1) < u + 2e-6).all()
+    assert not x[mean == 0].any()
+    monkeypatch.setattr(cpu_softmax_nb, "PER_THREAD", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(draw_by_inversion(mean, theta, torch.Generator().manual_seed(0)), x)

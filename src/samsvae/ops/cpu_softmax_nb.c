@@ -1,5 +1,5 @@
 /* The likelihood of counts for samsvae.ops.cpu_softmax_nb: log NB(x; m, theta) summed over genes, with
- * m = l softmax(product + bias) + floor, and its gradients.
+ * m = l softmax(product + bias) + floor, and its gradients. At the end, draws for samsvae.ops.negative_binomial_draws.
  *
  * Arrays are contiguous: product (K, n, G), float or bfloat16; bias, theta (G); library (n); x (n, G), whole numbers;
  * value, lse, dot, grad (K, n). Each row or gene is summed in one fixed order, so that results do not depend on the
@@ -244,4 +244,48 @@ int samsvae_gradients(int half, const void *product, const float *bias, const fl
                             d_product, d_bias, d_theta)
                 : gradients(0, product, bias, library, theta, x, floor_of_mean, K, n, G, start, stop, grad, lse, dot,
                             d_product, d_bias, d_theta);
+}
+
+#define LANES 64         /* genes at a time: several vectors, whose steps overlap */
+#define NEGLIGIBLE 1e-10f /* a smaller probability does not change a distribution function in float */
+#define TINY 1e-35f       /* smaller numbers may be subnormal, which some CPUs multiply slowly */
+
+/* Counts by inversion for the rows from start to stop: x (rows, G) holds uniform numbers in [0, 1) and gets the smallest
+ * counts whose distribution function reaches them. mean (rows, G); theta log(1 + mean / theta) may not exceed 80. */
+void samsvae_draw(const float *mean, const float *theta, float *x, number G, number start, number stop)
+{
+    for (number row = start; row < stop; row++)
+        for (number first = 0; first < G; first += LANES) {
+            float u[LANES], p[LANES], a[LANES], b[LANES], m[LANES], count[LANES];
+            number size = G - first < LANES ? G - first : LANES, at = row * G + first;
+            for (number i = 0; i < LANES; i++) { /* the rest of a last block is done at once */
+                m[i] = i < size ? mean[at + i] : 0.0f;
+                b[i] = i < size ? theta[first + i] : 1.0f;
+                u[i] = i < size ? x[at + i] : 0.0f;
+            }
+#pragma omp simd
+            for (number i = 0; i < LANES; i++) {
+                p[i] = exponential(-b[i] * log1p_(m[i] / b[i]));
+                a[i] = m[i] / (m[i] + b[i]);
+                b[i] = a[i] * (b[i] - 1.0f);
+                u[i] -= p[i];
+                count[i] = u[i] > 0.0f ? 1.0f : 0.0f;
+            }
+            float left = 1.0f;
+            for (float k = 1.0f; left > 0.0f; k += 1.0f) {
+                float inverse = 1.0f / k;
+                left = 0.0f;
+#pragma omp simd reduction(max : left)
+                for (number i = 0; i < LANES; i++) {
+                    float q = p[i] * (a[i] + b[i] * inverse), rest = u[i] - q;
+                    float more = rest > 0.0f ? 1.0f : 0.0f, open = k < m[i] ? 1.0f : q >= NEGLIGIBLE ? 1.0f : 0.0f;
+                    p[i] = q < TINY ? 0.0f : q;
+                    u[i] = rest;
+                    count[i] += more;
+                    left = more * open > left ? more * open : left;
+                }
+            }
+            for (number i = 0; i < size; i++)
+                x[at + i] = count[i];
+        }
 }

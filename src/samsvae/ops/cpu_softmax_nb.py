@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,6 +75,23 @@ def softmax_nb(product: Tensor, bias: Tensor, library: Tensor, theta: Tensor, x:
     return _SoftmaxNB.apply(flat, bias, library, theta, x, floor, _code()[0]).view(product.shape[:-1])
 
 
+def draw_by_inversion(mean: Tensor, theta: Tensor, generator: torch.Generator) -> Tensor:
+    """Negative binomial counts (n, g) by inversion of the distribution function; only if `is_compiled`.
+
+    ``mean`` (n, g), up to 80, and ``theta`` (g,), float32 and contiguous.
+    """
+    x = torch.rand(mean.shape, generator=generator, dtype=mean.dtype)
+    code, problem = _code()
+    if code is None:
+        raise ConfigError(f"the compiled code does not work here ({problem})")
+    draw, genes = code.samsvae_draw, ctypes.c_int64(mean.shape[1])
+    _in_parts(
+        lambda start, stop: draw(_at(mean), _at(theta), _at(x), genes, ctypes.c_int64(start), ctypes.c_int64(stop)),
+        len(mean), mean.numel(),
+    )  # fmt: skip
+    return x
+
+
 class _SoftmaxNB(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -109,7 +126,12 @@ def _run(function, given: list[Tensor], floor: float, items: int, more: tuple[Te
         if function(*first, ctypes.c_int64(start), ctypes.c_int64(stop), *last):
             raise MemoryError("not enough memory for the likelihood of counts")
 
-    threads = max(1, min(torch.get_num_threads(), product.numel() // PER_THREAD, items))
+    _in_parts(part, items, product.numel())
+
+
+def _in_parts(part: Callable[[int, int], object], items: int, size: int) -> None:
+    """Call ``part(start, stop)`` for parts of the items, one for each thread of torch; ``size``: numbers in all."""
+    threads = max(1, min(torch.get_num_threads(), size // PER_THREAD, items))
     if threads == 1:
         part(0, items)
         return
