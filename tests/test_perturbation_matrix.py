@@ -152,6 +152,19 @@ def test_fractions_below_the_threshold_are_named(caplog):
     assert not caplog.text
 
 
+def test_the_guides_of_a_real_screen(shared):
+    """Every cell of THP-1 received the target that its most frequent guide has by the table of the cells."""
+    adata = ad.read_h5ad(shared / "data/real/papalexi2021_thp1_crisprko_20729x299_counts.h5ad")
+    how = {"perturbations": "obsm:grna_counts", "perturbation_names": "uns:grna_names", "threshold": 10}
+    screen = screen_of(adata, **how, target_pattern="(.+)g[0-9]+", control="NT")
+    sure = ((adata.obs["guide_umi"] >= 10) & (adata.obs["gene"] != "non-targeting")).to_numpy()
+    received = screen.obs["condition"].astype(str).str.split("+")
+    assert sure.sum() > 15_000
+    assert all(gene in parts for gene, parts in zip(adata.obs["gene"][sure], received[sure], strict=True))
+    single = (received.map(len) == 1).to_numpy()
+    assert 0.9 < single[sure].mean() < 1  # some cells received two
+
+
 def test_missing_and_repeated_names_in_memory():
     """They cannot be written to a file."""
     for names in (["A", None, "B", "C"], ["A", np.nan, "B", "C"]):
