@@ -19,7 +19,7 @@ jsonschema = pytest.importorskip("jsonschema")
 yaml = pytest.importorskip("yaml")
 utils = pytest.importorskip("snakemake.utils")
 
-CONFIGS = ("config.yaml", "core.yaml", "demo.yaml", "custom.example.yaml")
+CONFIGS = ("config.yaml", "core.yaml", "fast.yaml", "demo.yaml", "custom.example.yaml")
 CLASSES = (Study, PathVars, Experiment, ScreenConfig, Source, *MINIATURES.values(), *OPTIONS.values())
 CLASSES += (SplitConfig, ModelConfig, TrainingConfig, TransferConfig)
 

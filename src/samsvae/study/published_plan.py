@@ -24,7 +24,7 @@ MINIATURE, OTHER_DATA, OTHER_TRAINING = "miniature screen", "other data", "other
 TRAINING: dict[str, dict[str, Any]] = {"replogle": {}, "norman": {"steps": 30_000, "gradient_clip": 100.0}}
 
 #: Settings of a training that are not part of a published training: they change its speed, or late digits.
-TECHNICAL = ("precision", "capture", "compile", "seed")
+TECHNICAL = ("precision", "kernel", "capture", "compile", "seed")
 
 
 def published_files(plan: Plan, resources: Path, experiment: str, figure: str) -> list[str]:
