@@ -71,6 +71,7 @@ RUN_OUTPUT, TRANSFER_OUTPUT = (
     for files in (RUN_FILES, TRANSFER_FILES)
 )
 RUN_PARAMS = {"evaluation": PLAN.evaluation, "simulated": PLAN.is_simulated, "transfer": one_sentence(PLAN.transfer)}
+TESTED = one_sentence(PICTURES.tested)
 SPLIT_OUTPUT = {
     name: f"<results>/{{experiment}}/splits/{{dataset}}/{{split}}/{file}" for name, file in SPLIT_FILES.items()
 }

@@ -56,16 +56,19 @@ rule pathway_baseline:
 
 
 rule model_expression:
-    """Test cells sampled from a run's model for differential expression, as many per condition as for control."""
+    """Test cells sampled from models for differential expression, as many per condition as for control.
+
+    One job for the runs of a batch that a figure may show. The batches are those of pathway_accuracy.
+    """
     input:
-        model="<results>/{experiment}/runs/{run}/model.pt",
-        arrays=RUN_INPUT["arrays"],
-        data=one_sentence(PLAN.data_tests),
+        models=lambda wildcards: PLAN.run_files(TESTED(wildcards), "model.pt"),
+        arrays=lambda wildcards: PLAN.data_files(TESTED(wildcards), "arrays.npz"),
+        data=lambda wildcards: PLAN.data_files(TESTED(wildcards), "expression_tests.tsv"),
     output:
-        tests="<results>/{experiment}/runs/{run}/expression_tests.tsv",
-        agreement="<results>/{experiment}/runs/{run}/expression_agreement.tsv",
+        tests="<results>/{experiment}/expression/tests/{batch}.tsv",
+        agreement="<results>/{experiment}/expression/agreement/{batch}.tsv",
     log:
-        "<logs>/{experiment}/expression/{run}.log",
+        "<logs>/{experiment}/expression/{batch}.log",
     conda:
         "../envs/samsvae.yaml"
     threads: 1

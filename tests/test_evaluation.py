@@ -19,7 +19,7 @@ from samsvae.data.cells import cells_of, encode
 from samsvae.errors import CheckpointError
 from samsvae.evaluation.any_truth import truth_or_reason
 from samsvae.evaluation.data_effects import effects
-from samsvae.evaluation.expression import model_expression
+from samsvae.evaluation.expression import expression_of_runs, model_expression
 from samsvae.evaluation.metrics.de import differential_expression
 from samsvae.evaluation.run import check_names, evaluate, recovery_scores
 from samsvae.evaluation.truth_file import write_truth
@@ -366,6 +366,13 @@ def test_sampled_expression_follows_the_model(counted, tmp_path):
         rows = tests[tests["method"] == method].set_index("gene")
         assert rows["score"].idxmax() == "gene4" and rows["padj"]["gene4"] < 1e-3
         assert rows["log_fold_change"]["gene4"] > 1
+
+
+def test_expression_of_several_runs_is_that_of_each(counted, expressed):
+    data, *alone = expressed
+    twice = expression_of_runs([counted["model"]] * 2, counted["arrays"], data, settings=SMALL)
+    for one, both in zip(alone, twice, strict=True):
+        pd.testing.assert_frame_equal(pd.concat([one, one], ignore_index=True), both)
 
 
 def test_conditions_without_significant_genes_can_be_requested(counted):

@@ -490,20 +490,25 @@ def test_expression_is_of_conditions_that_the_split_has(tmp_path):
         for condition in (*names, "left out") for gene in genes
     ]  # fmt: skip
     write(pd.DataFrame(rows), tmp_path / "data.tsv")
-    write(pd.DataFrame(rows[:4]).assign(run=run), tmp_path / run / "expression_tests.tsv")
+    tests = pd.concat(
+        [pd.DataFrame(rows[:4]).assign(run=name, score=score) for name, score in ((run, 1.0), ("o", 2.0))]
+    )
+    write(tests, tmp_path / "tests.tsv")  # those of a run that is not shown are left out
     agreement = {"condition": "left out", "method": "wilcoxon", "metric": "de_overlap20", "value": 0.5}
-    write(pd.DataFrame([agreement]), tmp_path / run / "expression_agreement.tsv")
+    write(pd.DataFrame([agreement | {"run": name, "value": value} for name, value in ((run, 0.5), ("o", 0.9))]),
+          tmp_path / "agreement.tsv")  # fmt: skip
     labels = {"condition": ["p1", "p2", "ctrl"], "control": "ctrl", "separator": "", "provenance": {}}
     screen = assemble(np.ones((3, 2), int), pd.DataFrame(index=list("xyz")), pd.DataFrame(index=genes), **labels)
     write_screen(screen, tmp_path / "screen.h5ad")
     grid, scores = write_inputs(SCORES, tmp_path)
     shown = expression_figure.tables(
         grid=grid, scores=scores, effects=[str(tmp_path / run / "effects.h5ad")], data=str(tmp_path / "data.tsv"),
-        tests=[str(tmp_path / run / "expression_tests.tsv")], screen=str(tmp_path / "screen.h5ad"), shown="",
-        agreement=[str(tmp_path / run / "expression_agreement.tsv")],
+        tests=[str(tmp_path / "tests.tsv")], screen=str(tmp_path / "screen.h5ad"), shown="",
+        agreement=[str(tmp_path / "agreement.tsv")],
         references=[str(tmp_path / "d" / "s0" / "effects.h5ad")],
     )  # fmt: skip
     assert sorted(set(shown["data_de"]["condition"])) == names
+    assert set(shown["model_de"]["score"]) == {1.0} and list(shown["overlap"]["overlap"]) == [0.5]
     assert "scatter p1" in {ax.get_label() for ax in expression_figure.draw(**shown).axes}
 
 

@@ -279,6 +279,24 @@ def test_annotation_is_scored_if_there_is_one():
     assert own().pathway_files("thp1") == own().pathway_baselines("thp1") == []
 
 
+def test_expression_is_tested_for_the_runs_that_train_together(configuration):
+    """A job per batch, for the runs that the figure may show: the first seed of each setting."""
+    config = configuration("config.yaml", "demo.yaml")
+    config["settings"]["replogle"] |= {"grid": [{"model": ["sams_vae_corr", "cond_vae", "svae_plus"], "seed": [0, 1]}]}
+    for size, found in ((1, [["a"], ["b"], ["c"]]), (4, [["a", "b"], ["c"]])):
+        names = {"a": "sams_vae_corr-seed0", "b": "cond_vae-seed0", "c": "svae_plus-seed0"}
+        expected = [[names[letter] for letter in batch] for batch in found]
+        plan = planned(config | {"runs_per_job": size})
+        batches = [f"replogle.random.{i}" for i in (0, 1)] if size > 1 else list(names.values())
+        files = plan.inputs("replogle", "expression")
+        for kind in ("tests", "agreement"):
+            assert files[kind] == [f"results/replogle/expression/{kind}/{name}.tsv" for name in batches]
+        tested = [plan.tested(SimpleNamespace(experiment="replogle", batch=name)) for name in batches]
+        assert [[run.id for run in runs] for runs in tested] == expected
+    with pytest.raises(ConfigError, match=r"shows the expression of no batch 'replogle\.random\.7'\. Did you mean"):
+        plan.tested(SimpleNamespace(experiment="replogle", batch="replogle.random.7"))
+
+
 def test_pathways_are_predicted_for_the_runs_that_train_together(configuration):
     """A job per batch; a run that is in none has one of its own. Runs without masks are left out."""
     grid = [{"model": ["vae", "sams_vae_corr", "svae_plus"], "seed": [0, 1]}]

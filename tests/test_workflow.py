@@ -155,9 +155,9 @@ def test_a_new_address_does_not_download_a_source_again(root, tmp_path):
 
 
 def jobs_of(text: str, rule: str) -> set[str]:
-    """The runs for which a dry run has jobs of a rule."""
+    """The runs or batches for which a dry run has jobs of a rule."""
     bodies = re.findall(rf"^rule {rule}:\n((?:    .*\n)+)", text, flags=re.M)
-    return {re.search(r"wildcards: .*run=(\S+)", body).group(1) for body in bodies}
+    return {re.search(r"wildcards: .*(?:run|batch)=(\S+)", body).group(1) for body in bodies}
 
 
 def test_a_figure_needs_the_first_seed_of_every_setting(root, tmp_path):
@@ -174,6 +174,9 @@ def test_a_figure_needs_the_first_seed_of_every_setting(root, tmp_path):
     assert jobs_of(text, "model_expression") == expected
     text = snakemake(root, tmp_path, "--dry-run", "--", "replogle_effects", config=tmp_path / "seeds.yaml")
     assert len(jobs_of(text, "train")) == 4 and "collect" not in planned(text)  # not for the score table
+    (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(config | {"runs_per_job": 4}))
+    text = snakemake(root, tmp_path, "--dry-run", "--", "replogle_de", config=tmp_path / "seeds.yaml")
+    assert jobs_of(text, "model_expression") == {"replogle.random.0", "replogle.random.1"}  # four runs, and one
 
 
 def test_the_target_of_an_experiment_is_all_its_figures(root, tmp_path):

@@ -1,13 +1,13 @@
-"""Test cells sampled from a run's model for differential expression."""
+"""Test cells sampled from the models of runs for differential expression."""
 
 from samsvae.study.script import job
 
 with job(snakemake):
-    from samsvae.evaluation.expression import model_expression
+    from samsvae.evaluation.expression import expression_of_runs
     from samsvae.tables import read, write
 
-    tests, agreement = model_expression(
-        snakemake.input.model, snakemake.input.arrays, read(snakemake.input.data), settings=snakemake.params.settings
-    )
+    found = snakemake.input
+    (arrays,), (data,) = found.arrays, found.data  # runs of a batch read the same data
+    tests, agreement = expression_of_runs(found.models, arrays, read(data), settings=snakemake.params.settings)
     write(tests, snakemake.output.tests)
     write(agreement, snakemake.output.agreement)

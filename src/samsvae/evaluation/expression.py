@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,15 @@ from samsvae.evaluation.metrics.de import de_agreement, differential_expression
 from samsvae.evaluation.model_effects import library_of, sample
 from samsvae.evaluation.run import check_names, dosages
 from samsvae.training.checkpoint import load
+
+
+def expression_of_runs(
+    models: Iterable[str], arrays: str, data: pd.DataFrame, *, settings: Mapping[str, Any], device: str = "cpu"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`model_expression` of several checkpoints of one data set, one below the other."""
+    found = [model_expression(model, arrays, data, settings=settings, device=device) for model in models]
+    tests, agreement = (pd.concat(parts, ignore_index=True) for parts in zip(*found, strict=True))
+    return tests, agreement
 
 
 def model_expression(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,8 +50,8 @@ def tables(
 ) -> dict[str, object]:
     """Arguments of draw: tests of data and model, effects, and the overlap for the chosen run of every model.
 
-    scores, effects, tests, agreement: RUN/scores.tsv, RUN/effects.h5ad, RUN/expression_tests.tsv and
-    RUN/expression_agreement.tsv of the candidates. data: expression_tests.tsv of the data. references:
+    scores, effects: RUN/scores.tsv and RUN/effects.h5ad of the candidates. tests, agreement: tables of their tests and
+    their agreement with the data, each of one or more runs. data: expression_tests.tsv of the data. references:
     SPLIT/effects.h5ad. shown: the model to show if it is among the candidates; else the one with the best validation
     IWELBO is shown.
     """
@@ -62,17 +61,18 @@ def tables(
     observed = read_h5ad(of_split(references, found, chosen.run))
     predicted = read_h5ad(of_run(effects, chosen.run))
     models = {run: model for model, run in shown_runs(candidates).items()}
-    files = {Path(path).parent.name: path for path in agreement}
-    overlaps = [read(path).assign(model=models[run]) for run, path in files.items() if run in models]
-    if not overlaps:
-        raise DataError("expression figure: no expression_agreement.tsv of a run that is shown is among the inputs.")
+    agree, model_tests = (pd.concat([read(path) for path in paths], ignore_index=True) for paths in (agreement, tests))
+    agree = agree.assign(model=agree["run"].map(models)).dropna(subset="model")
+    model_tests = model_tests[model_tests["run"] == chosen.run].reset_index(drop=True)
+    if agree.empty or model_tests.empty:
+        raise DataError("expression figure: no tests of a run that is shown are among the inputs.")
     tested = read(data)  # of all cells: the split may leave conditions out
     return {
         "data_de": tested[tested["condition"].isin(observed.obs_names)].reset_index(drop=True),
         "data_effects": frame(observed),
         "model_effects": frame(predicted).loc[observed.obs_names, observed.var_names],
-        "overlap": overlap_table(pd.concat(overlaps, ignore_index=True)),
-        "model_de": read(of_run(tests, chosen.run)),
+        "overlap": overlap_table(agree.reset_index(drop=True)),
+        "model_de": model_tests,
         "names": short_names(read_perturbations(screen)),
         "model_name": style.label(chosen.model),
         "unit": ate_unit(observed),

@@ -10,7 +10,7 @@ import pandas as pd
 
 from samsvae.config.grid import Run, grid_table, restrict
 from samsvae.config.vocabulary import AMOUNT_AXES, MASKED, SEED_AXES
-from samsvae.errors import ConfigError, some
+from samsvae.errors import ConfigError, nearest, some
 from samsvae.evaluation.selection import shown
 from samsvae.figures.registry import FIGURES
 from samsvae.study.plan import Plan
@@ -237,12 +237,19 @@ class FigurePlan:
 
     def pathway_files(self, experiment: str, found: Iterable[Run] | None = None) -> list[str]:
         """Accuracies of predicting the annotation: a file for each batch of `annotated` runs."""
-        names = dict.fromkeys(self.plan.batch_name(run) for run in self.annotated(experiment, found))
-        return [f"{self.plan.results}/{experiment}/pathways/{name}.tsv" for name in names]
+        return self.plan.batch_files(self.annotated(experiment, found), "pathways")
 
     def pathway_baselines(self, experiment: str, found: Iterable[Run] | None = None) -> list[str]:
         """The same from the training cells alone: a file for each split of `annotated` runs."""
         return self.plan.split_files(self.annotated(experiment, found), "pathways.tsv")
+
+    def tested(self, wildcards: Any) -> list[Run]:
+        """The runs of a batch whose differential expression a figure may show; a run that is in no batch is one."""
+        found = self.plan.by_batch(_compared_to_show(self, wildcards.experiment))
+        if wildcards.batch not in found:
+            near = nearest(wildcards.batch, found)
+            raise ConfigError(f"{wildcards.experiment} shows the expression of no batch {wildcards.batch!r}.{near}")
+        return found[wildcards.batch]
 
     # ---- runs that a figure may show -------------------------------------------------------------------------------
 
@@ -313,6 +320,10 @@ def _runs(select: Callable[[FigurePlan, str], Iterable[Run]], file: str) -> Call
     return lambda figures, experiment: figures.plan.run_files(select(figures, experiment), file)
 
 
+def _batches(select: Callable[[FigurePlan, str], Iterable[Run]], folder: str) -> Callable[[FigurePlan, str], list[str]]:
+    return lambda figures, experiment: figures.plan.batch_files(select(figures, experiment), folder)
+
+
 def _splits(select: Callable[[FigurePlan, str], Iterable[Run]], file: str) -> Callable[[FigurePlan, str], list[str]]:
     return lambda figures, experiment: figures.plan.split_files(select(figures, experiment), file)
 
@@ -366,8 +377,8 @@ FILES: dict[str, Callable[[FigurePlan, str], str | list[str]]] = {
     "single_baseline_conditions": _splits(FigurePlan.pinned, "worth_conditions.tsv"),
     "compared_scores": _runs(_compared, "scores.tsv"),
     "compared_effects": _runs(_compared_to_show, "effects.h5ad"),
-    "compared_tests": _runs(_compared_to_show, "expression_tests.tsv"),
-    "compared_agreement": _runs(_compared_to_show, "expression_agreement.tsv"),
+    "compared_tests": _batches(_compared_to_show, "expression/tests"),
+    "compared_agreement": _batches(_compared_to_show, "expression/agreement"),
     "every_compared_scores": _runs(_every_compared, "scores.tsv"),
     "every_compared_effects": _runs(_every_compared, "effects.h5ad"),
     "every_baselines": _splits(_every_compared, "baselines.tsv"),

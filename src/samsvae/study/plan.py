@@ -144,14 +144,19 @@ class Plan:
     def masked(self, experiment: str, batch: str | None = None) -> list[Run]:
         """The masked runs of an experiment, or of one of its batches; a run that is in no batch is one by itself."""
         found = [run for run in self.experiment(experiment).values() if run.model.mask in MASKED]
-        names = {run.id: self.batch_name(run) for run in found}
-        if batch is not None and batch not in names.values():
-            raise ConfigError(f"{experiment} has no masked runs in a batch {batch!r}.{nearest(batch, names.values())}")
-        return [run for run in found if batch in (None, names[run.id])]
+        if batch is None:
+            return found
+        names = self.by_batch(found)
+        if batch not in names:
+            raise ConfigError(f"{experiment} has no masked runs in a batch {batch!r}.{nearest(batch, names)}")
+        return names[batch]
 
-    def batch_name(self, run: Run) -> str:
-        """The batch of a run; its own id if it is in none."""
-        return self.batch_of_run.get((run.experiment, run.id), run.id)
+    def by_batch(self, found: Iterable[Run]) -> dict[str, list[Run]]:
+        """Runs by the name of their batch; a run that is in none has its own id as name."""
+        names: dict[str, list[Run]] = {}
+        for run in found:
+            names.setdefault(self.batch_of_run.get((run.experiment, run.id), run.id), []).append(run)
+        return names
 
     def source(self, wildcards: Any) -> str:
         """The file that a screen is filtered from: a local path, or the one that was downloaded or simulated."""
@@ -239,10 +244,6 @@ class Plan:
         has = self.study.settings[wildcards.experiment].transfer is not None
         return [self.split_file(self.run(wildcards), "transfer.tsv")] if has else []
 
-    def data_tests(self, wildcards: Any) -> str:
-        """Differential expression in the data that a run is trained on."""
-        return self.data_file(self.run(wildcards).dataset, "expression_tests.tsv")
-
     def together(self, wildcards: Any) -> list[str]:
         """The file that marks the batch of a run as finished, if the run is in a batch."""
         batch = self.batch_of_run.get((wildcards.experiment, wildcards.run))
@@ -305,6 +306,11 @@ class Plan:
 
     def run_files(self, found: Iterable[Run], file: str) -> list[str]:
         return [self.run_file(run, file) for run in found]
+
+    def batch_files(self, found: Iterable[Run], folder: str) -> list[str]:
+        """A file of each batch of some runs, in a folder of their experiment."""
+        batches = self.by_batch(found).items()
+        return [f"{self.results}/{of_batch[0].experiment}/{folder}/{name}.tsv" for name, of_batch in batches]
 
     def split_files(self, found: Iterable[Run], file: str) -> list[str]:
         """A file of each split that the runs read, once."""
