@@ -43,11 +43,21 @@ def test_the_setting_is_not_changed_on_a_cpu_that_rounds_to_bf16(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("width", "genes", "library"), [(64, 200, "MKL"), (100, 100, "MKL"), (128, 299, "oneDNN"), (400, 1187, "oneDNN")]
+    ("width", "genes", "halved", "library"),
+    [
+        (64, 200, False, "MKL"),
+        (100, 100, False, "MKL"),
+        (128, 299, False, "oneDNN"),
+        (400, 1187, False, "oneDNN"),
+        (32, 100, True, "MKL"),
+        (64, 200, True, "oneDNN"),
+    ],
 )
-def test_the_size_of_a_model_chooses_the_library(monkeypatch, width, genes, library):
-    """The demo and the simulations are below the limit, the smallest real screen and the papers' models above it."""
+def test_the_size_of_a_model_and_the_cpu_choose_the_library(monkeypatch, width, genes, halved, library):
+    """On most CPUs, the demo and the simulations are below the limit, the smallest real screen and the papers' models
+    above it."""
     monkeypatch.setattr(cpu, "exact_products", lambda: True)
+    monkeypatch.setattr(cpu, "halved_by_mkl", lambda: halved)
     assert cpu.library_of_products(width, genes) == library
     used = []
     model = SimpleNamespace(config=SimpleNamespace(width=width), input_mean=torch.zeros(genes))
@@ -55,6 +65,17 @@ def test_the_size_of_a_model_chooses_the_library(monkeypatch, width, genes, libr
     assert (used == ["bf16"]) == (library == "oneDNN")
     monkeypatch.setattr(cpu, "exact_products", lambda: False)
     assert cpu.library_of_products(width, genes) == "MKL"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "halved"),
+    [("AuthenticAMD", "26", True), ("AuthenticAMD", "25", False), ("GenuineIntel", "26", False), ("", "", False)],
+)
+def test_amd_cpus_from_zen_5_on_are_halved_by_mkl(tmp_path, vendor, family, halved):
+    info = tmp_path / "cpuinfo"
+    info.write_text("".join(f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: fpu\n\n" for _ in range(2)))
+    assert cpu.halved_by_mkl(info) == halved
+    assert not cpu.halved_by_mkl(tmp_path / "none")
 
 
 def test_the_setting_is_restored_after_an_error(monkeypatch):

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from samsvae.models.batch import Batch
 from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal
 from samsvae.models.latents import Latent
+from samsvae.ops.explicit_gradients import normal_log_ratio, usable
 
 
 def kl_terms(
@@ -36,15 +38,24 @@ def kl_terms(
         if guide is None or (prior := latent.prior(values, batch)) is None:
             continue
         if analytic_kl and (kl := closed_kl(guide, prior)) is not None:
-            term = -kl
+            term = -kl.sum(-1)
         else:
-            value = values[latent.name]
-            term = prior.log_prob(value) - guide.log_prob(value)
-        term = term.sum(-1)
-        if latent.plate == "perturbation":
-            term = _to_cells(term, batch, extra_share) if plate is None else plate * term.sum(-1, keepdim=True)
+            term = log_ratio(prior, guide, values[latent.name])
+        if latent.plate == "perturbation" and plate is not None:
+            term = plate * term.sum(-1, keepdim=True)
         terms[latent.name] = term
+    names = [latent.name for latent in latents if latent.plate == "perturbation" and latent.name in terms]
+    if plate is None and names:  # all at once, because each would take as many operations
+        every = torch.stack(torch.broadcast_tensors(*(terms[name] for name in names)))
+        terms |= zip(names, _to_cells(every, batch, extra_share), strict=True)
     return terms
+
+
+def log_ratio(prior: Distribution, guide: Distribution, value: Tensor) -> Tensor:
+    """log p(value) - log q(value), summed over L."""
+    if isinstance(guide, Normal) and isinstance(prior, Normal) and usable(value):
+        return normal_log_ratio(value, (prior.loc, prior.scale), (guide.loc, guide.scale))
+    return (prior.log_prob(value) - guide.log_prob(value)).sum(-1)
 
 
 def closed_kl(guide: Distribution, prior: Distribution) -> Tensor | None:
@@ -59,8 +70,8 @@ def closed_kl(guide: Distribution, prior: Distribution) -> Tensor | None:
 
 
 def _to_cells(term: Tensor, batch: Batch, extra: float) -> Tensor:
-    """Distribute the perturbations' terms (K, R) or (R,) over the cells: sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
+    """Distribute the perturbations' terms (..., R) over the cells: (..., n), sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
     share = batch.share + extra * (batch.share > 0) if extra else batch.share
-    weighted = (term * share)[..., None]  # (K, R, 1)
+    weighted = (term * share)[..., None]  # (..., R, 1)
     received = replace(batch.dosage, dose=(batch.dosage.dose != 0).to(term.dtype))
     return received.gather(weighted)[..., 0]

@@ -17,6 +17,7 @@ from samsvae.models.batch import MultiHot
 from samsvae.models.distributions import Normal, Poisson
 from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
 from samsvae.ops.cpu_softmax_nb import is_compiled
+from samsvae.ops.explicit_gradients import gaussian_head, residual_network, usable
 from samsvae.ops.precision import product
 
 #: p(x | h), for each likelihood.
@@ -25,6 +26,8 @@ Observed = SoftmaxNegativeBinomial | Normal | Poisson
 #: Functions of a module, because a lambda cannot be pickled. The leaky ReLU has torch's default slope, 0.01.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"leaky_relu": F.leaky_relu, "relu": F.relu}
 
+#: Their slopes below 0.
+SLOPES = {F.leaky_relu: 0.01, F.relu: 0.0}
 
 #: What dropout draws from: a generator, the kept units (0 or 1, as large as the hidden layer) of one layer after
 #: another, or None: torch's own generator.
@@ -70,12 +73,22 @@ class MLP(nn.Module):
         self.norms = nn.ModuleList(norms)
 
     def forward(self, *parts: Tensor | MultiHot) -> Tensor:
-        first = self.layers[0]
+        first, *layers = self.layers
+        weights = first.weight.split(self.sizes, dim=1) if len(parts) > 1 else (first.weight,)
         h: Tensor = first.bias
-        for part, weight in zip(parts, first.weight.split(self.sizes, dim=1), strict=True):
-            h = h + (part.gather(weight.T) if isinstance(part, MultiHot) else F.linear(part, weight))
+        dense = []
+        for part, weight in zip(parts, weights, strict=True):
+            if isinstance(part, MultiHot):
+                h = h + part.gather(weight.T)
+            else:
+                dense.append((part, weight))
+        if usable(h) and not self.norms and not (self.dropout and self.training):
+            pairs = [(layer.weight, layer.bias) for layer in layers]
+            return residual_network(h, dense, pairs, slope=SLOPES[self.activation], residual=self.residual)
+        for part, weight in dense:
+            h = h + F.linear(part, weight)
         h = self._finish(0, h)
-        for j, layer in enumerate(self.layers[1:], start=1):
+        for j, layer in enumerate(layers, start=1):
             step = self._finish(j, layer(h))
             h = h + step if self.residual else step
         return h  # (..., H)
@@ -120,6 +133,9 @@ class GaussianHead(nn.Module):
         self.log_var = nn.Linear(width, n_out, dtype=torch.float32)
 
     def forward(self, h: Tensor) -> Normal:
+        if usable(h):
+            mean, log_var = ((head.weight, head.bias) for head in (self.mean, self.log_var))
+            return Normal(*gaussian_head(h, mean, log_var, FLOOR))
         return Normal(self.mean(h), torch.sqrt(torch.exp(self.log_var(h)) + FLOOR))
 
 

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, wraps
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-#: From this number of weights between the widest layer and the genes, oneDNN multiplies faster than MKL. Below it is up
-#: to 1.5 times slower (benchmarks/RESULTS.md).
-LEAST_WEIGHTS = 2**14
+#: From this number of weights between the widest layer and the genes, oneDNN multiplies faster than MKL, on most CPUs
+#: and on those of `halved_by_mkl`. Below it is up to 1.5 and 2.6 times slower (benchmarks/RESULTS.md).
+LEAST_WEIGHTS, LEAST_IF_HALVED = 2**14, 2**12
 
 
 def fast_cpu(work: Callable) -> Callable:
@@ -37,10 +38,22 @@ def fast_cpu(work: Callable) -> Callable:
 def library_of_products(width: int, n_genes: int) -> Literal["oneDNN", "MKL"]:
     """The library that multiplies the float32 matrices of a model on this CPU.
 
-    Only the sizes of the model and the exactness of oneDNN decide, never a timing: the same model on the same CPU
-    always has the same bits.
+    Only the sizes of the model, the kind of CPU and the exactness of oneDNN decide, never a timing: the same model on
+    the same CPU always has the same bits.
     """
-    return "oneDNN" if width * n_genes >= LEAST_WEIGHTS and exact_products() else "MKL"
+    least = LEAST_IF_HALVED if halved_by_mkl() else LEAST_WEIGHTS
+    return "oneDNN" if width * n_genes >= least and exact_products() else "MKL"
+
+
+@cache
+def halved_by_mkl(info: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether MKL uses half of the vector units: they have 512 bits on AMD's CPUs from Zen 5 on (family 26), and MKL
+    uses 256 on all of AMD's. False where Linux does not say what CPU it is."""
+    with suppress(OSError, ValueError):
+        pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        facts = {name.strip(): value.strip() for name, value in pairs}
+        return facts.get("vendor_id") == "AuthenticAMD" and int(facts.get("cpu family", "0")) >= 26
+    return False
 
 
 @contextmanager

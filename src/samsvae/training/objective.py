@@ -24,7 +24,7 @@ def objective(
     """
     plate = 1.0 / n_cells if config.plate == "every_step" else None
     terms = model.terms(batch, draw, analytic_kl=config.analytic_kl, plate=plate, extra_share=config.extra_share)
-    total = add_up(term * _weight(name, config, warmup) for name, term in terms.items())
+    total = add_up(_weighted(name, term, config, warmup) for name, term in terms.items())
     if config.objective == "iwelbo":
         total = torch.logsumexp(total, dim=0) - math.log(total.shape[0])
     loss = -total.mean()
@@ -33,13 +33,14 @@ def objective(
     return loss, terms
 
 
-def _weight(term: str, config: TrainingConfig, warmup: float | Tensor) -> float | Tensor:
-    """Weight of a term of the ELBO: 1 for the reconstruction; kl_weight, warm-up and its own weight for a latent."""
-    if term == "reconstruction":
-        return 1.0
+def _weighted(name: str, term: Tensor, config: TrainingConfig, warmup: float | Tensor) -> Tensor:
+    """A term of the ELBO times its weight: 1 for the reconstruction; kl_weight, warm-up and its own for a latent."""
+    if name == "reconstruction":
+        return term
     weights = {"mask_prob": config.weight_mask_prob, "embedding": config.weight_embedding}
     weights |= dict.fromkeys(("mask", "cell_mask"), config.weight_mask)
-    return config.kl_weight * warmup * weights.get(term, config.weight_z)
+    weight = config.kl_weight * warmup * weights.get(name, config.weight_z)
+    return term if isinstance(weight, float) and weight == 1.0 else term * weight
 
 
 def only_own_perturbations(cells: Cells, config: TrainingConfig) -> bool:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from samsvae.config.training import TrainingConfig
 from samsvae.models.latents import Embedding, LearnedEmbedding, Mask, MaskProbability
@@ -14,7 +13,8 @@ from samsvae.models.model import Model
 
 
 class _Group(NamedTuple):
-    """Parameters with one learning rate and weight decay, and their Adam moments: one kernel launch on a GPU."""
+    """Parameters with one learning rate and weight decay, their Adam moments, and the steps so far, the same tensor for
+    all of them: one kernel launch on a GPU."""
 
     parameters: list[Tensor]
     means: list[Tensor]
@@ -27,7 +27,8 @@ class _Group(NamedTuple):
 class Adam:
     """Adam with L2 weight decay inside the gradient, as published.
 
-    This is torch's fused step without its optimiser class, whose first use spends a second on importing a compiler.
+    This is torch's fused step without its optimiser class, whose first use spends a second on importing a compiler, and
+    whose step counts for every parameter take longer than the step of a small model.
     """
 
     def __init__(self, model: Model, config: TrainingConfig):
@@ -38,21 +39,21 @@ class Adam:
         self.groups: list[_Group] = []
         for (rate, decay), parameters in alike.items():
             means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-            steps = [torch.zeros((), device=p.device, dtype=torch.float32) for p in parameters]
+            steps = [torch.zeros((), device=parameters[0].device, dtype=torch.float32)] * len(parameters)
             self.groups.append(_Group(parameters, means, squares, steps, rate, decay))
 
     @torch.no_grad()
     def step(self, skip: Tensor | None = None) -> None:
         """One step along the gradients, which are not cleared; no step if ``skip``, a scalar tensor, is 1."""
         for parameters, means, squares, steps, rate, decay in self.groups:
-            adam(
+            steps[0].add_(1.0)
+            torch._fused_adam_(
                 parameters,
                 [p.grad for p in parameters],  # type: ignore[misc]  # after a backward pass every gradient is there
                 means,
                 squares,
                 [],
                 steps,
-                fused=True,
                 found_inf=skip,
                 amsgrad=False,
                 beta1=self.config.adam_beta1,
@@ -62,6 +63,14 @@ class Adam:
                 eps=self.config.adam_eps,
                 maximize=False,
             )
+            if skip is not None:
+                steps[0].sub_(skip)
+
+    def clear(self) -> None:
+        """Drop the gradients."""
+        for group in self.groups:
+            for parameter in group.parameters:
+                parameter.grad = None
 
 
 def parameter_groups(model: Model, config: TrainingConfig) -> list[dict[str, Any]]:

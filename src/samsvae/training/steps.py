@@ -77,7 +77,7 @@ def training_step(
         loss = loss_of(at, *counts)
         with torch.no_grad():
             torch.maximum(bad, (loss - loss).ne(0.0), out=bad)  # inf - inf and nan differ from 0
-        model.zero_grad(set_to_none=True)
+        optimiser.clear()
         (loss * scale).backward()
         if config.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
