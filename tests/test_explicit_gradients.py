@@ -65,9 +65,9 @@ def test_log_ratios_of_normals(size):
     assert gradcheck(run, (value, p_loc, q_loc, q_scale))
 
 
-@pytest.mark.parametrize(("name", "error"), [("float32", 1e-6), ("bf16", 1e-6)])
-def test_networks_under_a_precision_have_the_gradients_of_plain_operations(monkeypatch, name, error):
-    """Also in bf16 both passes round the same products; the plain operations are those that torch.compile reads."""
+@pytest.mark.parametrize(("name", "error"), [("float32", 1e-6), ("bf16", 0.0)])
+def test_networks_have_the_gradients_of_plain_operations(monkeypatch, name, error):
+    """Plain operations are those that torch.compile reads. In bf16 they are always used."""
     torch.manual_seed(0)
     network, head = MLP((6, 4), 16, 3), GaussianHead(16, 5)
     x, offset = torch.randn(7, 6), torch.randn(3, 7, 4, requires_grad=True)
@@ -80,4 +80,4 @@ def test_networks_under_a_precision_have_the_gradients_of_plain_operations(monke
             loss = (q.loc.sin() / q.scale).sum()
             found.append([loss, *torch.autograd.grad(loss, weights)])
     for ours, exact in zip(*found, strict=True):
-        assert ((ours - exact).norm() / exact.norm()).item() < error
+        assert ((ours - exact).norm() / exact.norm()).item() <= error

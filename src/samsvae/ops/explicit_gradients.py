@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import has_torch_function
 
 #: Two tensors: a weight (H, I) and its input (..., I) or its bias (H,); or the mean and the sd of a normal.
 Pair = tuple[Tensor, Tensor]
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether a computation with this tensor can use explicit gradients."""
-    return not (tensor.is_cuda or torch.compiler.is_compiling())
+    """Whether a computation with this tensor can use explicit gradients: float32 or float64 on a CPU."""
+    replaced = has_torch_function((tensor,))  # operations are, by `precision` in bf16
+    return not (tensor.is_cuda or replaced or torch.compiler.is_compiling())
 
 
 def residual_network(
@@ -36,8 +38,6 @@ def residual_network(
 
 
 class _ResidualNetwork(torch.autograd.Function):
-    """Products are written as `F.linear`, also in the backward pass, because `precision` may replace it."""
-
     @staticmethod
     def forward(ctx, slope: float, residual: bool, n_inputs: int, start: Tensor, *flat: Tensor) -> Tensor:
         pairs = _pairs(flat)
@@ -62,13 +62,13 @@ class _ResidualNetwork(torch.autograd.Function):
         for j in reversed(range(n_layers)):
             d = torch.ops.aten.leaky_relu_backward(grad, hidden[n_layers + 1 + j], ctx.slope, True)
             found = [*_of_layer(d, hidden[j]), *found]
-            below = F.linear(d, pairs[ctx.n_inputs + j][0].T)
+            below = d @ pairs[ctx.n_inputs + j][0]
             grad = below.add_(grad) if ctx.residual else below
         d = torch.ops.aten.leaky_relu_backward(grad, hidden[0], ctx.slope, True)
         first: list[Tensor | None] = []
         for i, (part, weight) in enumerate(pairs[: ctx.n_inputs]):
             own = d.sum_to_size(*part.shape[:-1], d.shape[-1])
-            first.append(F.linear(own, weight.T) if ctx.needs_input_grad[4 + 2 * i] else None)
+            first.append(own @ weight if ctx.needs_input_grad[4 + 2 * i] else None)
             first.append(_of_weight(own, part))
         return None, None, None, d.sum_to_size(ctx.start), *first, *found
 
@@ -79,7 +79,7 @@ def _pairs(flat: Sequence[Tensor]) -> list[Pair]:
 
 def _of_weight(d: Tensor, inputs: Tensor) -> Tensor:
     """The gradient of a weight, from that of the outputs of its layer (..., H) and the layer's inputs (..., I)."""
-    return F.linear(d.flatten(0, -2).T, inputs.flatten(0, -2).T)
+    return d.flatten(0, -2).T @ inputs.flatten(0, -2)
 
 
 def _of_layer(d: Tensor, inputs: Tensor) -> Pair:
@@ -108,7 +108,7 @@ class _GaussianHead(torch.autograd.Function):
         h, weight, variance, scale = ctx.saved_tensors
         d = torch.cat([d_loc, (variance / scale).mul_(0.5).mul_(d_scale)], -1)
         (mean, log_var), (mean_bias, log_var_bias) = (found.chunk(2) for found in _of_layer(d, h))
-        return None, F.linear(d, weight.T), mean, mean_bias, log_var, log_var_bias
+        return None, d @ weight, mean, mean_bias, log_var, log_var_bias
 
 
 def normal_log_ratio(value: Tensor, p: Pair, q: Pair) -> Tensor:
