@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -27,11 +30,6 @@ needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is
 
 #: The exponent of ten of the smallest theta; each gene has its own, up to ten times as large.
 THETAS = [-6, -2, 0, 2, 5, 8]
-
-
-@pytest.fixture
-def no_compiler(monkeypatch):
-    monkeypatch.setattr(cpu_softmax_nb, "_code", lambda: (None, "no C compiler"))
 
 
 def case(theta=0, particles=2, n=7, genes=45, seed=0):
@@ -210,6 +208,20 @@ def test_code_is_built_once_and_then_needs_no_compiler(cache, source, monkeypatc
     source.write_text("int answer(void) { return 43; }\n")
     with pytest.raises(OSError, match="no C compiler 'no-such-compiler' was found"):
         c_code.build(source)
+
+
+@needs_compiler
+def test_processes_and_threads_may_build_at_the_same_time(cache, source):
+    code = (
+        f"from pathlib import Path; from samsvae.ops.c_code import build; print(build(Path({str(source)!r})).answer())"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    command = [sys.executable, "-c", code, str(source)]
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert {library.answer() for library in pool.map(c_code.build, [source] * 8)} == {42}
+    assert [process.communicate(timeout=60)[0].strip() for process in started] == ["42"] * 4
+    assert len(list(cache.iterdir())) == 1
 
 
 @needs_compiler

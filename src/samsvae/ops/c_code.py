@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from samsvae.files import atomic
 #: Vector instructions of this CPU. Loops may not change the result by exceptions that nobody reads, so they vectorise;
 #: infinities and NaN are respected.
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
+
+#: Threads of a process would write the same temporary file.
+_BUILDING = threading.Lock()
 
 
 def build(source: Path, info: Path = Path("/proc/cpuinfo")) -> ctypes.CDLL:
@@ -33,11 +37,12 @@ def build(source: Path, info: Path = Path("/proc/cpuinfo")) -> ctypes.CDLL:
         cpu = " ".join(sorted({line for line in lines if line.startswith(("model", "flags", "Features", "CPU part"))}))
     key = repr((source.read_text(), FLAGS, platform.machine(), cpu, platform.libc_ver()))
     name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    try:
-        return _load(source, _private_folder() / name)
-    except (OSError, RuntimeError):  # no cache, or a file in it that cannot be loaded
-        with tempfile.TemporaryDirectory() as folder:
-            return _load(source, Path(folder) / name)
+    with _BUILDING:
+        try:
+            return _load(source, _private_folder() / name)
+        except (OSError, RuntimeError):  # no cache, or a file in it that cannot be loaded
+            with tempfile.TemporaryDirectory() as folder:
+                return _load(source, Path(folder) / name)
 
 
 def _private_folder() -> Path:
