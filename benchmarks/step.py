@@ -304,6 +304,11 @@ STEPS = {
 }
 
 
+def variants(device: str) -> list[str]:
+    """The names in STEPS that differ on a device: a GPU has kernels of its own."""
+    return [name for name in STEPS if device == "cpu" or name != "plain kernel"]
+
+
 # ---- measuring -----------------------------------------------------------------------------------------------------
 
 
@@ -373,7 +378,7 @@ def gflop(shape: Shape, model: str) -> float:
 
 def measure(shape: Shape, model: str, device: str, repeats: int, least: float, chosen: str | None) -> dict[str, list]:
     """Milliseconds per step of every variant, from interleaved repeats of ``least`` seconds or more."""
-    works = {name: make(shape, model, device) for name, make in STEPS.items()}
+    works = {name: STEPS[name](shape, model, device) for name in variants(device)}
     own = dict.fromkeys(works, chosen or arithmetic(device)) | {"plain": DEFAULT[device]}
     found = {name: [] for name in works}
 
@@ -514,7 +519,7 @@ def main(arguments: list[str] | None = None) -> int:
         + ", ".join(f"{kind} {ms:.3g} ms (error {error:.0e})" for kind, (ms, error) in rates.items())
         + f". The floor is {gflop(shape, options.model):.3g} GFLOP at the rate of {best}.\n"
     )
-    memory = {name: alone(name, options) for name in STEPS}
+    memory = {name: alone(name, options) for name in variants(device)}
     times = measure(shape, options.model, device, options.repeats, options.least, chosen)
     lines.append(table(times, memory, floor))
     print("\n".join(lines))
