@@ -164,6 +164,10 @@ def test_the_likelihood_uses_it_for_whole_counts_in_float32(monkeypatch):
     assert torch.equal(likelihood.log_likelihood(x), softmax_nb(product, bias, library, theta, x, 1e-4))
     assert relative(likelihood.log_likelihood(x), plain) < 1e-5
     assert relative(likelihood.log_likelihood(x + 0.5), likelihood.log_prob(x + 0.5).sum(-1)) < 1e-5
+    alone = SoftmaxNegativeBinomial(product[1], library, theta, 1e-4, bias)  # no axis of particles
+    assert torch.equal(alone.log_likelihood(x), likelihood.log_likelihood(x)[1])
+    none = SoftmaxNegativeBinomial(product[:, :0], library[:0], theta, 1e-4, bias)
+    assert none.log_likelihood(x[:0]).shape == (2, 0)
     without = SoftmaxNegativeBinomial(product, library, theta)
     assert relative(without.log_likelihood(x), without.log_prob(x).sum(-1)) < 1e-4
 
@@ -203,11 +207,14 @@ def test_code_is_built_once_and_then_needs_no_compiler(cache, source, monkeypatc
     assert c_code.build(source).answer() == 42
     (built,) = cache.iterdir()
     assert cache.stat().st_mode & 0o777 == 0o700 and built.name.startswith("code-")
-    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("CC", "no-such-compiler -m64")
     assert c_code.build(source).answer() == 42
     source.write_text("int answer(void) { return 43; }\n")
     with pytest.raises(OSError, match="no C compiler 'no-such-compiler' was found"):
         c_code.build(source)
+    monkeypatch.setenv("CC", "cc -DANSWER=43")  # with options
+    source.write_text("int answer(void) { return ANSWER; }\n")
+    assert c_code.build(source).answer() == 43
 
 
 @needs_compiler

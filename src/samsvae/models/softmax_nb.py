@@ -60,7 +60,7 @@ class SoftmaxNegativeBinomial:
         if cpu_softmax_nb.fits(product, theta, value):
             bias = torch.zeros_like(theta) if self.bias is None else self.bias
             return cpu_softmax_nb.softmax_nb(product, bias, library, theta, value, self.floor)
-        logits = self.logits.reshape(-1, *product.shape[-2:])
+        logits = self.logits if product.ndim == 3 else self.logits.reshape(-1, *product.shape[-2:])
         rest = _MeanTerms.apply(logits, library, theta, value, self.floor)
         return rest.view(product.shape[:-1]) + _GammaTerms.apply(theta, value)
 

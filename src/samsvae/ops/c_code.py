@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -63,11 +64,11 @@ def _load(source: Path, target: Path) -> ctypes.CDLL:
 
 
 def _compile(source: Path, target: Path) -> None:
-    name = os.environ.get("CC") or "cc"
+    name, *options = shlex.split(os.environ.get("CC", "")) or ["cc"]
     compiler = shutil.which(name)
     if compiler is None:
         raise OSError(f"no C compiler {name!r} was found; $CC names another")
-    command = [compiler, *FLAGS, "-shared", "-fPIC", str(source), "-o", str(target), "-lm"]
+    command = [compiler, *options, *FLAGS, "-shared", "-fPIC", str(source), "-o", str(target), "-lm"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     if done.returncode:
         reason = next((line for line in done.stderr.splitlines() if "error" in line), "no message")

@@ -71,7 +71,7 @@ def softmax_nb(product: Tensor, bias: Tensor, library: Tensor, theta: Tensor, x:
     Shapes: ``product`` (..., n, G), whose gradient has its dtype; ``bias`` and ``theta`` (G,); ``library`` l (n,);
     ``x`` (n, G). Gradients of ``product``, ``bias`` and ``theta``. The number of threads does not change the result.
     """
-    flat = product.reshape(-1, *product.shape[-2:])
+    flat = product if product.ndim == 3 else product.reshape(-1, *product.shape[-2:])
     return _SoftmaxNB.apply(flat, bias, library, theta, x, floor, _code()[0]).view(product.shape[:-1])
 
 
