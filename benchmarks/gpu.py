@@ -90,18 +90,19 @@ def replayed(work, device: torch.device):
 
 
 def likelihood(cells: Cells, n: int, particles: int, kind: torch.dtype, function):
-    """Work that computes the likelihood of n cells and its gradients, with logits of a ``kind``, by a function."""
+    """Work that computes the likelihood of n cells and its gradients, with a product of a ``kind``, by a function."""
     device, genes = cells.device, cells.counts.shape[1]
     stream = torch.Generator(device).manual_seed(1)
-    logits = torch.randn(particles, n, genes, generator=stream, device=device) * 2.0
+    product = torch.randn(particles, n, genes, generator=stream, device=device) * 2.0
+    bias = torch.randn(genes, generator=stream, device=device)
     theta = 10.0 ** (6.0 * torch.rand(genes, generator=stream, device=device) - 2.0)
-    a = logits.to(kind).requires_grad_()
-    b = (theta.double() if kind == torch.float64 else theta).clone().requires_grad_()
-    x, library = cells.counts[:n], cells.library[:n].to(b.dtype)
+    exact = torch.float64 if kind == torch.float64 else torch.float32
+    a, b, c = given = [p.requires_grad_() for p in (product.to(kind), bias.to(exact), theta.to(exact))]
+    x, library = cells.counts[:n], cells.library[:n].to(exact)
 
     def work():
-        value = function(a, library, b, x, FLOOR)
-        return value.detach(), *torch.autograd.grad(value.sum(), (a, b))
+        value = function(a, b, library, c, x, FLOOR)
+        return value.detach(), *torch.autograd.grad(value.sum(), given)
 
     return work
 
@@ -112,11 +113,11 @@ def plain(*arguments):
         return kernels.softmax_nb(*arguments)
 
 
-#: The ways to compute the likelihood: dtype of the logits, and the function.
+#: The ways to compute the likelihood: dtype of the product, and the function.
 WAYS = {
     "torch operations, float32": (torch.float32, plain),
     "kernel, float32": (torch.float32, kernels.softmax_nb),
-    "kernel, bf16 logits": (torch.bfloat16, kernels.softmax_nb),
+    "kernel, product in bf16": (torch.bfloat16, kernels.softmax_nb),
 }
 
 
@@ -131,7 +132,7 @@ def check_kernel(name: str, cells: Cells, config: TrainingConfig) -> None:
     for label, (kind, function) in ways(cells.device).items():
         exact = likelihood(cells, *sizes, torch.float64, rounded(plain) if kind == torch.bfloat16 else plain)()
         found = likelihood(cells, *sizes, kind, function)()
-        for part, a, b in zip(("value", "d logits", "d theta"), found, exact, strict=True):
+        for part, a, b in zip(("value", "d product", "d bias", "d theta"), found, exact, strict=True):
             error = ((a.double() - b).norm() / b.norm()).item()
             check(f"{name}, {label}, {part} against float64", error, 0.01 if kind == torch.bfloat16 else 1e-4)
 
@@ -150,7 +151,7 @@ def time_kernel(name: str, cells: Cells, config: TrainingConfig) -> None:
 
 
 def rounded(function):
-    return lambda logits, *rest: function(logits.bfloat16().double() + 0.0 * logits, *rest)
+    return lambda product, *rest: function(product.bfloat16().double() + 0.0 * product, *rest)
 
 
 @contextlib.contextmanager

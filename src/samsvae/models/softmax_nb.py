@@ -18,7 +18,7 @@ from torch import Tensor
 from samsvae.config.vocabulary import FLOOR
 from samsvae.models.distributions import NegativeBinomial
 from samsvae.ops import cpu_softmax_nb
-from samsvae.ops.softmax_nb import softmax_nb
+from samsvae.ops.softmax_nb import gamma_terms, softmax_nb
 
 #: The smallest normal float32.
 TINY = torch.finfo(torch.float32).tiny
@@ -55,11 +55,11 @@ class SoftmaxNegativeBinomial:
     def log_likelihood(self, value: Tensor) -> Tensor:
         """log_prob summed over genes (..., n)."""
         product, library, theta = self.product, self.library, self.concentration
-        if product.is_cuda or torch.compiler.is_compiling():
-            return softmax_nb(self.logits, library, theta, value, self.floor) + _gammas(theta, value).sum(-1)
-        if cpu_softmax_nb.fits(product, theta, value):
+        on_gpu = product.is_cuda or torch.compiler.is_compiling()
+        if on_gpu or cpu_softmax_nb.fits(product, theta, value):
             bias = torch.zeros_like(theta) if self.bias is None else self.bias
-            return cpu_softmax_nb.softmax_nb(product, bias, library, theta, value, self.floor)
+            fused = softmax_nb if on_gpu else cpu_softmax_nb.softmax_nb
+            return fused(product, bias, library, theta, value, self.floor)
         logits = self.logits if product.ndim == 3 else self.logits.reshape(-1, *product.shape[-2:])
         rest = _MeanTerms.apply(logits, library, theta, value, self.floor)
         return rest.view(product.shape[:-1]) + _GammaTerms.apply(theta, value)
@@ -80,10 +80,10 @@ class _GammaTerms(torch.autograd.Function):
         index, large = _GammaTerms.places(x)
         ctx.save_for_backward(theta, x, index, large)
         if index is None or large is None:
-            return _gammas(theta, x).sum(-1)
+            return gamma_terms(theta, x).sum(-1)
         j = torch.arange(_GammaTerms.TABLE + 1, dtype=theta.dtype, device=theta.device)[:, None]
         table = _GammaTerms.below(torch.log1p(j / theta)) - torch.lgamma(j + 1.0)
-        return _GammaTerms.look_up(table, index, large, theta, x, _gammas).sum(-1)
+        return _GammaTerms.look_up(table, index, large, theta, x, gamma_terms).sum(-1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -115,10 +115,6 @@ class _GammaTerms(torch.autograd.Function):
         found = table.flatten().index_select(0, index)
         found[large] = formula(theta[large % x.shape[-1]], x.flatten()[large])
         return found.view(x.shape)
-
-
-def _gammas(theta: Tensor, x: Tensor) -> Tensor:
-    return torch.lgamma(x + theta) - torch.lgamma(theta) - x * torch.log(theta) - torch.lgamma(x + 1.0)
 
 
 def _d_gammas(theta: Tensor, x: Tensor) -> Tensor:

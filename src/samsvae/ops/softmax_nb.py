@@ -1,7 +1,7 @@
-"""A fused GPU kernel for the decoder's softmax and its negative binomial likelihood, forward and backward.
+"""Fused GPU kernels for the decoder's softmax and its negative binomial likelihood, forward and backward.
 
 Letters: S runs, K particles, n cells, G genes. Plain operations write arrays of (K, n, G), such as the mean and its
-logarithm, to memory and read them back. The kernel reads the logits twice in the forward pass (the second time from the
+logarithm, to memory and read them back. The kernels read the logits twice in the forward pass (the second time from the
 cache) and once in the backward pass. Triton comes with the CUDA builds of torch and is imported at first use. Without
 Triton or without a GPU, torch's own operations compute the same function.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 
 import torch
@@ -35,34 +36,43 @@ FORWARD_VALUES, BACKWARD_VALUES = 4, 2
 #: Threads of a warp on an NVIDIA GPU.
 WARP = 32
 
+#: Rows of the gradient of the product start at multiples of so many numbers (16 bytes in bfloat16): the products of the
+#: backward pass, which read it, use their fast kernels only on aligned rows. 1,187 genes would not be.
+ALIGNED = 8
 
-def softmax_nb(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: float) -> Tensor:
-    """The terms of log NB(x; m, theta) that contain the mean m = l softmax(logits) + floor, summed over genes (eq. 2).
 
-    sum_g x_g log m_g - (x_g + theta_g) log(1 + m_g / theta_g). The caller adds the gamma terms
-    lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log theta, which are the same for all particles.
+def softmax_nb(product: Tensor, bias: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: float) -> Tensor:
+    """log NB(x; l softmax(product + bias) + floor, theta), summed over genes (eq. 2).
 
     Parameters
     ----------
-    logits
+    product
         (..., n, G), float32 or bfloat16, computed in float32; or float64, computed in float64.
-    library, theta, x
-        (n,), (G,) and (n, G); x may hold integers or floats. ``logits`` and ``theta`` get gradients.
+    bias, library, theta, x
+        (G,), (n,), (G,) and (n, G); x may hold integers or floats. ``product``, ``bias`` and ``theta`` get gradients.
 
     Returns
     -------
     Tensor
         (..., n), in the dtype of ``theta``.
     """
-    kind = torch.promote_types(logits.dtype, theta.dtype)
+    kind = torch.promote_types(product.dtype, theta.dtype)
     if not torch.compiler.is_compiling():
-        try_out(logits.device)
-    if kind == torch.float32 and has_triton(logits.device.type):
-        rows = logits.reshape(1, -1, *logits.shape[-2:])
-        out, _, _ = _forward(*(part.contiguous() for part in (rows, library[None], theta[None], x[None])), floor)
-        return out.view(logits.shape[:-1])
-    mean = library[:, None] * torch.softmax(logits, -1, dtype=kind) + floor
-    return (x * torch.log(mean) - (x + theta) * torch.log1p(mean / theta)).sum(-1)
+        try_out(product.device)
+    if kind == torch.float32 and has_triton(product.device.type):
+        rows = product.reshape(1, math.prod(product.shape[:-2]), *product.shape[-2:])
+        parts = (rows, bias[None], library[None], theta[None], x[None])
+        out, _, _ = _forward(*(part.contiguous() for part in parts), floor)
+        return out.view(product.shape[:-1])
+    x = x.to(theta.dtype)
+    mean = library[:, None] * torch.softmax(product + bias, -1, dtype=kind) + floor
+    terms = x * torch.log(mean) - (x + theta) * torch.log1p(mean / theta)
+    return terms.sum(-1) + gamma_terms(theta, x).sum(-1)
+
+
+def gamma_terms(theta: Tensor, x: Tensor) -> Tensor:
+    """The terms of log NB(x; m, theta) without the mean m, which are the same for all particles (n, G)."""
+    return torch.lgamma(x + theta) - torch.lgamma(theta) - x * torch.log(theta) - torch.lgamma(x + 1.0)
 
 
 def has_triton(device: str) -> bool:
@@ -71,7 +81,7 @@ def has_triton(device: str) -> bool:
 
 
 def try_out(device: torch.device) -> None:
-    """Launch both kernels once per process to see whether they compile and run on this device.
+    """Launch all kernels once per process to see whether they compile and run on this device.
 
     Triton needs a C compiler and Python's headers.
     """
@@ -80,7 +90,7 @@ def try_out(device: torch.device) -> None:
         return
     _TRIED.add(kind)
     try:
-        shapes = ((1, 2, 3, 5), (1, 3), (1, 5), (1, 3, 5))
+        shapes = ((1, 2, 3, 5), (1, 5), (1, 3), (1, 5), (1, 3, 5))
         parts = [torch.ones(shape, device=device, dtype=torch.float32) for shape in shapes]
         out, lse, dot = _forward(*parts, 1e-4)
         gradients = _backward(torch.ones_like(out), *parts, lse, dot, 1e-4)
@@ -92,57 +102,71 @@ def try_out(device: torch.device) -> None:
 
 
 # Custom operators, so that torch.compile does not look inside them. The forward pass saves two numbers per row besides
-# the logits: log sum exp, and s for the backward pass. With p = softmax and
+# the product: log sum exp, and s for the backward pass. With p = softmax, digamma function psi, and
 # c_g = x / m - (x + theta) / (m + theta) = theta (x - m) / (m (m + theta)), the derivative in m:
-# d/dlogits_g = l p_g (c_g - s), s = sum_g p_g c_g; d/dtheta_g = x / theta - c_g m / theta - log(1 + m / theta).
+# d/dlogits_g = l p_g (c_g - s), s = sum_g p_g c_g;
+# d/dtheta_g = psi(x + theta) - psi(theta) - c_g m / theta - log(1 + m / theta).
 
 
 @torch.library.custom_op("samsvae::softmax_nb", mutates_args=())
-def _forward(logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, log sum exp and s, each (S, K, n), of logits (S, K, n, G), theta (S, G) and x (S, n, G)."""
+def _forward(
+    product: Tensor, bias: Tensor, library: Tensor, theta: Tensor, x: Tensor, floor: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, log sum exp and s, each (S, K, n), of product (S, K, n, G), bias and theta (S, G) and x (S, n, G)."""
     from samsvae.ops import triton_softmax_nb
 
-    _, particles, cells, genes = logits.shape
-    out, lse, dot = (theta.new_empty(logits.shape[:-1]) for _ in range(3))
+    _, particles, cells, genes = product.shape
+    out, lse, dot = (theta.new_empty(product.shape[:-1]) for _ in range(3))
+    constant = torch.empty_like(library)
     block, warps = geometry(genes, FORWARD_GENES, FORWARD_VALUES)
     if out.numel():
-        with torch.cuda.device_of(logits):  # Triton launches on the current GPU
+        with torch.cuda.device_of(product):  # Triton launches on the current GPU
+            triton_softmax_nb.gammas[(constant.numel(),)](theta, x, constant, cells, genes, block, num_warps=warps)
             triton_softmax_nb.forward[(out.numel(),)](
-                logits, library, theta, x, out, lse, dot, particles, cells, genes, floor, block, num_warps=warps
-            )
+                product, bias, library, theta, x, constant, out, lse, dot,
+                particles, cells, genes, floor, block, num_warps=warps,
+            )  # fmt: skip
     return out, lse, dot
 
 
 @torch.library.custom_op("samsvae::softmax_nb_backward", mutates_args=())
 def _backward(
-    grad: Tensor, logits: Tensor, library: Tensor, theta: Tensor, x: Tensor, lse: Tensor, dot: Tensor, floor: float
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the logits (S, K, n, G) and of theta (S, G)."""
+    grad: Tensor, product: Tensor, bias: Tensor, library: Tensor, theta: Tensor, x: Tensor, lse: Tensor, dot: Tensor,
+    floor: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of the product (S, K, n, G), and of bias and theta together (S, 2, G)."""
     from samsvae.ops import triton_softmax_nb
 
-    runs, particles, cells, genes = logits.shape
+    runs, particles, cells, genes = product.shape
     (block, warps), groups = geometry(genes, BACKWARD_GENES, BACKWARD_VALUES), -(-cells // CELLS)
-    d_logits = torch.empty_like(logits)
-    d_theta = theta.new_empty(runs, groups, genes)  # one row per group of cells, summed below in a fixed order
+    d_product = _aligned(product)
+    d_genes = theta.new_empty(runs, groups, 2, genes)  # one row per group of cells, summed below in a fixed order
     if lse.numel():
-        with torch.cuda.device_of(logits):
+        with torch.cuda.device_of(product):
             triton_softmax_nb.backward[(groups, -(-genes // block), runs)](
-                grad, logits, library, theta, x, lse, dot, d_logits, d_theta,
-                particles, cells, genes, floor, CELLS, block, num_warps=warps,
+                grad, product, bias, library, theta, x, lse, dot, d_product, d_genes,
+                particles, cells, genes, d_product.stride(-2), floor, CELLS, block, num_warps=warps,
             )  # fmt: skip
     else:
-        d_theta.zero_()
-    return d_logits, d_theta.sum(1)
+        d_genes.zero_()
+    return d_product, d_genes.sum(1)
+
+
+def _aligned(product: Tensor) -> Tensor:
+    """Memory for the gradient of a product: the same shape, with aligned rows."""
+    *leading, genes = product.shape
+    return product.new_empty(*leading, -(-genes // ALIGNED) * ALIGNED)[..., :genes]
 
 
 @_forward.register_fake
-def _(logits, library, theta, x, floor):
-    return tuple(theta.new_empty(logits.shape[:-1]) for _ in range(3))
+def _(product, bias, library, theta, x, floor):
+    return tuple(theta.new_empty(product.shape[:-1]) for _ in range(3))
 
 
 @_backward.register_fake
-def _(grad, logits, library, theta, x, lse, dot, floor):
-    return torch.empty_like(logits), torch.empty_like(theta)
+def _(grad, product, bias, library, theta, x, lse, dot, floor):
+    runs, *_, genes = product.shape
+    return _aligned(product), theta.new_empty(runs, 2, genes)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
@@ -152,8 +176,8 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, grad, *_):
-    d_logits, d_theta = _backward(grad.contiguous(), *ctx.saved_tensors, ctx.floor)
-    return d_logits, None, d_theta, None, None
+    d_product, d_genes = _backward(grad.contiguous(), *ctx.saved_tensors, ctx.floor)
+    return d_product, d_genes[:, 0], None, d_genes[:, 1], None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save_for_backward)
