@@ -73,10 +73,10 @@ def check(found, case):
     rough = 1e-2 if case[0].dtype == torch.bfloat16 else 1e-5  # bf16 gradients have three digits
     for ours, true, most in zip(found, truth(*case), (1e-6, rough, 1e-5, 1e-5), strict=True):
         assert ours.shape == true.shape and torch.isfinite(ours).all()
-        assert ((ours.double() - true).norm() / true.norm()).item() < most
+        assert (ours.double() - true).norm() <= most * true.norm()
     # by gene, on the scale of the trained parameter: d/dlog theta, relative to the largest
     ours, true = found[3].double() * case[3], truth(*case)[3] * case[3]
-    assert ((ours - true).abs().max() / true.abs().max()).item() < 1e-5
+    assert (ours - true).abs().max() <= 1e-5 * true.abs().max()
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,7 @@ def test_the_kernel_against_torch_distributions(interpreted, name):
 @needs_triton
 def test_rows_of_the_gradient_are_aligned(interpreted):
     """cuBLAS has its fast products for rows that start at multiples of 16 bytes; 1,187 genes in float32 would not."""
-    for _, found in interpreted.values():
-        gradient = found[1]
+    for gradient in (found[1] for _, found in interpreted.values() if found[1].numel()):
         assert gradient.stride(-1) == 1 and all(n * gradient.element_size() % 16 == 0 for n in gradient.stride()[:-1])
 
 
