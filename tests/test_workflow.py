@@ -244,7 +244,7 @@ def study(checkout, tmp_path_factory) -> Path:
     where = tmp_path_factory.mktemp("study")
     text = snakemake(checkout, where, "--", "all", "report", config=checkout / "tests" / "smoke.yaml")
     assert "100%" in text and text.count("No GPU") == 1  # printed once, not by every training
-    line = r"This call took \d+ min \d+ s \([\d,]+ CPU s on this machine\)\. (\d+) of (\d+) trainings are done"
+    line = r"This call took [\d hmins]+ \([\d,]+ CPU s on this machine\)\. (\d+) of (\d+) trainings are done"
     [(done, every)] = re.findall(line, text)
     assert done == every != "0"
     return where
