@@ -11,7 +11,8 @@ from samsvae.config.zoo import ROWS
 from samsvae.data.cells import cells_of, encode
 from samsvae.evaluation import cell_states, latent_genes
 from samsvae.evaluation.cell_states import counterfactual, latent_means
-from samsvae.evaluation.latent_genes import latent_effects, latent_names
+from samsvae.evaluation.latent_genes import latent_effects
+from samsvae.evaluation.masks import latent_names
 from samsvae.models.noise import Streams
 
 

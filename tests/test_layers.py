@@ -99,3 +99,13 @@ def test_no_function_is_longer_than_60_lines_without_a_reason(root):
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
                 long.add(f"{name}.{node.name}")
     assert long == set(LONG)
+
+
+def test_no_figure_imports_torch(root):
+    """The import would take as long as drawing the figure."""
+    found = graph(root / "src" / "samsvae")
+    files = modules(root / "src" / "samsvae")
+    reached = {name for name in found if name.startswith("figures.")}
+    while more := {imported for name in reached for imported in found[name]} - reached:
+        reached |= more
+    assert [name for name in sorted(reached) if "\nimport torch\n" in files[name].read_text()] == []

@@ -21,7 +21,8 @@ from samsvae.errors import ConfigError, DataError
 from samsvae.evaluation.cell_states import counterfactual, latent_means
 from samsvae.evaluation.effect_tables import effect_table, mean_and_interval, signs
 from samsvae.evaluation.iwelbo import iwelbo
-from samsvae.evaluation.latent_genes import latent_effects, latent_names
+from samsvae.evaluation.latent_genes import latent_effects
+from samsvae.evaluation.masks import latent_names
 from samsvae.evaluation.named_conditions import LABELS, Condition, Label, Names, as_text
 from samsvae.evaluation.sampled_conditions import sample_condition
 from samsvae.fit_progress import show_progress

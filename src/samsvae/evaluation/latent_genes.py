@@ -17,11 +17,6 @@ from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu
 
 
-def latent_names(n: int) -> list[str]:
-    """The names of n latents in tables and figures: z0, z1 and so on."""
-    return [f"z{number}" for number in range(n)]
-
-
 @torch.no_grad()
 @memory_for("latent_genes", "Lower draws.")
 @fast_cpu

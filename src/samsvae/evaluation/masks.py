@@ -39,6 +39,11 @@ REASONS = {
 }
 
 
+def latent_names(n: int) -> list[str]:
+    """The names of n latents in tables and figures: z0, z1 and so on."""
+    return [f"z{number}" for number in range(n)]
+
+
 def collect_masks(grid: pd.DataFrame, perturbations: Iterable[str], screens: Iterable[str]) -> pd.DataFrame:
     """Scores of masks: a row per metric, for each group of runs that differ in the seed alone, and for each run.
 

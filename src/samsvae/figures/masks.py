@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from samsvae.evaluation.collect import collect_scores
-from samsvae.evaluation.latent_genes import latent_names
-from samsvae.evaluation.masks import ACTIVE, collect_masks
+from samsvae.evaluation.masks import ACTIVE, collect_masks, latent_names
 from samsvae.evaluation.metrics.constants import FEATURES, MAJORITY
 from samsvae.evaluation.selection import of_best_settings
 from samsvae.figures import heatmaps, style

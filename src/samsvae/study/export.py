@@ -20,7 +20,7 @@ from samsvae.config.grid import Run
 from samsvae.config.study import Study
 from samsvae.config.validate import build
 from samsvae.errors import ConfigError, DataError
-from samsvae.evaluation.latent_genes import latent_names
+from samsvae.evaluation.masks import latent_names
 from samsvae.files import atomic
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.screens.screen import read_tables
