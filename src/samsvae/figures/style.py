@@ -317,9 +317,9 @@ def save(fig: Figure, stem: str | Path, data: Mapping[str, pd.DataFrame | pd.Ser
     png, pdf = (stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "pdf"))
     with mpl.rc_context(RC):
         fig.set_dpi(200)
-        if layout := fig.get_layout_engine():
+        if fig.axes and (layout := fig.get_layout_engine()):
             layout.execute(fig)
-            fig.set_layout_engine(None)  # else it computes the same layout, which is slow, four times
+        fig.set_layout_engine(None)  # else it computes the same layout, which is slow, four times
         with atomic(png) as path:
             fig.savefig(path, dpi=200, metadata={"Software": None})
         with atomic(pdf) as path:
