@@ -34,7 +34,7 @@ from samsvae.data.cells import Cells, cells_of, encode
 from samsvae.models.model import Model
 from samsvae.ops import softmax_nb as kernels
 from samsvae.ops.cuda_graphs import on_one_stream
-from samsvae.ops.precision import precision
+from samsvae.ops.precision import precision, tf32_bias, used_precision
 from samsvae.training.state import TrainingState
 
 MODEL = "sams_vae_corr"
@@ -413,6 +413,9 @@ def main(arguments: list[str] | None = None) -> int:
             print("Triton does not run here: only torch's operations are measured", flush=True)
         where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
         print(f"{time.strftime('%Y-%m-%d')}  {where}, torch {torch.__version__}")
+        if device.type == "cuda":
+            used = used_precision("tf32", device)
+            print(f"tf32 products are off by {tf32_bias(device):.0e} on average; precision: tf32 computes in {used}")
         for name in options.shape:
             measure_shape(name, device, options.parts, only_check=options.check)
     return status()

@@ -36,7 +36,7 @@ measure() {
     [ "$status" -eq 0 ] || failed=$((failed + 1))
 }
 
-device=cuda replogle=replogle shapes="replogle norman" few=2000 times=(--repeats 3 --matmul tf32) precision=tf32
+device=cuda replogle=replogle shapes="replogle norman" few=2000 times=(--repeats 3) precision=tf32
 if [ -n "$TOY" ]; then
     slower=10 BUDGET=$((10 * BUDGET)) # a CPU may be busy
     device=cpu replogle=toy shapes=toy few=20 times=(--repeats 1 --least 0.01) precision=float32

@@ -28,7 +28,7 @@ class Shape:
     library: float = 1e4  # mean count of a cell
 
     def settings(self, model: str) -> tuple[ModelConfig, TrainingConfig]:
-        return ModelConfig(**{**row(model).model, **self.model}), TrainingConfig(**self.training)
+        return ModelConfig(**{**row(model).model, **self.model}), TrainingConfig(precision="float32", **self.training)
 
 
 #: Settings as in config/config.yaml, but the simulation's cells hold counts here.

@@ -22,7 +22,7 @@ def test_samsvae_and_plain_pytorch_have_the_same_loss_and_gradients(step, name):
 
 
 def test_bf16_is_rough_in_the_gradients_and_not_in_the_loss(step):
-    found = step.bf16_errors(step.SHAPES["toy"], "sams_vae_corr")
+    found = step.rough_errors(step.SHAPES["toy"], "sams_vae_corr", "bf16")
     assert found.pop("loss") < 1e-3
     assert 1e-4 < max(found.values()) < 0.1 and "decoder.out.weight" in found
 
@@ -47,10 +47,10 @@ def test_a_difference_is_printed_and_the_exit_status_is_1(step, checks, monkeypa
 
 def test_times_follow_a_failed_check_and_are_not_recorded(step, checks, monkeypatch, capsys):
     monkeypatch.setattr(step, "errors", lambda *a: {"loss": 1e-3, "a": 1e-6, "update": 0.0})
-    monkeypatch.setattr(step, "bf16_errors", lambda *a: {"loss": 0.0, "a": 0.0})
+    monkeypatch.setattr(step, "rough_errors", lambda *a: {"loss": 0.0, "a": 0.0})
     monkeypatch.setattr(step, "calibrate", lambda *a: {"default": (1.0, 0.0)})
     monkeypatch.setattr(step, "alone", lambda *a: 1.0)
-    monkeypatch.setattr(step, "measure", lambda *a: {name: [2.0, 3.0] for name in step.STEPS})
+    monkeypatch.setattr(step, "measure", lambda *a: {name: [2.0, 3.0] for name in step.variants("cpu")})
     recorded = []
     monkeypatch.setattr(step, "record", recorded.append)
     assert step.main(["--shape", "toy", "--record"]) == 1

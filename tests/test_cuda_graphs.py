@@ -408,18 +408,6 @@ def test_bf16_trains_and_ends_with_the_training():
     assert torch.equal(torch.nn.functional.linear(a, a), (a @ a.T))
 
 
-def test_the_precision_of_products_on_gpus_is_restored():
-    matmul, gpu = torch.backends.cuda.matmul, torch.device("cuda")
-    before = matmul.fp32_precision
-    with precision("tf32", gpu):
-        assert matmul.fp32_precision == "tf32"
-        with precision("float32", gpu):
-            assert matmul.fp32_precision == "ieee"
-    assert matmul.fp32_precision == before
-    with precision("tf32", torch.device("cpu")):
-        assert matmul.fp32_precision == before
-
-
 def test_a_graph_is_captured_on_the_current_stream_with_its_generators(monkeypatch):
     """The calls to torch.cuda, checked against their signatures; their effect on a GPU is not tested here."""
     calls, real = [], inspect.signature(torch.cuda.graph.__init__)

@@ -46,7 +46,7 @@ class TrainingConfig:
     loss_scale: Literal["one", "n_cells"] = "one"
     patience: int | None = None
     keep_weights: Literal["best", "last"] = "best"
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = "tf32"
     kernel: Literal["auto", "plain", "compiled"] = "auto"
     capture: Literal["auto", "never"] = "auto"
     compile: bool = False

@@ -20,6 +20,7 @@ import torch
 import samsvae
 from samsvae.files import write_json, write_table
 from samsvae.ops.onednn import library_of_products
+from samsvae.ops.precision import used_precision
 from samsvae.training.checkpoint import Checkpoint, save
 from samsvae.training.state import Trained
 
@@ -38,17 +39,19 @@ def write_run(
 ) -> None:
     """Write the files of a run: its checkpoint (``out["model"]``), history (TSV) and record (``out["run"]``, JSON).
 
-    The record also has, on a CPU, the library of matrix products, ``products``, and the ``kernel`` of the likelihood,
-    and, if the checkpoint's facts have it, how the fit went, ``fit``.
+    The record also has ``products``: on a GPU the precision of its matrix products, on a CPU their library, and there
+    also the ``kernel`` of the likelihood; and, if the checkpoint's facts have it, how the fit went, ``fit``.
     """
     save(checkpoint, out["model"])
     write_table([{"run": settings["run"], **row} for row in result.history], out["history"])
     n_parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     fit = {"fit": checkpoint.facts["fit"]} if "fit" in checkpoint.facts else {}
-    on_cpu = {} if result.kernel is None else {"kernel": result.kernel}
-    if not device.startswith("cuda"):
-        on_cpu["products"] = library_of_products(checkpoint.model.config.width, len(checkpoint.genes))
-    write_json(record(settings, result, device, n_parameters) | on_cpu | fit, out["run"])
+    how = {} if result.kernel is None else {"kernel": result.kernel}
+    if device.startswith("cuda"):
+        how["products"] = used_precision(settings["training"]["precision"], torch.device(device))
+    else:
+        how["products"] = library_of_products(checkpoint.model.config.width, len(checkpoint.genes))
+    write_json(record(settings, result, device, n_parameters) | how | fit, out["run"])
 
 
 def record(settings: Mapping[str, Any], result: Trained, device: str, n_parameters: int) -> dict[str, Any]:
