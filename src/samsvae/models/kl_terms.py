@@ -53,7 +53,7 @@ def kl_terms(
 
 def log_ratio(prior: Distribution, guide: Distribution, value: Tensor) -> Tensor:
     """log p(value) - log q(value), summed over L."""
-    if isinstance(guide, Normal) and isinstance(prior, Normal) and usable(value):
+    if isinstance(guide, Normal) and isinstance(prior, Normal) and usable(value, products=False):
         return normal_log_ratio(value, (prior.loc, prior.scale), (guide.loc, guide.scale))
     return (prior.log_prob(value) - guide.log_prob(value)).sum(-1)
 

@@ -19,9 +19,9 @@ from torch.overrides import has_torch_function
 Pair = tuple[Tensor, Tensor]
 
 
-def usable(tensor: Tensor) -> bool:
-    """Whether a computation with this tensor can use explicit gradients: float32 or float64 on a CPU."""
-    replaced = has_torch_function((tensor,))  # operations are, by `precision` in bf16
+def usable(tensor: Tensor, *, products: bool = True) -> bool:
+    """Whether a computation with this tensor can use explicit gradients: on a CPU; with ``products`` not in bf16."""
+    replaced = products and has_torch_function((tensor,))  # linear maps are, by `precision` in bf16
     return not (tensor.is_cuda or replaced or torch.compiler.is_compiling())
 
 
