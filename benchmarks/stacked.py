@@ -8,7 +8,6 @@ to fill a GPU grows S times. One Adam updates all runs.
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from functools import partial
 from unittest.mock import patch
 
@@ -81,7 +80,7 @@ class _Loss(nn.Module):
 
     def forward(self, at: Tensor, noise: dict[str, Tensor]) -> Tensor:
         batch = self.cells.batch(at)
-        # vmap has no rule for the likelihood kernel of the CPU, so the CPU takes the GPU's path here
-        with nullcontext() if at.is_cuda else patch("torch.compiler.is_compiling", return_value=True):
+        # vmap has no rule for explicit gradients and the CPU's likelihood kernel, and torch.compile does not read them
+        with patch("torch.compiler.is_compiling", return_value=True):
             draw = self.model.draw(batch, given(noise), self.config.particles)
             return objective(self.model, batch, draw, self.config, n_cells=len(self.cells))[0]

@@ -3,8 +3,8 @@
     PYTHONPATH=src python benchmarks/study_hours.py config/core.yaml                     # three minutes on one core
     PYTHONPATH=src python benchmarks/study_hours.py config/core.yaml config/fast.yaml
 
-One step of every shape runs on the CPU, with a stand-in for the fused likelihood of the GPU. Every operation counts as
-the longest of: its launch inside a CUDA graph, its bytes at the memory's rate, its matrix product at the arithmetic's
+One step of every shape runs without numbers, on torch's device `meta`, and takes the GPU's path. Every operation counts
+as the longest of its launch inside a CUDA graph, its bytes at the memory's rate, its matrix product at the arithmetic's
 rate. Second trainings of transfers and validations (a third of a step for each cell) are included; scores, adaptation,
 start-up, and trainings that patience ends earlier are not.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,12 +28,12 @@ from samsvae.config.grid import Run, runs
 from samsvae.config.study import Study
 from samsvae.data.cells import cells_of, encode
 from samsvae.models.model import Model
-from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
-from samsvae.models.start import initialise
+from samsvae.ops import softmax_nb as kernels
 from samsvae.study import estimate
 from samsvae.study.configuration import read_study
 from samsvae.study.sizes import Size, size_of
-from samsvae.training.state import TrainingState
+from samsvae.training.optimiser import Adam
+from samsvae.training.steps import training_step
 
 #: Seconds of a launch, bytes per second, and operations per second of products, assumed to be reached: 70 % of the
 #: memory's rate, 75 % of the peak in float32, and 40 % in tf32, whose operands would have to be aligned.
@@ -40,7 +41,10 @@ LAUNCH = 1.5e-6
 GPUS = {"H100": (0.7 * 3.35e12, 0.75 * 67e12, 0.4 * 495e12), "H200": (0.7 * 4.8e12, 0.75 * 67e12, 0.4 * 495e12)}
 
 PRODUCTS = ("aten.mm.default", "aten.addmm.default", "aten.bmm.default")
-FREE = ("detach", "empty", "_local_scalar", "set_", "resize")
+FREE = ("detach", "empty", "_local_scalar", "set_", "resize", "_unsafe_view", "promote_types")
+
+#: Operators of two kernels: the gamma terms and the rest; the gradients and their sum over groups of cells.
+SEVERAL = {"samsvae.softmax_nb.default": 2, "samsvae.softmax_nb_backward.default": 2}
 
 
 class Count(TorchDispatchMode):
@@ -56,41 +60,32 @@ class Count(TorchDispatchMode):
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
             flops = 2 * out.numel() * tensors[-2].shape[-2] if str(func) in PRODUCTS else 0
             self.kernels.append((sum(t.numel() * t.element_size() for t in tensors), flops))
+            self.kernels += [(0, 0)] * (SEVERAL.get(str(func), 1) - 1)
         return out
 
     def seconds(self, memory: float, arithmetic: float) -> float:
         return sum(max(LAUNCH, size / memory, flops / arithmetic) for size, flops in self.kernels)
 
 
-class OneKernel(torch.autograd.Function):
-    """In place of the fused likelihood: one operation forward and one backward, which read and write as much."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(logits)
-        return (logits - value).sum(-1) if logits.ndim < 3 else logits.sum(-1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * grad[..., None], None
-
-
-def fused(self: SoftmaxNegativeBinomial, value: Tensor) -> Tensor:
-    theta = self.concentration
-    gammas = torch.lgamma(value + theta) - torch.lgamma(theta) - value * torch.log(theta) - torch.lgamma(value + 1.0)
-    return OneKernel.apply(self.logits, value) + gammas.sum(-1)
+def noise(latent: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+    """Noise without numbers, by as many operations as on a GPU (`samsvae.models.noise.standard_noise`)."""
+    drawn = torch.rand(shape, device="meta")
+    return drawn.logit_(1e-6) if kind == "logistic" else drawn
 
 
 def count_step(run: Run, genes: int, perturbations: int) -> Count:
     """The kernels of one step of a run."""
-    every = np.arange(2 * run.training.batch_size)
-    screen = synthetic_screen(Shape(genes, perturbations, len(every)))
-    cells = cells_of(screen, every, encode(screen, "sum"), "cpu")
-    model = Model(run.model, genes, perturbations)
-    initialise(model, cells)
-    state = TrainingState(model, run.training, cells, cells)
-    with patch.object(SoftmaxNegativeBinomial, "log_likelihood", fused), Count() as count:
-        state.advance(torch.from_numpy(every[: run.training.batch_size]))
+    n = 2 * run.training.batch_size
+    screen = synthetic_screen(Shape(genes, perturbations, n))
+    cells = cells_of(screen, np.arange(n), encode(screen, "sum"))
+    cells = replace(cells, **{key: v.to("meta") for key, v in vars(cells).items() if isinstance(v, Tensor)})
+    model, warmup = Model(run.model, genes, perturbations).to("meta"), 1.0
+    if run.training.warmup_epochs:
+        warmup = torch.ones((), dtype=torch.float64, device="meta")
+    bad = torch.zeros((), device="meta")
+    step = training_step(model, cells, run.training, Adam(model, run.training), noise, bad, warmup)
+    with patch.dict(kernels._USABLE, meta=True), patch.object(kernels, "_TRIED", {"meta"}), Count() as count:
+        step(torch.arange(run.training.batch_size, device="meta"))
     return count
 
 

@@ -451,8 +451,8 @@ def test_nothing_is_captured_without_a_gpu():
 @pytest.mark.parametrize("name", ROWS)
 def test_a_step_stays_on_its_device(name, triton, monkeypatch):
     """On the meta device, which has no values: no step mixes in host tensors or reads a value."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # uses the GPU code of the likelihood
-    monkeypatch.setattr(kernels, "has_triton", lambda device: triton)
+    monkeypatch.setitem(kernels._USABLE, "meta", triton)
+    monkeypatch.setattr(kernels, "_TRIED", {"meta"})
     parts, config, asked = halves(name), replace(FAST, **own(name)), []
     net = model(name).to("meta")
     cells = replace(parts[0], **{k: v.to("meta") for k, v in vars(parts[0]).items() if isinstance(v, torch.Tensor)})

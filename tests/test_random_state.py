@@ -170,3 +170,11 @@ def in_float32() -> dict[str, list[bytes]]:
 @pytest.mark.parametrize("name", ROWS)
 def test_the_default_dtype_of_the_caller_changes_nothing(name, in_float32, in_float64):
     assert results(name) == in_float32[name]
+
+
+def test_logistic_noise_of_gpus_is_that_of_cpus():
+    """One operation there, five here; also at the edges of the uniform numbers."""
+    eps = torch.finfo(torch.float32).eps
+    u = torch.cat([torch.tensor([0.0, 1.0, eps, 0.5]), torch.rand(1000, generator=torch.Generator().manual_seed(0))])
+    inside = u.clamp(eps, 1.0 - eps)
+    torch.testing.assert_close(u.clone().logit_(eps), torch.log(inside) - torch.log1p(-inside), rtol=1e-6, atol=1e-6)

@@ -164,7 +164,8 @@ class Likelihood(nn.Module):
 
     def forward(self, h: Tensor, library: Tensor, shift: Tensor | None = None) -> Observed:
         """``shift`` (n, G) or (K, n, G) is added to W h + c."""
-        if self.kind == "nb" and shift is None and (h.is_cuda or torch.compiler.is_compiling() or is_compiled()):
+        elsewhere = h.device.type != "cpu" or torch.compiler.is_compiling()
+        if self.kind == "nb" and shift is None and (elsewhere or is_compiled()):
             # the kernel adds the bias, and reads products in bf16
             out, theta = product(h, self.mean.weight), torch.exp(self.log_concentration)
             return SoftmaxNegativeBinomial(out, library, theta, self.floor, self.mean.bias)

@@ -16,7 +16,10 @@ def standard_noise(kind: str, shape: tuple[int, ...], generator: torch.Generator
         return torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
     if kind == "logistic":
         eps = torch.finfo(torch.float32).eps
-        u = torch.rand(shape, generator=generator, device=device, dtype=torch.float32).clamp_(eps, 1.0 - eps)
+        u = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+        if u.is_cuda:
+            return u.logit_(eps)  # the same up to rounding, by one kernel
+        u.clamp_(eps, 1.0 - eps)
         return torch.log(u) - torch.log1p(-u)
     raise ValueError(f"unknown kind of noise {kind!r}. Allowed: 'normal', 'logistic'.")
 

@@ -55,7 +55,7 @@ class SoftmaxNegativeBinomial:
     def log_likelihood(self, value: Tensor) -> Tensor:
         """log_prob summed over genes (..., n)."""
         product, library, theta = self.product, self.library, self.concentration
-        on_gpu = product.is_cuda or torch.compiler.is_compiling()
+        on_gpu = product.device.type != "cpu" or torch.compiler.is_compiling()
         if on_gpu or cpu_softmax_nb.fits(product, theta, value):
             bias = torch.zeros_like(theta) if self.bias is None else self.bias
             fused = softmax_nb if on_gpu else cpu_softmax_nb.softmax_nb

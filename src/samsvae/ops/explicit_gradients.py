@@ -1,7 +1,8 @@
 """Networks and log ratios of normals with explicit gradients: the numbers of plain operations, from fewer of them.
 
-A step of a small model spends its time on starting operations, and torch's record of plain operations starts twice as
-many. For CPUs. These functions cannot be compiled or mapped (`torch.vmap`), nor their gradients differentiated again.
+A step of a small model, or one on a GPU, spends its time on starting operations, and torch's record of plain operations
+starts twice as many. These functions cannot be compiled or mapped (`torch.vmap`), nor their gradients differentiated
+again.
 Letters: H hidden units, I inputs, L latents.
 """
 
@@ -20,9 +21,9 @@ Pair = tuple[Tensor, Tensor]
 
 
 def usable(tensor: Tensor, *, products: bool = True) -> bool:
-    """Whether a computation with this tensor can use explicit gradients: on a CPU; with ``products`` not in bf16."""
+    """Whether a computation with this tensor can use explicit gradients; with ``products`` not in bf16."""
     replaced = products and has_torch_function((tensor,))  # linear maps are, by `precision` in bf16
-    return not (tensor.is_cuda or replaced or torch.compiler.is_compiling())
+    return not (replaced or torch.compiler.is_compiling())
 
 
 def residual_network(

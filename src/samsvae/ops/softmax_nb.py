@@ -173,6 +173,7 @@ def _save_for_backward(ctx, inputs, output) -> None:
     *tensors, ctx.floor = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # they would be filled with zeros
 
 
 def _gradients(ctx, grad, *_):
