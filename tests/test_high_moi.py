@@ -64,7 +64,7 @@ def scores(seed: int, **sizes) -> tuple[float, float]:
 def test_effects_of_the_default_fit_are_the_true_ones():
     """40 perturbations at 20 % each, 1,500 cells: benchmarks/RESULTS.md has three seeds and other depths."""
     model, least_squares = scores(0)
-    assert model >= 0.85 and model >= least_squares - 0.005
+    assert model > 0.9 and model > least_squares
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ START: dict[str, Any] = {"start": "data"}
 TRAINING: dict[str, Any] = {
     "steps": 10_000,
     "batch_size": 256,
-    "learning_rate": 3e-3,
     "rate_mask": 0.05,
     "rate_embedding": 0.03,
     "particles": 3,
@@ -32,8 +31,8 @@ TRAINING: dict[str, Any] = {
 
 #: Settings that `by_size` chooses when the training cells are known, with typical values, used to estimate times.
 MODEL_BY_SIZE = {"n_latent": 30, "width": 128, "embedding_width": 128}
-TRAINING_BY_SIZE = {"validation_every": 1, "patience": 10}
-TYPICAL = MODEL_BY_SIZE | TRAINING_BY_SIZE
+TRAINING_BY_SIZE = {"learning_rate": 3e-3, "validation_every": 1, "patience": 10}
+TYPICAL: dict[str, int | float] = MODEL_BY_SIZE | TRAINING_BY_SIZE
 
 #: Stands for the value of such a setting in the settings of a run.
 AUTO = "auto"
@@ -63,12 +62,14 @@ def validation_share(compared: bool) -> float:
 
 def by_size(
     *, cells: int, perturbations: int, counts_per_cell: float, batch_size: int, received: float = 1.0
-) -> dict[str, int]:
+) -> dict[str, int | float]:
     """The settings that depend on the size of the training cells.
 
     Networks have 64 units below a million counts in all training cells, 128 below a hundred million, else 256. There
     are 30 latents below 200 perturbations, else 100; if cells ``received`` more than SEVERAL perturbations on average,
-    there are at least 1.5 times as many as perturbations, up to 200, since effects must not share latents by chance.
+    there are at least 1.5 times as many as perturbations, up to 200, since effects must not share latents by chance,
+    and the learning rate of networks is a third, since every cell informs about many effects, so that the noise of the
+    last steps, not that of the cells, would limit their precision.
     ``validation_every`` and ``patience`` are in epochs.
     """
     counts = cells * counts_per_cell
@@ -82,13 +83,14 @@ def by_size(
         "n_latent": latents,
         "width": width,
         "embedding_width": width,
+        "learning_rate": 1e-3 if received > SEVERAL else 3e-3,
         "validation_every": every,
         "patience": every * math.ceil(PATIENCE / (every * steps)),
     }
 
 
 def build_configs(
-    model: Mapping[str, Any], training: Mapping[str, Any], sizes: Mapping[str, int] | None = None
+    model: Mapping[str, Any], training: Mapping[str, Any], sizes: Mapping[str, int | float] | None = None
 ) -> tuple[ModelConfig, TrainingConfig]:
     """The settings of a run. Those that are 'auto' are taken from ``sizes`` (`by_size`), or are typical ones.
 
