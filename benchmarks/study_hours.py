@@ -1,6 +1,6 @@
 """Hours that the trainings of a study take on a GPU, computed from counted operations. No GPU is used or timed.
 
-    PYTHONPATH=src python benchmarks/study_hours.py config/core.yaml                     # three minutes on one core
+    PYTHONPATH=src python benchmarks/study_hours.py config/core.yaml                     # a minute on one core
     PYTHONPATH=src python benchmarks/study_hours.py config/core.yaml config/fast.yaml
 
 One step of every shape runs without numbers, on torch's device `meta`, and takes the GPU's path. Every operation counts
