@@ -147,6 +147,7 @@ def time_kernel(name: str, cells: Cells, config: TrainingConfig) -> None:
     if kernels.has_triton(device.type) and device.type == "cuda":
         work = likelihood(cells, *sizes, torch.float32, kernels.softmax_nb)
         sweep(work, device, {"FORWARD_GENES": (512, 1024, 2048), "FORWARD_VALUES": (2, 4, 8)})
+        sweep(work, device, {"GAMMA_VALUES": (1, 2, 4)})
         sweep(work, device, {"BACKWARD_GENES": (128, 256, 512), "BACKWARD_VALUES": (1, 2, 4), "CELLS": (1, 2, 4)})
 
 

@@ -17,7 +17,7 @@ def study_hours(benchmark_named):
 
 
 def test_a_step_at_the_papers_size_has_the_arithmetic_of_its_benchmark(study_hours, configuration):
-    """Products by hand: (rows, inputs, outputs, forward and gradients). docs/gpu.md: about 230 operations."""
+    """Products by hand: (rows, inputs, outputs, forward and gradients). docs/gpu.md: about 220 operations."""
     study = build(Study, configuration("config.yaml", "core.yaml"))
     run = next(run for run in runs(study, "replogle") if run.row == "sams_vae_corr")
     count = study_hours.count_step(run, 1187, 680)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.distributions import Normal
 
+from samsvae.models.distributions import Bernoulli
 from samsvae.models.networks import MLP, GaussianHead
 from samsvae.ops.explicit_gradients import gaussian_head, normal_log_ratio, residual_network
 from samsvae.ops.precision import precision
@@ -63,6 +64,17 @@ def test_log_ratios_of_normals(size):
     torch.testing.assert_close(normal_log_ratio(value, (p_loc, p_scale), (q_loc, q_scale)), expected)
     run = lambda value, p_loc, q_loc, q_scale: normal_log_ratio(value, (p_loc, p_scale), (q_loc, q_scale))  # noqa: E731
     assert gradcheck(run, (value, p_loc, q_loc, q_scale))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("size", [(4, 3), (2, 4, 3)])
+def test_drawn_masks_are_rounded_and_have_the_gradient_of_the_relaxed_value(size, temperature):
+    logits, noise, weight = numbers(*size), 5.0 * numbers(2, 4, 3, seed=1).detach(), numbers(2, 4, 3, seed=2).detach()
+    mask = Bernoulli(logits, temperature)
+    drawn, soft = mask.draw(noise), torch.sigmoid((logits + noise) / temperature)
+    assert torch.equal(drawn, (soft > 0.5).double()) and 0 < drawn.mean() < 1
+    found, exact = (torch.autograd.grad((value * weight).sum(), logits)[0] for value in (drawn, soft))
+    torch.testing.assert_close(found, exact)
 
 
 @pytest.mark.parametrize(("name", "error"), [("float32", 1e-6), ("bf16", 0.0)])

@@ -156,20 +156,21 @@ def test_gradients_equal_finite_differences():
 
 
 @pytest.mark.parametrize(
-    ("genes", "forward", "backward"),
+    ("genes", "forward", "backward", "gammas"),
     [
-        (9, (32, 1), (32, 1)),
-        (100, (128, 1), (128, 2)),
-        (1187, (256, 2), (256, 4)),
-        (2100, (256, 2), (128, 2)),
-        (5000, (1024, 8), (256, 4)),
-        (8248, (256, 2), (128, 2)),
+        (9, (32, 1), (32, 1), (32, 1)),
+        (100, (128, 1), (128, 2), (128, 4)),
+        (1187, (256, 2), (256, 4), (256, 8)),
+        (2100, (256, 2), (128, 2), (256, 8)),
+        (5000, (1024, 8), (256, 4), (1024, 32)),
+        (8248, (256, 2), (128, 2), (256, 8)),
     ],
 )
-def test_blocks_and_warps_by_the_number_of_genes(genes, forward, backward):
+def test_blocks_and_warps_by_the_number_of_genes(genes, forward, backward, gammas):
     """The backward pass has two values per thread: as many warps as a GPU can hold at the papers' sizes."""
     assert kernels.geometry(genes, kernels.FORWARD_GENES, kernels.FORWARD_VALUES) == forward
     assert kernels.geometry(genes, kernels.BACKWARD_GENES, kernels.BACKWARD_VALUES) == backward
+    assert kernels.geometry(genes, kernels.FORWARD_GENES, kernels.GAMMA_VALUES) == gammas
 
 
 class FakeKernels:
@@ -240,9 +241,10 @@ from samsvae.ops import triton_softmax_nb as triton_nb
 
 pointers = {{"product_at": "*{kind}", "d_product_at": "*{kind}", "x_at": "*{counts}"}}
 forward, there = nb.geometry({genes}, nb.FORWARD_GENES, nb.FORWARD_VALUES)
+gammas, more = nb.geometry({genes}, nb.FORWARD_GENES, nb.GAMMA_VALUES)
 backward, back = nb.geometry({genes}, nb.BACKWARD_GENES, nb.BACKWARD_VALUES)
 for kernel, fixed, warps in (
-    (triton_nb.gammas, {{"BLOCK": forward}}, there),
+    (triton_nb.gammas, {{"BLOCK": gammas}}, more),
     (triton_nb.forward, {{"BLOCK": forward}}, there),
     (triton_nb.backward, {{"CELLS": nb.CELLS, "BLOCK": backward}}, back),
 ):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samsvae.models.noise import standard_noise
+from samsvae.ops.explicit_gradients import straight_through, usable
 from samsvae.ops.negative_binomial_draws import negative_binomial
 
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -100,6 +101,8 @@ class Bernoulli:
         return soft.clamp(eps, 1.0 - eps)
 
     def draw(self, noise: Tensor) -> Tensor:
+        if usable(self.logits, products=False):
+            return straight_through(self.logits, noise, self.temperature)
         soft = self.relaxed(noise)
         return torch.round(soft).detach() + (soft - soft.detach())
 

@@ -1,4 +1,4 @@
-"""Networks and log ratios of normals with explicit gradients: the numbers of plain operations, from fewer of them.
+"""Networks, log ratios and drawn masks with explicit gradients: the numbers of plain operations, from fewer of them.
 
 A step of a small model, or one on a GPU, spends its time on starting operations, and torch's record of plain operations
 starts twice as many. These functions cannot be compiled or mapped (`torch.vmap`), nor their gradients differentiated
@@ -135,3 +135,25 @@ class _NormalLogRatio(torch.autograd.Function):
         d_scale = weight.addcmul_(at_q, from_q, value=-1.0)
         p_loc, q_loc, q_scale = (d.sum_to_size(size) for d, size in zip((at_p, at_q, d_scale), ctx.sizes, strict=True))
         return at_q - at_p, p_loc, None, q_loc.neg(), q_scale
+
+
+def straight_through(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """round(s) for s = sigmoid((logits + noise) / temperature), with the gradient of s; ``noise`` gets none."""
+    return _StraightThrough.apply(logits, noise, temperature)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+        soft = logits + noise
+        soft = (soft if temperature == 1.0 else soft.div_(temperature)).sigmoid_()
+        ctx.save_for_backward(soft)
+        ctx.size, ctx.temperature = logits.shape, temperature
+        return torch.round(soft)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (soft,) = ctx.saved_tensors
+        d_logits = torch.ops.aten.sigmoid_backward(grad, soft).sum_to_size(ctx.size)
+        return d_logits if ctx.temperature == 1.0 else d_logits.div_(ctx.temperature), None, None

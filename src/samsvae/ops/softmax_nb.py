@@ -30,8 +30,9 @@ _TRIED: set[str] = set()
 #: backward pass sums the gradients of theta.
 FORWARD_GENES, BACKWARD_GENES, CELLS = 1024, 256, 2
 
-#: Values per thread (forward, backward): the backward pass has fewer programs, so it needs more threads in each.
-FORWARD_VALUES, BACKWARD_VALUES = 4, 2
+#: Values per thread (forward, backward, gamma terms): the fewer programs there are, the more threads each needs. The
+#: gamma terms have a program per cell, the forward pass one per cell and particle.
+FORWARD_VALUES, BACKWARD_VALUES, GAMMA_VALUES = 4, 2, 1
 
 #: Threads of a warp on an NVIDIA GPU.
 WARP = 32
@@ -119,9 +120,10 @@ def _forward(
     out, lse, dot = (theta.new_empty(product.shape[:-1]) for _ in range(3))
     constant = torch.empty_like(library)
     block, warps = geometry(genes, FORWARD_GENES, FORWARD_VALUES)
+    size, more = geometry(genes, FORWARD_GENES, GAMMA_VALUES)
     if out.numel():
         with torch.cuda.device_of(product):  # Triton launches on the current GPU
-            triton_softmax_nb.gammas[(constant.numel(),)](theta, x, constant, cells, genes, block, num_warps=warps)
+            triton_softmax_nb.gammas[(constant.numel(),)](theta, x, constant, cells, genes, size, num_warps=more)
             triton_softmax_nb.forward[(out.numel(),)](
                 product, bias, library, theta, x, constant, out, lse, dot,
                 particles, cells, genes, floor, block, num_warps=warps,
