@@ -36,7 +36,7 @@ measure() {
     [ "$status" -eq 0 ] || failed=$((failed + 1))
 }
 
-device=cuda replogle=replogle shapes="replogle norman" few=2000 times=(--repeats 3) precision=tf32
+device=cuda replogle=replogle shapes="replogle norman" few=2000 times=(--repeats 3 --least 0.1) precision=tf32
 if [ -n "$TOY" ]; then
     slower=10 BUDGET=$((10 * BUDGET)) # a CPU may be busy
     device=cpu replogle=toy shapes=toy few=20 times=(--repeats 1 --least 0.01) precision=float32
@@ -50,11 +50,11 @@ main() {
     date -u
     [ -n "$TOY" ] || measure machine 10 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
     measure check 45 "${step[@]}" --shape "$replogle" --check
-    measure check_gpu 60 "${gpu[@]}" --shape $shapes --check
-    measure step_replogle 50 "${step[@]}" --shape "$replogle" "${times[@]}"
-    [ -n "$TOY" ] || measure step_norman 60 "${step[@]}" --shape norman "${times[@]}"
-    measure together 80 "${gpu[@]}" --shape "$replogle" --parts together
-    measure compile 80 "${gpu[@]}" --shape "$replogle" --parts compiled
+    measure check_gpu 55 "${gpu[@]}" --shape $shapes --check
+    measure step_replogle 60 "${step[@]}" --shape "$replogle" "${times[@]}"
+    [ -n "$TOY" ] || measure step_norman 70 "${step[@]}" --shape norman "${times[@]}"
+    measure together 70 "${gpu[@]}" --shape "$replogle" --parts together
+    measure compile 75 "${gpu[@]}" --shape "$replogle" --parts compiled
     measure trainings 35 "${runs[@]}" --parts trainings
     measure evaluation 30 "${runs[@]}" --parts evaluation
     measure kernels 25 "${runs[@]}" --parts kernels
