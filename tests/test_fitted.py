@@ -25,7 +25,8 @@ def cells() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def fitted(cells) -> Fitted:
-    return fit(cells, **HOW, **SHORT, seed=3)  # with seed 0 the effect of A is found late
+    # after 400 steps, some seeds have not found every effect; after 1,000, seeds 0 to 5 have
+    return fit(cells, **HOW, **SHORT | {"steps": 1000})
 
 
 def log2_means(x: np.ndarray) -> np.ndarray:
