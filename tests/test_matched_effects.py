@@ -180,8 +180,8 @@ def test_models_are_scored_in_the_levels_of_the_observed_cells(tmp_path):
     split_tables(screen, split, again)
     net = model("sams_vae_corr", genes=30)
     net = Model(net.config, 30, 4, levels=Levels((3,), ((0,), (1,), (2,)), (1, 1, 1))).eval()
-    with torch.no_grad():  # weights of levels start at 0
-        net.decoder.layers[0].weight[:, net.config.n_latent :] = torch.linspace(-1, 1, 3)
+    with torch.no_grad():  # offsets of levels start at 0
+        net.level_offset.normal_(generator=torch.Generator().manual_seed(0))
     dosage = np.where(screen.members < 0, 4, screen.members)
     table, _ = model_tables(net, again, dosage, draws=4, cells=2)
     assert np.isfinite(table.loc[table["metric"] == "mse_control", "value"]).all()
