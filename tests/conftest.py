@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import logging
 import os
 import sys
 from collections import Counter
@@ -21,6 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the modules with the most slow tests first, so that no process is left alone with them at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True)
+def level_of_logs() -> Iterator[None]:
+    """Commands lower the level of the package's logs for their process; the next test finds it as it was."""
+    log = logging.getLogger("samsvae")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,6 @@ def equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("name", [name for name in ROWS if row(name).model.get("effect") != "none"])
 def test_a_model_gets_new_perturbations_and_keeps_its_own(name, tmp_path, caplog):
     """Effects and samples work for the new names, also after saving and loading; those of trained ones stay."""
-    caplog.set_level("WARNING")  # another test may have lowered it
     before = known(name)
     options = {} if row(name).model.get("effect") == "prior_mean" else FAST
     found = before.adapt(adata("x", "none", "w"), **HOW, **options)
