@@ -23,7 +23,7 @@ from samsvae.data.streaming import batches
 from samsvae.errors import Interrupted, NumericalError
 from samsvae.models import softmax_nb
 from samsvae.models.noise import Streams
-from samsvae.ops import cpu_softmax_nb
+from samsvae.ops import cpu_negative_binomial
 from samsvae.ops import cuda_graphs as capture
 from samsvae.ops import softmax_nb as kernels
 from samsvae.ops.cuda_graphs import WARM, Steps
@@ -61,7 +61,7 @@ def as_on_a_gpu():
         for module in (training_steps, diagnosis):
             patch.setattr(module, "only_own_perturbations", lambda cells, config: False)
         patch.setattr(softmax_nb._GammaTerms, "places", staticmethod(lambda x: (None, None)))
-        patch.setattr(cpu_softmax_nb, "_code", lambda: (None, "not on a GPU"))
+        patch.setattr(cpu_negative_binomial, "_code", lambda: (None, "not on a GPU"))
         yield
 
 

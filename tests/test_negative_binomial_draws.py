@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from samsvae.ops import cpu_softmax_nb
+from samsvae.ops import cpu_negative_binomial
 from samsvae.ops import negative_binomial_draws as sampling
-from samsvae.ops.cpu_softmax_nb import draw_by_inversion, kernel, resolve_kernel
+from samsvae.ops.cpu_negative_binomial import draw_by_inversion, kernel, resolve_kernel
 from samsvae.ops.negative_binomial_draws import negative_binomial
 
 N = 200_000
@@ -183,6 +183,6 @@ def test_compiled_inversion_takes_the_smallest_count_that_reaches_the_uniform_nu
     # a count is right if the distribution function passes u there, up to the rounding of its sum
     assert (law.cdf(x.numpy()) > u - 2e-6).all() and (law.cdf(x.numpy() - 1) < u + 2e-6).all()
     assert not x[mean == 0].any()
-    monkeypatch.setattr(cpu_softmax_nb, "PER_THREAD", 100)
+    monkeypatch.setattr(cpu_negative_binomial, "PER_THREAD", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert torch.equal(draw_by_inversion(mean, theta, torch.Generator().manual_seed(0)), x)

@@ -20,7 +20,7 @@ from samsvae.data.arrays import read_screen, read_split
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError, DataError
 from samsvae.models.noise import Streams
-from samsvae.ops.cpu_softmax_nb import resolve_kernel
+from samsvae.ops.cpu_negative_binomial import resolve_kernel
 from samsvae.study.train_run import fit
 from samsvae.training.checkpoint import load
 from samsvae.training.validation import validation_loss

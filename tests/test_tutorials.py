@@ -48,7 +48,8 @@ def test_real_cells(root, shared, notebooks, tmp_path, monkeypatch):
 
 
 def test_tutorials_are_small_and_name_no_path_of_a_machine(root):
-    folders = ("/home/", "/root/", "/Users/", "/mnt/", "/opt/", "/tmp/", "/var/", "site-packages", f"{root.parent}/")
+    tops = ("home", "root", "Users", "mnt", "opt", "tmp", "var")
+    folders = (*(f"/{name}/" for name in tops), "site-packages", f"{root.parent}/")
     for path in Path(root / "docs/tutorials").glob("*.ipynb"):
         text = path.read_text()
         assert len(text) < 300_000, path.name

@@ -16,7 +16,7 @@ from samsvae.config.vocabulary import FLOOR
 from samsvae.models.batch import MultiHot
 from samsvae.models.distributions import Normal, Poisson
 from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
-from samsvae.ops.cpu_softmax_nb import is_compiled
+from samsvae.ops.cpu_negative_binomial import is_compiled
 from samsvae.ops.explicit_gradients import gaussian_head, residual_network, usable
 from samsvae.ops.precision import product
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from samsvae.config.vocabulary import FLOOR
 from samsvae.models.distributions import NegativeBinomial
-from samsvae.ops import cpu_softmax_nb
+from samsvae.ops import cpu_negative_binomial
 from samsvae.ops.softmax_nb import gamma_terms, softmax_nb
 
 #: The smallest normal float32.
@@ -56,9 +56,9 @@ class SoftmaxNegativeBinomial:
         """log_prob summed over genes (..., n)."""
         product, library, theta = self.product, self.library, self.concentration
         on_gpu = product.device.type != "cpu" or torch.compiler.is_compiling()
-        if on_gpu or cpu_softmax_nb.fits(product, theta, value):
+        if on_gpu or cpu_negative_binomial.fits(product, theta, value):
             bias = torch.zeros_like(theta) if self.bias is None else self.bias
-            fused = softmax_nb if on_gpu else cpu_softmax_nb.softmax_nb
+            fused = softmax_nb if on_gpu else cpu_negative_binomial.softmax_nb
             return fused(product, bias, library, theta, value, self.floor)
         logits = self.logits if product.ndim == 3 else self.logits.reshape(-1, *product.shape[-2:])
         rest = _MeanTerms.apply(logits, library, theta, value, self.floor)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samsvae.ops.cpu_softmax_nb import draw_by_inversion, is_compiled
+from samsvae.ops.cpu_negative_binomial import draw_by_inversion, is_compiled
 
 #: Number of values drawn at once: enough to hide the cost of calls, few enough to fit a cache.
 BLOCK = 2**19

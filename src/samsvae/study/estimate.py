@@ -34,7 +34,7 @@ from samsvae.evaluation.model_effects import condition_means
 from samsvae.files import write_json
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams
-from samsvae.ops.cpu_softmax_nb import kernel
+from samsvae.ops.cpu_negative_binomial import kernel
 from samsvae.ops.cuda_graphs import WARM, Steps, graphs, on_one_stream
 from samsvae.ops.precision import precision
 from samsvae.study.progress import aligned

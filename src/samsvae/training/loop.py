@@ -21,7 +21,7 @@ from samsvae.data.streaming import batches
 from samsvae.errors import ConfigError, Interrupted
 from samsvae.models.model import Model
 from samsvae.models.networks import dropout_from
-from samsvae.ops.cpu_softmax_nb import kernel
+from samsvae.ops.cpu_negative_binomial import kernel
 from samsvae.ops.cuda_graphs import NotCaptured, on_one_stream
 from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu

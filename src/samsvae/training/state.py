@@ -20,7 +20,7 @@ from samsvae.errors import CheckpointError, ConfigError, NumericalError
 from samsvae.files import atomic
 from samsvae.models.model import Model
 from samsvae.models.noise import Streams, set_stream_states, stream_states
-from samsvae.ops.cpu_softmax_nb import resolve_kernel
+from samsvae.ops.cpu_negative_binomial import resolve_kernel
 from samsvae.ops.cuda_graphs import Steps, graphs
 from samsvae.training.checkpoint import HISTORY, read
 from samsvae.training.diagnosis import culprit

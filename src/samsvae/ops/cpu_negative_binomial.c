@@ -1,4 +1,4 @@
-/* The likelihood of counts for samsvae.ops.cpu_softmax_nb: log NB(x; m, theta) summed over genes, with
+/* The likelihood of counts for samsvae.ops.cpu_negative_binomial: log NB(x; m, theta) summed over genes, with
  * m = l softmax(product + bias) + floor, and its gradients. At the end, draws for samsvae.ops.negative_binomial_draws.
  *
  * Arrays are contiguous: product (K, n, G), float or bfloat16; bias, theta (G); library (n); x (n, G), whole numbers;

@@ -19,8 +19,8 @@ from samsvae.config.training import TrainingConfig
 from samsvae.data.cells import cells_of, encode
 from samsvae.errors import ConfigError
 from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
-from samsvae.ops import c_code, cpu_softmax_nb
-from samsvae.ops.cpu_softmax_nb import fits, kernel, resolve_kernel, softmax_nb
+from samsvae.ops import c_code, cpu_negative_binomial
+from samsvae.ops.cpu_negative_binomial import fits, kernel, resolve_kernel, softmax_nb
 from samsvae.ops.precision import precision
 from samsvae.study.code_digest import code_of
 from samsvae.training.loop import train
@@ -144,7 +144,7 @@ def test_products_in_bf16_are_read_as_they_are_and_their_gradient_is_rounded():
 def test_the_number_of_threads_does_not_change_a_byte(monkeypatch):
     parts, weight = case(n=13, genes=101), torch.rand(2, 13)
     expected = ours(*parts, 1e-4, weight)
-    monkeypatch.setattr(cpu_softmax_nb, "PER_THREAD", 1)
+    monkeypatch.setattr(cpu_negative_binomial, "PER_THREAD", 1)
     for threads in (2, 3, 64):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         for a, b in zip(ours(*parts, 1e-4, weight), expected, strict=True):
@@ -269,9 +269,9 @@ def test_an_error_of_the_compiler_is_one_line(cache, source):
 
 @pytest.fixture
 def looked_up_again():
-    cpu_softmax_nb._code.cache_clear()
+    cpu_negative_binomial._code.cache_clear()
     yield
-    cpu_softmax_nb._code.cache_clear()
+    cpu_negative_binomial._code.cache_clear()
 
 
 @pytest.mark.parametrize("problem", ["no compiler", "no answer", "wrong numbers"])
@@ -280,10 +280,10 @@ def test_without_working_code_torch_is_used_and_the_log_says_why(problem, looked
         raise OSError("no C compiler") if problem == "no compiler" else subprocess.TimeoutExpired("cc", 120)
 
     if problem == "wrong numbers":
-        monkeypatch.setattr(cpu_softmax_nb, "build", lambda source: None)
-        monkeypatch.setattr(cpu_softmax_nb, "_error", lambda code: 0.5)
+        monkeypatch.setattr(cpu_negative_binomial, "build", lambda source: None)
+        monkeypatch.setattr(cpu_negative_binomial, "_error", lambda code: 0.5)
     else:
-        monkeypatch.setattr(cpu_softmax_nb, "build", fails)
+        monkeypatch.setattr(cpu_negative_binomial, "build", fails)
     with caplog.at_level(logging.INFO):
         assert resolve_kernel("auto") == resolve_kernel("plain") == "plain"
     reason = {"no compiler": "no C compiler", "no answer": "timed out after 120", "wrong numbers": "wrong by 5e-01"}
@@ -340,7 +340,7 @@ def test_a_likelihood_without_counts_has_no_kernel():
 def test_a_training_goes_on_with_the_kernel_that_it_was_begun_with(tmp_path, monkeypatch):
     keep = Keep(tmp_path / "state.pt", "s", every=0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(cpu_softmax_nb, "_code", lambda: (None, "no C compiler"))
+        patch.setattr(cpu_negative_binomial, "_code", lambda: (None, "no C compiler"))
         expected = trained(steps=12)
         trained(keep)
     found = trained(keep, steps=12)  # `auto`, now with a compiler
@@ -356,7 +356,7 @@ def test_a_training_is_not_resumed_without_its_kernel(tmp_path, monkeypatch):
     message = r"saved with kernel: compiled, but here kernel: {} gives plain; continue .* or delete the file"
     with pytest.raises(ConfigError, match=message.format("plain")):
         trained(keep, kernel="plain")
-    monkeypatch.setattr(cpu_softmax_nb, "_code", lambda: (None, "no C compiler"))
+    monkeypatch.setattr(cpu_negative_binomial, "_code", lambda: (None, "no C compiler"))
     with pytest.raises(ConfigError, match=message.format("auto")):
         trained(keep)
     with pytest.raises(ConfigError, match="does not work here"):

@@ -1,7 +1,8 @@
-"""The likelihood of counts on a CPU as compiled C code (``cpu_softmax_nb.c``), forward and backward.
+"""Compiled C code for counts on a CPU (``cpu_negative_binomial.c``): their likelihood and its gradients, and draws.
 
-Plain operations write ten arrays of (K, n, G) to memory and read them back. The kernel reads the logits twice, the
-second time from the cache, and takes a third of their time. Letters: K particles, n cells, G genes.
+Plain operations for the likelihood write ten arrays of (K, n, G) to memory and read them back. The kernel reads
+the logits twice, the second time from the cache, and takes a third of their time. Letters: K particles, n cells, G
+genes.
 """
 
 from __future__ import annotations
