@@ -61,7 +61,7 @@ def check_against_plain(model: Model, cells: Cells, members: np.ndarray) -> None
         everyone = model.no_cells()
         guide = model.latents[1].guide({"mask": mask}, everyone)
         table = mask * torch.distributions.Normal(guide.loc, guide.scale).sample()
-        dense = torch.zeros(n, model.n_perturbations + 1).scatter_(1, batch.dosage.index, batch.dosage.dose)[:, :-1]
+        dense = torch.zeros(n, model.n_perturbations + 1).scatter_add_(1, batch.dosage.index, batch.dosage.dose)[:, :-1]
         values = {"mask": mask, "embedding": table / mask.clamp(min=0.5)}
         guide = model.latents[2].guide(values, batch, model.inputs(batch))
         q = torch.distributions.Normal(guide.loc, guide.scale)

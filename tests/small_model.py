@@ -49,11 +49,10 @@ def model(name: str, genes: int = 9, perturbations: int = 4, *, seed: int = 0, *
 def dense_batch(x: Tensor, dosage: Tensor, *, library: Tensor | None = None, n_cells: Tensor | None = None) -> Batch:
     """A batch from counts (n, G) and dense dosages (n, T). ``n_cells`` (T,): of the split, by default of this batch."""
     received = dosage != 0
-    # the perturbations of a cell come first, in their order; the rest have dose 0 and become padding
+    # the perturbations of a cell come first, in their order; the rest have dose 0 and are padding
     index = received.int().argsort(dim=-1, descending=True, stable=True)[:, : max(1, int(received.sum(-1).max()))]
     dose = dosage.gather(-1, index).to(x.dtype)
-    multi_hot = MultiHot(index.masked_fill(dose == 0, dosage.shape[-1]), dose)
+    multi_hot = MultiHot(index, dose)
     library = x.sum(-1) if library is None else library
-    return Batch(
-        x, library.to(x.dtype), multi_hot, plate_weights(received.sum(0) if n_cells is None else n_cells, x.dtype)
-    )
+    share = plate_weights(received.sum(0) if n_cells is None else n_cells, x.dtype)
+    return Batch(x, library.to(x.dtype), multi_hot, share[index] * (dose != 0))

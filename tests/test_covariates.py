@@ -165,7 +165,7 @@ def test_the_networks_read_the_levels_one_hot(name, how):
         z = torch.from_numpy(rng.normal(size=(1, 30, net.config.n_latent))).float()
         parts = [z[0]] if how == "additive" else [z[0], ones]
         if net.config.effect == "decoder_input":
-            parts.append(torch.nn.functional.one_hot(batch.dosage.index[:, 0], 5)[:, :4].float())
+            parts.append(torch.nn.functional.one_hot(batch.dosage.index[:, 0], 4) * batch.dosage.dose)
         whole = copy.deepcopy(net.decoder)
         whole.sizes = (sum(whole.sizes),)  # one part instead of several
         last = copy.deepcopy(net.likelihood)

@@ -10,7 +10,7 @@ from torch.distributions import Normal
 
 from samsvae.models.distributions import Bernoulli
 from samsvae.models.networks import MLP, GaussianHead
-from samsvae.ops.explicit_gradients import gaussian_head, normal_log_ratio, residual_network
+from samsvae.ops.explicit_gradients import bernoulli_log_ratio, gaussian_head, normal_log_ratio, residual_network
 from samsvae.ops.precision import precision
 
 
@@ -57,13 +57,45 @@ def test_gaussian_heads():
 
 @pytest.mark.parametrize("size", [(), (4, 3), (2, 4, 3)])
 def test_log_ratios_of_normals(size):
-    value, q_loc = numbers(2, 4, 3), numbers(*(size or (3,)), seed=1)
-    p_loc, q_scale = numbers(*size, seed=2), (numbers(*(size or (4, 3)), seed=3).detach().exp() + 0.1).requires_grad_()
+    """The value is a draw, so its gradient and that of the mean of q are one."""
+    noise, q_loc, p_loc = numbers(2, 4, 3).detach(), numbers(*(size or (3,)), seed=1), numbers(*size, seed=2)
+    q_scale = (numbers(*(size or (4, 3)), seed=3).detach().exp() + 0.1).requires_grad_()
     p_scale = torch.tensor(1.7, dtype=torch.float64)
+
+    def ratio(q_loc, p_loc, q_scale):
+        return normal_log_ratio(q_loc + q_scale * noise, noise, (p_loc, p_scale), q_scale)
+
+    value = q_loc + q_scale * noise
     expected = (Normal(p_loc, p_scale).log_prob(value) - Normal(q_loc, q_scale).log_prob(value)).sum(-1)
-    torch.testing.assert_close(normal_log_ratio(value, (p_loc, p_scale), (q_loc, q_scale)), expected)
-    run = lambda value, p_loc, q_loc, q_scale: normal_log_ratio(value, (p_loc, p_scale), (q_loc, q_scale))  # noqa: E731
-    assert gradcheck(run, (value, p_loc, q_loc, q_scale))
+    torch.testing.assert_close(ratio(q_loc, p_loc, q_scale), expected)
+    assert gradcheck(ratio, (q_loc, p_loc, q_scale))
+    weights = numbers(2, 4, seed=4).detach()
+    found, exact = (
+        torch.autograd.grad((term * weights).sum(), (q_loc, p_loc, q_scale), retain_graph=True)
+        for term in (ratio(q_loc, p_loc, q_scale), expected)
+    )
+    torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("size", [(4, 3), (2, 4, 3)])
+def test_log_ratios_of_bernoullis(size):
+    """Linear in the value, also between 0 and 1."""
+    value, q, p = numbers(2, 4, 3).detach().sigmoid().requires_grad_(), numbers(*size, seed=1), numbers(seed=2).detach()
+    expected = sum(s * (value * x.sigmoid().log() + (1 - value) * (-x).sigmoid().log()) for s, x in ((1, p), (-1, q)))
+    torch.testing.assert_close(bernoulli_log_ratio(value, p, q), expected.sum(-1))
+    assert gradcheck(lambda value, q: bernoulli_log_ratio(value, p, q), (value, q))
+
+
+@pytest.mark.parametrize("shape", [(40, 30, 15), (30, 40, 15), (6, 30, 50)])
+def test_narrow_products_are_products(shape):
+    """Also of an input with particles; the weight's gradient is contiguous, as the weight is."""
+    n, h, i = shape
+    x, weight, bias = numbers(2, n, i), numbers(h, i, seed=1), numbers(h, seed=2)
+    found = residual_network(bias, [(x, weight)], [], slope=0.01, residual=True)
+    exact = nn.functional.leaky_relu(x @ weight.T + bias)
+    for ours, theirs in zip(*(torch.autograd.grad(out.sin().sum(), (x, weight, bias)) for out in (found, exact))):  # noqa: B905
+        torch.testing.assert_close(ours, theirs)
+        assert ours.is_contiguous()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])

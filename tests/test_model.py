@@ -171,10 +171,11 @@ def test_dosages_are_factors_of_the_rows():
     dense = torch.zeros(len(data), 5).scatter_(1, data.index, 1.0)[:, :4]
     table = torch.randn(3, 4, 2)
     torch.testing.assert_close(batch.dosage.gather(table), dense @ table)
-    torch.testing.assert_close(batch.share, 1 / dense.sum(0))
+    torch.testing.assert_close(batch.plate.sum(1), (dense / dense.sum(0)).sum(1))
     twice = dense_batch(batch.x, 2.0 * dense, n_cells=torch.tensor([0, 5, 1, 2]))
     torch.testing.assert_close(twice.dosage.gather(table), 2.0 * dense @ table)
-    assert twice.share.tolist() == [0.0, pytest.approx(0.2), 1.0, 0.5]
+    expected = dense @ torch.tensor([0.0, 0.2, 1.0, 0.5])
+    torch.testing.assert_close(twice.plate.sum(1), expected)
 
 
 def test_sum_and_unique_encodings():

@@ -112,7 +112,8 @@ def test_effects_of_poisson_counts_without_sampled_cells(transform):
 def test_conditions_that_share_a_perturbation_have_independent_draws():
     net = model("sams_vae_corr")
     batch = dosage_batch(net, np.array([[0, 2], [0, 4], [4, 4]]), 1e4)
-    assert batch.rows.tolist() == [0, 2, 0] and batch.dosage.index.tolist() == [[0, 1], [2, 3], [3, 3]]
+    assert batch.rows.tolist() == [0, 2, 0] and batch.dosage.index.tolist() == [[0, 1], [2, 0], [0, 0]]
+    assert batch.dosage.dose.tolist() == [[1, 1], [1, 0], [0, 0]]
     assert batch.received.index[:2, 0].tolist() == [0, 0] and batch.received.index[0, 1] == 2
 
 

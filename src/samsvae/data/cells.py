@@ -8,9 +8,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from samsvae.config.vocabulary import ENCODINGS
@@ -50,6 +52,16 @@ def encode(screen: Screen, encoding: str) -> Dosage:
         names = screen.perturbations
         members = np.where(screen.members < 0, len(names), screen.members).astype(np.int64)
     return Dosage(tuple(str(name) for name in names), members)
+
+
+def _found(index: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """The perturbations that occur in ``index`` (n, P), sorted, and the index into them, in which padding is 0."""
+    position = torch.zeros(padding + 1, dtype=torch.long, device=index.device)
+    position[index.flatten()] = 1
+    position[-1] = 0
+    rows = position.nonzero()[:, 0]
+    position[rows] = torch.arange(len(rows), device=index.device)
+    return rows, position[index]
 
 
 def _rows_of(counts: Tensor | FileRows, at: Tensor | slice) -> Tensor:
@@ -111,6 +123,19 @@ class Cells:
     def __len__(self) -> int:
         return len(self.counts)
 
+    # What batches read of the perturbations of every cell (n, P), found once. Padding points to any row.
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self.index.clamp(max=max(0, self.n_perturbations - 1))
+
+    @cached_property
+    def _dose(self) -> Tensor:
+        return (self.index < self.n_perturbations).to(self.library.dtype)
+
+    @cached_property
+    def _plate(self) -> Tensor:
+        return F.pad(self.share, (0, 1))[self.index]
+
     @property
     def received(self) -> float:
         """How many perturbations a cell received on average."""
@@ -136,19 +161,15 @@ class Cells:
         ``counts`` (n', G): the counts of these cells, if they were read before. ``own``: the batch has rows only for
         perturbations that these cells received.
         """
-        index, share, rows = self.index[at], self.share, None
-        dose = (index < self.n_perturbations).to(self.library.dtype)
         if counts is None:
             counts = _rows_of(self.counts, at)
         if own:
-            position = torch.zeros(self.n_perturbations + 1, dtype=torch.long, device=index.device)
-            position[index.flatten()] = 1
-            rows = position[:-1].nonzero()[:, 0]
-            position[rows] = torch.arange(len(rows), device=index.device)
-            position[-1] = len(rows)
-            index, share = position[index], share[rows]
+            rows, index = _found(_rows_of(self.index, at), self.n_perturbations)
+        else:
+            rows, index = None, _rows_of(self._rows, at)
+        dosage = MultiHot(index, _rows_of(self._dose, at))
         levels = None if self.covariates is None else self.covariates[at]
-        return Batch(counts.to(self.library), self.library[at], MultiHot(index, dose), share, rows, levels)
+        return Batch(counts.to(self.library), self.library[at], dosage, _rows_of(self._plate, at), rows, levels)
 
 
 def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.device | str = "cpu") -> Cells:

@@ -115,10 +115,11 @@ def _with_and_without(model: Model, row: np.ndarray, backgrounds: np.ndarray, li
     rows = sorted({t for each in cells for t in each})
     position = {t: i for i, t in enumerate(rows)}
     width = max(1, *map(len, cells))
-    index = np.array([[position[t] for t in each] + [len(rows)] * (width - len(each)) for each in cells])
+    index, dose = np.zeros((2, len(cells), width))
+    for at, each in enumerate(cells):
+        index[at, : len(each)], dose[at, : len(each)] = [position[t] for t in each], 1.0
     device = model.input_mean.device
-    at = torch.as_tensor(index, device=device)
     libraries = torch.full((len(cells),), library, dtype=torch.float32, device=device)
     drawn = torch.as_tensor(rows, dtype=torch.long, device=device)
-    dosage = MultiHot(at, (at < len(rows)).float())
-    return Batch(libraries.new_zeros(len(cells), 0), libraries, dosage, libraries.new_zeros(len(rows)), drawn)
+    dosage = MultiHot(torch.as_tensor(index).long().to(device), torch.as_tensor(dose).float().to(device))
+    return Batch(libraries.new_zeros(len(cells), 0), libraries, dosage, torch.zeros_like(dosage.dose), drawn)

@@ -69,6 +69,7 @@ def counterfactual(
     shared = model.draw_shared(noise, draws)
     index = torch.as_tensor(members, device=cells.device)
     dose = (index < model.n_perturbations).to(cells.library.dtype)
+    index = index.clamp(max=max(0, model.n_perturbations - 1))
     at_once = max(1, BUDGET[cells.device.type] // (draws * model.n_genes))
     out = np.empty((len(cells), model.n_genes), np.float32)
     for start in range(0, len(cells), at_once):

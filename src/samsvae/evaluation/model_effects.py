@@ -48,12 +48,12 @@ def dosage_batch(model: Model, members: np.ndarray, library: float | np.ndarray)
     device = model.input_mean.device
     perturbation = torch.as_tensor(members, device=device)
     given = perturbation < model.n_perturbations
-    index = torch.full_like(perturbation, int(given.sum()))
+    index = torch.zeros_like(perturbation)
     index[given] = torch.arange(int(given.sum()), device=device)
     rows = perturbation[given]
     libraries = torch.as_tensor(np.full(len(members), library, np.float32), device=device)
     empty = libraries.new_zeros(len(members), 0)
-    return Batch(empty, libraries, MultiHot(index, given.float()), libraries.new_zeros(len(rows)), rows)
+    return Batch(empty, libraries, MultiHot(index, given.float()), torch.zeros_like(index, dtype=torch.float32), rows)
 
 
 @torch.no_grad()

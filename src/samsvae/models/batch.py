@@ -40,14 +40,14 @@ class Batch:
     """Some cells, ready for the model.
 
     ``rows`` (R,): the perturbations whose latents are drawn (None: all T, in order). ``dosage.index`` (n, P) points
-    into them, with R as padding. ``share`` (R,): the plate weight 1/n_t, or 0 if n_t is 0. ``covariates``: the level of
-    each covariate, as a code; a leading dimension gives particles levels of their own.
+    into them. ``plate`` (n, P): the plate weights 1/n_t of a cell's perturbations, 0 for padding or if n_t is 0.
+    ``covariates``: the level of each covariate, as a code; a leading dimension gives particles levels of their own.
     """
 
     x: Tensor  # (n, G)
     library: Tensor  # (n,)
     dosage: MultiHot
-    share: Tensor
+    plate: Tensor
     rows: Tensor | None = None
     covariates: Tensor | None = None  # (n, V) or (K, n, V) int64
 
@@ -70,7 +70,7 @@ def plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:
 class MultiHot:
     """A sparse one-hot (or dosage) input, which selects rows of weights to add up.
 
-    ``index`` (n, P): the rows, with the number of rows as padding. ``dose`` (n, P): their factors, 0 for padding.
+    ``index`` (n, P): the rows; ``dose`` (n, P): their factors. Padding has the dose 0 and any index.
     """
 
     index: Tensor
@@ -79,10 +79,20 @@ class MultiHot:
     def gather(self, table: Tensor) -> Tensor:
         """sum_p dose[p] * table[..., index[p], :]; table (..., T, L) gives (..., n, L)."""
         n, several = self.index.shape
-        # the padding may read any row, because its dose is 0
-        table = table if table.shape[-2] else F.pad(table, (0, 0, 0, 1))
-        rows = table.index_select(-2, self.index.flatten().clamp(max=table.shape[-2] - 1))
+        table = table if table.shape[-2] else F.pad(table, (0, 0, 0, 1))  # a row for the padding
+        rows = table.index_select(-2, self.index.flatten())
         if several == 1:
             return rows * self.dose
         rows = rows.reshape(*table.shape[:-2], n, several, table.shape[-1])
         return (rows * self.dose[..., None]).sum(-2)
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """A one-hot input for each of some perturbations: ``rows`` (R,), or None for all T in order."""
+
+    rows: Tensor | None
+
+    def gather(self, table: Tensor) -> Tensor:
+        """The rows (R, L) of a table (T, L)."""
+        return table if self.rows is None else table.index_select(0, self.rows)

@@ -32,6 +32,9 @@ class Distribution(Protocol):
     noise_shape: ClassVar[tuple[int, ...]]  # noise of one value; () if it takes a single number
 
     @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
     def mean(self) -> Tensor: ...
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -49,6 +52,10 @@ class Normal:
     scale: Tensor
     noise_kind: ClassVar[NoiseKind] = "normal"
     noise_shape: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.loc.shape
 
     @property
     def mean(self) -> Tensor:
@@ -88,6 +95,10 @@ class Bernoulli:
     noise_shape: ClassVar[tuple[int, ...]] = ()
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.logits.shape
+
+    @property
     def mean(self) -> Tensor:
         return torch.sigmoid(self.logits)
 
@@ -123,6 +134,10 @@ class Beta:
     noise_kind: ClassVar[NoiseKind] = "normal"
     # for each gamma variable: six proposals, six acceptance tests, and the power for a shape below 1
     noise_shape: ClassVar[tuple[int, ...]] = (2, 13)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return torch.broadcast_shapes(self.a.shape, self.b.shape)
 
     @property
     def mean(self) -> Tensor:
@@ -192,6 +207,10 @@ class Point:
     value: Tensor
     noise_kind: ClassVar[NoiseKind] = None
     noise_shape: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
 
     @property
     def mean(self) -> Tensor:

@@ -5,22 +5,20 @@ Letters: K particles, n cells, R perturbations drawn, L latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from samsvae.models.batch import Batch
+from samsvae.models.batch import Batch, MultiHot
 from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal
-from samsvae.models.latents import Latent
-from samsvae.ops.explicit_gradients import normal_log_ratio, usable
+from samsvae.models.latents import Draw, Latent
+from samsvae.ops.explicit_gradients import bernoulli_log_ratio, normal_log_ratio, usable
 
 
 def kl_terms(
     latents: Iterable[Latent],
-    values: Mapping[str, Tensor],
-    guides: Mapping[str, Distribution],
+    draw: Draw,
     batch: Batch,
     *,
     analytic_kl: bool,
@@ -29,18 +27,17 @@ def kl_terms(
 ) -> dict[str, Tensor]:
     """The term of every latent that has a guide and a prior, by its name: (K, n) or broadcastable to it.
 
-    ``values`` and ``guides``: drawn values and the distributions they were drawn from, by the latent's name. The
-    options are those of ``Model.terms``. A mask whose probability was drawn has no term: its prior is its guide.
+    The options are those of ``Model.terms``. A mask whose probability was drawn has no term: its prior is its guide.
     """
-    terms = {}
+    terms, values = {}, draw.known
     for latent in latents:
-        guide = guides.get(latent.name)
+        guide = draw.guides.get(latent.name)
         if guide is None or (prior := latent.prior(values, batch)) is None:
             continue
         if analytic_kl and (kl := closed_kl(guide, prior)) is not None:
             term = -kl.sum(-1)
         else:
-            term = log_ratio(prior, guide, values[latent.name])
+            term = log_ratio(prior, guide, values[latent.name], draw.noise.get(latent.name))
         if latent.plate == "perturbation" and plate is not None:
             term = plate * term.sum(-1, keepdim=True)
         terms[latent.name] = term
@@ -51,10 +48,13 @@ def kl_terms(
     return terms
 
 
-def log_ratio(prior: Distribution, guide: Distribution, value: Tensor) -> Tensor:
-    """log p(value) - log q(value), summed over L."""
-    if isinstance(guide, Normal) and isinstance(prior, Normal) and usable(value, products=False):
-        return normal_log_ratio(value, (prior.loc, prior.scale), (guide.loc, guide.scale))
+def log_ratio(prior: Distribution, guide: Distribution, value: Tensor, noise: Tensor | None) -> Tensor:
+    """log p(value) - log q(value), summed over L; ``noise``: that of the draw, if the value was drawn."""
+    if noise is not None and usable(value, products=False):
+        if isinstance(guide, Normal) and isinstance(prior, Normal):
+            return normal_log_ratio(value, noise, (prior.loc, prior.scale), guide.scale)
+        if isinstance(guide, Bernoulli) and isinstance(prior, Bernoulli):
+            return bernoulli_log_ratio(value, prior.logits, guide.logits)
     return (prior.log_prob(value) - guide.log_prob(value)).sum(-1)
 
 
@@ -71,7 +71,5 @@ def closed_kl(guide: Distribution, prior: Distribution) -> Tensor | None:
 
 def _to_cells(term: Tensor, batch: Batch, extra: float) -> Tensor:
     """Distribute the perturbations' terms (..., R) over the cells: (..., n), sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
-    share = batch.share + extra * (batch.share > 0) if extra else batch.share
-    weighted = (term * share)[..., None]  # (..., R, 1)
-    received = replace(batch.dosage, dose=(batch.dosage.dose != 0).to(term.dtype))
-    return received.gather(weighted)[..., 0]
+    plate = batch.plate + extra * (batch.plate > 0) if extra else batch.plate
+    return MultiHot(batch.dosage.index, plate).gather(term[..., None])[..., 0]

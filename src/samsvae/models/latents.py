@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from samsvae.config.model import ModelConfig
 from samsvae.config.vocabulary import FLOOR, MASKED
-from samsvae.models.batch import Batch, MultiHot
+from samsvae.models.batch import Batch, OneHot
 from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal, Point
 from samsvae.models.levels import level_parts
 from samsvae.models.networks import MLP, GaussianHead
@@ -24,6 +25,29 @@ from samsvae.models.networks import MLP, GaussianHead
 Values = Mapping[str, Tensor]
 
 Plate = Literal["cell", "perturbation"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Values of the latents drawn from their guides, the guides, and the noise of the draws, by the latent's name.
+
+    ``offset``: that of the cells of the batch (see `offset`), which the guide, the prior and the decoder read.
+    """
+
+    values: dict[str, Tensor]
+    guides: dict[str, Distribution]
+    noise: dict[str, Tensor] = field(default_factory=dict)
+    offset: Tensor | None = None
+
+    def add(self, name: str, guide: Distribution, value: Tensor, noise: Tensor | None = None) -> None:
+        self.values[name], self.guides[name] = value, guide
+        if noise is not None:
+            self.noise[name] = noise
+
+    @property
+    def known(self) -> Values:
+        """The values and, if it was computed, the offset; only for the batch of the draw."""
+        return self.values if self.offset is None else {**self.values, "offset": self.offset}
 
 
 class Latent(Protocol):
@@ -53,6 +77,8 @@ def shift(values: Values) -> Tensor:
 
 def offset(values: Values, batch: Batch) -> Tensor:
     """o = sum_t d_t (E_t * M_t) for each cell (eq. 1): (K, n, L), or (n, L) for a learned E without a mask."""
+    if "offset" in values:
+        return values["offset"]
     if "cell_mask" not in values:
         return batch.dosage.gather(shift(values))
     # every cell has its own mask: (K, n, P, L)
@@ -169,12 +195,14 @@ class Embedding(nn.Module):
     name = "embedding"
     plate: Plate = "perturbation"
     per_cell = False
+    prior_loc: Tensor
     prior_scale: Tensor
 
     def __init__(self, n_perturbations: int, n_latent: int, *, prior_scale: float, network: dict | None):
         super().__init__()
         self.n_perturbations = n_perturbations
         self.reads_mask = network is not None
+        self.register_buffer("prior_loc", torch.tensor(0.0, dtype=torch.float32), persistent=False)
         self.register_buffer("prior_scale", torch.tensor(float(prior_scale), dtype=torch.float32), persistent=False)
         if network is None:
             self.loc = nn.Parameter(torch.zeros(n_perturbations, n_latent, dtype=torch.float32))
@@ -186,13 +214,10 @@ class Embedding(nn.Module):
     def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Normal:
         if not self.reads_mask:
             return Normal(_rows(self.loc, batch), torch.exp(_rows(self.log_scale, batch)) + FLOOR)
-        mask = values["mask"]
-        rows = torch.arange(self.n_perturbations, device=mask.device) if batch.rows is None else batch.rows
-        onehot = MultiHot(rows[:, None], mask.new_ones(len(rows), 1))
-        return self.head(self.network(mask, onehot))
+        return self.head(self.network(values["mask"], OneHot(batch.rows)))
 
     def prior(self, values: Values, batch: Batch) -> Normal:
-        return Normal(torch.zeros_like(self.prior_scale), self.prior_scale)
+        return Normal(self.prior_loc, self.prior_scale)
 
     @torch.no_grad()
     def start_quiet(self, scale: float) -> None:
@@ -233,6 +258,8 @@ class CellState(nn.Module):
 
     plate: Plate = "cell"
     per_cell = False
+    prior_loc: Tensor
+    prior_scale: Tensor
 
     def __init__(
         self,
@@ -256,6 +283,8 @@ class CellState(nn.Module):
         levels = (sum(self.covariates),) if self.covariates else ()
         self.network = MLP((n_genes, *levels, *second), **network)
         self.head = GaussianHead(network["width"], n_latent)
+        self.register_buffer("prior_loc", torch.tensor(0.0, dtype=torch.float32), persistent=False)
+        self.register_buffer("prior_scale", torch.tensor(1.0, dtype=torch.float32), persistent=False)
 
     def guide(self, values: Values, batch: Batch, inputs: Tensor | None = None) -> Normal:
         if inputs is None:
@@ -265,10 +294,9 @@ class CellState(nn.Module):
         return self.head(self.network(inputs, *level_parts(batch, self.covariates), *parts))
 
     def prior(self, values: Values, batch: Batch) -> Normal:
-        one = batch.library.new_ones(())
         if self.effect == "prior_mean":
-            return Normal(offset(values, batch), one)
-        return Normal(one.new_zeros(len(batch.library), self.n_latent), one)
+            return Normal(offset(values, batch), self.prior_scale)
+        return Normal(self.prior_loc.expand(len(batch.library), self.n_latent), self.prior_scale)
 
 
 def network_settings(config: ModelConfig, width: int, n_layers: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from samsvae.config.model import ModelConfig
 from samsvae.models.batch import Batch, CellTable, MultiHot
 from samsvae.models.distributions import Bernoulli, Distribution
 from samsvae.models.kl_terms import kl_terms
-from samsvae.models.latents import CellState, Latent, latents_of, network_settings, offset
+from samsvae.models.latents import CellState, Draw, Latent, Values, latents_of, network_settings, offset
 from samsvae.models.levels import Levels, level_parts
 from samsvae.models.networks import MLP, Likelihood, Observed
 from samsvae.models.noise import Noise, given
@@ -28,14 +28,6 @@ from samsvae.models.noise import Noise, given
 MOMENTS = {"cpu": 2**18, "cuda": 2**24}
 
 INITIALISING = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Values of the latents drawn from their guides, and the guides, both by the name of the latent."""
-
-    values: dict[str, Tensor]
-    guides: dict[str, Distribution]
 
 
 class Model(nn.Module):
@@ -145,26 +137,27 @@ class Model(nn.Module):
         Latents in ``shared`` keep their values, and their guides are not computed again. ``values`` replace draws, but
         their guides are computed, so that they can be scored. ValueError if such values have the wrong shape.
         """
-        drawn = dict(shared.values) if shared else {}
-        guides: dict[str, Distribution] = {}
+        drawn = Draw(dict(shared.values) if shared else {}, {})
         for latent in self.latents:
             name = latent.name
-            if name in drawn:
+            if name in drawn.values:
                 continue
-            guides[name] = latent.guide(drawn, batch, self._inputs_of(latent, batch))
+            if latent.plate == "cell" and self.config.embedding != "none":
+                drawn = replace(drawn, offset=offset(drawn.values, batch))
+            guide = latent.guide(drawn.known, batch, self._inputs_of(latent, batch))
             if values is None or name not in values:
-                drawn[name] = _draw(latent, guides[name], noise, particles)
+                drawn.add(name, guide, *_draw(latent, guide, noise, particles))
                 continue
-            needed = _shape(latent, guides[name], particles)
+            needed = _shape(latent, guide, particles)
             if tuple(values[name].shape) != needed:
                 raise ValueError(f"values of {name!r} have the shape {tuple(values[name].shape)}; needed: {needed}")
-            drawn[name] = values[name]
-        return Draw(drawn, guides)
+            drawn.add(name, guide, values[name])
+        return drawn
 
     def _inputs_of(self, latent: Latent, batch: Batch) -> Tensor | None:
         return self.inputs(batch) if latent.plate == "cell" else None
 
-    def decode(self, values: dict[str, Tensor], batch: Batch) -> Observed:
+    def decode(self, values: Values, batch: Batch) -> Observed:
         """p(x | z) for every particle and cell: (K, n, G)."""
         config = self.config
         z = values["z_basal"] + offset(values, batch) if config.effect == "additive" else values["z"]
@@ -190,9 +183,9 @@ class Model(nn.Module):
         form if there is one. ``extra_share`` is added to every plate weight 1/n_t, but not to the weight 0 of n_t = 0.
         ``plate`` is a single weight for all perturbations in all cells, used instead of the plate weights.
         """
-        terms = {"reconstruction": self.decode(draw.values, batch).log_likelihood(batch.x)}
+        terms = {"reconstruction": self.decode(draw.known, batch).log_likelihood(batch.x)}
         return terms | kl_terms(
-            self.latents, draw.values, draw.guides, batch, analytic_kl=analytic_kl, plate=plate, extra_share=extra_share
+            self.latents, draw, batch, analytic_kl=analytic_kl, plate=plate, extra_share=extra_share
         )
 
     def elbo(self, batch: Batch, noise: Noise, particles: int) -> Tensor:
@@ -235,12 +228,11 @@ class Model(nn.Module):
     def draw_shared(self, noise: Noise, particles: int, batch: Batch | None = None) -> Draw:
         """One draw of the perturbations' latents from their guides, shared by all cells: (K, R, L) each."""
         batch = self.no_cells() if batch is None else batch
-        values: dict[str, Tensor] = {}
-        guides: dict[str, Distribution] = {}
+        drawn = Draw({}, {})
         for latent in self._shared():
-            guides[latent.name] = latent.guide(values, batch)
-            values[latent.name] = _draw(latent, guides[latent.name], noise, particles)
-        return Draw(values, guides)
+            guide = latent.guide(drawn.values, batch)
+            drawn.add(latent.name, guide, *_draw(latent, guide, noise, particles))
+        return drawn
 
     def log_weights(self, batch: Batch, noise: Noise, particles: int, shared: Draw, *, joint: bool = False) -> Tensor:
         """log p(x | .) + log p(z | .) - log q(z | .) (K, n) for one draw of the shared latents (eq. 13).
@@ -249,7 +241,7 @@ class Model(nn.Module):
         """
         draw = self.draw(batch, noise, particles, shared=shared)
         if joint:
-            draw = Draw(draw.values, {**shared.guides, **draw.guides})
+            draw = replace(draw, guides={**shared.guides, **draw.guides})
         return add_up(self.terms(batch, draw).values())
 
     def predict(
@@ -272,7 +264,7 @@ class Model(nn.Module):
             if latent.name not in values:
                 source = latent.prior(values, batch) if latent.plate == "cell" else latent.guide(values, batch)
                 assert source is not None  # a latent of the cells has a prior
-                values[latent.name] = _draw(latent, source, noise, particles)
+                values[latent.name] = _draw(latent, source, noise, particles)[0]
         return self.decode(values, batch)
 
     @torch.no_grad()
@@ -326,7 +318,7 @@ class Model(nn.Module):
     def no_cells(self) -> Batch:
         """A batch without cells, used to draw the latents of all perturbations."""
         empty = self.input_mean.new_zeros(0, 1)
-        return Batch(empty, empty[:, 0], MultiHot(empty.long(), empty), empty[:, 0])
+        return Batch(empty, empty[:, 0], MultiHot(empty.long(), empty), empty)
 
     def _shared(self) -> list[Latent]:
         """The latents of the perturbations that all cells share: not a mask that is drawn for every cell."""
@@ -341,18 +333,19 @@ def add_up(terms: Iterable[Tensor]) -> Tensor:
     return total
 
 
-def _draw(latent: Latent, distribution: Distribution, noise: Noise, particles: int) -> Tensor:
-    """K draws from a distribution, which may or may not have a particle axis of size K already."""
+def _draw(latent: Latent, distribution: Distribution, noise: Noise, particles: int) -> tuple[Tensor, Tensor | None]:
+    """K draws from a distribution, which may or may not have a particle axis of size K already, and their noise."""
     if distribution.noise_kind is None:
-        return distribution.mean  # a point mass
+        return distribution.mean, None  # a point mass
     shape = (*_shape(latent, distribution, particles), *distribution.noise_shape)
-    return distribution.draw(noise(latent.name, distribution.noise_kind, shape))
+    drawn_from = noise(latent.name, distribution.noise_kind, shape)
+    return distribution.draw(drawn_from), drawn_from
 
 
 def _shape(latent: Latent, distribution: Distribution, particles: int) -> tuple[int, ...]:
     """The shape of K values of a latent."""
     dims = 3 if latent.per_cell else 2
-    return (particles, *distribution.mean.shape[-dims:])
+    return (particles, *distribution.shape[-dims:])
 
 
 def _typical(distribution: Distribution) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samsvae.config.vocabulary import FLOOR
-from samsvae.models.batch import MultiHot
+from samsvae.models.batch import MultiHot, OneHot
 from samsvae.models.distributions import Normal, Poisson
 from samsvae.models.softmax_nb import SoftmaxNegativeBinomial
 from samsvae.ops.cpu_negative_binomial import is_compiled
@@ -72,13 +72,13 @@ class MLP(nn.Module):
         )
         self.norms = nn.ModuleList(norms)
 
-    def forward(self, *parts: Tensor | MultiHot) -> Tensor:
+    def forward(self, *parts: Tensor | MultiHot | OneHot) -> Tensor:
         first, *layers = self.layers
         weights = first.weight.split(self.sizes, dim=1) if len(parts) > 1 else (first.weight,)
         h: Tensor = first.bias
         dense = []
         for part, weight in zip(parts, weights, strict=True):
-            if isinstance(part, MultiHot):
+            if isinstance(part, MultiHot | OneHot):
                 h = h + part.gather(weight.T)
             else:
                 dense.append((part, weight))

@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import has_torch_function
 
+#: On a CPU, MKL takes twice as long for a product with fewer columns than this as for its transpose.
+NARROW = 32
+
 #: Two tensors: a weight (H, I) and its input (..., I) or its bias (H,); or the mean and the sd of a normal.
 Pair = tuple[Tensor, Tensor]
 
@@ -44,8 +47,8 @@ class _ResidualNetwork(torch.autograd.Function):
         pairs = _pairs(flat)
         h = start
         for part, weight in pairs[:n_inputs]:
-            h = F.linear(part, weight, h) if h.ndim == 1 else h + F.linear(part, weight)
-        hidden, steps = [F.leaky_relu(h, slope)], []
+            h = F.linear(part, weight, h) if h.ndim == 1 else _add(F.linear(part, weight), h)
+        hidden, steps = [F.leaky_relu_(h, slope) if n_inputs else F.leaky_relu(h, slope)], []
         for weight, bias in pairs[n_inputs:]:
             steps.append(F.leaky_relu_(F.linear(hidden[-1], weight, bias), slope))
             hidden.append(hidden[-1] + steps[-1] if residual else steps[-1])
@@ -63,13 +66,14 @@ class _ResidualNetwork(torch.autograd.Function):
         for j in reversed(range(n_layers)):
             d = torch.ops.aten.leaky_relu_backward(grad, hidden[n_layers + 1 + j], ctx.slope, True)
             found = [*_of_layer(d, hidden[j]), *found]
-            below = d @ pairs[ctx.n_inputs + j][0]
-            grad = below.add_(grad) if ctx.residual else below
+            below, weight = d.flatten(0, -2), pairs[ctx.n_inputs + j][0]
+            below = torch.addmm(grad.flatten(0, -2), below, weight) if ctx.residual else below @ weight
+            grad = below.view_as(d)
         d = torch.ops.aten.leaky_relu_backward(grad, hidden[0], ctx.slope, True)
         first: list[Tensor | None] = []
         for i, (part, weight) in enumerate(pairs[: ctx.n_inputs]):
             own = d.sum_to_size(*part.shape[:-1], d.shape[-1])
-            first.append(own @ weight if ctx.needs_input_grad[4 + 2 * i] else None)
+            first.append(_product(own, weight) if ctx.needs_input_grad[4 + 2 * i] else None)
             first.append(_of_weight(own, part))
         return None, None, None, d.sum_to_size(ctx.start), *first, *found
 
@@ -78,9 +82,21 @@ def _pairs(flat: Sequence[Tensor]) -> list[Pair]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The product of a (..., I) and b (I, J)."""
+    if b.shape[-1] > NARROW:
+        return a @ b
+    return (b.T @ a.flatten(0, -2).T).T.contiguous().view(*a.shape[:-1], b.shape[-1])
+
+
+def _add(new: Tensor, h: Tensor) -> Tensor:
+    """new + h, in place if it has the shape of ``new``, which comes first because the sum gets its strides."""
+    return new.add_(h) if torch.broadcast_shapes(new.shape, h.shape) == new.shape else new + h
+
+
 def _of_weight(d: Tensor, inputs: Tensor) -> Tensor:
     """The gradient of a weight, from that of the outputs of its layer (..., H) and the layer's inputs (..., I)."""
-    return d.flatten(0, -2).T @ inputs.flatten(0, -2)
+    return _product(d.flatten(0, -2).T, inputs.flatten(0, -2))
 
 
 def _of_layer(d: Tensor, inputs: Tensor) -> Pair:
@@ -101,7 +117,7 @@ class _GaussianHead(torch.autograd.Function):
         variance = log_var.exp()
         scale = (variance + floor).sqrt_()
         ctx.save_for_backward(h, weight, variance, scale)
-        return loc.contiguous(), scale
+        return loc, scale
 
     @staticmethod
     @once_differentiable
@@ -112,29 +128,54 @@ class _GaussianHead(torch.autograd.Function):
         return None, d @ weight, mean, mean_bias, log_var, log_var_bias
 
 
-def normal_log_ratio(value: Tensor, p: Pair, q: Pair) -> Tensor:
-    """log N(value; p) - log N(value; q), summed over L. The parameters broadcast; the sd of p is a constant."""
-    return _NormalLogRatio.apply(value, *p, *q)
+def normal_log_ratio(value: Tensor, noise: Tensor, p: Pair, q_scale: Tensor) -> Tensor:
+    """log N(value; p) - log q(value), summed over L, for value = mean of q + ``q_scale`` x noise.
+
+    log q(value) = -log q_scale - noise^2 / 2 + constant, whatever the mean of q. The parameters broadcast; the sd of p
+    and the noise are constants.
+    """
+    return _NormalLogRatio.apply(value, noise, *p, q_scale)
 
 
 class _NormalLogRatio(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor, p_loc: Tensor, p_scale: Tensor, q_loc: Tensor, q_scale: Tensor) -> Tensor:
-        from_p, from_q = (value - p_loc).div_(p_scale), (value - q_loc).div_(q_scale)
-        ctx.save_for_backward(from_p, from_q, p_scale, q_scale)
-        ctx.sizes = p_loc.shape, q_loc.shape, q_scale.shape
+    def forward(ctx, value: Tensor, noise: Tensor, p_loc: Tensor, p_scale: Tensor, q_scale: Tensor) -> Tensor:
+        from_p = (value - p_loc).div_(p_scale)
+        ctx.save_for_backward(from_p, p_scale, q_scale)
+        ctx.size = p_loc.shape
         ratio = torch.log(q_scale / p_scale)
-        return torch.addcmul(ratio, from_q, from_q, value=0.5).addcmul_(from_p, from_p, value=-0.5).sum(-1)
+        return torch.addcmul(ratio, noise, noise, value=0.5).addcmul_(from_p, from_p, value=-0.5).sum(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from_p, from_q, p_scale, q_scale = ctx.saved_tensors
-        weight = grad[..., None] / q_scale
-        at_p, at_q = from_p * (grad[..., None] / p_scale), weight * from_q
-        d_scale = weight.addcmul_(at_q, from_q, value=-1.0)
-        p_loc, q_loc, q_scale = (d.sum_to_size(size) for d, size in zip((at_p, at_q, d_scale), ctx.sizes, strict=True))
-        return at_q - at_p, p_loc, None, q_loc.neg(), q_scale
+        from_p, p_scale, q_scale = ctx.saved_tensors
+        at_p = from_p * (grad[..., None] / p_scale)
+        p_loc = at_p.sum_to_size(ctx.size) if ctx.needs_input_grad[2] else None
+        return at_p.neg(), None, p_loc, None, (grad[..., None] / q_scale).sum_to_size(q_scale.shape)
+
+
+def bernoulli_log_ratio(value: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """log Bern(value; p) - log Bern(value; q), summed over L, for logits that broadcast; those of p are constants.
+
+    log Bern(v; q) = v q - log(1 + e^q), linear in the value.
+    """
+    return _BernoulliLogRatio.apply(value, p, q)
+
+
+class _BernoulliLogRatio(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        gap = p - q
+        ctx.save_for_backward(value, gap, q)
+        return torch.addcmul(F.softplus(q) - F.softplus(p), value, gap).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        value, gap, q = ctx.saved_tensors
+        d_q = (torch.sigmoid(q) - value).mul_(grad[..., None]).sum_to_size(q.shape)
+        return gap * grad[..., None], None, d_q
 
 
 def straight_through(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:

@@ -78,7 +78,7 @@ def training_step(
         with torch.no_grad():
             torch.maximum(bad, (loss - loss).ne(0.0), out=bad)  # inf - inf and nan differ from 0
         optimiser.clear()
-        (loss * scale).backward()
+        (loss if scale == 1.0 else loss * scale).backward()
         if config.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimiser.step(bad)
