@@ -137,7 +137,7 @@ class Beta:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return torch.broadcast_shapes(self.a.shape, self.b.shape)
+        return self.a.shape
 
     @property
     def mean(self) -> Tensor:

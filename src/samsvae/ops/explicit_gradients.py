@@ -91,7 +91,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _add(new: Tensor, h: Tensor) -> Tensor:
     """new + h, in place if it has the shape of ``new``, which comes first because the sum gets its strides."""
-    return new.add_(h) if torch.broadcast_shapes(new.shape, h.shape) == new.shape else new + h
+    return new.add_(h) if new.shape[-h.ndim :] == h.shape else new + h
 
 
 def _of_weight(d: Tensor, inputs: Tensor) -> Tensor:
