@@ -507,12 +507,12 @@ def test_a_signal_during_validation_stops_the_training(tmp_path, monkeypatch):
     def stop_once(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)  # in this thread, at once
+            signal.raise_signal(signal.SIGTERM)  # in this thread, at once; a background job of a shell ignores SIGINT
         return validation_loss(*args, **kwargs)
 
     monkeypatch.setattr("samsvae.training.state.validation_loss", stop_once)
     keep = Keep(tmp_path / "state.pt", "s")
-    with pytest.raises(Interrupted, match="SIGINT at step 6 of 9"):
+    with pytest.raises(Interrupted, match="SIGTERM at step 6 of 9"):
         train(model("sams_vae_mf"), *parts, config, keep=keep)
     net = model("sams_vae_mf")
     train(net, *parts, config, keep=keep)
