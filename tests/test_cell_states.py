@@ -77,10 +77,13 @@ def test_the_basal_state_is_the_state_without_what_a_cell_received(name):
     assert ((z - basal).abs().max() > 0.1) == moves(name)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_counterfactual_exchanges_the_perturbations(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [*((name, {}) for name in ROWS), ("sams_vae_bb", {"mask_per_cell": True, "guide_embedding": "mean_field"})],
+)
+def test_a_counterfactual_exchanges_the_perturbations(name, changes, monkeypatch):
     monkeypatch.setattr(cell_states, "Streams", Zeros)
-    net, (cells, _) = without_spread(name), some_cells(name)
+    net, (cells, _) = without_spread(name, **changes), some_cells(name)
     _, basal = latent_means(net, cells)
     with torch.no_grad():
         for received in ([1], []):

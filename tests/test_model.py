@@ -165,17 +165,35 @@ def test_both_guides_of_a_mask_probability_start_from_the_same_mean(init):
         torch.testing.assert_close(mean, torch.full((4, 4), init).sigmoid())
 
 
+@pytest.mark.parametrize("guide", ["point", "beta"])
+def test_masks_of_single_cells_follow_the_probabilities_of_what_the_cells_received(guide):
+    net, data = (
+        model("sams_vae_bb", mask_per_cell=True, guide_embedding="mean_field", guide_mask_prob=guide),
+        cells("sams_vae_bb"),
+    )
+    batch = data.batch(slice(None))
+    for parameter in net.latents[0].parameters():
+        torch.nn.init.constant_(parameter, 3.0)
+        parameter.data[1] = -3.0
+    values = net.draw(batch, Streams(0), 400).values
+    n, several = data.index.shape
+    assert values["cell_mask"].shape == (400, n, several, 4)
+    means = values["cell_mask"].mean((0, 3))[data.index < 4]
+    probability = values["mask_prob"].expand(400, 4, 4).mean((0, 2))
+    torch.testing.assert_close(means, probability[data.index[data.index < 4]], atol=0.06, rtol=0.0)
+
+
 def test_dosages_are_factors_of_the_rows():
     data = cells("sams_vae_corr")
     batch = data.batch(slice(None))
     dense = torch.zeros(len(data), 5).scatter_(1, data.index, 1.0)[:, :4]
     table = torch.randn(3, 4, 2)
     torch.testing.assert_close(batch.dosage.gather(table), dense @ table)
-    torch.testing.assert_close(batch.plate.sum(1), (dense / dense.sum(0)).sum(1))
+    torch.testing.assert_close(batch.plate_weight.sum(1), (dense / dense.sum(0)).sum(1))
     twice = dense_batch(batch.x, 2.0 * dense, n_cells=torch.tensor([0, 5, 1, 2]))
     torch.testing.assert_close(twice.dosage.gather(table), 2.0 * dense @ table)
     expected = dense @ torch.tensor([0.0, 0.2, 1.0, 0.5])
-    torch.testing.assert_close(twice.plate.sum(1), expected)
+    torch.testing.assert_close(twice.plate_weight.sum(1), expected)
 
 
 def test_sum_and_unique_encodings():
@@ -282,6 +300,7 @@ def test_joint_bound_adds_the_shared_terms():
         ({"mask": "ones", "guide_embedding": "given_mask"}, "guide_embedding"),
         ({"embedding": "none"}, "effect"),
         ({"mask_per_cell": True}, "mask_per_cell"),
+        ({"mask": "beta_bernoulli", "mask_per_cell": True, "guide_embedding": "given_mask"}, "guide_embedding: mean"),
         ({"dropout": 1.0}, "dropout"),
         ({"guide_mask_prob": "beta"}, "guide_mask_prob"),
         ({"effect": "decoder_input"}, "embedding"),

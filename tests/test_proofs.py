@@ -297,7 +297,7 @@ def test_an_extra_share_counts_the_prior_again_for_every_weighted_cell(name):
         term = (prior.log_prob(value) - shared.guides[latent.name].log_prob(value)).sum(-1).expand(2, 4)
         found = net.terms(batch, draw, extra_share=0.03)[latent.name].expand(2, 120).sum(1)
         torch.testing.assert_close(found, ((1 + 0.03 * n_t) * term).sum(1), rtol=1e-4, atol=1e-3)
-    none = replace(batch, plate=torch.zeros_like(batch.plate))
+    none = replace(batch, plate_weight=torch.zeros_like(batch.plate_weight))
     assert not net.terms(none, draw, extra_share=0.03)["embedding"].any()
     loss = objective(net, batch, draw, TrainingConfig(extra_share=0.03), n_cells=120)[0]
     assert loss.item() == pytest.approx(-sum(net.terms(batch, draw, extra_share=0.03).values()).mean().item(), rel=1e-5)

@@ -63,6 +63,10 @@ class ModelConfig:
             raise ConfigError(
                 "guide_embedding: 'given_mask' needs embedding: random and mask: bernoulli or beta_bernoulli."
             )
+        if self.guide_embedding == "given_mask" and self.mask_per_cell:
+            raise ConfigError(
+                "mask_per_cell: needs guide_embedding: mean_field, because 'given_mask' reads one mask of all cells."
+            )
         if self.effect in ("additive", "prior_mean") and self.embedding == "none":
             raise ConfigError(f"effect: {self.effect!r} needs an embedding, but embedding is 'none'.")
         if self.effect in ("none", "decoder_input") and self.embedding != "none":

@@ -54,9 +54,9 @@ def encode(screen: Screen, encoding: str) -> Dosage:
     return Dosage(tuple(str(name) for name in names), members)
 
 
-def _found(index: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+def _found(index: Tensor, n_perturbations: int) -> tuple[Tensor, Tensor]:
     """The perturbations that occur in ``index`` (n, P), sorted, and the index into them, in which padding is 0."""
-    position = torch.zeros(padding + 1, dtype=torch.long, device=index.device)
+    position = torch.zeros(n_perturbations + 1, dtype=torch.long, device=index.device)
     position[index.flatten()] = 1
     position[-1] = 0
     rows = position.nonzero()[:, 0]
@@ -64,12 +64,12 @@ def _found(index: Tensor, padding: int) -> tuple[Tensor, Tensor]:
     return rows, position[index]
 
 
-def _rows_of(counts: Tensor | FileRows, at: Tensor | slice) -> Tensor:
-    """Rows of counts. On a CPU index_select copies them five times faster than an index does."""
+def _rows_of(table: Tensor | FileRows, at: Tensor | slice) -> Tensor:
+    """Rows of a table. On a CPU index_select copies them five times faster than an index does."""
     if isinstance(at, slice):
-        return counts[at]
-    at = at.to(counts.device)
-    return counts.index_select(0, at) if isinstance(counts, Tensor) else counts[at]
+        return table[at]
+    at = at.to(table.device)
+    return table.index_select(0, at) if isinstance(table, Tensor) else table[at]
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ class Cells:
     def __len__(self) -> int:
         return len(self.counts)
 
-    # What batches read of the perturbations of every cell (n, P), found once. Padding points to any row.
+    # What batches read of the perturbations of every cell (n, P), found once. Padding points to any perturbation.
     @cached_property
-    def _rows(self) -> Tensor:
+    def _index(self) -> Tensor:
         return self.index.clamp(max=max(0, self.n_perturbations - 1))
 
     @cached_property
@@ -133,7 +133,7 @@ class Cells:
         return (self.index < self.n_perturbations).to(self.library.dtype)
 
     @cached_property
-    def _plate(self) -> Tensor:
+    def _plate_weight(self) -> Tensor:
         return F.pad(self.share, (0, 1))[self.index]
 
     @property
@@ -166,10 +166,10 @@ class Cells:
         if own:
             rows, index = _found(_rows_of(self.index, at), self.n_perturbations)
         else:
-            rows, index = None, _rows_of(self._rows, at)
+            rows, index = None, _rows_of(self._index, at)
         dosage = MultiHot(index, _rows_of(self._dose, at))
         levels = None if self.covariates is None else self.covariates[at]
-        return Batch(counts.to(self.library), self.library[at], dosage, _rows_of(self._plate, at), rows, levels)
+        return Batch(counts.to(self.library), self.library[at], dosage, _rows_of(self._plate_weight, at), rows, levels)
 
 
 def cells_of(screen: Screen, rows: np.ndarray, dosage: Dosage, device: torch.device | str = "cpu") -> Cells:

@@ -115,11 +115,10 @@ def _with_and_without(model: Model, row: np.ndarray, backgrounds: np.ndarray, li
     rows = sorted({t for each in cells for t in each})
     position = {t: i for i, t in enumerate(rows)}
     width = max(1, *map(len, cells))
-    index, dose = np.zeros((2, len(cells), width))
-    for at, each in enumerate(cells):
-        index[at, : len(each)], dose[at, : len(each)] = [position[t] for t in each], 1.0
+    index = np.array([[position[t] for t in each] + [-1] * (width - len(each)) for each in cells])
     device = model.input_mean.device
+    at = torch.as_tensor(index, device=device)
     libraries = torch.full((len(cells),), library, dtype=torch.float32, device=device)
     drawn = torch.as_tensor(rows, dtype=torch.long, device=device)
-    dosage = MultiHot(torch.as_tensor(index).long().to(device), torch.as_tensor(dose).float().to(device))
+    dosage = MultiHot(at.clamp(min=0), (at >= 0).float())
     return Batch(libraries.new_zeros(len(cells), 0), libraries, dosage, torch.zeros_like(dosage.dose), drawn)

@@ -76,7 +76,8 @@ def counterfactual(
         at = slice(start, start + at_once)
         batch = cells.batch(at)
         n = len(batch.library)
-        other = replace(batch, dosage=MultiHot(index.expand(n, -1), dose.expand(n, -1)))
+        dosage = MultiHot(index.expand(n, -1), dose.expand(n, -1))
+        other = replace(batch, dosage=dosage, plate_weight=torch.zeros_like(dosage.dose))
         own = model.draw(batch, noise, draws, shared=shared).values
         likelihood = model.decode(_exchanged(model, own, batch, other, noise, draws, shared), other)
         x = likelihood.sample(noise.generator("x"))[0] if sample else likelihood.mean.mean(0)
@@ -88,8 +89,12 @@ def _exchanged(
     model: Model, own: dict[str, Tensor], batch: Batch, other: Batch, noise: Streams, draws: int, shared: Draw
 ) -> dict[str, Tensor]:
     """The latents of cells (``own``) with the perturbations of ``other`` in place of those of ``batch``."""
-    if model.config.effect != "prior_mean":
+    per_cell = [latent.name for latent in model.latents if latent.per_cell]  # a mask of every cell's own perturbations
+    if model.config.effect != "prior_mean" and not per_cell:
         return own  # the decoder reads the perturbations
+    theirs = model.draw(other, noise, draws, shared=shared).values
+    exchanged = own | {name: theirs[name] for name in per_cell}
+    if model.config.effect != "prior_mean":
+        return exchanged
     _, basal = _states(model, own, batch)
-    theirs = model.draw(other, noise, draws, shared=shared).values  # masks of single cells depend on the perturbations
-    return own | {"z": basal + offset(theirs, other)}
+    return exchanged | {"z": basal + offset(theirs, other)}

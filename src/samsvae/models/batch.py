@@ -40,14 +40,14 @@ class Batch:
     """Some cells, ready for the model.
 
     ``rows`` (R,): the perturbations whose latents are drawn (None: all T, in order). ``dosage.index`` (n, P) points
-    into them. ``plate`` (n, P): the plate weights 1/n_t of a cell's perturbations, 0 for padding or if n_t is 0.
+    into them. ``plate_weight`` (n, P): 1/n_t of a cell's perturbations, 0 for padding or if n_t is 0.
     ``covariates``: the level of each covariate, as a code; a leading dimension gives particles levels of their own.
     """
 
     x: Tensor  # (n, G)
     library: Tensor  # (n,)
     dosage: MultiHot
-    plate: Tensor
+    plate_weight: Tensor
     rows: Tensor | None = None
     covariates: Tensor | None = None  # (n, V) or (K, n, V) int64
 
@@ -56,8 +56,7 @@ class Batch:
         """The dosage indexed by all T perturbations, for layers with weights for each of them."""
         if self.rows is None:
             return self.dosage
-        # the padding may point to any row, because its dose is 0
-        return MultiHot(torch.nn.functional.pad(self.rows, (0, 1))[self.dosage.index], self.dosage.dose)
+        return MultiHot(self.dosage.rows_of(self.rows[:, None])[..., 0], self.dosage.dose)
 
 
 def plate_weights(n_cells: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,13 +77,17 @@ class MultiHot:
 
     def gather(self, table: Tensor) -> Tensor:
         """sum_p dose[p] * table[..., index[p], :]; table (..., T, L) gives (..., n, L)."""
-        n, several = self.index.shape
+        if self.index.shape[-1] == 1:
+            return self._selected(table) * self.dose
+        return (self.rows_of(table) * self.dose[..., None]).sum(-2)
+
+    def rows_of(self, table: Tensor) -> Tensor:
+        """table[..., index, :] (..., n, P, L)."""
+        return self._selected(table).unflatten(-2, self.index.shape)
+
+    def _selected(self, table: Tensor) -> Tensor:
         table = table if table.shape[-2] else F.pad(table, (0, 0, 0, 1))  # a row for the padding
-        rows = table.index_select(-2, self.index.flatten())
-        if several == 1:
-            return rows * self.dose
-        rows = rows.reshape(*table.shape[:-2], n, several, table.shape[-1])
-        return (rows * self.dose[..., None]).sum(-2)
+        return table.index_select(-2, self.index.flatten())
 
 
 @dataclass(frozen=True)

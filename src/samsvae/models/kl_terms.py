@@ -49,9 +49,9 @@ def kl_terms(
 
 
 def log_ratio(prior: Distribution, guide: Distribution, value: Tensor, noise: Tensor | None) -> Tensor:
-    """log p(value) - log q(value), summed over L; ``noise``: that of the draw, if the value was drawn."""
-    if noise is not None and usable(value, products=False):
-        if isinstance(guide, Normal) and isinstance(prior, Normal):
+    """log p(value) - log q(value), summed over L; ``noise``: that of a normal draw, if the value was drawn."""
+    if usable(value, products=False):
+        if noise is not None and isinstance(guide, Normal) and isinstance(prior, Normal):
             return normal_log_ratio(value, noise, (prior.loc, prior.scale), guide.scale)
         if isinstance(guide, Bernoulli) and isinstance(prior, Bernoulli):
             return bernoulli_log_ratio(value, prior.logits, guide.logits)
@@ -71,5 +71,6 @@ def closed_kl(guide: Distribution, prior: Distribution) -> Tensor | None:
 
 def _to_cells(term: Tensor, batch: Batch, extra: float) -> Tensor:
     """Distribute the perturbations' terms (..., R) over the cells: (..., n), sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
-    plate = batch.plate + extra * (batch.plate > 0) if extra else batch.plate
-    return MultiHot(batch.dosage.index, plate).gather(term[..., None])[..., 0]
+    weight = batch.plate_weight
+    weight = weight + extra * (weight > 0) if extra else weight
+    return MultiHot(batch.dosage.index, weight).gather(term[..., None])[..., 0]

@@ -21,15 +21,15 @@ from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal, 
 from samsvae.models.levels import level_parts
 from samsvae.models.networks import MLP, GaussianHead
 
-#: The values drawn so far, by the name of the latent.
+#: The values drawn so far, by the name of the latent; ``offset``: that of the batch's cells, if it was computed.
 Values = Mapping[str, Tensor]
 
 Plate = Literal["cell", "perturbation"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Draw:
-    """Values of the latents drawn from their guides, the guides, and the noise of the draws, by the latent's name.
+    """Values of the latents drawn from their guides, the guides, and the noise of normal draws, by the latent's name.
 
     ``offset``: that of the cells of the batch (see `offset`), which the guide, the prior and the decoder read.
     """
@@ -41,7 +41,7 @@ class Draw:
 
     def add(self, name: str, guide: Distribution, value: Tensor, noise: Tensor | None = None) -> None:
         self.values[name], self.guides[name] = value, guide
-        if noise is not None:
+        if noise is not None and isinstance(guide, Normal):
             self.noise[name] = noise
 
     @property
@@ -82,8 +82,8 @@ def offset(values: Values, batch: Batch) -> Tensor:
     if "cell_mask" not in values:
         return batch.dosage.gather(shift(values))
     # every cell has its own mask: (K, n, P, L)
-    padded = nn.functional.pad(values["embedding"], (0, 0, 0, 1))[..., batch.dosage.index, :]
-    return (values["cell_mask"] * padded * batch.dosage.dose[..., None]).sum(-2)
+    rows = batch.dosage.rows_of(values["embedding"])
+    return (values["cell_mask"] * rows * batch.dosage.dose[..., None]).sum(-2)
 
 
 class MaskProbability(nn.Module):
@@ -159,7 +159,7 @@ class Mask(nn.Module):
         else:
             logits = _rows(self.logits, batch)
         if self.per_cell:
-            logits = nn.functional.pad(logits, (0, 0, 0, 1))[batch.dosage.index]  # (n, P, L)
+            logits = batch.dosage.rows_of(logits)  # (n, P, L)
         return Bernoulli(logits, self.temperature)
 
     def prior(self, values: Values, batch: Batch) -> Bernoulli | None:
@@ -200,7 +200,6 @@ class Embedding(nn.Module):
 
     def __init__(self, n_perturbations: int, n_latent: int, *, prior_scale: float, network: dict | None):
         super().__init__()
-        self.n_perturbations = n_perturbations
         self.reads_mask = network is not None
         self.register_buffer("prior_loc", torch.tensor(0.0, dtype=torch.float32), persistent=False)
         self.register_buffer("prior_scale", torch.tensor(float(prior_scale), dtype=torch.float32), persistent=False)

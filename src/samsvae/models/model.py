@@ -143,7 +143,7 @@ class Model(nn.Module):
             if name in drawn.values:
                 continue
             if latent.plate == "cell" and self.config.embedding != "none":
-                drawn = replace(drawn, offset=offset(drawn.values, batch))
+                drawn.offset = offset(drawn.values, batch)
             guide = latent.guide(drawn.known, batch, self._inputs_of(latent, batch))
             if values is None or name not in values:
                 drawn.add(name, guide, *_draw(latent, guide, noise, particles))
@@ -231,7 +231,7 @@ class Model(nn.Module):
         drawn = Draw({}, {})
         for latent in self._shared():
             guide = latent.guide(drawn.values, batch)
-            drawn.add(latent.name, guide, *_draw(latent, guide, noise, particles))
+            drawn.add(latent.name, guide, _draw(latent, guide, noise, particles)[0])
         return drawn
 
     def log_weights(self, batch: Batch, noise: Noise, particles: int, shared: Draw, *, joint: bool = False) -> Tensor:

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import has_torch_function
 
-#: On a CPU, MKL takes twice as long for a product with fewer columns than this as for its transpose.
+from samsvae.ops.onednn import onednn_multiplies
+
+#: MKL takes up to twice as long for a product with at most so many columns as for its transpose.
 NARROW = 32
 
 #: Two tensors: a weight (H, I) and its input (..., I) or its bias (H,); or the mean and the sd of a normal.
@@ -84,13 +86,13 @@ def _pairs(flat: Sequence[Tensor]) -> list[Pair]:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """The product of a (..., I) and b (I, J)."""
-    if b.shape[-1] > NARROW:
+    if b.shape[-1] > NARROW or b.device.type != "cpu" or onednn_multiplies():
         return a @ b
     return (b.T @ a.flatten(0, -2).T).T.contiguous().view(*a.shape[:-1], b.shape[-1])
 
 
 def _add(new: Tensor, h: Tensor) -> Tensor:
-    """new + h, in place if it has the shape of ``new``, which comes first because the sum gets its strides."""
+    """new + h, in place if it has the shape of ``new``, which comes first so that the sum has its memory layout."""
     return new.add_(h) if new.shape[-h.ndim :] == h.shape else new + h
 
 

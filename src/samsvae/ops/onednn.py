@@ -95,6 +95,11 @@ def _bf16_allowed() -> Iterator[None]:
                 settings.fp32_precision = _Blocks.before
 
 
+def onednn_multiplies() -> bool:
+    """Whether oneDNN multiplies now, in all threads."""
+    return _Blocks.open > 0
+
+
 @cache
 def exact_products(limit: float = 1e-6) -> bool:
     """Whether oneDNN's products have float32 accuracy if bf16 is allowed: checked against float64, once per process.
