@@ -1,11 +1,11 @@
 """The cost of a training step on a GPU, part by part: `PYTHONPATH=src python benchmarks/gpu.py` prints it.
 
-Needs torch (a CUDA build, which includes Triton) and numpy. It first checks the fused kernel against float64, and
-captured steps against eager ones, and prints PASS or FAIL with each error. It then prints times in either case: medians
-of CUDA events over rounds of replays. The exit status is 1 if a check failed. `--parts` chooses what is measured:
-`kernel`, `step`, `compiled` (steps under torch.compile), and `together` (several runs share the GPU: as processes, on
-streams of one process, and stacked into one step). `--shape toy --device cpu` takes the same path at a small size, to
-check correctness only.
+Needs torch (a CUDA build, which includes Triton) and numpy. It first checks the fused likelihood against float64, the
+gradients of a step with all kernels against torch's operations, and captured steps against eager ones, and prints PASS
+or FAIL with each error. It then prints times in either case: medians of CUDA events over rounds of replays. The exit
+status is 1 if a check failed. `--parts` chooses what is measured: `kernel`, `step`, `compiled` (steps under
+torch.compile), and `together` (several runs share the GPU: as processes, on streams of one process, and stacked into
+one step). `--shape toy --device cpu` takes the same path at a small size, to check correctness only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,10 +33,13 @@ from samsvae.config.training import TrainingConfig
 from samsvae.config.vocabulary import FLOOR
 from samsvae.data.cells import Cells, cells_of, encode
 from samsvae.models.model import Model
+from samsvae.models.noise import Streams
 from samsvae.ops import softmax_nb as kernels
+from samsvae.ops import triton_trial
 from samsvae.ops.cuda_graphs import on_one_stream
 from samsvae.ops.precision import precision, tf32_bias, used_precision
 from samsvae.training.state import TrainingState
+from samsvae.training.steps import batch_loss
 
 MODEL = "sams_vae_corr"
 
@@ -123,7 +127,11 @@ WAYS = {
 
 def ways(device: torch.device) -> dict[str, tuple]:
     """The ways to compute the likelihood on a device."""
-    return {name: way for name, way in WAYS.items() if way[1] is plain or kernels.has_triton(device.type)}
+    return {name: way for name, way in WAYS.items() if way[1] is plain or likelihood_runs(device)}
+
+
+def likelihood_runs(device: torch.device) -> bool:
+    return triton_trial.has_triton(device.type, kernels.KERNELS)
 
 
 def check_kernel(name: str, cells: Cells, config: TrainingConfig) -> None:
@@ -144,7 +152,7 @@ def time_kernel(name: str, cells: Cells, config: TrainingConfig) -> None:
     for label, (kind, function) in ways(device).items():
         us = timed(replayed(likelihood(cells, *sizes, kind, function), device), device)
         print(f"{label:34}{us:10.1f} us", flush=True)
-    if kernels.has_triton(device.type) and device.type == "cuda":
+    if likelihood_runs(device) and device.type == "cuda":
         work = likelihood(cells, *sizes, torch.float32, kernels.softmax_nb)
         sweep(work, device, {"FORWARD_GENES": (512, 1024, 2048), "FORWARD_VALUES": (2, 4, 8)})
         sweep(work, device, {"GAMMA_VALUES": (1, 2, 4)})
@@ -155,13 +163,22 @@ def rounded(function):
     return lambda product, *rest: function(product.bfloat16().double() + 0.0 * product, *rest)
 
 
-@contextlib.contextmanager
 def only_torch():
-    before, kernels.has_triton = kernels.has_triton, lambda device: False
-    try:
-        yield
-    finally:
-        kernels.has_triton = before
+    return patch.dict(triton_trial._USABLE, dict.fromkeys(triton_trial._USABLE, False))
+
+
+def check_gradients(name: str, cells: Cells, config: TrainingConfig) -> None:
+    """Check loss and gradients of a batch with all kernels, those of latents too, against torch's operations."""
+    found, at = [], torch.arange(config.batch_size, device=cells.device)
+    for way in (contextlib.nullcontext, only_torch):
+        model, noise = model_of(name, cells), Streams(0, cells.device)
+        sizes = {"particles": config.particles, "size": config.batch_size, "n_cells": len(cells)}
+        with way():
+            loss = batch_loss(model, cells, config, noise, **sizes)(at)
+            loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    errors = torch.stack([(ours - exact).norm() / exact.norm() for ours, exact in zip(*found, strict=True)])
+    check(f"{name}, kernels against torch's operations, loss and gradients of a batch", errors.max().item(), 1e-4)
 
 
 def sweep(work, device: torch.device, choices: dict[str, tuple[int, ...]]) -> None:
@@ -380,6 +397,7 @@ def measure_shape(name: str, device: torch.device, parts: list[str], *, only_che
     cells, config, cuda = synthetic_cells(name, device), SHAPES[name].settings(MODEL)[1], device.type == "cuda"
     if "kernel" in parts:
         check_kernel(name, cells, config)
+        check_gradients(name, cells, config)
     if "step" in parts:
         check_captured(name, cells, config)
     if "compiled" in parts:
@@ -409,9 +427,10 @@ def main(arguments: list[str] | None = None) -> int:
             name, seconds = options.worker.split()
             worker(device, name, float(seconds))
             return 0
-        kernels.try_out(device)
-        if not kernels.has_triton(device.type):
-            print("Triton does not run here: only torch's operations are measured", flush=True)
+        triton_trial.try_out(device)
+        for each in triton_trial._TRIALS:
+            if not triton_trial.has_triton(device.type, each):
+                print(f"{each} does not run here: torch's operations are measured", flush=True)
         where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
         print(f"{time.strftime('%Y-%m-%d')}  {where}, torch {torch.__version__}")
         if device.type == "cuda":

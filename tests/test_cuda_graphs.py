@@ -23,9 +23,8 @@ from samsvae.data.streaming import batches
 from samsvae.errors import Interrupted, NumericalError
 from samsvae.models import softmax_nb
 from samsvae.models.noise import Streams
-from samsvae.ops import cpu_negative_binomial
+from samsvae.ops import cpu_negative_binomial, triton_trial
 from samsvae.ops import cuda_graphs as capture
-from samsvae.ops import softmax_nb as kernels
 from samsvae.ops.cuda_graphs import WARM, Steps
 from samsvae.ops.precision import precision
 from samsvae.training import diagnosis, state
@@ -451,8 +450,8 @@ def test_nothing_is_captured_without_a_gpu():
 @pytest.mark.parametrize("name", ROWS)
 def test_a_step_stays_on_its_device(name, triton, monkeypatch):
     """On the meta device, which has no values: no step mixes in host tensors or reads a value."""
-    monkeypatch.setitem(kernels._USABLE, "meta", triton)
-    monkeypatch.setattr(kernels, "_TRIED", {"meta"})
+    monkeypatch.setitem(triton_trial._USABLE, "meta", triton)
+    monkeypatch.setattr(triton_trial, "_TRIED", {"meta"})
     parts, config, asked = halves(name), replace(FAST, **own(name)), []
     net = model(name).to("meta")
     cells = replace(parts[0], **{k: v.to("meta") for k, v in vars(parts[0]).items() if isinstance(v, torch.Tensor)})

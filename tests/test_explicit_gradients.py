@@ -25,25 +25,26 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_networks(residual, slope, n_layers):
     """Of a start for each row, an input for all particles and one for each; against modules of torch."""
     start, shared, each = numbers(4, 5), numbers(4, 3, seed=1), numbers(2, 4, 2, seed=2)
+    first = numbers(5, seed=30)
     inputs = [(shared, numbers(5, 3, seed=3)), (each, numbers(5, 2, seed=4))]
     layers = [(numbers(5, 5, seed=5 + j), numbers(5, seed=15 + j)) for j in range(n_layers)]
     flat = [tensor for pair in (*inputs, *layers) for tensor in pair]
 
-    def run(start, *flat):
+    def run(bias, start, *flat):
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
-        return residual_network(start, pairs[:2], pairs[2:], slope=slope, residual=residual)
+        return residual_network(bias, start, pairs[:2], pairs[2:], slope=slope, residual=residual)
 
     act = nn.LeakyReLU(slope)
-    h = act(start + shared @ inputs[0][1].T + each @ inputs[1][1].T)
+    h = act(first + start + shared @ inputs[0][1].T + each @ inputs[1][1].T)
     for weight, bias in layers:
         h = act(h @ weight.T + bias) + (h if residual else 0.0)
-    torch.testing.assert_close(run(start, *flat), h)
-    assert gradcheck(run, (start, *flat))
+    torch.testing.assert_close(run(first, start, *flat), h)
+    assert gradcheck(run, (first, start, *flat))
 
 
 def test_an_input_that_needs_no_gradient_gets_none():
     constant, weight, bias = numbers(4, 3).detach(), numbers(5, 3, seed=1), numbers(5, seed=2)
-    residual_network(bias, [(constant, weight)], [], slope=0.0, residual=True).sum().backward()
+    residual_network(bias, None, [(constant, weight)], [], slope=0.0, residual=True).sum().backward()
     assert constant.grad is None and weight.grad is not None and bias.grad is not None
 
 
@@ -91,7 +92,7 @@ def test_narrow_products_are_products(shape):
     """Also of an input with particles; the weight's gradient is contiguous, as the weight is."""
     n, h, i = shape
     x, weight, bias = numbers(2, n, i), numbers(h, i, seed=1), numbers(h, seed=2)
-    found = residual_network(bias, [(x, weight)], [], slope=0.01, residual=True)
+    found = residual_network(bias, None, [(x, weight)], [], slope=0.01, residual=True)
     exact = nn.functional.leaky_relu(x @ weight.T + bias)
     for ours, theirs in zip(*(torch.autograd.grad(out.sin().sum(), (x, weight, bias)) for out in (found, exact))):  # noqa: B905
         torch.testing.assert_close(ours, theirs)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from samsvae.ops import softmax_nb as kernels
+from samsvae.ops import triton_trial
 from samsvae.ops.softmax_nb import softmax_nb
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -207,14 +208,16 @@ def fake(monkeypatch):
     made = FakeKernels()
     monkeypatch.setattr(samsvae.ops, "triton_softmax_nb", made, raising=False)
     monkeypatch.setattr(torch.cuda, "device_of", made.device_of)
-    monkeypatch.setattr(kernels, "_TRIED", set())
-    monkeypatch.setattr(kernels, "_USABLE", {"cpu": True})
+    monkeypatch.setattr(triton_trial, "_TRIED", set())
+    monkeypatch.setattr(triton_trial, "_FAILED", set())
+    monkeypatch.setattr(triton_trial, "_USABLE", {"cpu": True})
+    monkeypatch.setattr(triton_trial, "_TRIALS", {kernels.KERNELS: kernels._trial})
     return made
 
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(fake):
     """Triton launches on the current GPU, which is the first one unless torch is told otherwise."""
-    kernels.try_out(torch.device("cpu"))
+    triton_trial.try_out(torch.device("cpu"))
     assert fake.launched == [(name, torch.device("cpu")) for name in KERNELS]
     product, bias, library, theta, x, *_ = made(2, 3, 5, torch.float32, torch.int16)
     softmax_nb(product.requires_grad_(), bias, library, theta, x, 1e-4).sum().backward()
@@ -227,8 +230,8 @@ def test_the_trial_run_tries_all_kernels(fake, broken, monkeypatch, caplog):
         raise OSError("no compiler")
 
     monkeypatch.setattr(getattr(fake, broken), "launch", fails)
-    kernels.try_out(torch.device("cpu"))
-    assert not kernels.has_triton("cpu") and "no compiler" in caplog.text
+    triton_trial.try_out(torch.device("cpu"))
+    assert not triton_trial.has_triton("cpu", kernels.KERNELS) and "no compiler" in caplog.text
 
 
 COMPILE = """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samsvae.models.batch import Batch, MultiHot
-from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal
+from samsvae.models.distributions import Bernoulli, Beta, Distribution, Normal, Point
 from samsvae.models.latents import Draw, Latent
 from samsvae.ops.explicit_gradients import bernoulli_log_ratio, normal_log_ratio, usable
 
@@ -55,7 +55,8 @@ def log_ratio(prior: Distribution, guide: Distribution, value: Tensor, noise: Te
             return normal_log_ratio(value, noise, (prior.loc, prior.scale), guide.scale)
         if isinstance(guide, Bernoulli) and isinstance(prior, Bernoulli):
             return bernoulli_log_ratio(value, prior.logits, guide.logits)
-    return (prior.log_prob(value) - guide.log_prob(value)).sum(-1)
+    own = prior.log_prob(value)
+    return (own if isinstance(guide, Point) else own - guide.log_prob(value)).sum(-1)
 
 
 def closed_kl(guide: Distribution, prior: Distribution) -> Tensor | None:
@@ -73,4 +74,4 @@ def _to_cells(term: Tensor, batch: Batch, extra: float) -> Tensor:
     """Distribute the perturbations' terms (..., R) over the cells: (..., n), sum_t 1[d_t != 0] (1 / n_t + w) term_t."""
     weight = batch.plate_weight
     weight = weight + extra * (weight > 0) if extra else weight
-    return MultiHot(batch.dosage.index, weight).gather(term[..., None])[..., 0]
+    return MultiHot(batch.dosage.index, weight).gather(term[..., None]).squeeze(-1)

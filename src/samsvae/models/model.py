@@ -23,6 +23,7 @@ from samsvae.models.latents import CellState, Draw, Latent, Values, latents_of, 
 from samsvae.models.levels import Levels, level_parts
 from samsvae.models.networks import MLP, Likelihood, Observed
 from samsvae.models.noise import Noise, given
+from samsvae.ops.fused_latents import fused, normalised
 
 #: Number of input values whose moments are computed at once: few enough for a CPU's cache, or to keep a GPU busy.
 MOMENTS = {"cpu": 2**18, "cuda": 2**24}
@@ -119,6 +120,8 @@ class Model(nn.Module):
 
     def inputs(self, batch: Batch) -> Tensor:
         """The normalised counts (n, G) that the encoder reads (eq. 10)."""
+        if self.config.input == "log_standardise" and fused(batch.x, self.input_mean):
+            return normalised(batch.x, self.input_mean, self.input_sd)
         return (self._transform(batch.x) - self.input_mean) / self.input_sd
 
     # ---- guide and terms ---------------------------------------------------------------------------------------

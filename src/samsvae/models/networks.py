@@ -75,16 +75,18 @@ class MLP(nn.Module):
     def forward(self, *parts: Tensor | MultiHot | OneHot) -> Tensor:
         first, *layers = self.layers
         weights = first.weight.split(self.sizes, dim=1) if len(parts) > 1 else (first.weight,)
-        h: Tensor = first.bias
-        dense = []
+        dense, start = [], None
         for part, weight in zip(parts, weights, strict=True):
             if isinstance(part, MultiHot | OneHot):
-                h = h + part.gather(weight.T)
+                rows = part.gather(weight.T)
+                start = rows if start is None else start + rows
             else:
                 dense.append((part, weight))
-        if usable(h) and not self.norms and not (self.dropout and self.training):
+        if usable(first.bias) and not self.norms and not (self.dropout and self.training):
             pairs = [(layer.weight, layer.bias) for layer in layers]
-            return residual_network(h, dense, pairs, slope=SLOPES[self.activation], residual=self.residual)
+            slope = SLOPES[self.activation]
+            return residual_network(first.bias, start, dense, pairs, slope=slope, residual=self.residual)
+        h: Tensor = first.bias if start is None else first.bias + start
         for part, weight in dense:
             h = h + F.linear(part, weight)
         h = self._finish(0, h)

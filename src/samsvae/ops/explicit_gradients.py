@@ -1,13 +1,14 @@
 """Networks, log ratios and drawn masks with explicit gradients: the numbers of plain operations, from fewer of them.
 
 A step of a small model, or one on a GPU, spends its time on starting operations, and torch's record of plain operations
-starts twice as many. These functions cannot be compiled or mapped (`torch.vmap`), nor their gradients differentiated
-again.
+starts twice as many. On a GPU, `samsvae.ops.fused_latents` computes what is not a product. These functions cannot be
+compiled or mapped (`torch.vmap`), nor their gradients differentiated again.
 Letters: H hidden units, I inputs, L latents.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import has_torch_function
 
+from samsvae.ops import fused_latents
+from samsvae.ops.fused_latents import fused, number, repeat
 from samsvae.ops.onednn import onednn_multiplies
 
 #: MKL takes up to twice as long for a product with at most so many columns as for its transpose.
@@ -32,36 +35,47 @@ def usable(tensor: Tensor, *, products: bool = True) -> bool:
 
 
 def residual_network(
-    start: Tensor, inputs: Sequence[Pair], layers: Sequence[Pair], *, slope: float, residual: bool
+    bias: Tensor, start: Tensor | None, inputs: Sequence[Pair], layers: Sequence[Pair], *, slope: float, residual: bool
 ) -> Tensor:
-    """h = a(start + sum_i v_i W_i^T), then h = h + a(h W^T + b) for every layer (a(h W^T + b) if not ``residual``).
+    """h = a(bias + start + sum_i v_i W_i^T), then h = h + a(h W^T + b) for every layer; not ``residual``: a(h W^T + b).
 
-    a is the leaky ReLU with this ``slope``, or the ReLU (slope 0). ``start`` (..., H) and ``inputs`` (v_i, W_i), whose
-    leading dimensions broadcast; ``layers`` (W, b). Returns (..., H).
+    a is the leaky ReLU with this ``slope``, or the ReLU (slope 0). ``bias`` (H,), ``start`` (..., H) or None, and
+    ``inputs`` (v_i, W_i), one or more, whose leading dimensions broadcast; ``layers`` (W, b). Returns (..., H).
     """
     flat = [tensor for pair in (*inputs, *layers) for tensor in pair]
-    return _ResidualNetwork.apply(slope, residual, len(inputs), start, *flat)
+    return _ResidualNetwork.apply(slope, residual, len(inputs), bias, start, *flat)
 
 
 class _ResidualNetwork(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, slope: float, residual: bool, n_inputs: int, start: Tensor, *flat: Tensor) -> Tensor:
+    def forward(
+        ctx, slope: float, residual: bool, n_inputs: int, bias: Tensor, start: Tensor | None, *flat: Tensor
+    ) -> Tensor:
         pairs = _pairs(flat)
         h = start
-        for part, weight in pairs[:n_inputs]:
-            h = F.linear(part, weight, h) if h.ndim == 1 else _add(F.linear(part, weight), h)
-        hidden, steps = [F.leaky_relu_(h, slope) if n_inputs else F.leaky_relu(h, slope)], []
+        for i, (part, weight) in enumerate(pairs[:n_inputs]):
+            new = F.linear(part, weight, None if i else bias)
+            h = _activated(new, h, slope) if i == n_inputs - 1 else _add(new, h)
+        assert h is not None  # there is an input
+        hidden, steps = [h], []
         for weight, bias in pairs[n_inputs:]:
-            steps.append(F.leaky_relu_(F.linear(hidden[-1], weight, bias), slope))
-            hidden.append(hidden[-1] + steps[-1] if residual else steps[-1])
-        ctx.slope, ctx.residual, ctx.n_inputs, ctx.start = slope, residual, n_inputs, start.shape
+            new = F.linear(h, weight, bias)
+            if residual and fused(new, h):
+                step, h = fused_latents.residual(new, slope, other=h)
+            else:
+                step = F.leaky_relu_(new, slope)
+                h = h + step if residual else step
+            steps.append(step)
+            hidden.append(h)
+        ctx.slope, ctx.residual, ctx.n_inputs = slope, residual, n_inputs
+        ctx.start = None if start is None else start.shape
         ctx.save_for_backward(*flat, *hidden, *steps)
-        return hidden[-1]
+        return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        n_layers = (len(ctx.needs_input_grad) - 4) // 2 - ctx.n_inputs
+        n_layers = (len(ctx.needs_input_grad) - 5) // 2 - ctx.n_inputs
         split = 2 * (ctx.n_inputs + n_layers)
         pairs, hidden = _pairs(ctx.saved_tensors[:split]), ctx.saved_tensors[split:]
         found: list[Tensor | None] = []
@@ -71,13 +85,16 @@ class _ResidualNetwork(torch.autograd.Function):
             below, weight = d.flatten(0, -2), pairs[ctx.n_inputs + j][0]
             below = torch.addmm(grad.flatten(0, -2), below, weight) if ctx.residual else below @ weight
             grad = below.view_as(d)
-        d = torch.ops.aten.leaky_relu_backward(grad, hidden[0], ctx.slope, True)
+        sizes = [(*part.shape[:-1], grad.shape[-1]) for part, _ in pairs[: ctx.n_inputs]]
+        small = min(sizes if ctx.start is None else [*sizes, ctx.start], key=math.prod)
+        d, shared = _before_activation(grad, hidden[0], ctx.slope, small)
         first: list[Tensor | None] = []
         for i, (part, weight) in enumerate(pairs[: ctx.n_inputs]):
-            own = d.sum_to_size(*part.shape[:-1], d.shape[-1])
-            first.append(_product(own, weight) if ctx.needs_input_grad[4 + 2 * i] else None)
+            own = shared if sizes[i] == small else d.sum_to_size(sizes[i])
+            first.append(_product(own, weight) if ctx.needs_input_grad[5 + 2 * i] else None)
             first.append(_of_weight(own, part))
-        return None, None, None, d.sum_to_size(ctx.start), *first, *found
+        start = None if ctx.start is None else shared if ctx.start == small else d.sum_to_size(ctx.start)
+        return None, None, None, shared.flatten(0, -2).sum(0), start, *first, *found
 
 
 def _pairs(flat: Sequence[Tensor]) -> list[Pair]:
@@ -91,9 +108,27 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return (b.T @ a.flatten(0, -2).T).T.contiguous().view(*a.shape[:-1], b.shape[-1])
 
 
-def _add(new: Tensor, h: Tensor) -> Tensor:
+def _add(new: Tensor, h: Tensor | None) -> Tensor:
     """new + h, in place if it has the shape of ``new``, which comes first so that the sum has its memory layout."""
+    if h is None:
+        return new
     return new.add_(h) if new.shape[-h.ndim :] == h.shape else new + h
+
+
+def _activated(new: Tensor, h: Tensor | None, slope: float) -> Tensor:
+    """a(new + h)."""
+    if h is not None and fused(new, h) and repeat(new, h):
+        return fused_latents.activation(new, slope, other=h)
+    return F.leaky_relu_(_add(new, h), slope)
+
+
+def _before_activation(grad: Tensor, h: Tensor, slope: float, size: tuple[int, ...]) -> Pair:
+    """The gradient of the argument of an activation h, and its sum to a size (..., H)."""
+    if fused(grad) and size != grad.shape and size == grad.shape[grad.ndim - len(size) :]:
+        d, total = fused_latents.activation_backward(grad, h, slope, math.prod(size[:-1]))
+        return d, total.view(size)
+    d = torch.ops.aten.leaky_relu_backward(grad, h, slope, True)
+    return d, d.sum_to_size(size)
 
 
 def _of_weight(d: Tensor, inputs: Tensor) -> Tensor:
@@ -115,17 +150,27 @@ class _GaussianHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, floor: float, h: Tensor, *heads: Tensor) -> Pair:
         weight = torch.cat(heads[::2])
-        loc, log_var = F.linear(h, weight, torch.cat(heads[1::2])).chunk(2, -1)
-        variance = log_var.exp()
-        scale = (variance + floor).sqrt_()
-        ctx.save_for_backward(h, weight, variance, scale)
+        product = F.linear(h, weight, torch.cat(heads[1::2]))
+        loc, log_var = product.chunk(2, -1)
+        if fused(product):
+            scale = fused_latents.sd(product, floor)
+            ctx.save_for_backward(h, weight, product)
+        else:
+            variance = log_var.exp()
+            scale = (variance + floor).sqrt_()
+            ctx.save_for_backward(h, weight, variance, scale)
+        ctx.floor = floor
         return loc, scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_loc: Tensor, d_scale: Tensor) -> tuple[Tensor | None, ...]:
-        h, weight, variance, scale = ctx.saved_tensors
-        d = torch.cat([d_loc, (variance / scale).mul_(0.5).mul_(d_scale)], -1)
+        h, weight, *kept = ctx.saved_tensors
+        if len(kept) == 1:
+            d = fused_latents.sd_backward(d_loc, d_scale, *kept, ctx.floor)
+        else:
+            variance, scale = kept
+            d = torch.cat([d_loc, (variance / scale).mul_(0.5).mul_(d_scale)], -1)
         (mean, log_var), (mean_bias, log_var_bias) = (found.chunk(2) for found in _of_layer(d, h))
         return None, d @ weight, mean, mean_bias, log_var, log_var_bias
 
@@ -142,19 +187,28 @@ def normal_log_ratio(value: Tensor, noise: Tensor, p: Pair, q_scale: Tensor) -> 
 class _NormalLogRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor, noise: Tensor, p_loc: Tensor, p_scale: Tensor, q_scale: Tensor) -> Tensor:
+        ctx.size = p_loc.shape
+        ctx.fused = fused(value, q_scale) and repeat(value, p_loc, p_scale, q_scale) and q_scale.ndim > 0
+        if ctx.fused:
+            p_loc, p_scale = number(p_loc), number(p_scale)
+            ctx.save_for_backward(value, p_loc, p_scale, q_scale)
+            return fused_latents.normal_log_ratio(value, noise, p_loc, p_scale, q_scale)
         from_p = (value - p_loc).div_(p_scale)
         ctx.save_for_backward(from_p, p_scale, q_scale)
-        ctx.size = p_loc.shape
         ratio = torch.log(q_scale / p_scale)
         return torch.addcmul(ratio, noise, noise, value=0.5).addcmul_(from_p, from_p, value=-0.5).sum(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from_p, p_scale, q_scale = ctx.saved_tensors
-        at_p = from_p * (grad[..., None] / p_scale)
-        p_loc = at_p.sum_to_size(ctx.size) if ctx.needs_input_grad[2] else None
-        return at_p.neg(), None, p_loc, None, (grad[..., None] / q_scale).sum_to_size(q_scale.shape)
+        if ctx.fused:
+            d_value, d_q_scale = fused_latents.normal_log_ratio_backward(grad, *ctx.saved_tensors)
+        else:
+            from_p, p_scale, q_scale = ctx.saved_tensors
+            d_value = (from_p * (grad[..., None] / p_scale)).neg_()
+            d_q_scale = (grad[..., None] / q_scale).sum_to_size(q_scale.shape)
+        p_loc = d_value.sum_to_size(ctx.size).neg() if ctx.needs_input_grad[2] else None
+        return d_value, None, p_loc, None, d_q_scale
 
 
 def bernoulli_log_ratio(value: Tensor, p: Tensor, q: Tensor) -> Tensor:
@@ -168,6 +222,10 @@ def bernoulli_log_ratio(value: Tensor, p: Tensor, q: Tensor) -> Tensor:
 class _BernoulliLogRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        ctx.fused = fused(value, q) and repeat(value, p, q) and q.ndim > 0
+        if ctx.fused:
+            ctx.save_for_backward(value, p, q)
+            return fused_latents.bernoulli_log_ratio(value, p, q)
         gap = p - q
         ctx.save_for_backward(value, gap, q)
         return torch.addcmul(F.softplus(q) - F.softplus(p), value, gap).sum(-1)
@@ -175,6 +233,9 @@ class _BernoulliLogRatio(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.fused:
+            d_value, d_q = fused_latents.bernoulli_log_ratio_backward(grad, *ctx.saved_tensors)
+            return d_value, None, d_q
         value, gap, q = ctx.saved_tensors
         d_q = (torch.sigmoid(q) - value).mul_(grad[..., None]).sum_to_size(q.shape)
         return gap * grad[..., None], None, d_q
@@ -188,15 +249,20 @@ def straight_through(logits: Tensor, noise: Tensor, temperature: float) -> Tenso
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+        ctx.size, ctx.temperature = logits.shape, temperature
+        if fused(noise, logits) and repeat(noise, logits):
+            ctx.save_for_backward(logits, noise)
+            return fused_latents.drawn_mask(logits, noise, temperature)
         soft = logits + noise
         soft = (soft if temperature == 1.0 else soft.div_(temperature)).sigmoid_()
         ctx.save_for_backward(soft)
-        ctx.size, ctx.temperature = logits.shape, temperature
         return torch.round(soft)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if len(ctx.saved_tensors) == 2:
+            return fused_latents.drawn_mask_backward(grad, *ctx.saved_tensors, ctx.temperature), None, None
         (soft,) = ctx.saved_tensors
         d_logits = torch.ops.aten.sigmoid_backward(grad, soft).sum_to_size(ctx.size)
         return d_logits if ctx.temperature == 1.0 else d_logits.div_(ctx.temperature), None, None

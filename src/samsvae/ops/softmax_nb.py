@@ -2,29 +2,21 @@
 
 Letters: S runs, K particles, n cells, G genes. Plain operations write arrays of (K, n, G), such as the mean and its
 logarithm, to memory and read them back. The kernels read the logits twice in the forward pass (the second time from the
-cache) and once in the backward pass. Triton comes with the CUDA builds of torch and is imported at first use. Without
-Triton or without a GPU, torch's own operations compute the same function.
+cache) and once in the backward pass. Triton is imported at first use. Without Triton or without a GPU, torch's own
+operations compute the same function.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import math
-import os
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from samsvae.ops.triton_trial import has_triton, trial, try_out
 
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-#: Device types that can run the kernels: GPUs with Triton, and CPUs under Triton's interpreter.
-_USABLE = {"cuda": _HAS_TRITON, "cpu": _HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"}
-
-#: Device types on which a kernel was launched to see whether it compiles.
-_TRIED: set[str] = set()
+#: These kernels, in messages (``samsvae.ops.triton_trial``).
+KERNELS = "the fused likelihood"
 
 #: Largest number of genes that a program reads at a time (forward, backward), and the number of cells over which the
 #: backward pass sums the gradients of theta.
@@ -60,7 +52,7 @@ def softmax_nb(product: Tensor, bias: Tensor, library: Tensor, theta: Tensor, x:
     kind = torch.promote_types(product.dtype, theta.dtype)
     if not torch.compiler.is_compiling():
         try_out(product.device)
-    if kind == torch.float32 and has_triton(product.device.type):
+    if kind == torch.float32 and has_triton(product.device.type, KERNELS):
         rows = product.reshape(1, math.prod(product.shape[:-2]), *product.shape[-2:])
         parts = (rows, bias[None], library[None], theta[None], x[None])
         out, _, _ = _forward(*(part.contiguous() for part in parts), floor)
@@ -76,30 +68,12 @@ def gamma_terms(theta: Tensor, x: Tensor) -> Tensor:
     return torch.lgamma(x + theta) - torch.lgamma(theta) - x * torch.log(theta) - torch.lgamma(x + 1.0)
 
 
-def has_triton(device: str) -> bool:
-    """Whether the kernels run on a type of device, as far as is known (``try_out``)."""
-    return _USABLE.get(device, False)
-
-
-def try_out(device: torch.device) -> None:
-    """Launch all kernels once per process to see whether they compile and run on this device.
-
-    Triton needs a C compiler and Python's headers.
-    """
-    kind = device.type
-    if kind in _TRIED or not has_triton(kind):
-        return
-    _TRIED.add(kind)
-    try:
-        shapes = ((1, 2, 3, 5), (1, 5), (1, 3), (1, 5), (1, 3, 5))
-        parts = [torch.ones(shape, device=device, dtype=torch.float32) for shape in shapes]
-        out, lse, dot = _forward(*parts, 1e-4)
-        gradients = _backward(torch.ones_like(out), *parts, lse, dot, 1e-4)
-        if not all(torch.isfinite(part).all() for part in (out, *gradients)):  # also waits for the kernels
-            raise RuntimeError("its results are not finite")
-    except Exception as error:  # a compiler can raise anything
-        _USABLE[kind] = False
-        log.warning("the fused likelihood does not run here; using torch's slower operations instead: %s", error)
+@trial(KERNELS)
+def _trial(device: torch.device) -> tuple[Tensor, ...]:
+    shapes = ((1, 2, 3, 5), (1, 5), (1, 3), (1, 5), (1, 3, 5))
+    parts = [torch.ones(shape, device=device, dtype=torch.float32) for shape in shapes]
+    out, lse, dot = _forward(*parts, 1e-4)
+    return out, *_backward(torch.ones_like(out), *parts, lse, dot, 1e-4)
 
 
 # Custom operators, so that torch.compile does not look inside them. The forward pass saves two numbers per row besides

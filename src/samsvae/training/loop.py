@@ -26,6 +26,7 @@ from samsvae.ops.cuda_graphs import NotCaptured, on_one_stream
 from samsvae.ops.device import memory_for
 from samsvae.ops.onednn import fast_cpu
 from samsvae.ops.precision import precision
+from samsvae.ops.triton_trial import try_out
 from samsvae.signals import stop_signals
 from samsvae.text import span
 from samsvae.training.diagnosis import check_inputs
@@ -106,8 +107,6 @@ def _train(
     """The training of ``train``; NotCaptured if its steps cannot be captured."""
     device = train_cells.device
     if device.type == "cuda":
-        from samsvae.ops.softmax_nb import try_out
-
         try_out(device)  # must happen before a step is compiled or captured
     n, size = len(train_cells), min(config.batch_size, len(train_cells))
     used = config.cells_per_epoch(n)
