@@ -209,7 +209,8 @@ for name, kernel in kernels.items():
     names = kernel.arg_names
     kinds = {part: "*fp32" if part.endswith("_at") else "i32" for part in names}
     kinds |= {part: "fp32" for part in ("floor", "slope", "temperature") if part in names}
-    for fixed in ({"BLOCK": 512, "RESIDUAL": False}, {"BLOCK": 128, "RESIDUAL": True}):
+    ones = {part: 1 for part in ("loc_size", "scale_size", "p_size", "repeats", "col_stride")}  # a launch fixes those
+    for fixed in ({"BLOCK": 512, "RESIDUAL": False}, {"BLOCK": 128, "RESIDUAL": True} | ones):
         fixed = {part: value for part, value in fixed.items() if part in names}
         warps = fixed["BLOCK"] // fused_latents.PER_WARP
         source = ASTSource(kernel, kinds | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)

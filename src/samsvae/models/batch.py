@@ -83,7 +83,8 @@ class MultiHot:
 
     def rows_of(self, table: Tensor) -> Tensor:
         """table[..., index, :] (..., n, P, L)."""
-        return self._selected(table).unflatten(-2, self.index.shape)
+        rows = self._selected(table)
+        return rows.reshape(*rows.shape[:-2], *self.index.shape, rows.shape[-1])  # torch.compile fails on unflatten
 
     def _selected(self, table: Tensor) -> Tensor:
         table = table if table.shape[-2] else F.pad(table, (0, 0, 0, 1))  # a row for the padding
