@@ -261,8 +261,8 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if len(ctx.saved_tensors) == 2:
-            return fused_latents.drawn_mask_backward(grad, *ctx.saved_tensors, ctx.temperature), None, None
-        (soft,) = ctx.saved_tensors
-        d_logits = torch.ops.aten.sigmoid_backward(grad, soft).sum_to_size(ctx.size)
+        first, *noise = ctx.saved_tensors  # the logits and their noise, or the relaxed value
+        if noise:
+            return fused_latents.drawn_mask_backward(grad, first, *noise, ctx.temperature), None, None
+        d_logits = torch.ops.aten.sigmoid_backward(grad, first).sum_to_size(ctx.size)
         return d_logits if ctx.temperature == 1.0 else d_logits.div_(ctx.temperature), None, None
