@@ -1,5 +1,6 @@
 # The plan of the study (samsvae.study.plan), and its look-ups under the names that the rules use.
 import functools
+import gc
 import time
 
 from samsvae.errors import SamsvaeError
@@ -12,11 +13,13 @@ from samsvae.study.gpus import notice
 from samsvae.study.lock import StudyLock
 from samsvae.study.plan import IMPORTED, RUN_FILES, SPLIT_FILES, TRANSFER_FILES, Plan, alternatives
 from samsvae.study.rate_limit import lift_rate_limit
-from samsvae.study.script import CALL, call_of
+from samsvae.study.script import CALL, NEW_OBJECTS, call_of
 from samsvae.study.times import last_line
 
 RESOURCES = ROOT / "resources"
 STARTED = time.monotonic()
+
+gc.set_threshold(NEW_OBJECTS)  # the plan consists of many objects, and little of it is garbage
 
 
 def one_sentence(look_up, before="Configuration: "):

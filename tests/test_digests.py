@@ -24,6 +24,7 @@ from samsvae.files import DIGESTS, digest_of, forget, record, verify, write_json
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.screens.pack import write_arrays
 from samsvae.study.cost import COST, collect_cost
+from samsvae.study.script import NEW_OBJECTS
 from samsvae.tables import read, read_json
 
 RUNS = ("vae-seed0", "vae-seed1")
@@ -319,3 +320,12 @@ def test_a_job_verifies_its_inputs_first_and_records_its_outputs(tmp_path):
         "Delete it and rerun the same command.\n",
     )
     assert not (tmp_path / "out.tsv").exists() and not (tmp_path / DIGESTS / "out.tsv").exists()
+
+
+def test_a_job_spends_little_time_on_garbage_and_none_at_its_end(tmp_path):
+    """Its many modules are not searched once more before it ends."""
+    files = {"log": ["job.log"], "input": [], "output": ["out.tsv"]}
+    code = f"{JOB}\nimport gc\nprint(gc.get_threshold()[0], gc.get_freeze_count() > 1000)"
+    command = [sys.executable, "-c", code, json.dumps(files)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [str(NEW_OBJECTS), "True"]

@@ -9,6 +9,7 @@ from scipy import sparse, stats
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.de import COLUMNS, de_agreement, differential_expression
+from samsvae.evaluation.metrics.false_discovery import false_discovery_rates
 
 RNG = np.random.default_rng(0)
 GENES = [f"g{i}" for i in range(30)]
@@ -55,6 +56,12 @@ def test_p_values_equal_scipys(screen, table):
         for method in ("wilcoxon", "t-test"):
             p = rows.loc[method, "pvalue"]
             np.testing.assert_allclose(rows.loc[method, "padj"], stats.false_discovery_control(p), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (30,), (4, 30)])
+def test_false_discovery_rates_equal_scipys(shape):
+    p = RNG.random(shape).round(1) ** 2  # with ties, 0 and 1
+    np.testing.assert_array_equal(false_discovery_rates(p), stats.false_discovery_control(p, axis=-1))
 
 
 def test_all_numbers_equal_scanpys(screen, table, monkeypatch):

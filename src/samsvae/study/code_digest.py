@@ -61,6 +61,7 @@ def _digest_of(first: Sequence[Path], src: Path, root: Path, below: Path | None 
     """
     found: dict[str, str] = {}
     todo = list(first)
+    seen: frozenset[str] = frozenset()
     while todo:
         path = todo.pop()
         name = path.relative_to(root).as_posix()
@@ -68,17 +69,18 @@ def _digest_of(first: Sequence[Path], src: Path, root: Path, below: Path | None 
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif name not in found:
             found[name], imports = _read(path.read_text(encoding="utf-8"), _module(path, src))
-            files = (file for module in imports for file in _files(module, src))
+            files = (file for module in imports - seen for file in _files(module, src))
             todo += [file for file in files if file.is_relative_to(below or src)]
+            seen |= imports
     return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
 
 
 @cache
-def _read(source: str, module: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _read(source: str, module: tuple[str, ...]) -> tuple[str, frozenset[str]]:
     """Digest of the code of one file, and the modules of the package that it imports."""
     tree = ast.parse(source)
     names = {name for name in _imports(tree, module) if name.split(".")[0] == PACKAGE and not name.startswith(IGNORED)}
-    return hashlib.sha256(_text(tree).encode()).hexdigest(), tuple(sorted(names))
+    return hashlib.sha256(_text(tree).encode()).hexdigest(), frozenset(names)
 
 
 def _text(part: object) -> str:

@@ -9,12 +9,13 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import sparse, special, stats
+from scipy import sparse, special
 
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError, nearest, quoted, some
 from samsvae.evaluation.metrics.average_precision import average_precision
 from samsvae.evaluation.metrics.constants import OVERLAPS
+from samsvae.evaluation.metrics.false_discovery import false_discovery_rates
 from samsvae.evaluation.metrics.rank_sums import rank_scores
 
 METHODS = ("wilcoxon", "t-test")
@@ -79,7 +80,7 @@ def differential_expression(
     for c, name in enumerate(tested):
         for method in methods:
             score, p = found[method][:, c], found[f"{method} p"][:, c]
-            columns = (score, found["log_fold_change"][:, c], p, stats.false_discovery_control(p))
+            columns = (score, found["log_fold_change"][:, c], p, false_discovery_rates(p))
             tables.append(
                 pd.DataFrame(
                     {"condition": name, "gene": list(genes), "method": method}

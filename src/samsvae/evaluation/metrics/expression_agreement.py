@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse, special, stats
+from scipy import sparse, special
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.average_precision import average_precision
 from samsvae.evaluation.metrics.checked import checked, checked_cells, checked_codes
 from samsvae.evaluation.metrics.constants import OVERLAPS
 from samsvae.evaluation.metrics.estimates import LogCounts
+from samsvae.evaluation.metrics.false_discovery import false_discovery_rates
 from samsvae.evaluation.metrics.rank_sums import rank_scores
 
 #: A gene whose q (Benjamini-Hochberg) is smaller is significant.
@@ -78,7 +79,7 @@ def expression_tests(
         mean = (indicator @ block) / number[:, None]
         difference[tested - 1, at] = mean[1:] - mean[0]
         z[tested - 1, at] = np.nan_to_num(rank_scores(block, group, number).T, nan=0.0)
-    q[tested - 1] = stats.false_discovery_control(2 * special.ndtr(-np.abs(z[tested - 1])), axis=1)
+    q[tested - 1] = false_discovery_rates(2 * special.ndtr(-np.abs(z[tested - 1])))
     return ExpressionTests(z, q, difference)
 
 
