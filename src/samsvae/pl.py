@@ -82,7 +82,7 @@ def effects(
         matrix = matrix[list(genes)]
     matrix = matrix.iloc[heatmaps.cluster(matrix.to_numpy())]
     with mpl.rc_context(style.RC):
-        width = 2.4 + 0.14 * min(matrix.shape[1], heatmaps.MOST_NAMES)
+        width = 2.4 + 0.14 * min(matrix.shape[1], style.MOST_NAMES)
         ax = _axes(ax, width, heatmaps.height(len(matrix), least=2.2, most=6.4))
         drawn = heatmaps.image(ax, matrix, limit=heatmaps.limit_of(matrix))
         heatmaps.rows_named(ax, matrix.index)
@@ -171,7 +171,7 @@ def _shown(ax: Axes, show: bool | None) -> Axes:
 
 def _columns_named(ax: Axes, names: Sequence[str]) -> None:
     """Names of columns if few enough to be readable."""
-    if len(names) <= heatmaps.MOST_NAMES:
+    if len(names) <= style.MOST_NAMES:
         ax.set_xticks(range(len(names)), [style.plain(name) for name in names], rotation=90, fontsize=7)
 
 

@@ -10,8 +10,9 @@ from samsvae.data.arrays import Screen
 from samsvae.evaluation.matched_parts import part_of
 from samsvae.evaluation.metrics.agreement import PER_CONDITION, nmse_terms
 from samsvae.evaluation.metrics.calibration import REPEATS, Calibration, calibrate, calibration
+from samsvae.evaluation.metrics.constants import LEAST_CONDITIONS
 from samsvae.evaluation.metrics.discrimination import discrimination
-from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS, REFERENCES, at_reference
+from samsvae.evaluation.metrics.estimates import REFERENCES, at_reference
 from samsvae.evaluation.metrics.halves import half_effects, halves
 from samsvae.evaluation.metrics.matched import Matched
 from samsvae.evaluation.truth import Truth

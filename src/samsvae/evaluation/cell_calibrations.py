@@ -14,8 +14,9 @@ from samsvae.evaluation.cell_baselines import others
 from samsvae.evaluation.cell_scores import EXPRESSION, expression, why_few
 from samsvae.evaluation.cell_truth import Cells, CellTruth, grouped, in_components
 from samsvae.evaluation.metrics.calibration import REPEATS, Calibration, calibration
+from samsvae.evaluation.metrics.constants import LEAST_CONDITIONS
 from samsvae.evaluation.metrics.distributions import energy_distance
-from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS, LogCounts
+from samsvae.evaluation.metrics.estimates import LogCounts
 from samsvae.evaluation.metrics.expression_agreement import ExpressionTests, expression_tests
 from samsvae.evaluation.metrics.halves import halves
 from samsvae.evaluation.score_tables import Score, Scored

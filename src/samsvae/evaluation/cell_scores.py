@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from samsvae.evaluation.cell_truth import CellTruth, PredictedCells
-from samsvae.evaluation.metrics.constants import OVERLAPS
+from samsvae.evaluation.metrics.constants import LEAST_CONDITIONS, OVERLAPS
 from samsvae.evaluation.metrics.distributions import variance_ratio
-from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS
 from samsvae.evaluation.metrics.expression_agreement import SIGN_GENES, ExpressionTests, expression_agreement
 from samsvae.evaluation.score_tables import Score, Scored, undefined_score
 from samsvae.evaluation.truth import Truth

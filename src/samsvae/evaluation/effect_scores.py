@@ -17,10 +17,10 @@ from samsvae.evaluation.metrics.agreement import (
     pearson,
     pearson_pooled,
 )
-from samsvae.evaluation.metrics.constants import TOP
+from samsvae.evaluation.metrics.constants import LEAST_CONDITIONS, TOP
 from samsvae.evaluation.metrics.coverage import Intervals, coverage, normal_intervals
 from samsvae.evaluation.metrics.discrimination import discrimination
-from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS, REFERENCES, at_reference, centred, top_train
+from samsvae.evaluation.metrics.estimates import REFERENCES, at_reference, centred, top_train
 from samsvae.evaluation.metrics.intervals import Interval
 from samsvae.evaluation.metrics.reliability import ceiling_perfect, reliability_pooled
 from samsvae.evaluation.score_tables import SCORES, Score, Scored, pooled_score, row, undefined_score

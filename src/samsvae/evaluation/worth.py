@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from samsvae.evaluation.collect import same_rules
-from samsvae.evaluation.metrics.calibration import LEAST_BDS, LEAST_DRF
-from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS
+from samsvae.evaluation.metrics.constants import LEAST_BDS, LEAST_CONDITIONS, LEAST_DRF
 from samsvae.evaluation.metrics.intervals import Interval, paired_difference
 from samsvae.evaluation.metrics.table import metric
 from samsvae.evaluation.score_tables import CEILING, DUPLICATE

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from samsvae.evaluation.worth import CEILING
-from samsvae.figures import heatmaps, style
+from samsvae.figures import style
 from samsvae.figures.runs import of_every_condition
 from samsvae.tables import read
 
@@ -51,7 +51,7 @@ def table(
 
 def named(each: pd.DataFrame) -> bool:
     """Whether the conditions are few enough to be named below the axis."""
-    return each["condition"].nunique() <= heatmaps.MOST_NAMES
+    return each["condition"].nunique() <= style.MOST_NAMES
 
 
 def room(each: pd.DataFrame) -> float:

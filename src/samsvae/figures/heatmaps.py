@@ -32,7 +32,6 @@ PATHWAYS = (
     "#86BC5C",
     "#5B5B8C",
 )
-MOST_NAMES = 60  # rows of a heatmap that can be named: more names cannot be read
 
 
 def cluster(matrix: np.ndarray) -> np.ndarray:
@@ -115,7 +114,7 @@ def apart(at: np.ndarray, height: np.ndarray, low: float, high: float) -> np.nda
 def rows_named(ax: Axes, names: Sequence[object]) -> None:
     """Names of the rows if few enough to be readable, no ticks otherwise."""
     ax.tick_params(length=0)
-    if len(names) > MOST_NAMES:
+    if len(names) > style.MOST_NAMES:
         ax.set_yticks([])
     else:
         ax.set_yticks(range(len(names)), [style.plain(name) for name in names], fontsize=7)
@@ -123,7 +122,7 @@ def rows_named(ax: Axes, names: Sequence[object]) -> None:
 
 def height(n: int, *, least: float, most: float) -> float:
     """Inches of a figure whose heatmap has n rows: room for the names of up to MOST_NAMES rows, within bounds."""
-    return min(max(least, 1.7 + 0.113 * min(n, MOST_NAMES)), max(most, 1.7 + 0.113 * n * (n <= MOST_NAMES)))
+    return min(max(least, 1.7 + 0.113 * min(n, style.MOST_NAMES)), max(most, 1.7 + 0.113 * n * (n <= style.MOST_NAMES)))
 
 
 def image(ax: Axes, matrix: pd.DataFrame, *, limit: float | None = None) -> AxesImage:

@@ -229,7 +229,7 @@ def _matrices(fig: SubFigure, mask: pd.DataFrame, product: pd.DataFrame, group: 
     axes[-1].set_xlabel("same order")
     if group is None:
         heatmaps.rows_named(axes[0], rows)
-    elif len(rows) <= heatmaps.MOST_NAMES:
+    elif len(rows) <= style.MOST_NAMES:
         axes[-1].yaxis.tick_right()
         heatmaps.rows_named(axes[-1], rows)
     return active

@@ -58,6 +58,7 @@ RC: dict[Any, Any] = {
 
 INK, GREY, PALE = "#222222", "#8A8A8A", "#E4E4E4"
 DIGITS = 6  # of the numbers written with a figure
+MOST_NAMES = 60  # of rows of a panel that can be read
 
 DIVERGING, SEQUENTIAL = "RdBu_r", "Greys"
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS, Effects, at_reference, centred, checked_effects
+from samsvae.evaluation.metrics.constants import LEAST_CONDITIONS
+from samsvae.evaluation.metrics.estimates import Effects, at_reference, centred, checked_effects
 from samsvae.evaluation.metrics.reliability import reliability_pooled
 
 #: nmse is undefined where the pooled reliability is lower.

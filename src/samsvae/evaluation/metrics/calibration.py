@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from samsvae.errors import DataError
+from samsvae.evaluation.metrics.constants import LEAST_BDS, LEAST_DRF
 from samsvae.evaluation.metrics.estimates import Effects, centred, checked_effects
 
-#: Repeats of the halves, and the least share of right orders and dynamic range of a metric that ranks models.
-REPEATS, LEAST_BDS, LEAST_DRF = 5, 0.8, 0.1
+#: Repeats of the halves.
+REPEATS = 5
 
 
 class Calibration(NamedTuple):

@@ -40,3 +40,9 @@ CLASSIFIERS = ("logistic", "forest", "knn")
 
 #: The classifier that always names the largest pathway.
 MAJORITY = "majority"
+
+#: Fewest scored conditions of a set.
+LEAST_CONDITIONS = 3
+
+#: The least share of right orders (BDS) and dynamic range (DRF) of a metric that ranks models.
+LEAST_BDS, LEAST_DRF = 0.8, 0.1

@@ -10,7 +10,8 @@ from scipy.spatial.distance import cdist
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.agreement import TINY
-from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS, checked_effects
+from samsvae.evaluation.metrics.constants import LEAST_CONDITIONS
+from samsvae.evaluation.metrics.estimates import checked_effects
 
 MEASURES = ("cosine", "l1", "l2")
 

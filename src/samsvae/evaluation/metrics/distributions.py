@@ -14,7 +14,8 @@ from scipy import linalg, sparse
 from scipy.spatial import distance
 
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.checked import checked, checked_cells, checked_codes
+from samsvae.evaluation.metrics.checked import checked, checked_codes
+from samsvae.evaluation.metrics.checked_cells import checked_cells
 
 #: Components in which distances are measured.
 COMPONENTS = 20

@@ -13,14 +13,14 @@ from scipy import sparse
 
 from samsvae.config.vocabulary import LIBRARY
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.constants import TOP
+from samsvae.evaluation.metrics.constants import LEAST_CONDITIONS, TOP
 from samsvae.evaluation.metrics.effects import METHODS, Counts
 
 #: ``control``: minus the control's mean. ``centred``: minus the mean effect of the scored conditions.
 REFERENCES = ("control", "centred")
 
-#: Fewest scored conditions of a set, test cells of a scored condition, and cells behind a variance.
-LEAST_CONDITIONS, LEAST_CELLS, LEAST_FOR_VARIANCE = 3, 10, 2
+#: Fewest test cells of a scored condition, and cells behind a variance.
+LEAST_CELLS, LEAST_FOR_VARIANCE = 10, 2
 
 _BLOCK = 2**22  # values transformed at a time, to save memory
 

@@ -13,7 +13,8 @@ from scipy import sparse, special
 
 from samsvae.errors import DataError
 from samsvae.evaluation.metrics.average_precision import average_precision
-from samsvae.evaluation.metrics.checked import checked, checked_cells, checked_codes
+from samsvae.evaluation.metrics.checked import checked, checked_codes
+from samsvae.evaluation.metrics.checked_cells import checked_cells
 from samsvae.evaluation.metrics.constants import OVERLAPS
 from samsvae.evaluation.metrics.estimates import LogCounts
 from samsvae.evaluation.metrics.false_discovery import false_discovery_rates

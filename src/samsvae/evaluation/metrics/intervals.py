@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from samsvae.errors import DataError
-from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS
+from samsvae.evaluation.metrics.constants import LEAST_CONDITIONS
 
 DRAWS = 1000
 

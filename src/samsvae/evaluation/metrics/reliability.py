@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from samsvae.evaluation.metrics.estimates import LEAST_CONDITIONS, checked_effects
+from samsvae.evaluation.metrics.constants import LEAST_CONDITIONS
+from samsvae.evaluation.metrics.estimates import checked_effects
 
 
 def reliability(delta: np.ndarray, se2: np.ndarray) -> np.ndarray:
