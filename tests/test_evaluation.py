@@ -21,7 +21,8 @@ from samsvae.evaluation.any_truth import truth_or_reason
 from samsvae.evaluation.data_effects import effects
 from samsvae.evaluation.expression import expression_of_runs, model_expression
 from samsvae.evaluation.metrics.de import differential_expression
-from samsvae.evaluation.run import check_names, evaluate, recovery_scores
+from samsvae.evaluation.run import evaluate, recovery_scores
+from samsvae.evaluation.screen_names import check_names
 from samsvae.evaluation.truth_file import write_truth
 from samsvae.matrices import read_h5ad, write_h5ad
 from samsvae.models.noise import Streams

@@ -12,7 +12,7 @@ from samsvae.config.evaluation import EvaluationConfig
 from samsvae.data.arrays import read_screen
 from samsvae.evaluation.metrics.de import de_agreement, differential_expression
 from samsvae.evaluation.model_effects import library_of, sample
-from samsvae.evaluation.run import check_names, dosages
+from samsvae.evaluation.screen_names import check_names, dosages
 from samsvae.training.checkpoint import load
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,8 @@ import numpy as np
 import pandas as pd
 
 from samsvae.config.evaluation import EvaluationConfig
-from samsvae.config.vocabulary import UNPERTURBED
 from samsvae.data.arrays import Screen, read_screen, read_split
 from samsvae.data.cells import cells_of, encode
-from samsvae.errors import CheckpointError, some
 from samsvae.evaluation import honest
 from samsvae.evaluation.added_effects import added_effect_draws, backgrounds_of
 from samsvae.evaluation.iwelbo import iwelbo
@@ -26,6 +24,7 @@ from samsvae.evaluation.metrics.recovery import all_ones_f1, largest_entries, la
 from samsvae.evaluation.model_bounds import model_bounds
 from samsvae.evaluation.model_effects import condition_means, library_of
 from samsvae.evaluation.scores import per_condition, score
+from samsvae.evaluation.screen_names import check_names, dosages
 from samsvae.evaluation.truth_file import read_truth
 from samsvae.files import write_table
 from samsvae.matrices import read_h5ad, write_h5ad
@@ -35,26 +34,6 @@ from samsvae.tables import PRECISE, write
 from samsvae.training.checkpoint import Checkpoint, load
 
 log = logging.getLogger(__name__)
-
-
-def check_names(checkpoint: Checkpoint, screen: Screen) -> None:
-    """CheckpointError if genes, perturbations or covariates of the checkpoint, or their order, are not the screen's."""
-    names = encode(screen, checkpoint.facts["encoding"]).names
-    if checkpoint.covariates and (screen.covariates is None or screen.covariates.named != checkpoint.covariates):
-        raise CheckpointError(
-            f"The covariates of the checkpoint ({some(checkpoint.covariates)}), or their levels, do not match the "
-            "screen. Use the screen that it was trained on."
-        )
-    for kind, ours, theirs in (
-        ("genes", checkpoint.genes, tuple(screen.genes.tolist())),
-        ("perturbations", checkpoint.perturbations, names),
-    ):
-        if ours != theirs:
-            different = sorted(set(ours) ^ set(theirs))
-            what = f"only one of the two has {some(different)}" if different else "their order differs"
-            raise CheckpointError(
-                f"The {kind} of the checkpoint do not match the screen: {what}. Use the screen that it was trained on."
-            )
 
 
 def likelihood_scores(
@@ -91,18 +70,6 @@ def fit_scores(checkpoint: Checkpoint) -> Iterator[dict[str, object]]:
         if value is not None:
             split = "train" if metric == "masks_undecided" else "val"
             yield {"protocol": FIT, "metric": metric, "split": split, "value": float(value)}
-
-
-def dosages(checkpoint: Checkpoint, screen: Screen, conditions: Sequence[str]) -> np.ndarray:
-    """Indices (C, P) of the model's perturbations in each named condition, padded with T.
-
-    Conditions are those of the screen, or its single perturbations if effects are relative to the zero dosage.
-    """
-    if screen.by_dosage:
-        codes = {name: t for t, name in enumerate([*checkpoint.perturbations, UNPERTURBED])}
-        return np.array([[codes[name]] for name in conditions])
-    position = {name: i for i, name in enumerate(screen.conditions)}
-    return encode(screen, checkpoint.facts["encoding"]).members[[position[name] for name in conditions]]
 
 
 def model_effects(

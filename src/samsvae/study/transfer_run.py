@@ -24,7 +24,7 @@ from samsvae.data.arrays import Screen, read_screen
 from samsvae.data.cells import Cells, Dosage, cells_of, encode
 from samsvae.errors import some
 from samsvae.evaluation.pools import Number, Pools, read_pools
-from samsvae.evaluation.run import check_names
+from samsvae.evaluation.screen_names import check_names
 from samsvae.evaluation.transfer_scores import Target, model_scores, shift_scores, target_of
 from samsvae.evaluation.transfer_tables import COLUMNS, read_transfer, tidy, together
 from samsvae.files import write_json
