@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -543,3 +546,14 @@ def test_a_signal_without_a_state_file_is_reported_and_handlers_are_restored(tmp
     with pytest.raises(Interrupted, match="its state was not saved"):
         train(model("sams_vae_mf"), *halves(), FAST, clock=Kill(9))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_training_imports_no_computer_algebra(tmp_path):
+    """A gradient given to `backward` makes torch import sympy: half a second and 30 MB for each training."""
+    code = (
+        "import sys; from test_training import FAST, halves, model, train; from dataclasses import replace\n"
+        "train(model('sams_vae_corr'), *halves(), replace(FAST, steps=4)); print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    assert "torch" in done.stdout.split() and "sympy" not in done.stdout.split()

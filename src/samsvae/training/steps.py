@@ -69,7 +69,7 @@ def training_step(
     ``bad``, a scalar tensor, becomes 1 if the loss is not finite; while it is 1, no step changes a weight.
     """
     # Adam depends on the scale of the loss through its eps and the weight decay
-    scale = torch.full_like(bad, len(cells) if config.loss_scale == "n_cells" else 1.0)
+    scale = float(len(cells)) if config.loss_scale == "n_cells" else 1.0
     sizes = {"size": min(config.batch_size, len(cells)), "n_cells": len(cells), "particles": config.particles}
     loss_of = batch_loss(model, cells, config, noise, **sizes, warmup=warmup)
 
@@ -78,7 +78,7 @@ def training_step(
         with torch.no_grad():
             torch.maximum(bad, (loss - loss).ne(0.0), out=bad)  # inf - inf and nan differ from 0
         optimiser.clear()
-        loss.backward(scale)
+        (loss if scale == 1.0 else loss * scale).backward()
         if config.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimiser.step(bad)
