@@ -94,9 +94,9 @@ def test_narrow_products_are_products(shape):
     x, weight, bias = numbers(2, n, i), numbers(h, i, seed=1), numbers(h, seed=2)
     found = residual_network(bias, None, [(x, weight)], [], slope=0.01, residual=True)
     exact = nn.functional.leaky_relu(x @ weight.T + bias)
-    for ours, theirs in zip(*(torch.autograd.grad(out.sin().sum(), (x, weight, bias)) for out in (found, exact))):  # noqa: B905
-        torch.testing.assert_close(ours, theirs)
-        assert ours.is_contiguous()
+    ours, theirs = (torch.autograd.grad(out.sin().sum(), (x, weight, bias)) for out in (found, exact))
+    torch.testing.assert_close(ours, theirs)
+    assert all(part.is_contiguous() for part in ours)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])

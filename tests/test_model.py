@@ -167,10 +167,8 @@ def test_both_guides_of_a_mask_probability_start_from_the_same_mean(init):
 
 @pytest.mark.parametrize("guide", ["point", "beta"])
 def test_masks_of_single_cells_follow_the_probabilities_of_what_the_cells_received(guide):
-    net, data = (
-        model("sams_vae_bb", mask_per_cell=True, guide_embedding="mean_field", guide_mask_prob=guide),
-        cells("sams_vae_bb"),
-    )
+    net = model("sams_vae_bb", mask_per_cell=True, guide_embedding="mean_field", guide_mask_prob=guide)
+    data = cells("sams_vae_bb")
     batch = data.batch(slice(None))
     for parameter in net.latents[0].parameters():
         torch.nn.init.constant_(parameter, 3.0)

@@ -548,7 +548,7 @@ def test_a_signal_without_a_state_file_is_reported_and_handlers_are_restored(tmp
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_training_imports_no_computer_algebra(tmp_path):
+def test_a_training_imports_no_computer_algebra():
     """A gradient given to `backward` makes torch import sympy: half a second and 30 MB for each training."""
     code = (
         "import sys; from test_training import FAST, halves, model, train; from dataclasses import replace\n"

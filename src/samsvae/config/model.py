@@ -65,7 +65,7 @@ class ModelConfig:
             )
         if self.guide_embedding == "given_mask" and self.mask_per_cell:
             raise ConfigError(
-                "mask_per_cell: needs guide_embedding: mean_field, because 'given_mask' reads one mask of all cells."
+                "mask_per_cell: needs guide_embedding: mean_field, because 'given_mask' reads one mask for all cells."
             )
         if self.effect in ("additive", "prior_mean") and self.embedding == "none":
             raise ConfigError(f"effect: {self.effect!r} needs an embedding, but embedding is 'none'.")

@@ -178,8 +178,8 @@ class _GaussianHead(torch.autograd.Function):
 def normal_log_ratio(value: Tensor, noise: Tensor, p: Pair, q_scale: Tensor) -> Tensor:
     """log N(value; p) - log q(value), summed over L, for value = mean of q + ``q_scale`` x noise.
 
-    log q(value) = -log q_scale - noise^2 / 2 + constant, whatever the mean of q. The parameters broadcast; the sd of p
-    and the noise are constants.
+    log q(value) = -log q_scale - noise^2 / 2 + constant, for any mean of q. The parameters broadcast; the sd of p and
+    the noise are constants.
     """
     return _NormalLogRatio.apply(value, noise, *p, q_scale)
 

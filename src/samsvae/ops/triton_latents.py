@@ -18,6 +18,20 @@ def _sigmoid(x):
 
 
 @triton.jit
+def _in_row(start, cols, BLOCK: tl.constexpr):
+    """Places of a block of columns in the row of this program, and which of them are in the row."""
+    column = start + tl.arange(0, BLOCK)
+    return tl.program_id(0) * cols + column, column < cols
+
+
+@triton.jit
+def _in_block(size, BLOCK: tl.constexpr):
+    """Places of the block of this program, and which of them are in an array of this size."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    return at, at < size
+
+
+@triton.jit
 def _softplus(x):
     return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
 
@@ -30,9 +44,7 @@ def normal_log_ratio(
     row = tl.program_id(0)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, cols, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        there = at < cols
-        at += row * cols
+        at, there = _in_row(start, cols, BLOCK)
         noise = tl.load(noise_at + at, mask=there, other=0.0)
         scale = tl.load(scale_at + at % scale_size, mask=there, other=1.0)
         q_scale = tl.load(q_scale_at + at % q_size, mask=there, other=1.0)
@@ -50,9 +62,7 @@ def normal_log_ratio_backward(
     """A row of q's sd, for all rows of the value that read it."""
     row = tl.program_id(0)
     for start in range(0, cols, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        there = at < cols
-        at += row * cols
+        at, there = _in_row(start, cols, BLOCK)
         total = 0.0
         for i in range(repeats):
             here = i * tl.num_programs(0)
@@ -71,9 +81,7 @@ def bernoulli_log_ratio(value_at, p_at, q_at, out_at, cols, p_size, q_size, BLOC
     row = tl.program_id(0)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, cols, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        there = at < cols
-        at += row * cols
+        at, there = _in_row(start, cols, BLOCK)
         p = tl.load(p_at + at % p_size, mask=there, other=0.0)
         q = tl.load(q_at + at % q_size, mask=there, other=0.0)
         total += _softplus(q) - _softplus(p) + tl.load(value_at + at, mask=there, other=0.0) * (p - q)
@@ -87,9 +95,7 @@ def bernoulli_log_ratio_backward(
     """A row of q's logits, for all rows of the value that read it."""
     row = tl.program_id(0)
     for start in range(0, cols, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        there = at < cols
-        at += row * cols
+        at, there = _in_row(start, cols, BLOCK)
         q = tl.load(q_at + at, mask=there, other=0.0)
         share = _sigmoid(q)
         d_q = tl.zeros([BLOCK], tl.float32)
@@ -104,16 +110,14 @@ def bernoulli_log_ratio_backward(
 
 @triton.jit
 def drawn_mask(logits_at, noise_at, out_at, total, size, temperature, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < total
+    at, there = _in_block(total, BLOCK)
     x = tl.load(logits_at + at % size, mask=there) + tl.load(noise_at + at, mask=there)
     tl.store(out_at + at, (_sigmoid(x / temperature) > 0.5).to(tl.float32), mask=there)
 
 
 @triton.jit
 def drawn_mask_backward(grad_at, logits_at, noise_at, d_logits_at, size, repeats, temperature, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < size
+    at, there = _in_block(size, BLOCK)
     logits = tl.load(logits_at + at, mask=there)
     total = tl.zeros([BLOCK], tl.float32)
     for i in range(repeats):
@@ -126,16 +130,14 @@ def drawn_mask_backward(grad_at, logits_at, noise_at, d_logits_at, size, repeats
 @triton.jit
 def sd(product_at, out_at, total, cols, floor, BLOCK: tl.constexpr):
     """From rows of a mean and a log variance, ``cols`` numbers each."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < total
+    at, there = _in_block(total, BLOCK)
     log_var = tl.load(product_at + at + (at // cols + 1) * cols, mask=there)
     tl.store(out_at + at, tl.sqrt(tl.exp(log_var) + floor), mask=there)
 
 
 @triton.jit
 def sd_backward(d_mean_at, d_sd_at, product_at, out_at, total, cols, floor, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < total
+    at, there = _in_block(total, BLOCK)
     mean_at = at + at // cols * cols
     variance = tl.exp(tl.load(product_at + mean_at + cols, mask=there))
     d_log_var = 0.5 * variance / tl.sqrt(variance + floor) * tl.load(d_sd_at + at, mask=there)
@@ -149,8 +151,7 @@ def activation(
     RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """a(new + other), or a(new) and its sum with the other, whose rows repeat and have any strides."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < total
+    at, there = _in_block(total, BLOCK)
     place = at % size
     new = tl.load(new_at + at, mask=there)
     other = tl.load(other_at + place // cols * row_stride + place % cols * col_stride, mask=there)
@@ -164,8 +165,7 @@ def activation(
 @triton.jit
 def activation_backward(grad_at, h_at, d_at, sum_at, size, repeats, slope, BLOCK: tl.constexpr):
     """The gradient of the argument, from an activation h, and its sum over the repeats."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < size
+    at, there = _in_block(size, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for i in range(repeats):
         here = i * size + at
@@ -178,8 +178,7 @@ def activation_backward(grad_at, h_at, d_at, sum_at, size, repeats, slope, BLOCK
 
 @triton.jit
 def normalised(x_at, mean_at, sd_at, out_at, total, genes, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < total
+    at, there = _in_block(total, BLOCK)
     gene = at % genes
     value = log1p(tl.load(x_at + at, mask=there, other=0.0)) - tl.load(mean_at + gene, mask=there)
     tl.store(out_at + at, value / tl.load(sd_at + gene, mask=there, other=1.0), mask=there)

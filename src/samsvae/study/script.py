@@ -20,8 +20,8 @@ from samsvae.signals import stop_signals
 #: The environment variable from which jobs read how Snakemake was called, without its targets.
 CALL = "SAMSVAE_CALL"
 
-#: Python looks for garbage whenever the number of objects has grown by this. With its default of 700, a job spends a
-#: tenth of a second and more on the objects of its imports, none of which is garbage.
+#: Python collects garbage whenever the number of objects has grown by this. With its default of 700, a job spends a
+#: tenth of a second or more on the objects of its imports, none of which is garbage.
 NEW_OBJECTS = 10_000
 
 
@@ -37,7 +37,7 @@ def job(snakemake: Any) -> Iterator[None]:
         verify(snakemake.input)
         yield
         record(snakemake.output)
-    gc.freeze()  # else Python looks for garbage in all its modules once more before it ends
+    gc.freeze()  # otherwise Python searches all modules for garbage once more before it exits
 
 
 @contextmanager
